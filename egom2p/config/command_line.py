@@ -1,0 +1,127 @@
+"""The command line of every script: `--config FILE a.b=c` on top of Hydra.
+
+A plain run is composed in this process, by every rank alike, with no run directory. What Hydra alone can do
+(`--cfg`, `--info`, `--help`, `--multirun`) is handed to `hydra.main` with the command line rewritten.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import hydra
+from omegaconf import DictConfig
+
+from egom2p.config.composition import (
+    build,
+    cfgs_root,
+    compose,
+    find_config_file,
+    load_config,
+    prepare_overrides,
+    quoted,
+)
+from egom2p.config.schema import ConfigError
+
+SchemaT = TypeVar("SchemaT")
+
+# Hydra would make a time-stamped folder and a log per rank; the trainer decides where a run lives.
+_NO_RUN_FOLDERS = (
+    "hydra.run.dir=.",
+    "hydra.output_subdir=null",
+    "hydra.sweep.dir=outputs/sweeps",
+    "hydra.sweep.subdir=.",
+    "hydra/job_logging=none",
+    "hydra/hydra_logging=none",
+)
+
+
+class _TaskFailed(BaseException):
+    """Carries an exception through Hydra, which would swallow or shorten it."""
+
+
+def run_main(
+    schema: type[SchemaT],
+    task: Callable[[SchemaT], Any],
+    *,
+    default_config: str | None = None,
+    description: str = "",
+    arguments: list[str] | None = None,
+) -> None:
+    """Parse the command line, compose and validate the config, call `task(config)`.
+
+    default_config   YAML used without --config, relative to the cfgs root
+    arguments        the command line without the program's name; sys.argv by default
+
+    A ValueError or FileNotFoundError (bad config, bad data) ends as one message on stderr and exit code 2;
+    with HYDRA_FULL_ERROR=1 its traceback is kept. Other exceptions pass through.
+    """
+    given = _parse(sys.argv[1:] if arguments is None else arguments, default_config, description)
+    try:
+        if given.config is None:
+            raise ConfigError("which config? Say --config FILE")
+        if given.hydra_flags:
+            _run_hydra(schema, task, given, description)
+        else:
+            task(load_config(schema, given.config, given.overrides))
+    except (ValueError, FileNotFoundError) as error:
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise
+        sys.stderr.write(f"error: {error}\n")
+        if not isinstance(error, ConfigError):
+            sys.stderr.write("(HYDRA_FULL_ERROR=1 shows where this comes from)\n")
+        raise SystemExit(2) from None
+
+
+def _parse(arguments: list[str], default_config: str | None, description: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=description, add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", metavar="FILE", default=default_config)
+    parser.add_argument("--cfg", "-c", choices=("job", "hydra", "all"), help="show the composed config, do nothing")
+    parser.add_argument("--package", "-p", help="with --cfg: only this part")
+    parser.add_argument("--resolve", action="store_true", help="with --cfg: resolve interpolations")
+    parser.add_argument("--info", "-i", nargs="?", const="all", help="Hydra's information, e.g. --info defaults")
+    parser.add_argument("--help", "-h", action="store_true")
+    parser.add_argument("--multirun", "-m", action="store_true", help="one run per combination of a=1,2 b=3,4")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    given = parser.parse_intermixed_args(arguments)
+    if given.help and given.config is None:
+        parser.print_help()
+        raise SystemExit(0)
+    given.hydra_flags = []
+    for name in ("cfg", "package", "info"):
+        if getattr(given, name) is not None:
+            given.hydra_flags += [f"--{name}", getattr(given, name)]
+    given.hydra_flags += [f"--{name}" for name in ("resolve", "help", "multirun") if getattr(given, name)]
+    return given
+
+
+def _run_hydra(
+    schema: type[SchemaT], task: Callable[[SchemaT], Any], given: argparse.Namespace, description: str
+) -> None:
+    file = find_config_file(given.config)
+    overrides = prepare_overrides(schema, given.overrides, file)
+    if not given.multirun:
+        compose(file, overrides)  # for its readable errors
+
+    def job(tree: DictConfig) -> None:
+        try:
+            task(build(schema, tree, where=str(file)))
+        except Exception as error:
+            raise _TaskFailed from error
+
+    header = f"{description}\n\n{Path(sys.argv[0]).name} --config FILE key=value ...\n"
+    flags = ["--config-path", str(file.parent), "--config-name", file.stem, "--config-dir", str(cfgs_root())]
+    fixed = [*_NO_RUN_FOLDERS, f"hydra.help.header={quoted(header)}"]
+    before = sys.argv
+    sys.argv = [before[0], *flags, *given.hydra_flags, *fixed, *overrides]
+    try:
+        hydra.main(version_base="1.3", config_path=None)(job)()
+    except _TaskFailed as failed:
+        raise failed.__cause__ from None
+    except SystemExit as ended:
+        if ended.code not in (0, None):
+            raise SystemExit(2) from None
+    finally:
+        sys.argv = before

@@ -1,0 +1,105 @@
+"""From a YAML file and overrides to a validated config: Hydra composes, the schema receives.
+
+A main file may lie anywhere; its `defaults` list reaches every file below the cfgs root by absolute name, e.g.
+`/default/egom2p/models/size@model: tiny`.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+import egom2p
+from egom2p.config.schema import ConfigError, from_plain, is_known_key, unknown_key
+
+SchemaT = TypeVar("SchemaT")
+
+
+def cfgs_root() -> Path:
+    """Folder of the shipped configs: beside the package in a checkout, inside it when installed."""
+    package = Path(egom2p.__file__).resolve().parent
+    beside = package.parent / "cfgs"
+    return beside if beside.is_dir() else package / "cfgs"
+
+
+def load_config(schema: type[SchemaT], file: str | Path, overrides: Sequence[str] = ()) -> SchemaT:
+    """Compose `file` with overrides such as `model.dim=64` and validate it.
+
+    Raises ConfigError (a ValueError) with one readable message for anything that is wrong.
+    """
+    file = find_config_file(file)
+    tree = compose(file, prepare_overrides(schema, overrides, file))
+    return build(schema, tree, where=str(file))
+
+
+def build(schema: type[SchemaT], tree: DictConfig, *, where: str) -> SchemaT:
+    """A validated schema instance from a composed tree."""
+    try:
+        plain = OmegaConf.to_container(tree, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{where}: {error}") from None
+    return from_plain(schema, {str(key): value for key, value in plain.items()}, where=where)
+
+
+def find_config_file(file: str | Path) -> Path:
+    """The YAML itself: as given, else below the cfgs root; the suffix may be left out."""
+    given = Path(file)
+    tried = [base / name for base in (Path.cwd(), cfgs_root()) for name in (given, Path(f"{given}.yaml"))]
+    for path in tried:
+        if path.is_file() and path.suffix in (".yaml", ".yml"):
+            return path.resolve()
+    if given.is_file():
+        raise ConfigError(f"{given}: a config is a .yaml file")
+    raise ConfigError(f"no config file {given}; looked at " + ", ".join(str(path) for path in tried))
+
+
+def compose(file: Path, overrides: Sequence[str]) -> DictConfig:
+    """Hydra's composition of one file, without run directories, logging or a change of folder."""
+    overrides = [*overrides, f"hydra.searchpath=[{quoted('file://' + str(cfgs_root()))}]"]
+    GlobalHydra.instance().clear()
+    try:
+        with hydra.initialize_config_dir(config_dir=str(file.parent), version_base="1.3"):
+            return hydra.compose(config_name=file.stem, overrides=list(overrides))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(f"{file}: {_readable(error)}") from None
+    finally:
+        GlobalHydra.instance().clear()
+
+
+def prepare_overrides(schema: type, overrides: Sequence[str], file: Path) -> list[str]:
+    """Check the keys of overrides against the schema, and let known keys be set though no YAML names them.
+
+    Choices of whole files (`group@package=choice`) and `hydra.*` are passed on as they are.
+    """
+    return [_prepare_override(schema, override, file) for override in overrides]
+
+
+def _prepare_override(schema: type, override: str, file: Path) -> str:
+    sign = "++" if override.startswith("++") else override[:1] if override[:1] in "+~" else ""
+    key, equals, value = override[len(sign) :].partition("=")
+    if not equals and sign != "~":
+        raise ConfigError(f"override {override!r} is not of the form key=value")
+    is_group = "/" in key or "@" in key or (file.parent / key).is_dir() or (cfgs_root() / key).is_dir()
+    if is_group or key.split(".")[0] == "hydra":
+        return override
+    path = key.split(".")
+    if not is_known_key(schema, path):
+        raise ConfigError(unknown_key(schema, path))
+    return override if sign else f"++{key}={value}"
+
+
+def _readable(error: Exception) -> str:
+    """Hydra's own words, with the cause where Hydra only wraps it."""
+    cause: Any = error.__cause__
+    text = str(error).strip()
+    return f"{text} ({cause})" if cause is not None and str(cause) not in text else text
+
+
+def quoted(text: str) -> str:
+    """Text as one value of Hydra's override grammar."""
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"

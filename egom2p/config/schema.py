@@ -1,0 +1,129 @@
+"""Strict schemas: frozen dataclasses that accept exactly the keys they declare.
+
+A schema is any class under `@strict`. Fields may be other schemas, optional, in lists or in `dict[str, Schema]`.
+"""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeVar, get_args, get_origin
+
+from pydantic import ConfigDict, ValidationError
+from pydantic.dataclasses import dataclass
+
+SchemaT = TypeVar("SchemaT")
+
+strict = dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+"""Decorator for a config class: frozen, keyword-only, unknown keys are errors, values are checked against types."""
+
+
+class ConfigError(ValueError):
+    """A person's configuration is wrong; the message says what was found and what would be right."""
+
+
+def from_plain(schema: type[SchemaT], values: Mapping[str, Any], *, where: str = "config") -> SchemaT:
+    """A schema instance from nested plain values; every problem is listed in one ConfigError that names `where`."""
+    try:
+        return schema(**values)
+    except ValidationError as error:
+        lines = [describe_problem(schema, problem) for problem in error.errors(include_url=False)]
+        raise ConfigError(f"{where}: " + "\n  ".join(lines)) from None
+
+
+def describe_problem(schema: type, problem: Mapping[str, Any]) -> str:
+    """One line for one pydantic problem: the dotted key, what was wrong, what would be right."""
+    path = tuple(str(step) for step in problem["loc"])
+    dotted = ".".join(path)
+    if problem["type"] == "unexpected_keyword_argument":
+        return unknown_key(schema, path)
+    if problem["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
+        return f"missing key `{dotted}`"
+    message = problem["msg"].removeprefix("Value error, ")
+    found = problem.get("input")
+    is_short = isinstance(found, str | int | float | bool) or found is None
+    text = f"`{dotted}`: {message}" if dotted else message
+    return f"{text}, found {found!r}" if is_short and repr(found) not in message else text
+
+
+def unknown_key(schema: type, path: Sequence[str]) -> str:
+    """Message for a key that the schema does not know, with the nearest right one.
+
+    The nearest name may stand beside it, or anywhere else in the tree when the level was forgotten.
+    """
+    dotted = ".".join(path)
+    parent = tuple(path[:-1])
+    while parent and fields_at(schema, parent) is None:
+        parent = parent[:-1]
+    beside = fields_at(schema, parent) or ()
+    wrong = path[len(parent)] if len(parent) < len(path) else path[-1]
+    nearest = difflib.get_close_matches(wrong, beside, n=1, cutoff=0.6)
+    if nearest:
+        suggestion = ".".join((*parent, nearest[0], *path[len(parent) + 1 :]))
+        return f"unknown key `{dotted}`; did you mean `{suggestion}`?"
+    elsewhere = [key for key in all_keys(schema) if key.rsplit(".", 1)[-1] == path[-1]]
+    if elsewhere:
+        return f"unknown key `{dotted}`; did you mean `{elsewhere[0]}`?"
+    level = f"`{'.'.join(parent)}`" if parent else "the top level"
+    return f"unknown key `{dotted}`; keys at {level}: {', '.join(sorted(beside)) or 'none'}"
+
+
+def is_known_key(schema: type, path: Sequence[str]) -> bool:
+    """Whether a dotted key (as its steps) exists in the schema; keys of open mappings are always known."""
+    return len(types_at(schema, path)) > 0
+
+
+def fields_at(schema: type, path: Sequence[str]) -> tuple[str, ...] | None:
+    """Names of the keys that may stand below `path`; None if nothing with named keys lies there."""
+    names: list[str] = []
+    found_schema = False
+    for kind in types_at(schema, path):
+        if dataclasses.is_dataclass(kind):
+            found_schema = True
+            names.extend(field.name for field in dataclasses.fields(kind))
+    return tuple(dict.fromkeys(names)) if found_schema else None
+
+
+def all_keys(schema: type, prefix: str = "", depth: int = 6) -> list[str]:
+    """Every dotted key that the schema declares, without those below open mappings."""
+    keys: list[str] = []
+    for name in fields_at(schema, ()) or ():
+        keys.append(prefix + name)
+        for kind in types_at(schema, (name,)):
+            if dataclasses.is_dataclass(kind) and depth > 0:
+                keys.extend(all_keys(kind, f"{prefix}{name}.", depth - 1))
+    return keys
+
+
+def types_at(schema: Any, path: Sequence[str]) -> list[Any]:
+    """The types a value at `path` may have, unions taken apart; empty if the path does not exist."""
+    kinds = list(_alternatives(schema))
+    for step in path:
+        kinds = [found for kind in kinds for below in _step_into(kind, step) for found in _alternatives(below)]
+    return kinds
+
+
+def _step_into(kind: Any, step: str) -> Iterable[Any]:
+    if dataclasses.is_dataclass(kind):
+        hints = typing.get_type_hints(kind)
+        known = {field.name for field in dataclasses.fields(kind)}
+        return (hints[step],) if step in known else ()
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is not None and isinstance(origin, type) and issubclass(origin, Mapping):
+        return (arguments[1],)
+    if kind is Any or kind in (dict, list) or (isinstance(kind, type) and issubclass(kind, Mapping)):
+        return (Any,)
+    if origin in (list, tuple) and step.isdigit():
+        return (arguments[0],)
+    return ()
+
+
+def _alternatives(kind: Any) -> Iterable[Any]:
+    if get_origin(kind) in (typing.Union, types.UnionType):
+        for alternative in get_args(kind):
+            yield from _alternatives(alternative)
+    elif get_origin(kind) is typing.Annotated:
+        yield from _alternatives(get_args(kind)[0])
+    else:
+        yield kind

@@ -1,0 +1,26 @@
+"""The nouns of the project: what one part hands to the next. Imports nothing of the project."""
+
+from egom2p.contracts.batches import LossOutput, MaskedClip, PackedBatch
+from egom2p.contracts.clips import AlignedClip, FrameSource, Intrinsics, Provenance, Recording, Stream
+from egom2p.contracts.shapes import check_shape
+from egom2p.contracts.tokenizer import Tokenizer, TokenizerMismatch, check_fingerprint
+from egom2p.contracts.tokens import ModalitySpec, TokenClip, TokenGrid
+
+__all__ = [
+    "AlignedClip",
+    "FrameSource",
+    "Intrinsics",
+    "LossOutput",
+    "MaskedClip",
+    "ModalitySpec",
+    "PackedBatch",
+    "Provenance",
+    "Recording",
+    "Stream",
+    "TokenClip",
+    "TokenGrid",
+    "Tokenizer",
+    "TokenizerMismatch",
+    "check_fingerprint",
+    "check_shape",
+]

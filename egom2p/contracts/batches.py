@@ -1,0 +1,123 @@
+"""What the model eats and returns.
+
+B clips, K modalities, N input tokens of all clips, M target tokens of all clips, L tokens of one modality.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class MaskedClip:
+    """Which places of a clip are input and which are target; the two are disjoint.
+
+    Each mapping: modality name -> array; places ascending. A modality may be missing from either side.
+    For grids and tracks `query_ids` is -1 (the mask token); for sequences it is the previous token.
+    """
+
+    key: str
+    input_ids: Mapping[str, np.ndarray]
+    input_places: Mapping[str, np.ndarray]
+    target_ids: Mapping[str, np.ndarray]
+    target_places: Mapping[str, np.ndarray]
+    query_ids: Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """Only the budgeted tokens of all clips, laid end to end; nothing padded.
+
+    Rows are sorted by clip, then modality (index in `modalities`), then place.
+    A register row has modality index K and its register number as place; registers stand first in their clip.
+
+    input_ids        (N,) int32        target_ids        (M,) int32
+    input_place      (N,) int          target_place      (M,) int
+    input_modality   (N,) uint8        target_modality   (M,) uint8
+    input_offsets    (B+1,) int32      target_offsets    (B+1,) int32
+    query_ids        (M,) int32        -1: the mask token; else the token fed to the decoder (sequences); all -1 may be
+                                       one value repeated, so never write into it
+    segment_offsets  (B*K+1,) int32    rows of one (clip, modality) of the targets; zero length is legal
+    head_order       (M,) int64        permutation that sorts the target rows modality-major
+    head_counts      K ints            rows per modality in that order
+    input_lengths, target_lengths      B ints each, on the CPU
+    segment_lengths                    B*K ints, on the CPU
+    modalities       K names, the model's order
+    num_slots        slots of the published meaning (sum of the clips' budgets), for logging
+    """
+
+    input_ids: Tensor
+    input_place: Tensor
+    input_modality: Tensor
+    input_offsets: Tensor
+    target_ids: Tensor
+    target_place: Tensor
+    target_modality: Tensor
+    target_offsets: Tensor
+    query_ids: Tensor
+    segment_offsets: Tensor
+    head_order: Tensor
+    head_counts: tuple[int, ...]
+    input_lengths: tuple[int, ...]
+    target_lengths: tuple[int, ...]
+    segment_lengths: tuple[int, ...]
+    modalities: tuple[str, ...]
+    num_slots: int = 0
+
+    @property
+    def num_clips(self) -> int:
+        return len(self.input_lengths)
+
+    @property
+    def num_tokens(self) -> int:
+        """Real tokens, input plus target."""
+        return int(self.input_ids.shape[0] + self.target_ids.shape[0])
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = True) -> "PackedBatch":
+        """The batch on a device; what the device can make itself is not sent (a full clip ships in <= 32 kB)."""
+        device = torch.device(device)
+        moved = self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        if device.type == self.head_order.device.type:
+            moved["head_order"] = self.head_order.to(device)
+        else:
+            moved["head_order"] = torch.argsort(moved["target_modality"], stable=True)
+        return replace(self, **moved)
+
+    def pin_memory(self) -> "PackedBatch":
+        return replace(self, **self._each(Tensor.pin_memory))
+
+    @property
+    def shipped_bytes(self) -> int:
+        """Bytes that `to` sends to a device."""
+        sizes = self._each(lambda tensor: tensor.numel() * tensor.element_size(), keep_repeats=False)
+        return sum(sizes.values())
+
+    def _each(self, send: Callable[[Tensor], Any], *, keep_repeats: bool = True) -> dict[str, Any]:
+        """Apply to every tensor but `head_order`; of one value repeated (stride 0) only a single one is taken."""
+        done = {}
+        for item in fields(self):
+            tensor = getattr(self, item.name)
+            if not isinstance(tensor, Tensor) or item.name == "head_order":
+                continue
+            is_repeated = tensor.dim() == 1 and tensor.shape[0] > 1 and tensor.stride(0) == 0
+            sent = send(tensor[:1] if is_repeated else tensor)
+            done[item.name] = sent.expand(tensor.shape[0]) if is_repeated and keep_repeats else sent
+        return done
+
+
+@dataclass(frozen=True)
+class LossOutput:
+    """Loss terms as sums, to be divided by the counts of the whole optimizer step.
+
+    sums     (K,) fp32 on the device, with gradient: summed loss of each term
+    counts   K ints, known on the CPU: how many rows each sum runs over
+    names    K names: modalities when pretraining, loss terms for a tokenizer
+    """
+
+    sums: Tensor
+    counts: tuple[int, ...]
+    names: tuple[str, ...]

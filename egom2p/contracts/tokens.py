@@ -1,0 +1,123 @@
+"""Modalities and their tokens.
+
+L tokens of one modality, V vocabulary size.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from math import prod
+from typing import Any, Literal
+
+import numpy as np
+
+Kind = Literal["grid", "track", "sequence"]
+Quantity = Literal["rgb", "depth", "gaze", "camera", "text", "generic"]
+_KINDS = ("grid", "track", "sequence")
+_QUANTITIES = ("rgb", "depth", "gaze", "camera", "text", "generic")
+
+
+@dataclass(frozen=True)
+class TokenGrid:
+    """How the places of one modality lie: (t, h, w) for video, (length,) for tracks and text.
+
+    A place is the row-major index into this grid (t first).
+    """
+
+    shape: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", tuple(int(size) for size in self.shape))
+        if len(self.shape) not in (1, 3) or min(self.shape) < 1:
+            raise ValueError(f"a token grid is (length,) or (t, h, w) with positive sizes, got {self.shape}")
+
+    @property
+    def num_tokens(self) -> int:
+        return prod(self.shape)
+
+
+@dataclass(frozen=True)
+class ModalitySpec:
+    """Everything the rest of the project may know about a modality.
+
+    name                   key in configs and batches, e.g. `tok_depth`
+    kind                   how it is masked and decoded: `grid`, `track` or `sequence`
+    quantity               what it is: readers, metrics and views choose by this, never by name
+    grid                   token grid; for a sequence (maximum length,)
+    vocab_size             V; ids are 0 ... V-1
+    folder                 folder on disk below the root of a data set
+    rate_hz                rate of the signal the tokens stand for (frames or track samples per second); None for text
+    tokenizer_fingerprint  identity of the tokenizer that makes these ids; None when unknown
+    pad_id, eos_id, sentinel_ids   sequences only
+    conventions            free words for people: value range, unit, frame
+    """
+
+    name: str
+    kind: Kind
+    quantity: Quantity
+    grid: TokenGrid
+    vocab_size: int
+    folder: str
+    rate_hz: float | None = None
+    tokenizer_fingerprint: str | None = None
+    pad_id: int | None = None
+    eos_id: int | None = None
+    sentinel_ids: tuple[int, ...] = ()
+    conventions: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.kind not in _KINDS:
+            raise ValueError(f"{self.name}: kind must be one of {_KINDS}, got {self.kind!r}")
+        if self.quantity not in _QUANTITIES:
+            raise ValueError(f"{self.name}: quantity must be one of {_QUANTITIES}, got {self.quantity!r}")
+        if self.vocab_size < 1:
+            raise ValueError(f"{self.name}: vocab_size must be positive, got {self.vocab_size}")
+        if (self.kind == "grid") != (len(self.grid.shape) == 3):
+            raise ValueError(f"{self.name}: kind {self.kind!r} does not fit the grid {self.grid.shape}")
+        if self.kind == "sequence" and (self.pad_id is None or self.eos_id is None):
+            raise ValueError(f"{self.name}: a sequence needs pad_id and eos_id")
+
+    @property
+    def num_tokens(self) -> int:
+        """L: number of places."""
+        return self.grid.num_tokens
+
+    def with_fingerprint(self, fingerprint: str | None) -> "ModalitySpec":
+        return replace(self, tokenizer_fingerprint=fingerprint)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; `from_dict` is its inverse."""
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "quantity": self.quantity,
+            "grid": list(self.grid.shape),
+            "vocab_size": self.vocab_size,
+            "folder": self.folder,
+            "rate_hz": self.rate_hz,
+            "tokenizer_fingerprint": self.tokenizer_fingerprint,
+            "pad_id": self.pad_id,
+            "eos_id": self.eos_id,
+            "sentinel_ids": list(self.sentinel_ids),
+            "conventions": dict(self.conventions),
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "ModalitySpec":
+        known = dict(values)
+        known["grid"] = TokenGrid(tuple(known["grid"]))
+        known["sentinel_ids"] = tuple(known.get("sentinel_ids", ()))
+        return cls(**known)
+
+
+@dataclass(frozen=True)
+class TokenClip:
+    """Tokens of one clip.
+
+    tokens        modality name -> ids (L,) int32 in place order; an absent modality has no entry.
+                  A sequence may be shorter than its grid.
+    fingerprints  modality name -> fingerprint of the tokenizer that made them (None: unknown)
+    """
+
+    key: str
+    tokens: Mapping[str, np.ndarray]
+    fingerprints: Mapping[str, str | None] = field(default_factory=dict)

@@ -1,0 +1,1 @@
+"""Recordings, clips, shards and what becomes of them before the model sees them."""

@@ -1,0 +1,116 @@
+"""Clips of any budgets laid end to end: only real tokens, every length known on the CPU.
+
+B clips, K modalities, N input rows, M target rows, R registers per clip.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from egom2p.contracts import MaskedClip, ModalitySpec, PackedBatch
+
+
+def collate(
+    clips: Sequence[MaskedClip], specs: Sequence[ModalitySpec], num_registers: int = 0, num_slots: int = 0
+) -> PackedBatch:
+    """Pack clips; rows sorted by clip, modality (order of `specs`), place, with R register rows first in each clip.
+
+    num_slots   slots of the published meaning that the clips stand for, all clips together; logging only
+    """
+    names = [spec.name for spec in specs]
+    num_modalities = len(names)
+    registers = np.arange(num_registers) if num_registers else None
+    inputs, targets = _Rows(), _Rows()
+    queries: list[np.ndarray] = []
+    has_queries = any(spec.kind == "sequence" for spec in specs)
+    for clip in clips:
+        if registers is not None:
+            inputs.add(np.zeros_like(registers), registers, num_modalities)
+        for index, name in enumerate(names):
+            inputs.add_modality(clip.input_ids, clip.input_places, name, index)
+            targets.add_modality(clip.target_ids, clip.target_places, name, index)
+            if has_queries and name in clip.target_ids:
+                queries.append(clip.query_ids[name])
+    place_type = _place_type(max(num_registers, *(spec.num_tokens for spec in specs)))
+    target_modality_M = targets.modality()
+    # Input and target sides have K (+ 1 with registers) and K segments for each clip.
+    input_lengths_B = inputs.lengths_per_clip(len(clips), num_modalities + (registers is not None))
+    segment_lengths = np.array(targets.lengths, dtype=np.int64)
+    target_lengths_B = targets.lengths_per_clip(len(clips), num_modalities)
+    num_targets = len(target_modality_M)
+    return PackedBatch(
+        input_ids=inputs.ids(),
+        input_place=inputs.places(place_type),
+        input_modality=torch.from_numpy(inputs.modality()),
+        input_offsets=_offsets(input_lengths_B),
+        target_ids=targets.ids(),
+        target_place=targets.places(place_type),
+        target_modality=torch.from_numpy(target_modality_M),
+        target_offsets=_offsets(target_lengths_B),
+        query_ids=_join(queries) if queries else torch.full((1,), -1, dtype=torch.int32).expand(num_targets),
+        segment_offsets=_offsets(segment_lengths),
+        head_order=torch.from_numpy(np.argsort(target_modality_M, kind="stable")),
+        head_counts=tuple(np.bincount(target_modality_M, minlength=num_modalities).tolist()),
+        input_lengths=tuple(input_lengths_B.tolist()),
+        target_lengths=tuple(target_lengths_B.tolist()),
+        segment_lengths=tuple(segment_lengths.tolist()),
+        modalities=tuple(names),
+        num_slots=num_slots,
+    )
+
+
+class _Rows:
+    """Pieces of one side, in row order; a segment without rows keeps its length 0."""
+
+    def __init__(self) -> None:
+        self._ids: list[np.ndarray] = []
+        self._places: list[np.ndarray] = []
+        self._indices: list[int] = []
+        self.lengths: list[int] = []
+
+    def add(self, ids: np.ndarray, places: np.ndarray, index: int) -> None:
+        self._ids.append(ids)
+        self._places.append(places)
+        self._indices.append(index)
+        self.lengths.append(len(ids))
+
+    def add_modality(
+        self, ids: Mapping[str, np.ndarray], places: Mapping[str, np.ndarray], name: str, index: int
+    ) -> None:
+        found = ids.get(name)
+        if found is None:
+            self._indices.append(index)
+            self.lengths.append(0)
+        else:
+            self.add(found, places[name], index)
+
+    def ids(self) -> Tensor:
+        return _join(self._ids)
+
+    def places(self, dtype: np.dtype) -> Tensor:
+        return _join(self._places, dtype)
+
+    def modality(self) -> np.ndarray:
+        return np.repeat(np.array(self._indices, dtype=np.uint8), self.lengths)
+
+    def lengths_per_clip(self, num_clips: int, num_segments: int) -> np.ndarray:
+        return np.array(self.lengths, dtype=np.int64).reshape(num_clips, num_segments).sum(axis=1)
+
+
+def _join(pieces: Sequence[np.ndarray], dtype: np.dtype | type = np.int32) -> Tensor:
+    if not pieces:
+        return torch.zeros(0, dtype=torch.from_numpy(np.zeros(0, dtype)).dtype)
+    return torch.from_numpy(np.concatenate(pieces, dtype=dtype, casting="same_kind"))
+
+
+def _offsets(lengths: np.ndarray) -> Tensor:
+    offsets = np.zeros(len(lengths) + 1, dtype=np.int32)
+    np.cumsum(lengths, out=offsets[1:])
+    return torch.from_numpy(offsets)
+
+
+def _place_type(num_places: int) -> np.dtype:
+    """uint8 is left out: torch takes a uint8 index for a mask."""
+    return np.dtype(np.int16 if num_places <= 32768 else np.int32)

@@ -1,0 +1,86 @@
+"""Folders of images as frame sources: RGB pictures, and depth as 16-bit PNG.
+
+T frames, H, W pixels.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
+
+
+def list_images(folder: str | Path) -> list[Path]:
+    """Images of a folder sorted by name."""
+    return sorted(path for path in Path(folder).iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+
+
+class RgbImages:
+    """RGB pictures, one file per frame; a FrameSource of (N, H, W, 3) uint8."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.paths = list(paths)
+        self.height, self.width = _size(self.paths)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def read(self, indices: np.ndarray) -> np.ndarray:
+        return np.stack([self._frame(self.paths[int(index)]) for index in indices])
+
+    def _frame(self, path: Path) -> np.ndarray:
+        return _checked(path, _load(path, "RGB"), (self.height, self.width, 3))
+
+
+class DepthImages:
+    """Depth, one 16-bit picture per frame; a FrameSource of (N, H, W) float32 metres, 0 = invalid.
+
+    metres_per_unit    metres that one step of the stored number stands for
+    invalid_values     stored numbers that mean "no depth"
+    """
+
+    def __init__(self, paths: Sequence[Path], *, metres_per_unit: float, invalid_values: Sequence[int]) -> None:
+        self.paths = list(paths)
+        self.metres_per_unit, self.invalid_values = metres_per_unit, list(invalid_values)
+        self.height, self.width = _size(self.paths)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def read(self, indices: np.ndarray) -> np.ndarray:
+        return np.stack([self._frame(self.paths[int(index)]) for index in indices])
+
+    def _frame(self, path: Path) -> np.ndarray:
+        stored = _checked(path, _load(path, None), (self.height, self.width))
+        if stored.dtype == np.uint8:
+            raise ValueError(f"{path}: depth needs 16 bits a pixel, found 8")
+        depth_m = stored.astype(np.float32) * np.float32(self.metres_per_unit)
+        depth_m[np.isin(stored, self.invalid_values)] = 0.0
+        return depth_m
+
+
+def _load(path: Path, mode: str | None) -> np.ndarray:
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert(mode) if mode else image)
+    except (OSError, UnidentifiedImageError) as error:
+        raise ValueError(f"{path}: not a readable image: {error}") from error
+
+
+def _size(paths: Sequence[Path]) -> tuple[int, int]:
+    """Height and width, from the header of the first file."""
+    if not paths:
+        raise ValueError("an image sequence needs at least one file, got none")
+    try:
+        with Image.open(paths[0]) as image:
+            return image.height, image.width
+    except (OSError, UnidentifiedImageError) as error:
+        raise ValueError(f"{paths[0]}: not a readable image: {error}") from error
+
+
+def _checked(path: Path, picture: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    if picture.shape != shape:
+        raise ValueError(f"{path}: picture of shape {picture.shape}, wanted {shape} as the first of its folder")
+    return picture

@@ -1,0 +1,100 @@
+"""What a model that ignores its input can reach: statistics of the tokens at each place.
+
+B clips, L places of one modality, V vocabulary.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.sparse import csr_array
+
+from egom2p.contracts import ModalitySpec
+from egom2p.data.folder_set import FolderSet, open_clips
+from egom2p.data.shards import ShardSet
+
+# From almost none to as heavy as a thousand clips.
+PRIOR_STRENGTHS = (1.0, 4.0, 16.0, 64.0, 256.0, 1024.0)
+
+
+def place_marginals(
+    tokens: str | ShardSet | FolderSet | np.ndarray, spec: ModalitySpec, max_clips: int | None = None
+) -> csr_array:
+    """How often each id stands at each place: counts (L, V), sparse, int64.
+
+    tokens   pattern or set of token shards (its folder `spec.folder` is read), or ids (B, L)
+    """
+    if isinstance(tokens, np.ndarray):
+        ids_BL = tokens[:max_clips]
+        return _count(ids_BL, spec)
+    clips = open_clips(tokens) if isinstance(tokens, str) else tokens
+    num_clips = clips.num_clips if max_clips is None else min(max_clips, clips.num_clips)
+    counts = csr_array((spec.num_tokens, spec.vocab_size), dtype=np.int64)
+    for start in range(0, num_clips, 1000):
+        rows = range(start, min(start + 1000, num_clips))
+        ids_BL = np.stack([clips.read_array(index, spec.folder).reshape(-1) for index in rows])
+        counts = counts + _count(ids_BL, spec)
+    return counts
+
+
+def place_entropy(counts: csr_array) -> float:
+    """Mean over places of the entropy of their tokens, nats (of the sample itself: an optimistic estimate)."""
+    dense = csr_array(counts, dtype=np.float64)
+    totals_L = np.asarray(dense.sum(axis=1)).reshape(-1)
+    # H = log n - sum c log c / n, over the ids that occur.
+    weighted = csr_array((dense.data * np.log(dense.data), dense.indices, dense.indptr), shape=dense.shape)
+    sums_L = np.asarray(weighted.sum(axis=1)).reshape(-1)
+    seen = totals_L > 0
+    return float(np.mean(np.log(totals_L[seen]) - sums_L[seen] / totals_L[seen])) if seen.any() else 0.0
+
+
+def marginal_cross_entropy(train_counts: csr_array, ids: np.ndarray, smoothing: float | None = None) -> float:
+    """Mean -log p of ids (B, L) under the training marginals of their places, nats; see `marginal_nats`.
+
+    smoothing   strength of the prior; None: the one among several that suits the ids best, the hardest to beat
+    """
+    num_places, _ = train_counts.shape
+    if ids.ndim != 2 or ids.shape[1] != num_places:
+        raise ValueError(f"ids have shape {ids.shape}, wanted (clips, {num_places})")
+    places_BL = np.broadcast_to(np.arange(num_places), ids.shape)
+    strengths = PRIOR_STRENGTHS if smoothing is None else (smoothing,)
+    return float(marginal_nats(train_counts, ids.reshape(-1), places_BL.reshape(-1), strengths).min() / ids.size)
+
+
+def marginal_nats(
+    train_counts: csr_array, ids: np.ndarray, places: np.ndarray, strengths: Sequence[float] = PRIOR_STRENGTHS
+) -> np.ndarray:
+    """Summed -log p(id at place) of ids and places (N,), nats, for each strength s of the prior.
+
+    p = (count at the place + s u) / (clips + s), u: how often the id occurs at any place. An even prior would spread
+    over a large vocabulary and make the marginals look worse than they are.
+    """
+    counts = csr_array(train_counts)
+    totals_L = np.asarray(counts.sum(axis=1)).reshape(-1)
+    anywhere_V = np.asarray(counts.sum(axis=0)).reshape(-1) + 0.5
+    prior_N = (anywhere_V / anywhere_V.sum())[ids]
+    found_N = _counts_at(counts, np.asarray(ids, dtype=np.int64), np.asarray(places, dtype=np.int64))
+    return np.array([-np.log((found_N + s * prior_N) / (totals_L[places] + s)).sum() for s in strengths])
+
+
+def _counts_at(counts: csr_array, ids_N: np.ndarray, places_N: np.ndarray) -> np.ndarray:
+    """Entries (N,) of a sparse table, by search: its own lookup returns different things in different versions."""
+    if not counts.nnz:
+        return np.zeros(len(ids_N))
+    cells = counts.tocoo()
+    known = cells.row.astype(np.int64) * counts.shape[1] + cells.col
+    order = np.argsort(known)
+    wanted_N = places_N * counts.shape[1] + ids_N
+    nearest_N = np.minimum(np.searchsorted(known[order], wanted_N), len(known) - 1)
+    return np.where(known[order][nearest_N] == wanted_N, cells.data[order][nearest_N], 0)
+
+
+def _count(ids_BL: np.ndarray, spec: ModalitySpec) -> csr_array:
+    if ids_BL.shape[1] != spec.num_tokens or ids_BL.min() < 0 or ids_BL.max() >= spec.vocab_size:
+        raise ValueError(
+            f"{spec.name}: ids of shape {ids_BL.shape} in [{ids_BL.min()}, {ids_BL.max()}], wanted "
+            f"(clips, {spec.num_tokens}) in [0, {spec.vocab_size - 1}]"
+        )
+    flat = (np.arange(spec.num_tokens, dtype=np.int64) * spec.vocab_size + ids_BL).reshape(-1)
+    cells, counts = np.unique(flat, return_counts=True)
+    rows, columns = np.divmod(cells, spec.vocab_size)
+    return csr_array((counts, (rows, columns)), shape=(spec.num_tokens, spec.vocab_size))

@@ -1,0 +1,194 @@
+"""Which places of a clip are input and which are target.
+
+K modalities, L places of one modality.
+"""
+
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Protocol
+
+import numpy as np
+
+from egom2p.contracts import MaskedClip, ModalitySpec, TokenClip
+from egom2p.data.budgets import draw_budgets
+from egom2p.data.masking_config import AlphasConfig, MaskingConfig, ModalityAlphas, TransferConfig
+from egom2p.data.place_draws import draw_connected, draw_split
+from egom2p.data.sequence_masking import mask_sequence
+from egom2p.data.transfer_masking import Sides, TransferMasking, transfer_places
+
+__all__ = [
+    "AlphasConfig",
+    "Masking",
+    "MaskingConfig",
+    "ModalityAlphas",
+    "TransferConfig",
+    "TransferMasking",
+    "UnifiedMasking",
+]
+
+
+class Masking(Protocol):
+    """Anything that decides which places of a clip are input and which are target."""
+
+    def __call__(self, clip: TokenClip, rng: np.random.Generator) -> MaskedClip: ...
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """The mixture as it applies to clips that have one certain set of modalities."""
+
+    names: tuple[str, ...]
+    thresholds: list[float]  # cumulative weights of the components, then of the transfers that are possible
+    transfers: tuple[TransferConfig, ...]
+    input_alphas: list[list[float]]  # components x K
+    target_alphas: list[list[float]]
+    limits: list[int]  # K
+    always: list[bool]  # K
+
+
+class UnifiedMasking:
+    """Draws one masking of a clip: a component of the Dirichlet mixture, or a transfer.
+
+    Inputs and targets are disjoint. Everything random comes from the generator given.
+    """
+
+    def __init__(self, specs: Sequence[ModalitySpec], config: MaskingConfig) -> None:
+        self._specs = {spec.name: spec for spec in specs}
+        self._config = config
+        self._in = _domain("in_domains", config.in_domains, self._specs)
+        self._out = _domain("out_domains", config.out_domains, self._specs)
+        self._plans: dict[tuple[str, ...], _Plan] = {}
+        alphas = config.alphas
+        transfers = list(alphas.transfers.values())
+        named = [*alphas.alphas_mixture, *alphas.always_target]
+        named += [name for transfer in transfers for name in (*transfer.inputs, *transfer.targets)]
+        if unknown := sorted(set(named) - set(self._specs)):
+            raise ValueError(f"alphas name {unknown}, but the modalities are {sorted(self._specs)}")
+        for name, transfer in alphas.transfers.items():
+            outside = sorted((set(transfer.inputs) - self._in) | (set(transfer.targets) - self._out))
+            if outside:
+                raise ValueError(f"transfer {name} uses {outside} outside in_domains or out_domains")
+
+    def __call__(self, clip: TokenClip, rng: np.random.Generator) -> MaskedClip:
+        names = tuple(name for name in self._specs if name in clip.tokens)
+        plan = self._plans.get(names)
+        if plan is None:
+            plan = self._plans[names] = self._make_plan(names)
+        choice = bisect_right(plan.thresholds, rng.random() * plan.thresholds[-1])
+        choice = min(choice, len(plan.thresholds) - 1)
+        num_components = len(plan.input_alphas)
+        if choice < num_components:
+            masked = self._draw(clip, plan, choice, rng)
+        else:
+            transfer = plan.transfers[choice - num_components]
+            always = [name for name, is_always in zip(names, plan.always, strict=True) if is_always]
+            targets = [*transfer.targets, *(name for name in always if name not in transfer.targets)]
+            masked = transfer_places(
+                clip,
+                transfer.inputs,
+                targets,
+                self._specs,
+                rng,
+                num_input=transfer.num_input_tokens,
+                num_target=transfer.num_target_tokens,
+            )
+        if self._config.input_dropout > 0 and rng.random() < self._config.input_dropout:
+            masked = MaskedClip(masked.key, {}, {}, masked.target_ids, masked.target_places, masked.query_ids)
+        return masked
+
+    def check(self, names: Sequence[str], *, where: str) -> None:
+        """Raise ValueError when clips with these modalities could never have a target."""
+        present = tuple(name for name in self._specs if name in names)
+        try:
+            self._plans[present] = self._make_plan(present)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
+
+    def _draw(self, clip: TokenClip, plan: _Plan, component: int, rng: np.random.Generator) -> MaskedClip:
+        config = self._config
+        num_input = _request(config.min_input_tokens, config.max_input_tokens, rng)
+        num_target = _request(config.min_target_tokens, config.max_target_tokens, rng)
+        limits, always, policy = plan.limits, plan.always, config.policy
+        input_limits = [limit // 2 if is_always else limit for limit, is_always in zip(limits, always, strict=True)]
+        inputs = draw_budgets(num_input, plan.input_alphas[component], input_limits, policy=policy, rng=rng)
+        # Both sides of a text may be long: its hidden words are not lost to the input.
+        room = [
+            limit if self._specs[name].kind == "sequence" else limit - count
+            for name, limit, count in zip(plan.names, limits, inputs, strict=True)
+        ]
+        sure = [count if is_always else 0 for count, is_always in zip(room, always, strict=True)]
+        drawn = draw_budgets(
+            max(num_target - sum(sure), 0), plan.target_alphas[component], room, policy=policy, rng=rng
+        )
+        targets = [first + further for first, further in zip(sure, drawn, strict=True)]
+        sides = Sides()
+        for name, count_in, count_out in zip(plan.names, inputs, targets, strict=True):
+            if count_in or count_out:
+                self._place(sides, self._specs[name], clip.tokens[name], count_in, count_out, rng)
+        return sides.clip(clip.key)
+
+    def _place(
+        self,
+        sides: "Sides",
+        spec: ModalitySpec,
+        ids: np.ndarray,
+        num_input: int,
+        num_target: int,
+        rng: np.random.Generator,
+    ) -> None:
+        config = self._config
+        if spec.kind == "sequence":
+            parts = mask_sequence(ids, spec, num_input, num_target, config.keep_scheme, rng)
+            sides.add_input(spec.name, parts.input_ids, np.arange(len(parts.input_ids)))
+            sides.add_target(spec.name, parts.target_ids, np.arange(len(parts.target_ids)), parts.query_ids)
+            return
+        how = config.grid_places if spec.kind == "grid" else config.track_places
+        if how == "random":
+            places = draw_split(spec.num_tokens, num_input=num_input, num_target=num_target, rng=rng)
+        else:
+            places = draw_connected(spec.grid.shape, num_input=num_input, num_target=num_target, places=how, rng=rng)
+        sides.add_input(spec.name, ids[places[0]], places[0])
+        sides.add_target(spec.name, ids[places[1]], places[1])
+
+    def _make_plan(self, names: tuple[str, ...]) -> _Plan:
+        alphas = self._config.alphas
+        always = [name in alphas.always_target and name in self._out for name in names]
+        input_alphas, target_alphas = [], []
+        for component in range(alphas.num_components):
+            mixtures = [alphas.alphas_mixture.get(name) for name in names]
+            input_alphas.append(
+                [
+                    mixture.input_alphas[component] if mixture and name in self._in else 0.0
+                    for name, mixture in zip(names, mixtures, strict=True)
+                ]
+            )
+            # Modalities that are always targets get theirs outside the draw.
+            target_alphas.append(
+                [
+                    mixture.target_alphas[component] if mixture and name in self._out and not is_always else 0.0
+                    for name, mixture, is_always in zip(names, mixtures, always, strict=True)
+                ]
+            )
+        transfers = tuple(alphas.transfers.values())
+        # A component needs a target modality; a transfer all its inputs and one of its targets.
+        useful = [any(always) or sum(row) > 0 for row in target_alphas]
+        useful += [set(t.inputs) <= set(names) and bool(set(t.targets) & set(names)) for t in transfers]
+        weights = [weight if is_useful else 0.0 for weight, is_useful in zip(alphas.weights, useful, strict=True)]
+        if sum(weights) <= 0:
+            raise ValueError(f"clips with {list(names)}: no part of the mixture of maskings has a target there")
+        limits = [self._specs[name].num_tokens for name in names]
+        return _Plan(names, list(accumulate(weights)), transfers, input_alphas, target_alphas, limits, always)
+
+
+def _domain(field: str, names: Sequence[str] | None, specs: Mapping[str, ModalitySpec]) -> frozenset[str]:
+    if names is None:
+        return frozenset(specs)
+    if unknown := sorted(set(names) - set(specs)):
+        raise ValueError(f"{field} names {unknown}, but the modalities are {sorted(specs)}")
+    return frozenset(names)
+
+
+def _request(low: int | None, high: int, rng: np.random.Generator) -> int:
+    return high if low is None or low == high else int(rng.integers(low, high + 1))

@@ -1,0 +1,127 @@
+"""How clips are masked, as configs: mixtures of Dirichlet components and direct tasks, limits, domains."""
+
+from dataclasses import field
+
+from egom2p.config import strict
+from egom2p.data.budgets import BudgetPolicy
+from egom2p.data.place_draws import GridPlaces, TrackPlaces
+from egom2p.data.sequence_masking import KeepScheme
+
+
+@strict
+class ModalityAlphas:
+    """Dirichlet concentrations of one modality, one per component of the mixture; 0: never drawn there."""
+
+    input_alphas: list[float]
+    target_alphas: list[float]
+
+    def __post_init__(self) -> None:
+        if not self.input_alphas or len(self.input_alphas) != len(self.target_alphas):
+            raise ValueError(
+                f"input_alphas and target_alphas have one value per component each, got {len(self.input_alphas)} "
+                f"and {len(self.target_alphas)}"
+            )
+        if min(*self.input_alphas, *self.target_alphas) < 0:
+            raise ValueError(f"alphas are not negative, got {self.input_alphas} and {self.target_alphas}")
+
+
+@strict
+class TransferConfig:
+    """A direct task: all places of `inputs` -> all places of `targets`, both disjoint.
+
+    num_input_tokens    a random subset of this many places of all inputs together; None: all places
+    num_target_tokens   the same for the targets
+    """
+
+    weight: float
+    inputs: list[str]
+    targets: list[str]
+    num_input_tokens: int | None = None
+    num_target_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.inputs or not self.targets:
+            raise ValueError(f"a transfer needs inputs and targets, got {self.inputs} -> {self.targets}")
+        if both := sorted(set(self.inputs) & set(self.targets)):
+            raise ValueError(f"a transfer's inputs and targets are disjoint, {both} is in both")
+        if self.weight < 0:
+            raise ValueError(f"the weight of a transfer is not negative, got {self.weight}")
+        for name in ("num_input_tokens", "num_target_tokens"):
+            if (found := getattr(self, name)) is not None and found < 1:
+                raise ValueError(f"{name} is positive or null, got {found}")
+
+
+@strict
+class AlphasConfig:
+    """A mixture of maskings: Dirichlet components with `sampling_weights`, and transfers with their own weights.
+
+    sampling_weights   one per Dirichlet component, on the same scale as the transfers' weights; None: 1 each
+    alphas_mixture     modality -> its alphas; a modality without entry takes no part in Dirichlet components
+    transfers          name -> direct task
+    always_target      modalities that are targets in every clip: at most half of their places become Dirichlet
+                       inputs and all other places are targets; a transfer that does not read them predicts them too
+    """
+
+    alphas_mixture: dict[str, ModalityAlphas] = field(default_factory=dict)
+    sampling_weights: list[float] | None = None
+    transfers: dict[str, TransferConfig] = field(default_factory=dict)
+    always_target: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        counts = {name: len(alphas.input_alphas) for name, alphas in self.alphas_mixture.items()}
+        if len(set(counts.values())) > 1:
+            raise ValueError(f"all modalities need the same number of alphas, got {counts}")
+        if self.sampling_weights is not None and len(self.sampling_weights) != self.num_components:
+            raise ValueError(f"{len(self.sampling_weights)} sampling_weights for {self.num_components} components")
+        if min(self.weights, default=0) < 0 or sum(self.weights) <= 0:
+            raise ValueError(f"a mixture of maskings needs positive weights, got {self.weights}")
+
+    @property
+    def num_components(self) -> int:
+        return len(next(iter(self.alphas_mixture.values())).input_alphas) if self.alphas_mixture else 0
+
+    @property
+    def weights(self) -> list[float]:
+        """Dirichlet components first, then transfers in their order."""
+        components = [1.0] * self.num_components if self.sampling_weights is None else list(self.sampling_weights)
+        return components + [transfer.weight for transfer in self.transfers.values()]
+
+
+@strict
+class MaskingConfig:
+    """How the clips of one data set are masked.
+
+    alphas                     the mixture of maskings
+    in_domains, out_domains    modalities that may be input, that may be target; None: all
+    min/max_*_tokens           the request of a clip is drawn evenly from this range; min None: always max
+    policy                     `waterfill`: what a full modality cannot take goes to others; `clamp` (published): lost
+    input_dropout              share of clips whose inputs are all dropped, so that generation without input is trained
+    keep_scheme                sequences as input: `all` the budget allows, a `random` part, `binary`: all or none
+    grid_places, track_places  how places are drawn: `random` (published), or connected blocks/tubes and spans
+    """
+
+    alphas: AlphasConfig
+    max_input_tokens: int
+    max_target_tokens: int
+    min_input_tokens: int | None = None
+    min_target_tokens: int | None = None
+    in_domains: list[str] | None = None
+    out_domains: list[str] | None = None
+    policy: BudgetPolicy = "waterfill"
+    input_dropout: float = 0.0
+    keep_scheme: KeepScheme = "random"
+    grid_places: GridPlaces = "random"
+    track_places: TrackPlaces = "random"
+
+    def __post_init__(self) -> None:
+        for side in ("input", "target"):
+            low, high = getattr(self, f"min_{side}_tokens"), getattr(self, f"max_{side}_tokens")
+            if high < 0 or (low is not None and not 0 <= low <= high):
+                raise ValueError(f"0 <= min_{side}_tokens <= max_{side}_tokens wanted, got {low} and {high}")
+        if not 0 <= self.input_dropout <= 1:
+            raise ValueError(f"input_dropout is a share in [0, 1], got {self.input_dropout}")
+
+    @property
+    def num_slots(self) -> int:
+        """Slots of the published meaning: what a padded clip would take."""
+        return self.max_input_tokens + self.max_target_tokens

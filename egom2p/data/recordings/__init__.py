@@ -1,0 +1,1 @@
+"""One reader per source of recordings; each gives `contracts.Recording`."""

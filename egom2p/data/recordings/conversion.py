@@ -1,0 +1,163 @@
+"""Other people's files into plain folders: video files, RGB-D frames with poses, Aria MPS output.
+
+Each converter knows a format, not a data set, and writes `<out>/<recording>/` as `plain_folder.py` describes it.
+"""
+
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from egom2p.contracts import Intrinsics
+from egom2p.data.image_files import IMAGE_SUFFIXES, RgbImages
+from egom2p.data.recordings.aria_mps import is_mps_folder, read_mps
+from egom2p.data.recordings.recording_settings import SETTINGS_FILE
+from egom2p.data.video_files import VIDEO_SUFFIXES, open_video
+from egom2p.storage import atomic_directory
+
+_FRAME = re.compile(r"^(?P<stem>.*?)(?P<number>\d+)\.(color|rgb)$")
+_POSE_SUFFIX, _DEPTH_SUFFIX = ".pose.txt", ".depth.png"
+_INTRINSICS_FILE = "camera-intrinsics.txt"
+
+
+def detect_format(source: Path) -> str:
+    """Which of FORMATS a file or folder is in. Raises ValueError listing what was found."""
+    if source.is_file() and source.suffix.lower() in VIDEO_SUFFIXES:
+        return "videos"
+    if source.is_dir():
+        if is_mps_folder(source):
+            return "aria_mps"
+        if _colour_frames(source):
+            return "rgbd_frames"
+        if any(path.suffix.lower() in VIDEO_SUFFIXES for path in source.iterdir()):
+            return "videos"
+    found = sorted(path.name for path in source.iterdir())[:10] if source.is_dir() else "no such file or folder"
+    raise ValueError(f"{source}: found {found}, wanted one of the formats {sorted(FORMATS)}")
+
+
+def convert(source: str | Path, out: str | Path, *, name: str | None = None, **options: Any) -> list[Path]:
+    """Write the recordings of `source` below `out`; returns their folders. `name` replaces the source's own name."""
+    source, out = Path(source), Path(out)
+    return FORMATS[detect_format(source)](source, out, name, **options)
+
+
+def convert_videos(source: Path, out: Path, name: str | None) -> list[Path]:
+    """A video file, or every video file of a folder, as recordings with pictures only."""
+    files = [source] if source.is_file() else sorted(p for p in source.iterdir() if p.suffix.lower() in VIDEO_SUFFIXES)
+    if name is not None and len(files) > 1:
+        raise ValueError(f"{source}: found {len(files)} videos; one name can only be given to one")
+    for file in files:
+        open_video(file).close()  # a file that is cut short is an error before anything is written
+    folders = []
+    for file in files:
+        folder = out / (name or file.stem)
+        with atomic_directory(folder) as unfinished:
+            shutil.copyfile(file, unfinished / f"video{file.suffix.lower()}")
+        folders.append(folder)
+    return folders
+
+
+def convert_rgbd_frames(source: Path, out: Path, name: str | None, *, rate_hz: float = 30.0) -> list[Path]:
+    """Frames `<stem><number>.color.jpg`, `.depth.png` (16 bit, mm), `.pose.txt` (4x4 world_from_cam, OpenCV axes).
+
+    The layout of 7-Scenes and of tools that follow it. There are no times in it: frame n is at n / rate_hz. A pose
+    with nan or inf means lost tracking and becomes an invalid sample. `camera-intrinsics.txt` (3x3) is used if there.
+    """
+    colours = _colour_frames(source)
+    numbers = np.array([int(_FRAME.match(path.stem).group("number")) for path in colours])
+    times_s = (numbers - numbers[0]) / rate_hz
+    folder = out / (name or source.name)
+    with atomic_directory(folder) as unfinished:
+        _copy_numbered(colours, unfinished / "rgb")
+        _write_times(unfinished / "rgb_timestamps.txt", times_s)
+        depths = [_beside(path, _DEPTH_SUFFIX) for path in colours]
+        has_depth = np.array([path.is_file() for path in depths])
+        if has_depth.any():
+            _copy_numbered([p for p, is_there in zip(depths, has_depth, strict=True) if is_there], unfinished / "depth")
+            _write_times(unfinished / "depth_timestamps.txt", times_s[has_depth])
+        poses = [_beside(path, _POSE_SUFFIX) for path in colours]
+        has_pose = np.array([path.is_file() for path in poses])
+        if has_pose.any():
+            matrices = np.stack([_read_matrix(p, 4) for p, is_there in zip(poses, has_pose, strict=True) if is_there])
+            _write_poses(unfinished / "trajectory.npz", times_s[has_pose], matrices)
+        if (source / _INTRINSICS_FILE).is_file():
+            matrix = _read_matrix(source / _INTRINSICS_FILE, 3)
+            frames = RgbImages(colours[:1])
+            camera = (matrix[0, 0], matrix[1, 1], matrix[0, 2], matrix[1, 2])
+            _write_settings(unfinished, Intrinsics(frames.width, frames.height, *map(float, camera)))
+    return [folder]
+
+
+def convert_aria_mps(
+    source: Path, out: Path, name: str | None, *, image_size: int | None = None, device_size: str = "L"
+) -> list[Path]:
+    """Aria MPS output (closed-loop trajectory, online calibration, eye gaze) as a recording of camera and gaze.
+
+    Poses and gaze are those of the upright RGB camera. See `aria_mps.read_mps` for image_size and device_size.
+    """
+    mps = read_mps(source, image_size=image_size, device_size=device_size)
+    folder = out / (name or source.name)
+    with atomic_directory(folder) as unfinished:
+        _write_poses(unfinished / "trajectory.npz", mps.pose_times_s, mps.world_from_cam)
+        if mps.gaze is not None:
+            rows = zip(
+                mps.gaze_times_s.tolist(), mps.gaze.tolist(), mps.gaze_is_valid.astype(int).tolist(), strict=True
+            )
+            lines = ["timestamps,u,v,valid", *(f"{t!r},{u!r},{v!r},{valid}" for t, (u, v), valid in rows)]
+            (unfinished / "gaze.csv").write_text("\n".join(lines) + "\n")
+        _write_settings(unfinished, mps.intrinsics)
+    return [folder]
+
+
+FORMATS: dict[str, Callable[..., list[Path]]] = {
+    "videos": convert_videos,
+    "rgbd_frames": convert_rgbd_frames,
+    "aria_mps": convert_aria_mps,
+}
+
+
+def _colour_frames(folder: Path) -> list[Path]:
+    """Colour pictures of RGB-D frames, sorted by frame number."""
+    found = [p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and _FRAME.match(p.stem)]
+    return sorted(found, key=lambda path: int(_FRAME.match(path.stem).group("number")))
+
+
+def _beside(colour: Path, suffix: str) -> Path:
+    return colour.with_name(colour.stem.rpartition(".")[0] + suffix)
+
+
+def _copy_numbered(files: list[Path], folder: Path) -> None:
+    folder.mkdir()
+    for number, file in enumerate(files):
+        shutil.copyfile(file, folder / f"{number:06d}{file.suffix.lower()}")
+
+
+def _write_times(path: Path, times_s: np.ndarray) -> None:
+    path.write_text("".join(f"{time_s!r}\n" for time_s in times_s.tolist()))
+
+
+def _read_matrix(path: Path, size: int) -> np.ndarray:
+    try:
+        matrix = np.loadtxt(path)
+    except ValueError as error:
+        raise ValueError(f"{path}: not a matrix of numbers: {error}") from error
+    if matrix.shape != (size, size):
+        raise ValueError(f"{path}: found a matrix of shape {matrix.shape}, wanted ({size}, {size})")
+    return matrix
+
+
+def _write_poses(path: Path, times_s: np.ndarray, world_from_cam: np.ndarray) -> None:
+    is_valid = np.isfinite(world_from_cam).all(axis=(1, 2))
+    poses = np.where(is_valid[:, None, None], world_from_cam, np.eye(4))
+    np.savez(path, timestamps=times_s, world_from_camera=poses, valid=is_valid)
+
+
+def _write_settings(folder: Path, intrinsics: Intrinsics) -> None:
+    values = asdict(intrinsics)
+    values["distortion"] = [float(value) for value in values["distortion"]]
+    (folder / SETTINGS_FILE).write_text(yaml.safe_dump({"intrinsics": values}, sort_keys=False))

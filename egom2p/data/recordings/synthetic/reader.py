@@ -1,0 +1,243 @@
+"""Recordings of the synthetic world: same interface as every other reader, made when asked for.
+
+Recording i is a function of the configuration and i alone: the order and number of reads change nothing.
+T samples at the rate of the simulation, M movers.
+"""
+
+import json
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+
+from egom2p.config import strict
+from egom2p.contracts import AlignedClip, Provenance, Recording, Stream
+from egom2p.data.recordings.synthetic.captions import caption_of
+from egom2p.data.recordings.synthetic.casting import Caster
+from egom2p.data.recordings.synthetic.gaze import GazeConfig, Looking, Surroundings, simulate_looking
+from egom2p.data.recordings.synthetic.movers import Mover, MoversConfig, companion, patch_movers
+from egom2p.data.recordings.synthetic.rendering import CameraConfig, LampConfig, render
+from egom2p.data.recordings.synthetic.rooms import RoomConfig, Scene, build_room
+from egom2p.data.recordings.synthetic.scene_files import load_scene
+from egom2p.data.recordings.synthetic.views import camera_rotations
+from egom2p.data.recordings.synthetic.walking import Walk, WalkConfig, WalkMap, build_walk_map, plan_walk
+
+_SIMULATION_HZ = 60.0
+
+
+@strict
+class SyntheticWorldConfig:
+    """Which rooms, and how they are walked, looked at and recorded.
+
+    Rooms have the seeds first_seed ... first_seed + num_rooms - 1: keep those of training and evaluation apart.
+    A scene file takes the place of all rooms; the seeds then only vary the walk and the movers.
+    """
+
+    num_rooms: int
+    first_seed: int = 0
+    recordings_per_room: int = 1
+    duration_s: float = 8.0
+    video_rate_hz: float = 8.0
+    track_rate_hz: float = 30.0
+    caption_every_s: float = 2.0
+    dataset: str = "synthetic"
+    scene_file: str | None = None
+    scene_up_axis: Literal["y", "z"] = "z"
+    scene_metres_per_unit: float = 1.0
+    camera: CameraConfig = field(default_factory=CameraConfig)
+    lamp: LampConfig = field(default_factory=LampConfig)
+    room: RoomConfig = field(default_factory=RoomConfig)
+    movers: MoversConfig = field(default_factory=MoversConfig)
+    walk: WalkConfig = field(default_factory=WalkConfig)
+    gaze: GazeConfig = field(default_factory=GazeConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("num_rooms", "recordings_per_room"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.first_seed < 0:
+            raise ValueError(f"first_seed must not be negative, got {self.first_seed}")
+        for name in ("duration_s", "video_rate_hz", "track_rate_hz", "caption_every_s"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """A scene made ready for rays, and where one can walk in it."""
+
+    scene: Scene
+    caster: Caster
+    walk_map: WalkMap
+
+
+class SyntheticReader:
+    """Recordings with the streams `rgb`, `depth`, `gaze`, `camera`, `caption`, and two tracks:
+
+    gaze_law  (T, 2) where the law of `gaze` points, without lag, look-aways and noise; see `best_gaze_error`
+    factors   (T, 3) speed m/s, turn rad/s (left positive), index of the mover that is looked at (-1 ahead, -2 away);
+              the movers' names stand in `provenance.source`, JSON, with the room's seed
+    """
+
+    def __init__(self, config: SyntheticWorldConfig) -> None:
+        self.config = config
+        self.names = [
+            f"room{seed:06d}_{number:02d}"
+            for seed in range(config.first_seed, config.first_seed + config.num_rooms)
+            for number in range(config.recordings_per_room)
+        ]
+        # One room is kept: the recordings of a room are usually read one after the other.
+        self._stage = lru_cache(maxsize=1)(self._build_stage)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def read(self, index: int) -> Recording:
+        """Simulate and render one recording; all streams are arrays."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"recording {index} of {len(self)}")
+        config = self.config
+        room, number = divmod(index, config.recordings_per_room)
+        seed = config.first_seed + room
+        stage = self._stage(0 if config.scene_file else seed)
+        rng = np.random.default_rng((0x57616C6B, seed, number))
+        story = _Story.simulate(stage, rng, config)
+        source = {"room_seed": seed, "scene": stage.scene.name, "movers": [mover.name for mover in story.movers]}
+        source["things"] = [thing.name for thing in stage.scene.things]
+        return Recording(
+            name=self.names[index],
+            streams=story.streams(stage, config),
+            intrinsics=config.camera.intrinsics(),
+            provenance=Provenance(config.dataset, self.names[index], source=json.dumps(source)),
+        )
+
+    def _build_stage(self, seed: int) -> _Stage:
+        config = self.config
+        if config.scene_file:
+            scene = load_scene(
+                config.scene_file, up_axis=config.scene_up_axis, metres_per_unit=config.scene_metres_per_unit
+            )
+        else:
+            scene = build_room(seed, config.room)
+        caster = Caster(scene.mesh)
+        return _Stage(scene, caster, build_walk_map(scene, caster))
+
+
+def best_gaze_error(recording: Recording | AlignedClip) -> float:
+    """Mean distance, in image sizes, between the gaze and where its law points, over valid samples.
+
+    It is the error of a predictor that knows the law and sees exactly where the movers are at every instant, but not
+    the past, the look-aways and the noise: about the best that can be reached from the picture. NaN without any valid
+    sample. Meant for pictures as rendered: a crop moves `gaze` and not `gaze_law`.
+    """
+    gaze, law = recording.streams["gaze"], recording.streams["gaze_law"]
+    is_valid_T = gaze.is_valid & law.is_valid
+    if not is_valid_T.any():
+        return float("nan")
+    return float(np.linalg.norm(gaze.values[is_valid_T] - law.values[is_valid_T], axis=1).mean())
+
+
+@dataclass(frozen=True)
+class _Story:
+    """What happens in one recording, at the rate of the simulation."""
+
+    times_s: np.ndarray
+    walk: Walk
+    eye: np.ndarray
+    movers: list[Mover]
+    looking: Looking
+
+    @classmethod
+    def simulate(cls, stage: _Stage, rng: np.random.Generator, config: SyntheticWorldConfig) -> "_Story":
+        """Walk first, then let the movers move, then look."""
+        num_times = int(np.ceil(config.duration_s * _SIMULATION_HZ)) + 1
+        times_s = np.arange(num_times) / _SIMULATION_HZ
+        where = stage.scene.name
+        walk_map, movers = patch_movers(
+            stage.walk_map, times_s, rng, config.movers, walk_clearance_m=config.walk.clearance_m, where=where
+        )
+        walk = plan_walk(walk_map, num_times, _SIMULATION_HZ, rng, config.walk, where=where)
+        eye_T3 = np.c_[walk.place, np.full(num_times, walk_map.floor_m + rng.uniform(*config.walk.eye_height_m))]
+        if config.movers.companion:
+            movers.append(companion(stage.caster, times_s, eye_T3, walk, movers, rng, config.movers))
+        left_T2 = np.stack([-np.sin(walk.heading), np.cos(walk.heading)], axis=1)
+        eye_T3 = eye_T3 + np.c_[walk.sway[:, 1:] * left_T2, walk.sway[:, 0]]
+        seen = _surroundings(stage, eye_T3, movers, walk, config.camera)
+        return cls(times_s, walk, eye_T3, movers, simulate_looking(seen, _SIMULATION_HZ, rng, config.gaze))
+
+    def at(self, times_s: np.ndarray, values_T: np.ndarray) -> np.ndarray:
+        """Values (T, ...) of the simulation at other times, linear between samples."""
+        flat_TC = values_T.reshape(len(values_T), -1)
+        columns = [np.interp(times_s, self.times_s, column) for column in flat_TC.T]
+        return np.stack(columns, axis=1).reshape(len(times_s), *values_T.shape[1:])
+
+    def world_from_cam(self, times_s: np.ndarray) -> np.ndarray:
+        """Poses (N, 4, 4) of the camera at N times."""
+        poses = np.tile(np.eye(4), (len(times_s), 1, 1))
+        angles = (self.looking.yaw, self.looking.pitch, self.walk.roll)
+        poses[:, :3, :3] = camera_rotations(*(self.at(times_s, angle_T) for angle_T in angles))
+        poses[:, :3, 3] = self.at(times_s, self.eye)
+        return poses
+
+    def streams(self, stage: _Stage, config: SyntheticWorldConfig) -> dict[str, Stream]:
+        video_s = np.arange(round(config.duration_s * config.video_rate_hz)) / config.video_rate_hz
+        track_s = np.arange(round(config.duration_s * config.track_rate_hz)) / config.track_rate_hz
+        movers = [
+            replace(mover, positions=self.at(video_s, mover.positions), turns=self.at(video_s, mover.turns))
+            for mover in self.movers
+        ]
+        static = (stage.caster, stage.scene.paint)
+        intrinsics = config.camera.intrinsics()
+        rgb, depth = render(static, movers, self.world_from_cam(video_s), intrinsics, config.lamp)
+        nearest_T = np.minimum(np.round(track_s * _SIMULATION_HZ).astype(int), len(self.times_s) - 1)
+        target_T = self.looking.target[nearest_T]
+        factors_T3 = np.stack([self.walk.speed[nearest_T], self.walk.turn[nearest_T], target_T], axis=1)
+        always = np.ones(len(track_s), dtype=bool)
+        gaze = self.at(track_s, self.looking.gaze).astype(np.float32)
+        law = self.at(track_s, self.looking.law).astype(np.float32)
+        is_video = np.ones(len(video_s), dtype=bool)
+        return {
+            "rgb": Stream(rgb, is_video, video_s, "uint8"),
+            "depth": Stream(depth, is_video, video_s, "m"),
+            "gaze": Stream(gaze, self.looking.is_valid[nearest_T], track_s, "image"),
+            "camera": Stream(self.world_from_cam(track_s), always, track_s, "world_from_cam"),
+            "gaze_law": Stream(law, always, track_s, "image"),
+            "factors": Stream(factors_T3.astype(np.float32), always, track_s, "m/s, rad/s, mover"),
+            "caption": self._captions(config),
+        }
+
+    def _captions(self, config: SyntheticWorldConfig) -> Stream:
+        starts_s = np.arange(0.0, config.duration_s, config.caption_every_s)
+        names = [mover.name for mover in self.movers]
+        captions = []
+        for start_s in starts_s:
+            during = (self.times_s >= start_s) & (self.times_s < start_s + config.caption_every_s)
+            parts = (self.walk.speed[during], self.walk.turn[during], self.looking.target[during])
+            captions.append(caption_of(*parts, names))
+        return Stream(np.array(captions), np.ones(len(starts_s), dtype=bool), starts_s, "text")
+
+
+def _surroundings(
+    stage: _Stage, eye_T3: np.ndarray, movers: list[Mover], walk: Walk, camera: CameraConfig
+) -> Surroundings:
+    """What there is to see from the eye (T, 3)."""
+    to_movers_TM3 = np.stack([mover.positions for mover in movers], axis=1) - eye_T3[:, None]
+    radius_M = np.array([mover.radius_m for mover in movers])
+    distance_TM = np.linalg.norm(to_movers_TM3, axis=2)
+    is_unhidden_TM = np.ones(distance_TM.shape, dtype=bool)
+    for index in range(len(movers)):
+        unit_T3 = to_movers_TM3[:, index] / distance_TM[:, index, None]
+        free_T = stage.caster.first_hits(eye_T3, unit_T3)[1]
+        is_unhidden_TM[:, index] = free_T > distance_TM[:, index] - radius_M[index]
+    things_K3 = np.array([thing.centre for thing in stage.scene.things]).reshape(-1, 3)
+    intrinsics = camera.intrinsics()
+    return Surroundings(
+        to_movers=to_movers_TM3,
+        mover_radius=radius_M,
+        is_unhidden=is_unhidden_TM,
+        to_things=things_K3[None] - eye_T3[:, None],
+        heading=walk.heading,
+        roll=walk.roll,
+        focal=(intrinsics.fx / intrinsics.width, intrinsics.fy / intrinsics.height),
+    )

@@ -1,0 +1,162 @@
+"""A procedural furnished room, and the scene that everything else walks, looks and renders in.
+
+World frame: metres, x east, y north, z up, the floor at z = 0.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import trimesh
+
+from egom2p.config import strict
+from egom2p.data.recordings.synthetic.surfaces import (
+    CEILING_COLOUR,
+    FLOOR_COLOUR,
+    FURNITURE_COLOURS,
+    WALL_COLOURS,
+    Paint,
+    random_texture,
+    textured_paint,
+)
+
+
+@dataclass(frozen=True)
+class Thing:
+    """A named thing that stands still: what it is called and a point in its middle (3,) metres."""
+
+    name: str
+    centre: np.ndarray
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Everything that does not move: one mesh with its paint, and the things in it that have names."""
+
+    name: str
+    mesh: trimesh.Trimesh
+    paint: Paint
+    things: tuple[Thing, ...]
+
+
+@strict
+class RoomConfig:
+    """Sizes (metres) and looks of the procedural rooms; each pair is a range drawn from uniformly.
+
+    compass_palette: walls have the same hue by compass direction in every room, so that turning the head shows as
+    hues that move over the picture. Without it each room draws its four hues anew.
+    """
+
+    side_m: tuple[float, float] = (7.0, 11.0)
+    height_m: tuple[float, float] = (2.6, 3.2)
+    num_furniture: tuple[int, int] = (7, 9)
+    share_in_the_middle: float = 0.2  # of the furniture; the rest stands along the walls
+    furniture_height_m: tuple[float, float] = (0.4, 1.9)
+    compass_palette: bool = True
+    colour_jitter: float = 0.04
+    texture_strength: float = 0.16
+
+    def __post_init__(self) -> None:
+        if self.side_m[0] < 4.0:
+            raise ValueError(f"side_m must start at 4 m or more to leave room to walk, got {self.side_m}")
+        if self.furniture_height_m[1] > 1.95 or self.height_m[0] < 2.4:
+            raise ValueError("furniture_height_m must stay below 1.95 m and height_m above 2.4 m")
+
+
+def build_room(seed: int, config: RoomConfig) -> Scene:
+    """The room of this seed: the same mesh on every call."""
+    rng = np.random.default_rng((0x526F6F6D, seed))
+    east, north = rng.uniform(*config.side_m, size=2)
+    height = rng.uniform(*config.height_m)
+    parts = _shell(east, north, height, rng, config)
+    things = []
+    for _ in range(rng.integers(config.num_furniture[0], config.num_furniture[1] + 1)):
+        mesh, paint, name = _furniture(east, north, rng, config)
+        parts.append((mesh, paint))
+        things.append(Thing(name, mesh.bounds.mean(axis=0)))
+    mesh = trimesh.util.concatenate([mesh for mesh, _ in parts])
+    return Scene(f"room{seed:06d}", mesh, Paint.joined([paint for _, paint in parts]), tuple(things))
+
+
+def _jittered(colour: tuple[float, float, float], rng: np.random.Generator, amount: float) -> tuple[float, ...]:
+    return tuple(np.clip(np.asarray(colour) * (1 + rng.uniform(-amount, amount, size=3)), 0.02, 1.0))
+
+
+def _shell(
+    east: float, north: float, height: float, rng: np.random.Generator, config: RoomConfig
+) -> list[tuple[trimesh.Trimesh, Paint]]:
+    """Floor, ceiling and four walls as single rectangles, the room's centre at x = y = 0."""
+    corners = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) * (east / 2, north / 2)
+    low, high = np.c_[corners, np.zeros(4)], np.c_[corners, np.full(4, height)]
+    # Corners go south-west, south-east, north-east, north-west: wall i joins corner i and i + 1.
+    walls = {0: (1, 2), 1: (2, 3), 2: (3, 0), 3: (0, 1)}
+    hues = WALL_COLOURS if config.compass_palette else [WALL_COLOURS[i] for i in rng.permutation(4)]
+    jitter = config.colour_jitter
+    tiles = np.array([[1, 0, 0], [0, 1, 0]]) * (2 * np.pi / rng.uniform(1.2, 2.0))
+    strength = config.texture_strength
+    parts = [
+        (low, textured_paint(2, _jittered(FLOOR_COLOUR, rng, jitter), waves=tiles, amplitudes=(0.0, 2.2 * strength))),
+        (
+            high,
+            textured_paint(2, _jittered(CEILING_COLOUR, rng, jitter), waves=tiles, amplitudes=(0.5 * strength, 0.0)),
+        ),
+    ]
+    for side, (first, second) in walls.items():
+        along = (low[second] - low[first]) / np.linalg.norm(low[second] - low[first])
+        waves = np.stack([along * (2 * np.pi / rng.uniform(0.9, 1.8)), [0, 0, 2 * np.pi / rng.uniform(1.5, 2.5)]])
+        amplitudes = ((strength, 0.0), (0.6 * strength, 0.6 * strength))[rng.integers(2)]
+        corners_43 = np.stack([low[first], low[second], high[second], high[first]])
+        phases = tuple(rng.uniform(0, 2 * np.pi, 2))
+        colour = _jittered(hues[side], rng, jitter)
+        parts.append((corners_43, textured_paint(2, colour, waves=waves, amplitudes=amplitudes, phases=phases)))
+    triangles = np.array([[0, 1, 2], [0, 2, 3]])
+    return [(trimesh.Trimesh(corners_43, triangles, process=False), paint) for corners_43, paint in parts]
+
+
+def _furniture(
+    east: float, north: float, rng: np.random.Generator, config: RoomConfig
+) -> tuple[trimesh.Trimesh, Paint, str]:
+    """One piece of furniture, placed and painted."""
+    shape = ("box", "cylinder", "cone", "sphere", "table")[rng.integers(5)]
+    height = rng.uniform(*config.furniture_height_m)
+    width = rng.uniform(0.4, 1.0, size=2)
+    mesh = _shape(shape, width, height)
+    half = np.max(mesh.bounds[1, :2])
+    side = np.array([east, north]) / 2
+    if rng.random() < config.share_in_the_middle:
+        place = rng.uniform(-0.5, 0.5, size=2) * side
+    else:
+        place = rng.uniform(-1, 1, size=2) * (side - half)
+        axis = rng.integers(2)
+        place[axis] = (side[axis] - half) * rng.choice([-1.0, 1.0])
+    turn = rng.uniform(0, 2 * np.pi) if shape in ("box", "table") else 0.0
+    matrix = trimesh.transformations.rotation_matrix(turn, [0, 0, 1])
+    matrix[:2, 3] = place
+    mesh.apply_transform(matrix)
+    colour_name = list(FURNITURE_COLOURS)[rng.integers(len(FURNITURE_COLOURS))]
+    colour = _jittered(FURNITURE_COLOURS[colour_name], rng, config.colour_jitter)
+    strength = 0.8 * config.texture_strength
+    paint = random_texture(len(mesh.faces), colour, rng, period_m=(0.5, 1.2), strength=strength)
+    return mesh, paint, f"{colour_name} {shape}"
+
+
+def _shape(shape: str, width: np.ndarray, height: float) -> trimesh.Trimesh:
+    """A mesh that stands on z = 0 around the z axis."""
+    if shape == "table":
+        thickness, height = 0.08, max(0.6, 0.5 * height)
+        top = trimesh.creation.box(extents=(1.5 * width[0], 1.5 * width[1], thickness))
+        top.apply_translation((0, 0, height - thickness / 2))
+        legs = trimesh.creation.box(extents=(0.3 * width[0], 0.3 * width[1], height - thickness))
+        legs.apply_translation((0, 0, (height - thickness) / 2))
+        return trimesh.util.concatenate([top, legs])
+    if shape == "box":
+        mesh = trimesh.creation.box(extents=(*width, height))
+        mesh.apply_translation((0, 0, height / 2))
+    elif shape == "cylinder":
+        mesh = trimesh.creation.cylinder(radius=width[0] / 2, height=height, sections=24)
+        mesh.apply_translation((0, 0, height / 2))
+    elif shape == "cone":
+        mesh = trimesh.creation.cone(radius=0.6 * width[0], height=height, sections=24)
+    else:
+        mesh = trimesh.creation.icosphere(subdivisions=2, radius=0.6 * width[0])
+        mesh.apply_translation((0, 0, 0.6 * width[0]))
+    return mesh

@@ -1,0 +1,88 @@
+"""Direct tasks: all places of some modalities -> all places of others."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from egom2p.contracts import MaskedClip, ModalitySpec, TokenClip
+from egom2p.data.sequence_masking import mask_sequence, strip_sequence
+
+
+class TransferMasking:
+    """A fixed task: all places of the input modalities a clip has -> all places of the target modalities it has."""
+
+    def __init__(self, specs: Sequence[ModalitySpec], inputs: Sequence[str], targets: Sequence[str]) -> None:
+        self._specs = {spec.name: spec for spec in specs}
+        if unknown := sorted({*inputs, *targets} - set(self._specs)):
+            raise ValueError(f"transfer names {unknown}, but the modalities are {sorted(self._specs)}")
+        if both := sorted(set(inputs) & set(targets)):
+            raise ValueError(f"a transfer's inputs and targets are disjoint, {both} is in both")
+        self._inputs, self._targets = tuple(inputs), tuple(targets)
+
+    def __call__(self, clip: TokenClip, rng: np.random.Generator) -> MaskedClip:
+        return transfer_places(clip, self._inputs, self._targets, self._specs, rng)
+
+
+def transfer_places(
+    clip: TokenClip,
+    inputs: Sequence[str],
+    targets: Sequence[str],
+    specs: Mapping[str, ModalitySpec],
+    rng: np.random.Generator,
+    *,
+    num_input: int | None = None,
+    num_target: int | None = None,
+) -> MaskedClip:
+    """All places of the inputs -> all places of the targets the clip has, or random subsets of that many of them.
+
+    A text as target is always whole.
+    """
+    sides = Sides()
+    present = [name for name in inputs if name in clip.tokens]
+    words = {name: strip_sequence(clip.tokens[name], specs[name]) for name in present if specs[name].kind == "sequence"}
+    ids = [words.get(name, clip.tokens[name]) for name in present]
+    for name, part, places in zip(present, ids, _subset([len(part) for part in ids], num_input, rng), strict=True):
+        sides.add_input(name, part[places], places)
+    wanted = [name for name in targets if name in clip.tokens and name not in inputs]
+    texts = [name for name in wanted if specs[name].kind == "sequence"]
+    others = [name for name in wanted if specs[name].kind != "sequence"]
+    for name in texts:
+        parts = mask_sequence(clip.tokens[name], specs[name], 0, specs[name].num_tokens, "all", rng)
+        sides.add_target(name, parts.target_ids, np.arange(len(parts.target_ids)), parts.query_ids)
+    lengths = [len(clip.tokens[name]) for name in others]
+    for name, places in zip(others, _subset(lengths, num_target, rng), strict=True):
+        sides.add_target(name, clip.tokens[name][places], places)
+    return sides.clip(clip.key)
+
+
+def _subset(lengths: Sequence[int], count: int | None, rng: np.random.Generator) -> list[np.ndarray]:
+    """Ascending places of each modality: all of them, or `count` drawn from all modalities together."""
+    if count is None or count >= sum(lengths):
+        return [np.arange(length) for length in lengths]
+    starts = np.cumsum([0, *lengths])
+    drawn = np.sort(rng.choice(sum(lengths), count, replace=False, shuffle=False))
+    edges = np.searchsorted(drawn, starts)
+    return [drawn[edges[row] : edges[row + 1]] - starts[row] for row in range(len(lengths))]
+
+
+class Sides:
+    """Collects the two sides of a clip; a modality without tokens on a side gets no entry there."""
+
+    def __init__(self) -> None:
+        self.input_ids: dict[str, np.ndarray] = {}
+        self.input_places: dict[str, np.ndarray] = {}
+        self.target_ids: dict[str, np.ndarray] = {}
+        self.target_places: dict[str, np.ndarray] = {}
+        self.query_ids: dict[str, np.ndarray] = {}
+
+    def add_input(self, name: str, ids: np.ndarray, places: np.ndarray) -> None:
+        if len(ids):
+            self.input_ids[name], self.input_places[name] = ids, places
+
+    def add_target(self, name: str, ids: np.ndarray, places: np.ndarray, queries: np.ndarray | None = None) -> None:
+        if len(ids):
+            self.target_ids[name], self.target_places[name] = ids, places
+            self.query_ids[name] = np.full(len(ids), -1, dtype=np.int32) if queries is None else queries
+
+    def clip(self, key: str) -> MaskedClip:
+        return MaskedClip(key, self.input_ids, self.input_places, self.target_ids, self.target_places, self.query_ids)

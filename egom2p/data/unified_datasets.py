@@ -1,0 +1,223 @@
+"""Mixtures of token data sets as endless, seekable batches for training and finite, fixed ones for evaluation."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import field
+from itertools import count
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from egom2p.config import strict
+from egom2p.contracts import ModalitySpec, PackedBatch
+from egom2p.data.clip_order import ClipOrder, MixtureOrder, clip_rng
+from egom2p.data.collate import collate
+from egom2p.data.masking import Masking, UnifiedMasking
+from egom2p.data.masking_config import MaskingConfig
+from egom2p.data.modality_info import build_specs, specs_from_shards
+from egom2p.data.token_set import TokenSet
+
+
+@strict
+class DatasetConfig(MaskingConfig):
+    """One data set: where its tokens lie, its share of the mixture, and how its clips are masked.
+
+    shards         pattern, e.g. `tokens/[rgb,depth]/world/shard-{000000..000003}.tar`
+    weight         share of the mixture, relative to the other data sets
+    folder_names   modality -> folder where it differs from the modality's own
+    """
+
+    shards: str
+    weight: float = 1.0
+    folder_names: dict[str, str] | None = None
+
+
+@strict
+class DataConfig:
+    """A mixture of data sets.
+
+    tokens_root           folder of the shards, for patterns that say `${...tokens_root}`
+    modalities            name -> fields of ModalitySpec; null: as the cards beside the training shards tell
+    validation            data sets with fixed maskings for the token losses; weights play no part
+    num_validation_clips  at most this many of each validation set, spread over it
+    shards_per_block      clips are shuffled among this many shards
+    in_memory             keep all tokens in memory (small sets)
+    """
+
+    datasets: dict[str, DatasetConfig]
+    validation: dict[str, DatasetConfig] = field(default_factory=dict)
+    tokens_root: str | None = None
+    num_validation_clips: int = 1024
+    modalities: dict[str, dict[str, Any] | None] | None = None
+    shards_per_block: int = 8
+    in_memory: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.datasets:
+            raise ValueError("a mixture needs at least one data set")
+        if self.shards_per_block < 1 or self.num_validation_clips < 1:
+            raise ValueError(
+                f"shards_per_block and num_validation_clips are positive, got {self.shards_per_block} and "
+                f"{self.num_validation_clips}"
+            )
+
+
+def data_specs(config: DataConfig) -> tuple[ModalitySpec, ...]:
+    """Specs of the modalities of a mixture, sorted by name. Raises ValueError when cards of two data sets differ."""
+    if config.modalities is not None:
+        return build_specs(config.modalities)
+    found: dict[str, tuple[ModalitySpec, str]] = {}
+    for dataset in config.datasets.values():
+        for spec in specs_from_shards(dataset.shards):
+            known, source = found.setdefault(spec.name, (spec, dataset.shards))
+            if known.to_dict() != spec.to_dict():
+                differing = {key for key, value in known.to_dict().items() if spec.to_dict()[key] != value}
+                raise ValueError(f"{dataset.shards}: {spec.name} differs from {source} in {sorted(differing)}")
+    return build_specs({name: spec for name, (spec, _) in found.items()})
+
+
+class _MaskedDataset(Dataset):
+    """Global batch number -> the packed batch of one rank; all a worker process needs to know."""
+
+    def __init__(
+        self, config: DataConfig, specs: Sequence[ModalitySpec], *, batch_size: int, rank: int, world_size: int,
+        seed: int, num_registers: int,
+    ) -> None:  # fmt: skip
+        self._specs, self._seed, self._num_registers = tuple(specs), seed, num_registers
+        self._batch_size, self._rank, self._world_size = batch_size, rank, world_size
+        self._slots = {name: dataset.num_slots for name, dataset in config.datasets.items()}
+        self.sets: dict[str, TokenSet] = {}
+        self._maskings: dict[str, UnifiedMasking] = {}
+        self._orders: dict[str, ClipOrder] = {}
+        for name, dataset in config.datasets.items():
+            tokens = TokenSet(dataset.shards, specs, folder_names=dataset.folder_names, in_memory=config.in_memory)
+            self.sets[name] = tokens
+            self._maskings[name] = UnifiedMasking(specs, dataset)
+            self._maskings[name].check(tokens.modalities, where=f"data set {name}")
+            self._orders[name] = ClipOrder(
+                tokens.shard_starts, seed=seed, name=name, shards_per_block=config.shards_per_block
+            )
+        self._mixture = MixtureOrder({name: dataset.weight for name, dataset in config.datasets.items()}, seed=seed)
+
+    def __getitem__(self, first_clip: int) -> PackedBatch:
+        """The rank's part of the global batch that starts at a global clip index."""
+        clips, num_slots = [], 0
+        for number in range(self._batch_size):
+            index = first_clip + number * self._world_size + self._rank
+            name, position = self._mixture.locate(index)
+            clip = self.sets[name][self._orders[name].locate(position)]
+            clips.append(self._maskings[name](clip, clip_rng(self._seed, "masking", index)))
+            num_slots += self._slots[name]
+        return collate(clips, self._specs, self._num_registers, num_slots)
+
+
+class TokenLoader:
+    """Endless packed batches of a mixture.
+
+    Which clips a global batch holds, and how each is masked, is a function of (seed, global clip index) alone: any
+    number of workers gives the same batches, and ranks only share them out (rank r of W takes clips r, r+W, ...).
+    Cards are compared with the specs when the loader is made, before the first batch.
+
+    batch_size   clips per rank; a global batch has batch_size * world_size
+    """
+
+    def __init__(
+        self,
+        config: DataConfig,
+        specs: Sequence[ModalitySpec],
+        *,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        num_workers: int = 0,
+        num_registers: int = 0,
+        pin_memory: bool = False,
+    ) -> None:
+        if batch_size < 1 or not 0 <= rank < world_size or num_workers < 0:
+            raise ValueError(
+                f"batch_size >= 1, 0 <= rank < world_size and num_workers >= 0 wanted, got {batch_size}, {rank}, "
+                f"{world_size}, {num_workers}"
+            )
+        self._clips_per_step = batch_size * world_size
+        self._num_workers, self._pin_memory = num_workers, pin_memory
+        self._dataset = _MaskedDataset(
+            config, specs, batch_size=batch_size, rank=rank, world_size=world_size, seed=seed,
+            num_registers=num_registers,
+        )  # fmt: skip
+
+    @property
+    def num_clips(self) -> dict[str, int]:
+        """Clips on disk of each data set."""
+        return {name: tokens.num_clips for name, tokens in self._dataset.sets.items()}
+
+    def batches(self, first_clip: int = 0) -> Iterator[PackedBatch]:
+        """Batches from a global clip index on: the number of clips all ranks have consumed before."""
+        firsts = count(first_clip, self._clips_per_step)
+        if self._num_workers == 0:
+            made: Iterator[PackedBatch] = map(self._dataset.__getitem__, firsts)
+            yield from (batch.pin_memory() for batch in made) if self._pin_memory else made
+            return
+        yield from DataLoader(
+            self._dataset,
+            batch_size=None,
+            sampler=firsts,
+            num_workers=self._num_workers,
+            pin_memory=self._pin_memory,
+            # The loader draws a seed for its workers, which never use it; the global generator must not move.
+            generator=torch.Generator(),
+        )
+
+
+class EvalLoader:
+    """Finite batches with fixed clips and fixed maskings; iterating again gives the same ones.
+
+    Clips are spread evenly over the set. Rank r of W takes clips r, r+W, ... of each global batch; a rank whose share
+    of the last one is empty gets one batch less.
+    """
+
+    def __init__(
+        self,
+        pattern: str,
+        specs: Sequence[ModalitySpec],
+        masking: MaskingConfig | Masking,
+        *,
+        batch_size: int,
+        num_clips: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        num_registers: int = 0,
+        folder_names: dict[str, str] | None = None,
+    ) -> None:
+        self._tokens = TokenSet(pattern, specs, folder_names=folder_names)
+        self._masking = UnifiedMasking(specs, masking) if isinstance(masking, MaskingConfig) else masking
+        self._slots = masking.num_slots if isinstance(masking, MaskingConfig) else 0
+        self._specs, self._seed, self._num_registers = tuple(specs), seed, num_registers
+        total = self._tokens.num_clips
+        self.num_clips = min(num_clips, total)
+        indices = [number * total // self.num_clips for number in range(self.num_clips)]
+        clips_per_step = batch_size * world_size
+        shares = [
+            list(enumerate(indices))[start : start + clips_per_step][rank::world_size]
+            for start in range(0, self.num_clips, clips_per_step)
+        ]
+        self._shares = [share for share in shares if share]
+
+    def __len__(self) -> int:
+        return len(self._shares)
+
+    def __iter__(self) -> Iterator[PackedBatch]:
+        for share in self._shares:
+            clips = [
+                self._masking(self._tokens[index], clip_rng(self._seed, "fixed masking", number))
+                for number, index in share
+            ]
+            yield collate(clips, self._specs, self._num_registers, self._slots * len(clips))
+
+
+def fixed_batches(
+    pattern: str, specs: Sequence[ModalitySpec], masking: MaskingConfig | Masking, **settings: Any
+) -> Iterator[PackedBatch]:
+    """One pass of an EvalLoader with these settings."""
+    return iter(EvalLoader(pattern, specs, masking, **settings))

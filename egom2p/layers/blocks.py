@@ -1,0 +1,183 @@
+"""Transformer blocks over rows laid end to end, for models and tokenizers alike.
+
+N rows, P context rows, D width, H heads, E = D / H, C hidden width of the MLP.
+Pre-norm; norm epsilon 1e-6. Weights are named as in the published checkpoints.
+"""
+
+import math
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from egom2p.config import strict
+from egom2p.layers.attention import AttentionLayout, Backend, MixedLayout, attend
+
+
+@strict
+class BlockConfig:
+    """Width and shape of one transformer block."""
+
+    dim: int
+    num_heads: int
+    mlp_ratio: float = 4.0
+    activation: Literal["swiglu", "gelu"] = "swiglu"
+    use_bias: bool = False
+    qk_norm: bool = False  # normalises queries and keys per head
+    attention_backend: Backend = "auto"
+
+    def __post_init__(self) -> None:
+        if self.dim % self.num_heads != 0:
+            raise ValueError(f"dim must be a multiple of num_heads, got {self.dim} and {self.num_heads}")
+
+    @property
+    def mlp_dim(self) -> int:
+        """SwiGLU has three matrices instead of two, so it is narrower by a third."""
+        factor = 2 / 3 if self.activation == "swiglu" else 1.0
+        return int(factor * self.mlp_ratio * self.dim)
+
+
+class Mlp(nn.Module):
+    """fc2(gelu(fc1 x)), or fc2(silu(fc1 x) * fc3 x)."""
+
+    def __init__(self, config: BlockConfig) -> None:
+        super().__init__()
+        self.is_gated = config.activation == "swiglu"
+        self.fc1 = nn.Linear(config.dim, config.mlp_dim, bias=config.use_bias)
+        self.fc2 = nn.Linear(config.mlp_dim, config.dim, bias=config.use_bias)
+        if self.is_gated:
+            self.fc3 = nn.Linear(config.dim, config.mlp_dim, bias=config.use_bias)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        hidden_NC = F.silu(self.fc1(hidden)) * self.fc3(hidden) if self.is_gated else F.gelu(self.fc1(hidden))
+        return self.fc2(hidden_NC)
+
+
+class SelfAttention(nn.Module):
+    """Rows of a segment see each other."""
+
+    def __init__(self, config: BlockConfig) -> None:
+        super().__init__()
+        self.num_heads = config.num_heads
+        self.backend = config.attention_backend
+        self.qkv = nn.Linear(config.dim, 3 * config.dim, bias=config.use_bias)
+        self.q_norm, self.k_norm = _head_norms(config)
+        self.proj = nn.Linear(config.dim, config.dim, bias=config.use_bias)
+
+    def forward(self, hidden: Tensor, layout: AttentionLayout | MixedLayout) -> Tensor:
+        query_NHE, key_NHE, value_NHE = self.qkv(hidden).unflatten(-1, (3, self.num_heads, -1)).unbind(1)
+        attended_NHE = attend(self.q_norm(query_NHE), self.k_norm(key_NHE), value_NHE, layout, self.backend)
+        return self.proj(attended_NHE.flatten(1))
+
+
+class CrossAttention(nn.Module):
+    """Rows of a segment see the context rows of that segment."""
+
+    def __init__(self, config: BlockConfig) -> None:
+        super().__init__()
+        self.num_heads = config.num_heads
+        self.backend = config.attention_backend
+        self.q = nn.Linear(config.dim, config.dim, bias=config.use_bias)
+        self.kv = nn.Linear(config.dim, 2 * config.dim, bias=config.use_bias)
+        self.q_norm, self.k_norm = _head_norms(config)
+        self.proj = nn.Linear(config.dim, config.dim, bias=config.use_bias)
+
+    def forward(self, hidden: Tensor, context: Tensor, layout: AttentionLayout) -> Tensor:
+        query_NHE = self.q(hidden).unflatten(-1, (self.num_heads, -1))
+        key_PHE, value_PHE = self.kv(context).unflatten(-1, (2, self.num_heads, -1)).unbind(1)
+        attended_NHE = attend(self.q_norm(query_NHE), self.k_norm(key_PHE), value_PHE, layout, self.backend)
+        return self.proj(attended_NHE.flatten(1))
+
+
+class EncoderBlock(nn.Module):
+    """Self-attention and MLP."""
+
+    def __init__(self, config: BlockConfig) -> None:
+        super().__init__()
+        self.norm1 = layer_norm(config.dim, use_bias=config.use_bias)
+        self.attn = SelfAttention(config)
+        self.norm2 = layer_norm(config.dim, use_bias=config.use_bias)
+        self.mlp = Mlp(config)
+
+    def forward(
+        self, hidden: Tensor, layout: AttentionLayout | MixedLayout, branch_scale: Tensor | None = None
+    ) -> Tensor:
+        """hidden (N, D) -> (N, D). branch_scale (N, 2): stochastic depth of both branches, None for none."""
+        hidden = _add(hidden, self.attn(self.norm1(hidden), layout), branch_scale, 0)
+        return _add(hidden, self.mlp(self.norm2(hidden)), branch_scale, 1)
+
+
+class DecoderBlock(nn.Module):
+    """Self-attention, cross-attention to the context, MLP."""
+
+    def __init__(self, config: BlockConfig) -> None:
+        super().__init__()
+        self.norm1 = layer_norm(config.dim, use_bias=config.use_bias)
+        self.self_attn = SelfAttention(config)
+        self.query_norm = layer_norm(config.dim, use_bias=config.use_bias)
+        self.context_norm = layer_norm(config.dim, use_bias=config.use_bias)
+        self.cross_attn = CrossAttention(config)
+        self.norm2 = layer_norm(config.dim, use_bias=config.use_bias)
+        self.mlp = Mlp(config)
+
+    def forward(
+        self,
+        hidden: Tensor,
+        context: Tensor,
+        self_layout: AttentionLayout | MixedLayout,
+        cross_layout: AttentionLayout,
+        branch_scale: Tensor | None = None,
+    ) -> Tensor:
+        """hidden (N, D), context (P, D) -> (N, D). branch_scale (N, 3): one column per branch, None for none."""
+        hidden = _add(hidden, self.self_attn(self.norm1(hidden), self_layout), branch_scale, 0)
+        seen = self.cross_attn(self.query_norm(hidden), self.context_norm(context), cross_layout)
+        hidden = _add(hidden, seen, branch_scale, 1)
+        return _add(hidden, self.mlp(self.norm2(hidden)), branch_scale, 2)
+
+
+def layer_norm(dim: int, *, use_bias: bool) -> nn.LayerNorm:
+    """LayerNorm with the published epsilon, with or without bias."""
+    return nn.LayerNorm(dim, eps=1e-6, bias=use_bias)
+
+
+def initialize_linear(module: nn.Module) -> None:
+    """Xavier-uniform weights and zero biases, as 4M; q, k and v in one matrix count as separate matrices."""
+    if isinstance(module, SelfAttention):
+        _xavier_uniform(module.qkv, num_parts=3)
+        _xavier_uniform(module.proj)
+    elif isinstance(module, CrossAttention):
+        _xavier_uniform(module.kv, num_parts=2)
+        _xavier_uniform(module.q)
+        _xavier_uniform(module.proj)
+    elif isinstance(module, Mlp):
+        for layer in module.children():
+            _xavier_uniform(layer)
+
+
+def _xavier_uniform(layer: nn.Linear, num_parts: int = 1) -> None:
+    num_out, num_in = layer.weight.shape
+    bound = math.sqrt(6 / (num_out / num_parts + num_in))
+    nn.init.uniform_(layer.weight, -bound, bound)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+
+
+class HeadNorm(nn.LayerNorm):
+    """Norm of one head's queries or keys, in the precision they come in (autocast would widen them)."""
+
+    def forward(self, rows_NHE: Tensor) -> Tensor:
+        return super().forward(rows_NHE).to(rows_NHE.dtype)
+
+
+def _head_norms(config: BlockConfig) -> tuple[nn.Module, nn.Module]:
+    if not config.qk_norm:
+        return nn.Identity(), nn.Identity()
+    head_dim = config.dim // config.num_heads
+    query_norm, key_norm = (HeadNorm(head_dim, eps=1e-6, bias=config.use_bias) for _ in range(2))
+    return query_norm, key_norm
+
+
+def _add(hidden: Tensor, branch: Tensor, branch_scale: Tensor | None, number: int) -> Tensor:
+    if branch_scale is None:
+        return hidden + branch
+    return hidden + branch * branch_scale[:, number, None].to(branch.dtype)

@@ -1,0 +1,80 @@
+"""How sure a mean over clips is: bootstrap intervals.
+
+Clips are drawn with replacement, the mean of each draw is kept, and the interval cuts equal tails off (percentile
+bootstrap). Clips of one recording are not independent: give one value per recording where that matters.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+_CHUNK_VALUES = 2_000_000
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean and where it may lie.
+
+    mean         None when no clip has a value
+    low, high    None with fewer than two values: nothing is known about the spread
+    num_clips    clips with a value; num_missing: clips without one (None), left out of the mean
+    """
+
+    mean: float | None
+    low: float | None
+    high: float | None
+    num_clips: int
+    num_missing: int = 0
+
+
+def bootstrap_interval(
+    values: Sequence[float | None] | np.ndarray,
+    rng: np.random.Generator,
+    confidence: float = 0.95,
+    *,
+    num_resamples: int = 2000,
+) -> Interval:
+    """Mean of one value per clip and its interval; None is a clip without value, NaN or inf raises ValueError."""
+    present = np.array([value for value in values if value is not None], dtype=np.float64)
+    num_missing = len(values) - len(present)
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must be in (0, 1), got {confidence}")
+    if not np.isfinite(present).all():
+        raise ValueError(f"{int((~np.isfinite(present)).sum())} of {len(present)} values are not finite")
+    if len(present) == 0:
+        return Interval(None, None, None, 0, num_missing)
+    mean = float(present.mean())
+    if len(present) == 1:
+        return Interval(mean, None, None, 1, num_missing)
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(_resampled_means(present, rng, num_resamples), [tail, 1 - tail])
+    return Interval(mean, float(low), float(high), len(present), num_missing)
+
+
+def paired_difference_interval(
+    a: Sequence[float | None] | np.ndarray,
+    b: Sequence[float | None] | np.ndarray,
+    rng: np.random.Generator,
+    confidence: float = 0.95,
+    *,
+    num_resamples: int = 2000,
+) -> Interval:
+    """Mean of a - b over the same clips and its interval; a clip missing (None) on either side is left out.
+
+    An interval without 0 says that the two differ by more than the choice of clips explains.
+    """
+    if len(a) != len(b):
+        raise ValueError(f"paired values need as many on both sides, found {len(a)} and {len(b)}")
+    pairs = zip(a, b, strict=True)
+    differences = [None if left is None or right is None else left - right for left, right in pairs]
+    return bootstrap_interval(differences, rng, confidence, num_resamples=num_resamples)
+
+
+def _resampled_means(values: np.ndarray, rng: np.random.Generator, num_resamples: int) -> np.ndarray:
+    rows = max(1, _CHUNK_VALUES // len(values))
+    means = []
+    for start in range(0, num_resamples, rows):
+        count = min(rows, num_resamples - start)
+        means.append(values[rng.integers(len(values), size=(count, len(values)))].mean(axis=1))
+    return np.concatenate(means)

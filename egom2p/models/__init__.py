@@ -1,0 +1,1 @@
+"""The EgoM2P model, its losses and weights, and generation with it."""

@@ -1,0 +1,146 @@
+"""Models on disk, and the names of the published checkpoints.
+
+A model directory holds `model.safetensors` and `model.json`:
+{"model": ModelConfig, "modalities": [ModalitySpec, ...], "tokenizers": {name: path relative to the directory, or id}}.
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from egom2p.config import from_plain, to_plain
+from egom2p.contracts import ModalitySpec
+from egom2p.models.egom2p_model import EgoM2P, ModelConfig
+from egom2p.storage import atomic_directory, load_json, load_tensors, save_json, save_tensors
+
+_WEIGHTS, _CARD = "model.safetensors", "model.json"
+
+
+def save_model(model: EgoM2P, directory: str | Path, tokenizers: Mapping[str, str] | None = None) -> None:
+    """Write a model directory atomically. `tokenizers`: modality -> path relative to the directory, or hub id."""
+    with atomic_directory(directory) as unfinished:
+        write_model_files(model, unfinished, tokenizers)
+
+
+def write_model_files(model: EgoM2P, directory: Path, tokenizers: Mapping[str, str] | None = None) -> None:
+    """The two files of a model directory, into a folder that the caller makes atomic (a checkpoint)."""
+    save_tensors(directory / _WEIGHTS, model.state_dict())
+    card = {
+        "model": to_plain(model.config),
+        "modalities": [spec.to_dict() for spec in model.specs],
+        "tokenizers": dict(tokenizers or {}),
+    }
+    save_json(directory / _CARD, card)
+
+
+def load_model(directory: str | Path, device: torch.device | str = "cpu") -> EgoM2P:
+    """The model of a directory, in evaluation mode. Errors name the file."""
+    directory = Path(directory)
+    card = _load_card(directory)
+    config = from_plain(ModelConfig, card["model"], where=str(directory / _CARD))
+    specs = tuple(ModalitySpec.from_dict(values) for values in card["modalities"])
+    model = EgoM2P(config, specs)
+    _load_strictly(model, load_tensors(directory / _WEIGHTS), source=str(directory / _WEIGHTS))
+    return model.to(device).eval()
+
+
+def tokenizer_locations(directory: str | Path) -> dict[str, str]:
+    """Modality -> folder of its tokenizer (made absolute where it exists beside the model), or hub id."""
+    directory = Path(directory)
+    named = _load_card(directory).get("tokenizers", {})
+    beside = {name: directory / location for name, location in named.items()}
+    return {name: str(path.resolve()) if path.exists() else named[name] for name, path in beside.items()}
+
+
+def from_reference_state_dict(model: EgoM2P, tensors: Mapping[str, Tensor]) -> None:
+    """Load weights that carry the published names; every one must fit, none may be missing.
+
+    Ignored: place tables and the zero biases of norms without bias (both fixed), and tied copies.
+    """
+    remaining = dict(tensors)
+    state: dict[str, Tensor] = {}
+    for ours, theirs, shape in _reference_names(model):
+        missing = [name for name in theirs if name not in remaining]
+        if missing:
+            raise ValueError(f"the reference weights have no {missing[0]}")
+        state[ours] = torch.cat([remaining.pop(name).reshape(-1, shape[-1]) for name in theirs]).reshape(shape)
+    unknown = [name for name, tensor in remaining.items() if not _is_redundant(name, tensor)]
+    if unknown:
+        raise ValueError(f"the model has no place for the reference weights {', '.join(unknown[:5])}")
+    _load_strictly(model, state, source="the reference weights")
+
+
+def to_reference_state_dict(model: EgoM2P) -> dict[str, Tensor]:
+    """Weights under the published names, with tied copies, without fixed tables."""
+    state = model.state_dict()
+    named: dict[str, Tensor] = {}
+    for ours, theirs, _ in _reference_names(model):
+        if len(theirs) == 1 and state[ours].ndim == 2 and not _is_table(ours):
+            named[theirs[0]] = state[ours]
+            continue
+        parts = state[ours].split(_lines(model, ours), dim=0) if _is_table(ours) else (state[ours],)
+        named.update(zip(theirs, parts, strict=True))
+    for name in [name for name in named if name.endswith("mod_emb")]:
+        named[name] = named[name][None]
+        named[name.replace("encoder_", "decoder_", 1)] = named[name]
+    for name in [name for name in named if name.endswith("to_logits.weight")]:
+        if model.config.share_embeddings:
+            named[name.replace("to_logits", "token_emb")] = named[name]
+    for name in ("mask_token", "register_tokens"):
+        if name in named:
+            named[name] = named[name][None]
+    return named
+
+
+def _reference_names(model: EgoM2P) -> Iterator[tuple[str, list[str], torch.Size]]:
+    """(our name, published names whose lines make it up, our shape) of every parameter."""
+    tables = {
+        "places.modality_table": "encoder_embeddings.{}.mod_emb",
+        "encoder_embeddings.token_table": "encoder_embeddings.{}.token_emb.weight",
+        "decoder_embeddings.head_table": "decoder_embeddings.{}.to_logits.weight",
+        "decoder_embeddings.token_table": "decoder_embeddings.{}.token_emb.weight",
+    }
+    singles = {
+        "decoder_embeddings.mask_token": "mask_token",
+        "encoder_embeddings.register_tokens": "register_tokens",
+    }
+    for name, parameter in model.named_parameters():
+        if name in tables:
+            yield name, [tables[name].format(modality) for modality in model.modalities], parameter.shape
+        else:
+            yield name, [singles.get(name, name)], parameter.shape
+
+
+def _is_table(name: str) -> bool:
+    return name.endswith("_table")
+
+
+def _lines(model: EgoM2P, name: str) -> list[int]:
+    return [1] * len(model.specs) if name.startswith("places.") else list(model.vocab_sizes)
+
+
+def _is_redundant(name: str, tensor: Tensor) -> bool:
+    is_fixed = name.endswith(".pos_emb") or (name.endswith("norm.bias") and not tensor.any())
+    is_fixed |= name.endswith(("norm1.bias", "norm2.bias")) and not tensor.any()
+    return is_fixed or (name.startswith("decoder_embeddings.") and name.endswith(("mod_emb", "token_emb.weight")))
+
+
+def _load_strictly(model: EgoM2P, state: Mapping[str, Tensor], *, source: str) -> None:
+    wanted = model.state_dict()
+    for name in wanted.keys() | state.keys():
+        found_shape = tuple(state[name].shape) if name in state else "nothing"
+        wanted_shape = tuple(wanted[name].shape) if name in wanted else "nothing"
+        if found_shape != wanted_shape:
+            raise ValueError(f"{source}: {name} should be {wanted_shape}, found {found_shape}")
+    model.load_state_dict(dict(state))
+
+
+def _load_card(directory: Path) -> dict[str, Any]:
+    card = load_json(directory / _CARD)
+    for key in ("model", "modalities"):
+        if key not in card:
+            raise ValueError(f"{directory / _CARD}: no {key!r}; is this a model directory?")
+    return card

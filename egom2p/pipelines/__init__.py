@@ -1,0 +1,1 @@
+"""The stages of the main job, each one function of its config."""

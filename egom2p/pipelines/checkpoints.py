@@ -1,0 +1,90 @@
+"""A trained model together with the tokenizers it names: from signals to tokens and back."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from egom2p.contracts import AlignedClip, ModalitySpec, TokenClip, Tokenizer, check_fingerprint
+from egom2p.models.egom2p_model import EgoM2P
+from egom2p.models.generate import Sampler
+from egom2p.models.weights import load_model, tokenizer_locations
+from egom2p.tokenizers.pretrained import load_tokenizer
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model, its sampler, and modality name -> tokenizer for the modalities that have one."""
+
+    directory: Path
+    model: EgoM2P
+    sampler: Sampler
+    tokenizers: dict[str, Tokenizer]
+
+    @property
+    def specs(self) -> tuple[ModalitySpec, ...]:
+        return self.sampler.specs
+
+    def spec(self, word: str) -> ModalitySpec:
+        """The modality meant by a name (`tok_cam`), a quantity (`camera`) or a folder (`cam`)."""
+        for attribute in ("name", "quantity", "folder"):
+            found = [spec for spec in self.specs if getattr(spec, attribute) == word]
+            if len(found) == 1:
+                return found[0]
+        known = sorted({word for spec in self.specs for word in (spec.name, spec.quantity, spec.folder)})
+        raise ValueError(f"{self.directory}: no modality {word!r}; known: {known}")
+
+    def tokenizer(self, name: str) -> Tokenizer:
+        if name not in self.tokenizers:
+            raise ValueError(
+                f"{self.directory}: modality {name} has no tokenizer; model.json names tokenizers for "
+                f"{sorted(self.tokenizers)}"
+            )
+        return self.tokenizers[name]
+
+    def tokenize(self, clips: Sequence[AlignedClip], names: Sequence[str]) -> list[TokenClip]:
+        """Tokens of the named modalities; a modality that a clip does not have has no entry."""
+        tokens: list[dict[str, np.ndarray]] = [{} for _ in clips]
+        fingerprints: list[dict[str, str | None]] = [{} for _ in clips]
+        for name in names:
+            tokenizer = self.tokenizer(name)
+            present = [index for index, clip in enumerate(clips) if tokenizer.stream in clip]
+            if not present:
+                continue
+            for index, ids_L in zip(present, tokenizer.encode([clips[index] for index in present]), strict=True):
+                tokens[index][name] = ids_L
+                fingerprints[index][name] = tokenizer.fingerprint
+        return [
+            TokenClip(clip.key, known, marks) for clip, known, marks in zip(clips, tokens, fingerprints, strict=True)
+        ]
+
+
+def load_checkpoint(directory: str | Path, *, device: str = "auto") -> Checkpoint:
+    """Model and tokenizers of a model directory; needs nothing else.
+
+    Raises ValueError when a tokenizer is not the one whose tokens the model was trained on.
+    """
+    directory = Path(directory)
+    if not (directory / "model.json").is_file():
+        raise ValueError(f"{directory}: no model.json; wanted a model directory such as outputs/<run>/final")
+    chosen = pick_device(device)
+    model = load_model(directory, chosen)
+    places = tokenizer_locations(directory)
+    tokenizers = {}
+    for spec in model.specs:
+        if spec.name in places:
+            tokenizer = load_tokenizer(places[spec.name], device=chosen)
+            check_fingerprint(
+                spec.name, found=spec.tokenizer_fingerprint, wanted=tokenizer.fingerprint, where=str(directory)
+            )
+            tokenizers[spec.name] = tokenizer
+    return Checkpoint(directory, model, Sampler(model), tokenizers)
+
+
+def pick_device(wanted: str) -> torch.device:
+    """`auto` is the accelerator where there is one."""
+    if wanted != "auto":
+        return torch.device(wanted)
+    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")

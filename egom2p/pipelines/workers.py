@@ -1,0 +1,113 @@
+"""The same functions over many tasks, in this process or in several, results in order."""
+
+import multiprocessing
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, wait
+from typing import Any, TypeVar
+
+import torch
+
+Result = TypeVar("Result")
+_POLL_S = 0.2
+
+
+class _Ticks:
+    """Where `tick` reports to in this process: a callback at home, shared memory in a worker."""
+
+    report: Callable[[int], None] | None = None
+
+
+def tick(count: int = 1) -> None:
+    """Called by a function at work: so many things more are finished."""
+    if _Ticks.report is not None:
+        _Ticks.report(count)
+
+
+class Workers:
+    """Processes that stay for several rounds of tasks; a context manager.
+
+    num_workers   0 or 1: everything happens in this process
+    prepare       called with `arguments` once in every process before its first task
+
+    Workers compute on one thread each and end with the block, at once if it ends with an error or ctrl-C.
+    """
+
+    def __init__(self, num_workers: int, prepare: Callable[..., None], arguments: tuple) -> None:
+        self._num_workers, self._prepare, self._arguments = num_workers, prepare, arguments
+        self._pool: ProcessPoolExecutor | None = None
+        self._is_prepared = False
+
+    def run(
+        self, function: Callable[[Any], Result], tasks: Sequence[Any], *, on_tick: Callable[[int], None]
+    ) -> Iterator[Result]:
+        """Results of `function(task)` in the order of the tasks; `on_tick` gets what `tick` counts anywhere.
+
+        The error of a task is raised when its turn comes.
+        """
+        if self._num_workers <= 1 or (self._pool is None and len(tasks) <= 1):
+            yield from self._run_here(function, tasks, on_tick)
+            return
+        if self._pool is None:
+            self._start()
+        futures = [self._pool.submit(function, task) for task in tasks]
+        seen = self._counter.value
+        for future in futures:
+            while not future.done():
+                wait([future], timeout=_POLL_S)
+                seen = self._forward(seen, on_tick)
+            seen = self._forward(seen, on_tick)
+            yield future.result()
+
+    def __enter__(self) -> "Workers":
+        return self
+
+    def __exit__(self, kind: type | None, error: object, trace: object) -> None:
+        if self._pool is None:
+            return
+        if kind is not None:
+            for child in set(multiprocessing.active_children()) - self._others:
+                child.terminate()
+        self._pool.shutdown(cancel_futures=True)
+        self._pool = None
+
+    def _run_here(self, function: Callable, tasks: Sequence, on_tick: Callable[[int], None]) -> Iterator:
+        if not self._is_prepared:
+            self._prepare(*self._arguments)
+            self._is_prepared = True
+        _Ticks.report = on_tick
+        try:
+            for task in tasks:
+                yield function(task)
+        finally:
+            _Ticks.report = None
+
+    def _start(self) -> None:
+        # Not plain fork: this process has threads (progress, torch), which a fork would leave half alive. A fork
+        # server imports the heavy packages once for all workers; where there is none every worker imports them.
+        has_server = "forkserver" in multiprocessing.get_all_start_methods()
+        context = multiprocessing.get_context("forkserver" if has_server else "spawn")
+        if has_server:
+            context.set_forkserver_preload([self._prepare.__module__])
+        self._counter = context.Value("q", 0)
+        self._others = set(multiprocessing.active_children())
+        arguments = (self._counter, self._prepare, self._arguments)
+        self._pool = ProcessPoolExecutor(self._num_workers, context, initializer=_begin, initargs=arguments)
+
+    def _forward(self, seen: int, on_tick: Callable[[int], None]) -> int:
+        now = self._counter.value
+        if now > seen:
+            on_tick(now - seen)
+        return now
+
+
+def _begin(counter: Any, prepare: Callable[..., None], arguments: tuple) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-C reaches the parent, which ends its workers
+    torch.set_num_threads(1)
+
+    def report(count: int) -> None:
+        with counter.get_lock():
+            counter.value += count
+
+    _Ticks.report = report
+    prepare(*arguments)

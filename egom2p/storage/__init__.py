@@ -1,0 +1,23 @@
+"""Writing and reading what must survive: atomic files and folders, safetensors, JSON, fingerprints, object stores."""
+
+from egom2p.storage.atomic import atomic_directory, atomic_file, is_unfinished, remove_unfinished
+from egom2p.storage.json_files import load_json, save_json
+from egom2p.storage.locks import only_writer
+from egom2p.storage.remote import is_remote, open_binary
+from egom2p.storage.tensors import fingerprint_of, load_tensor_metadata, load_tensors, save_tensors
+
+__all__ = [
+    "atomic_directory",
+    "atomic_file",
+    "fingerprint_of",
+    "is_remote",
+    "is_unfinished",
+    "load_json",
+    "load_tensor_metadata",
+    "load_tensors",
+    "only_writer",
+    "open_binary",
+    "remove_unfinished",
+    "save_json",
+    "save_tensors",
+]

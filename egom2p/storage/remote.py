@@ -1,0 +1,80 @@
+"""One opener for bytes that lie on a disk or in an S3 bucket."""
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+from urllib.parse import urlparse
+
+
+def is_remote(url: str | Path) -> bool:
+    """Whether a location is an S3 address (`s3://bucket/key`) instead of a path."""
+    return str(url).startswith("s3://")
+
+
+def open_binary(url: str | Path) -> BinaryIO:
+    """A seekable file for reading: a local path, `file://...` or `s3://bucket/key` (read by ranges, never whole).
+
+    The S3 endpoint, region and credentials are those of boto3's usual environment variables and files.
+    FileNotFoundError names what is missing.
+    """
+    text = str(url)
+    if is_remote(text):
+        return _open_s3(text)
+    path = Path(text.removeprefix("file://"))
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    return path.open("rb")
+
+
+class RangeReader(io.RawIOBase):
+    """Seekable reading of an object of known size through a function that fetches a byte range."""
+
+    def __init__(self, size: int, fetch: Callable[[int, int], bytes]) -> None:
+        """`fetch(start, stop)` returns the bytes of [start, stop)."""
+        super().__init__()
+        self._size = size
+        self._fetch = fetch
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        self._position = max(0, origin + offset)
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        stop = min(self._position + len(buffer), self._size)
+        if stop <= self._position:
+            return 0
+        data = self._fetch(self._position, stop)
+        buffer[: len(data)] = data
+        self._position += len(data)
+        return len(data)
+
+
+def _open_s3(url: str) -> BinaryIO:
+    # Imported here: slow, and only needed by those who read from a bucket.
+    import boto3
+    from botocore.exceptions import ClientError
+
+    address = urlparse(url)
+    bucket, key = address.netloc, address.path.lstrip("/")
+    client = boto3.client("s3")
+    try:
+        size = client.head_object(Bucket=bucket, Key=key)["ContentLength"]
+    except ClientError as error:
+        raise FileNotFoundError(f"{url}: cannot be read ({error})") from error
+
+    def fetch(start: int, stop: int) -> bytes:
+        return client.get_object(Bucket=bucket, Key=key, Range=f"bytes={start}-{stop - 1}")["Body"].read()
+
+    return io.BufferedReader(RangeReader(size, fetch), buffer_size=1 << 20)

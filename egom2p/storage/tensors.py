@@ -1,0 +1,97 @@
+"""Tensors on disk as safetensors, and the identity of a set of weights."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from egom2p.storage.atomic import atomic_file
+
+_TIES = "tied"
+
+
+def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write named tensors to one safetensors file.
+
+    Names that are the same tensor (tied weights) are stored once, under the first name; the others are noted in the
+    file's metadata and restored by `load_tensors`. Views that only overlap are stored as copies.
+    """
+    stored: dict[str, Tensor] = {}
+    first_name: dict[tuple[Any, ...], str] = {}
+    ties: dict[str, str] = {}
+    for name, tensor in tensors.items():
+        detached = tensor.detach()
+        identity = _identity(detached)
+        if identity in first_name and detached.numel() > 0:
+            ties[name] = first_name[identity]
+            continue
+        first_name[identity] = name
+        stored[name] = detached
+    note = {**(metadata or {}), _TIES: json.dumps(ties)}
+    with atomic_file(path) as unfinished:
+        save_file(_without_shared_memory(stored), str(unfinished), metadata=note)
+
+
+def load_tensors(path: str | Path, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+    """Read a safetensors file; tied names come back as the same tensor. ValueError names a broken file."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        with safe_open(str(path), framework="pt", device=str(device)) as opened:
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}
+            ties = json.loads((opened.metadata() or {}).get(_TIES, "{}"))
+    except SafetensorError as error:
+        raise ValueError(f"{path}: not a complete safetensors file ({error})") from error
+    tensors.update({name: tensors[stored_as] for name, stored_as in ties.items()})
+    return tensors
+
+
+def load_tensor_metadata(path: str | Path) -> dict[str, str]:
+    """The free text stored beside the tensors."""
+    with safe_open(str(path), framework="pt") as opened:
+        note = dict(opened.metadata() or {})
+    note.pop(_TIES, None)
+    return note
+
+
+def fingerprint_of(tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> str:
+    """`sha256:` and 16 hex digits that name these weights with these settings, whatever the order or device.
+
+    `settings` are plain JSON values.
+    """
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return f"sha256:{digest.hexdigest()[:16]}"
+
+
+def _identity(tensor: Tensor) -> tuple[Any, ...]:
+    return (
+        tensor.untyped_storage().data_ptr(),
+        tensor.storage_offset(),
+        tuple(tensor.shape),
+        tensor.stride(),
+        tensor.dtype,
+        str(tensor.device),
+    )
+
+
+def _without_shared_memory(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """safetensors refuses tensors that share memory or are not contiguous."""
+    seen: set[int] = set()
+    separate: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        contiguous = tensor.contiguous()
+        owner = contiguous.untyped_storage().data_ptr()
+        separate[name] = contiguous.clone() if owner in seen else contiguous
+        seen.add(owner)
+    return separate

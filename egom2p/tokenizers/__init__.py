@@ -1,0 +1,26 @@
+"""Signals to ids and back."""
+
+from egom2p.tokenizers.pretrained import (
+    PretrainedTokenizer,
+    TokenizerNetworkConfig,
+    build_network,
+    load_tokenizer,
+    save_tokenizer,
+)
+from egom2p.tokenizers.protocol import TokenizerBatch, TrainableTokenizer
+from egom2p.tokenizers.trajectory_vqvae import TrajectoryVqVae, TrajectoryVqVaeConfig
+from egom2p.tokenizers.video_codec import VideoCodec, VideoCodecConfig
+
+__all__ = [
+    "PretrainedTokenizer",
+    "TokenizerBatch",
+    "TokenizerNetworkConfig",
+    "TrainableTokenizer",
+    "TrajectoryVqVae",
+    "TrajectoryVqVaeConfig",
+    "VideoCodec",
+    "VideoCodecConfig",
+    "build_network",
+    "load_tokenizer",
+    "save_tokenizer",
+]

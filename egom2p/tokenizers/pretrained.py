@@ -1,0 +1,152 @@
+"""Tokenizers on disk: a folder with `model.safetensors` and `tokenizer.json`, and the object that encodes with it.
+
+B clips, L tokens, T samples or frames.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import nn
+
+from egom2p.config import from_plain, to_plain
+from egom2p.contracts import AlignedClip, ModalitySpec, check_shape
+from egom2p.storage import atomic_directory, fingerprint_of, load_json, load_tensors, save_json, save_tensors
+from egom2p.tokenizers.protocol import TrainableTokenizer
+from egom2p.tokenizers.trajectory_vqvae import TrajectoryVqVae, TrajectoryVqVaeConfig
+from egom2p.tokenizers.video_codec import VideoCodec, VideoCodecConfig
+
+WEIGHTS_FILE = "model.safetensors"
+CARD_FILE = "tokenizer.json"
+
+TokenizerNetworkConfig = Annotated[TrajectoryVqVaeConfig | VideoCodecConfig, Field(discriminator="architecture")]
+"""Config of any tokenizer network, told apart by its key `architecture`; for root schemas of jobs."""
+
+# The only classes a card can name.
+_ARCHITECTURES = {
+    "trajectory_vqvae": (TrajectoryVqVaeConfig, TrajectoryVqVae),
+    "video_codec": (VideoCodecConfig, VideoCodec),
+}
+
+
+class PretrainedTokenizer:
+    """A finished network with its identity (`contracts.Tokenizer`).
+
+    spec         its modality, with fingerprint
+    fingerprint  identity of weights and config
+    stream       stream of a clip it reads
+    card         what its folder says about it: training data, metrics, licence
+    """
+
+    def __init__(
+        self, network: TrainableTokenizer, *, fingerprint: str, card: Mapping[str, Any], batch_size: int = 32
+    ) -> None:
+        assert isinstance(network, nn.Module)
+        self.network = network.eval().requires_grad_(False)
+        self.fingerprint = fingerprint
+        self.spec: ModalitySpec = network.spec.with_fingerprint(fingerprint)
+        self.stream = network.stream
+        self.card = dict(card)
+        self.batch_size = batch_size
+
+    def to(self, device: torch.device | str) -> "PretrainedTokenizer":
+        self.network.to(device)
+        return self
+
+    def encode(self, clips: Sequence[AlignedClip]) -> np.ndarray:
+        """Ids (B, L) int32 of clips that all have the stream.
+
+        ValueError names the clip whose stream is missing, of another size, or not finite.
+        """
+        for clip in clips:
+            if self.stream not in clip:
+                raise ValueError(f"clip {clip.key} has no {self.stream} for {self.spec.name}")
+        groups = [self.network.encode_clips(group) for group in self._groups(clips)]
+        return np.concatenate([np.zeros((0, self.spec.num_tokens), dtype=np.int32), *groups])
+
+    def decode(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Values (B, T, ...) in the stream's unit and validity (B, T) bool, from at least one row of ids (B, L)."""
+        ids = np.asarray(ids)
+        check_shape(f"ids of {self.spec.name}", ids, "b l", l=self.spec.num_tokens)
+        if len(ids) == 0:
+            raise ValueError(f"no ids of {self.spec.name} to decode")
+        if ids.min() < 0 or ids.max() >= self.spec.vocab_size:
+            raise ValueError(
+                f"ids of {self.spec.name} run from {ids.min()} to {ids.max()}, "
+                f"its vocabulary has {self.spec.vocab_size} codes"
+            )
+        decoded = [self.network.decode_ids(group) for group in self._groups(ids)]
+        return np.concatenate([values for values, _ in decoded]), np.concatenate([valid for _, valid in decoded])
+
+    def _groups(self, rows: Sequence) -> list:
+        return [rows[first : first + self.batch_size] for first in range(0, len(rows), self.batch_size)]
+
+
+def build_network(config: Any) -> TrainableTokenizer:
+    """Untrained network of a config; its initial weights come from torch's global generator."""
+    _, network_class = _ARCHITECTURES[config.architecture]
+    return network_class(config)
+
+
+def save_tokenizer(
+    network: TrainableTokenizer,
+    directory: str | Path,
+    *,
+    training_data: Mapping[str, Any] | None = None,
+    metrics: Mapping[str, float] | None = None,
+    licence: str | None = None,
+) -> str:
+    """Write a tokenizer folder atomically; return the fingerprint.
+
+    training_data   plain words: dataset, number of clips, steps, seed
+    metrics         what `evaluate` measured, in physical units
+    """
+    assert isinstance(network, nn.Module)
+    tensors = {name: tensor.detach().cpu() for name, tensor in network.state_dict().items()}
+    config = to_plain(network.config)
+    fingerprint = fingerprint_of(tensors, config)
+    card = {
+        "fingerprint": fingerprint,
+        "config": config,
+        "spec": network.spec.with_fingerprint(fingerprint).to_dict(),
+        "training_data": dict(training_data or {}),
+        "metrics": dict(metrics or {}),
+        "licence": licence,
+    }
+    with atomic_directory(directory) as folder:
+        save_tensors(folder / WEIGHTS_FILE, tensors)
+        save_json(folder / CARD_FILE, card)
+    return fingerprint
+
+
+def load_tokenizer(directory: str | Path, *, device: torch.device | str = "cpu") -> PretrainedTokenizer:
+    """Read a tokenizer folder; ValueError when weights and card do not belong together."""
+    directory = Path(directory)
+    card_file, weights_file = directory / CARD_FILE, directory / WEIGHTS_FILE
+    card = load_json(card_file)
+    network = build_network(_config_of(card, card_file))
+    assert isinstance(network, nn.Module)
+    tensors = load_tensors(weights_file)
+    found = fingerprint_of(tensors, to_plain(network.config))
+    if found != card["fingerprint"]:
+        raise ValueError(
+            f"{weights_file}: weights and config have fingerprint {found}, {card_file.name} says {card['fingerprint']}"
+        )
+    try:
+        network.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise ValueError(f"{weights_file} does not fit the config in {card_file.name}: {error}") from error
+    return PretrainedTokenizer(network.to(device), fingerprint=found, card=card)
+
+
+def _config_of(card: Any, card_file: Path) -> Any:
+    if not isinstance(card, dict) or not {"fingerprint", "config"} <= card.keys():
+        raise ValueError(f"{card_file}: a tokenizer card needs the keys fingerprint and config")
+    architecture = card["config"].get("architecture")
+    if architecture not in _ARCHITECTURES:
+        raise ValueError(f"{card_file}: architecture is {architecture!r}, known are {sorted(_ARCHITECTURES)}")
+    schema, _ = _ARCHITECTURES[architecture]
+    return from_plain(schema, card["config"], where=str(card_file))

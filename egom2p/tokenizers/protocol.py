@@ -1,0 +1,98 @@
+"""What training needs of a tokenizer network, whatever it tokenizes.
+
+A network is an `nn.Module` built from its config alone: `build_network(config)`. It knows its modality (`spec`, still
+without a fingerprint), so that names, grids and vocabularies have one source. The order of use:
+
+    network = build_network(config)              # egom2p.tokenizers.pretrained
+    network.fit_normalisation(clips)             # once, on training clips, rank 0 or all ranks with the same clips
+    batch = network.batch_from_clips(clips, rng) # NumPy work on the CPU: may run in a loader worker
+    output = network(batch.to(device))           # LossOutput; through DDP when several ranks train
+    loss = sum(w * s / d for w, s, d in zip(network.loss_weights, output.sums, denominators))
+    ...optimizer.step()...; network.after_step()
+    network.evaluate(held_out_clips)             # physical units
+    save_tokenizer(network, directory, ...)      # the loadable artifact
+
+Everything a resumed run needs (codebook, its moving averages, normalisation) is in the state dict.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from egom2p.contracts import AlignedClip, LossOutput, ModalitySpec
+
+
+@dataclass(frozen=True)
+class TokenizerBatch:
+    """Network input of several clips.
+
+    tensors    name -> tensor whose first axis is the clip (or window of a clip)
+    counts     K ints, known on the CPU: how many values each loss term runs over (`LossOutput.counts`)
+    num_clips  clips the batch was made from
+    """
+
+    tensors: Mapping[str, Tensor]
+    counts: tuple[int, ...]
+    num_clips: int
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = True) -> "TokenizerBatch":
+        moved = {name: tensor.to(device, non_blocking=non_blocking) for name, tensor in self.tensors.items()}
+        return replace(self, tensors=moved)
+
+    def pin_memory(self) -> "TokenizerBatch":
+        return replace(self, tensors={name: tensor.pin_memory() for name, tensor in self.tensors.items()})
+
+
+@runtime_checkable
+class TrainableTokenizer(Protocol):
+    """An `nn.Module` that turns one stream of clips into ids and can be trained.
+
+    config         its strict config; `pretrained.build_network(config)` makes an equal, untrained network
+    spec           the modality it makes, without fingerprint
+    stream         name of the stream it reads
+    term_names     K names of the loss terms
+    loss_weights   K weights of the terms in the total loss
+    """
+
+    config: Any
+    spec: ModalitySpec
+    stream: str
+    term_names: tuple[str, ...]
+    loss_weights: tuple[float, ...]
+
+    def fit_normalisation(self, clips: Sequence[AlignedClip]) -> None:
+        """Set the normalisation statistics (buffers) from training clips; call before the first step."""
+        ...
+
+    def batch_from_clips(self, clips: Sequence[AlignedClip], rng: np.random.Generator | None) -> TokenizerBatch:
+        """Training input on the CPU. With a generator random windows may be drawn; without, whole clips.
+
+        Raises ValueError naming the clip when its stream is missing, of another size, or not finite.
+        """
+        ...
+
+    def training_terms(self, batch: TokenizerBatch) -> LossOutput:
+        """Loss terms as sums with gradient; `forward` is the same function, so that DDP can wrap the module."""
+        ...
+
+    def __call__(self, batch: TokenizerBatch) -> LossOutput: ...
+
+    def after_step(self) -> None:
+        """Hook after an optimizer step (bookkeeping that is not a gradient); may do nothing."""
+        ...
+
+    def encode_clips(self, clips: Sequence[AlignedClip]) -> np.ndarray:
+        """Ids (B, L) int32, all clips in one batch on the module's device, no gradient."""
+        ...
+
+    def decode_ids(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Values (B, T, ...) in the stream's unit and validity (B, T) bool, all in one batch, no gradient."""
+        ...
+
+    def evaluate(self, clips: Sequence[AlignedClip]) -> dict[str, float]:
+        """Errors of encode-decode in physical units, with codes used, perplexity; in evaluation mode, no gradient."""
+        ...

@@ -1,0 +1,96 @@
+"""Ranks: who this process is among those that torchrun started, and the few things ranks say to each other."""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among its peers, and its device. One process alone is rank 0 of 1."""
+
+    rank: int = 0
+    world_size: int = 1
+    device: torch.device = torch.device("cpu")
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def sum_ints(self, values: Sequence[int]) -> list[int]:
+        """Sum each number over ranks, through host memory: the device is neither asked nor waited for."""
+        if self.world_size == 1:
+            return list(values)
+        total = torch.tensor(values, dtype=torch.int64)
+        dist.all_reduce(total)
+        return total.tolist()
+
+    def sum_floats(self, values: Sequence[float]) -> list[float]:
+        """Sum each number over ranks in double precision, through host memory."""
+        if self.world_size == 1:
+            return list(values)
+        total = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(total)
+        return total.tolist()
+
+    def sum_tensor(self, values: Tensor) -> Tensor:
+        """Sum of a tensor over ranks, on its device."""
+        if self.world_size == 1:
+            return values
+        total = values.clone()
+        dist.all_reduce(total)
+        return total
+
+    def from_first(self, value: Any) -> Any:
+        """The value that rank 0 holds."""
+        if self.world_size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def wait_for_all(self) -> None:
+        if self.world_size > 1:
+            dist.barrier()
+
+
+@contextmanager
+def ranks_of_launch(device: str = "auto") -> Iterator[Ranks]:
+    """Join the ranks that the environment of torchrun describes (one rank without it); leave them at the end.
+
+    `device`: `auto` takes this rank's CUDA device where there is one, else the CPU.
+    """
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    chosen = _choose_device(device, local_rank=int(os.environ.get("LOCAL_RANK", "0")))
+    if world_size == 1:
+        yield Ranks(device=chosen)
+        return
+    # Both backends: counts are summed through host memory while the device computes.
+    backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
+    is_ours = not dist.is_initialized()  # several jobs of a sweep share one process group
+    if is_ours:
+        dist.init_process_group(backend)
+    yield Ranks(rank=dist.get_rank(), world_size=world_size, device=chosen)
+    # Not in a `finally`: after an error the peers are inside a collective, and leaving politely would wait for them.
+    if is_ours:
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+def _choose_device(device: str, *, local_rank: int) -> torch.device:
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    chosen = torch.device(device)
+    if chosen.type == "cuda":
+        if not torch.cuda.is_available():
+            raise ValueError("device: cuda was asked for, but torch finds no CUDA device; use device=auto or cpu")
+        if chosen.index is None:
+            chosen = torch.device("cuda", local_rank)
+        torch.cuda.set_device(chosen)
+    return chosen

@@ -1,0 +1,160 @@
+"""What a run says about itself: lines on the console, `log.jsonl`, and wandb. Only rank 0 speaks."""
+
+import json
+import math
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+from rich.table import Table
+
+from egom2p.config import strict
+from egom2p.storage import atomic_file, load_json, save_json
+from egom2p.training.schedule import Length, Progress
+from egom2p.training.task import Measurement
+
+
+@strict
+class WandbConfig:
+    """Weights & Biases. `offline` writes into the run's folder, to be sent later by `wandb sync`."""
+
+    mode: Literal["disabled", "offline", "online"] = "disabled"
+    project: str = "egom2p"
+    entity: str | None = None
+    name: str | None = None
+    tags: tuple[str, ...] = ()
+
+
+class RunLog:
+    """Writes to console, `log.jsonl` and wandb; every entry carries what was consumed so far."""
+
+    def __init__(self, folder: Path, *, length: Length, wandb_config: WandbConfig, settings: Mapping[str, Any]) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = folder / "log.jsonl"
+        self._length = length
+        self._console = Console(highlight=False, soft_wrap=True)
+        self._wandb = _start_wandb(folder, wandb_config, settings)
+
+    def say(self, text: str) -> None:
+        """A line for people."""
+        self._console.print(text, markup=False)
+
+    def forget_after(self, step: int) -> None:
+        """Drop entries of steps that a killed process logged but no checkpoint holds: they will be made again."""
+        if not self._file.is_file():
+            return
+        lines = self._file.read_text(encoding="utf-8").splitlines()
+        kept = [line for line in lines if _is_complete(line) and json.loads(line)["step"] <= step]
+        if len(kept) < len(lines):
+            with atomic_file(self._file) as unfinished:
+                unfinished.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+
+    def train(self, progress: Progress, values: Mapping[str, float], *, seconds_left: float) -> None:
+        """Means since the last line: `loss`, `loss/<term>`, `lr`, `grad_norm`, `tokens_per_s`, `clips_per_s` ..."""
+        self._write("train", progress, values)
+        terms = "  ".join(
+            f"{name.removeprefix('loss/')} {value:.3f}" for name, value in values.items() if "loss/" in name
+        )
+        tokens_per_s = f"{_short(values['tokens_per_s'])} tokens/s  " if values.get("tokens_per_s") else ""
+        self.say(
+            f"step {progress.step}{self._of_total()} {100 * self._length.fraction(progress):3.0f} %  "
+            f"loss {values['loss']:.4f}  {terms}  lr {values['lr']:.2e}  {tokens_per_s}"
+            f"{values['clips_per_s']:.1f} clips/s  left {timedelta(seconds=round(seconds_left))}"
+        )
+
+    def evaluation(self, progress: Progress, measurements: Sequence[Measurement]) -> None:
+        """Measurements as entries and as a table; a loss stands beside its place marginal."""
+        values: dict[str, float] = {}
+        for item in measurements:
+            values[f"{item.group}/{item.name}"] = item.value
+            if item.marginal is not None:
+                values[f"{item.group}/{item.name}/place_marginal"] = item.marginal
+        self._write("evaluation", progress, values)
+        self._console.print(_table(progress, measurements))
+
+    def close(self, *, failed: bool = False) -> None:
+        if self._wandb is not None:
+            self._wandb.finish(exit_code=1 if failed else 0)
+
+    def _of_total(self) -> str:
+        return f"/{self._length.total:g}" if self._length.unit == "steps" else ""
+
+    def _write(self, kind: str, progress: Progress, values: Mapping[str, float]) -> None:
+        entry = {
+            "kind": kind,
+            "step": progress.step,
+            "clips": progress.clips,
+            "tokens": progress.tokens,
+            "slots": progress.slots,
+            "seconds": round(progress.seconds, 3),
+            "time": round(time.time(), 3),
+            **values,
+        }
+        # JSON knows no NaN; null is what every reader understands.
+        plain = {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in entry.items()
+        }
+        with self._file.open("a", encoding="utf-8") as opened:
+            opened.write(json.dumps(plain) + "\n")
+        if self._wandb is not None:
+            self._wandb.log({f"{kind}/{name}": value for name, value in values.items()}, step=progress.step)
+
+
+def _table(progress: Progress, measurements: Sequence[Measurement]) -> Table:
+    has_marginals = any(item.marginal is not None for item in measurements)
+    table = Table(title=f"validation after {progress.step} steps, {progress.clips} clips", title_justify="left")
+    table.add_column("task")
+    table.add_column("measured")
+    table.add_column("loss (nats)" if has_marginals else "value", justify="right")
+    if has_marginals:
+        table.add_column("place marginal", justify="right")
+        table.add_column("gained from input", justify="right")
+    previous = None
+    for item in measurements:
+        cells = [item.group if item.group != previous else "", item.name, f"{item.value:.4g}"]
+        if has_marginals and item.marginal is not None:
+            cells += [f"{item.marginal:.4g}", f"{item.marginal - item.value:+.3f}"]
+        table.add_row(*cells)
+        previous = item.group
+    return table
+
+
+def _start_wandb(folder: Path, config: WandbConfig, settings: Mapping[str, Any]) -> Any:
+    """One wandb run across restarts: its id is kept in the run's folder."""
+    if config.mode == "disabled":
+        return None
+    # Imported here: it is slow, and most runs do without it.
+    import wandb
+
+    note = folder / "wandb.json"
+    if not note.is_file():
+        save_json(note, {"id": uuid.uuid4().hex[:8]})
+    return wandb.init(
+        id=load_json(note)["id"],
+        resume="allow" if config.mode == "online" else None,
+        mode=config.mode,
+        project=config.project,
+        entity=config.entity,
+        name=config.name or folder.name,
+        tags=list(config.tags),
+        dir=str(folder),
+        config=dict(settings),
+        settings=wandb.Settings(silent=True, console="off"),
+    )
+
+
+def _is_complete(line: str) -> bool:
+    """A killed process may leave half a line at the end."""
+    return line.startswith("{") and line.endswith("}")
+
+
+def _short(number: float) -> str:
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.1f}{letter}"
+    return f"{number:.0f}"

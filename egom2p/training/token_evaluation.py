@@ -1,0 +1,172 @@
+"""Token losses on held-out clips, each beside what a model that ignores its input can reach.
+
+L places of one modality, V vocabulary, K modalities, N target rows.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import field, replace
+
+import numpy as np
+import torch
+from scipy.sparse import csr_array
+from torch import nn
+
+from egom2p.config import strict
+from egom2p.contracts import ModalitySpec, PackedBatch
+from egom2p.data.folder_set import open_clips
+from egom2p.data.marginals import place_marginals
+from egom2p.data.masking import TransferMasking
+from egom2p.data.unified_datasets import DataConfig, DatasetConfig, EvalLoader
+from egom2p.training.distributed import Ranks
+from egom2p.training.task import Measurement
+
+# Strengths of the prior that are tried; the marginal is as good as the best of them. The last one forgets the place:
+# with few clips and many codes, counts per place alone would be worse than no knowledge at all.
+_PRIOR_STRENGTHS = (0.5, 2.0, 8.0, 32.0, 128.0, 512.0, 2048.0, 8192.0, 1e9)
+
+
+@strict
+class TransferTaskConfig:
+    """A fixed task: all places of the inputs -> all places of the targets."""
+
+    inputs: tuple[str, ...]
+    targets: tuple[str, ...]
+
+
+@strict
+class TokenEvaluationConfig:
+    """Losses measured during training on `data.validation`: its own maskings, and these tasks on the same clips."""
+
+    tasks: dict[str, TransferTaskConfig] = field(default_factory=dict)
+    num_clips: int | None = None  # of each set and task; null: data.num_validation_clips
+    batch_size: int | None = None  # null: that of training
+    marginal_clips: int = 4096  # training clips whose tokens make the marginals
+
+
+class TokenEvaluation:
+    """Every validation set with its own masking and with every task; clips and maskings are the same every time.
+
+    A group is named after the masking (`mix` for the set's own), and after the set where there are several.
+    """
+
+    def __init__(
+        self,
+        config: TokenEvaluationConfig,
+        data: DataConfig,
+        specs: Sequence[ModalitySpec],
+        *,
+        batch_size: int,
+        num_registers: int,
+        seed: int,
+        ranks: Ranks,
+    ) -> None:
+        self._specs, self._ranks, self._data = tuple(specs), ranks, data
+        self._marginal_clips = config.marginal_clips
+        self._marginal_nats: dict[str, tuple[float | None, ...]] = {}
+        self._training_counts: dict[tuple[str, ...], csr_array] = {}
+        self._loaders: dict[str, tuple[str, EvalLoader]] = {}
+        for set_name, dataset in (data.validation or {}).items():
+            maskings = {"mix": dataset}
+            for name, task in config.tasks.items():
+                maskings[name] = TransferMasking(specs, task.inputs, task.targets)
+            for name, masking in maskings.items():
+                group = name if len(data.validation) == 1 else f"{set_name}/{name}"
+                loader = EvalLoader(
+                    dataset.shards,
+                    specs,
+                    masking,
+                    batch_size=config.batch_size or batch_size,
+                    num_clips=config.num_clips or data.num_validation_clips,
+                    seed=seed,
+                    rank=ranks.rank,
+                    world_size=ranks.world_size,
+                    num_registers=num_registers,
+                    folder_names=dataset.folder_names,
+                )
+                self._loaders[group] = (set_name, loader)
+
+    def measure(self, model: nn.Module) -> Iterator[Measurement]:
+        """Mean loss (nats) per modality of every group, over all ranks' clips."""
+        for group, (set_name, loader) in self._loaders.items():
+            sums = torch.zeros(len(self._specs), dtype=torch.float64, device=self._ranks.device)
+            counts = [0] * len(self._specs)
+            for batch in loader:
+                output = model(batch.to(self._ranks.device))
+                sums += output.sums
+                counts = [a + b for a, b in zip(counts, output.counts, strict=True)]
+            sums_K = self._ranks.sum_tensor(sums).tolist()
+            counts_K = self._ranks.sum_ints(counts)
+            marginals_K = self._marginals(group, set_name, loader, counts_K)
+            for spec, total, count, marginal in zip(self._specs, sums_K, counts_K, marginals_K, strict=True):
+                if count:
+                    yield Measurement(group, spec.name, total / count, marginal)
+
+    def _marginals(
+        self, group: str, set_name: str, loader: EvalLoader, counts: Sequence[int]
+    ) -> tuple[float | None, ...]:
+        """Place-marginal cross entropy of the same target rows; computed once, the rows never change."""
+        if group not in self._marginal_nats:
+            # Statistics of the training set of that name, else of all training sets.
+            sources = self._data.datasets
+            sources = {set_name: sources[set_name]} if set_name in sources else sources
+            values: list[float | None] = []
+            for index, (spec, count) in enumerate(zip(self._specs, counts, strict=True)):
+                if spec.kind == "sequence" or not count:
+                    values.append(None)
+                    continue
+                ids_N, places_N = target_rows(loader, index)
+                table = self._counts_in_training(sources, spec)
+                nats = self._ranks.sum_floats(marginal_nats(table, ids_N, places_N).tolist())
+                values.append(min(nats) / count)
+            self._marginal_nats[group] = tuple(values)
+        return self._marginal_nats[group]
+
+    def _counts_in_training(self, sources: Mapping[str, DatasetConfig], spec: ModalitySpec) -> csr_array:
+        """Counts (L, V) of a modality in those training sets that have it; kept, as several groups ask for them."""
+        name = (spec.name, *sources)
+        if name not in self._training_counts:
+            counts = csr_array((spec.num_tokens, spec.vocab_size), dtype=np.int64)
+            for dataset in sources.values():
+                folder = (dataset.folder_names or {}).get(spec.name, spec.folder)
+                clips = open_clips(dataset.shards)
+                if folder in clips.folders:
+                    counts = counts + place_marginals(clips, replace(spec, folder=folder), self._marginal_clips)
+            self._training_counts[name] = counts
+        return self._training_counts[name]
+
+
+def marginal_nats(counts: csr_array, ids: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Summed -log p(id at place) of ids and places (N,), in nats, for each of several strengths of the prior.
+
+    p = (count at the place + s u) / (clips + s), u = how often the id occurs at any place. A constant prior would
+    spread its weight over a large vocabulary and make the marginal look worse than it is.
+    """
+    totals_L = np.asarray(counts.sum(axis=1)).reshape(-1)
+    any_place_V = np.asarray(counts.sum(axis=0)).reshape(-1) + 0.5
+    prior_N = (any_place_V / any_place_V.sum())[ids]
+    found_N = _counts_at(counts, ids, places)
+    return np.array(
+        [-np.log((found_N + strength * prior_N) / (totals_L[places] + strength)).sum() for strength in _PRIOR_STRENGTHS]
+    )
+
+
+def target_rows(batches: Sequence[PackedBatch] | EvalLoader, modality: int) -> tuple[np.ndarray, np.ndarray]:
+    """Ids and places (N,) of all target rows of one modality."""
+    ids, places = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    for batch in batches:
+        belongs = batch.target_modality.numpy() == modality
+        ids.append(batch.target_ids.numpy()[belongs].astype(np.int64))
+        places.append(batch.target_place.numpy()[belongs].astype(np.int64))
+    return np.concatenate(ids), np.concatenate(places)
+
+
+def _counts_at(counts: csr_array, ids: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Entries (N,) of a sparse table; scipy's own lookup returns different things in different versions."""
+    if not counts.nnz:
+        return np.zeros(len(ids))
+    cells = counts.tocoo()
+    known = cells.row.astype(np.int64) * counts.shape[1] + cells.col
+    order = np.argsort(known)
+    wanted_N = places * counts.shape[1] + ids
+    nearest_N = np.minimum(np.searchsorted(known[order], wanted_N), len(known) - 1)
+    return np.where(known[order][nearest_N] == wanted_N, cells.data[order][nearest_N], 0)

@@ -1,0 +1,96 @@
+"""Everything about training that does not depend on what is trained."""
+
+from typing import Literal
+
+from egom2p.config import strict
+from egom2p.training.optim import OptimizerConfig
+from egom2p.training.run_log import WandbConfig
+from egom2p.training.schedule import LearningRate, Length
+
+_LENGTHS = ("num_steps", "total_slots", "total_tokens", "epochs")
+_LR_BATCH = 256  # `blr` is the learning rate of a batch of this many clips
+
+
+@strict
+class TrainingConfig:
+    """Length, learning rate, batch, precision, logging and checkpoints of a run.
+
+    Exactly one of `num_steps`, `total_slots` (the published "total tokens": budgets, filled or not), `total_tokens`
+    (real tokens) and `epochs` (of `epoch_clips` clips) says how long; `warmup` is in the same unit.
+    Exactly one of `lr` and `blr` (learning rate per 256 clips of a step) says how fast.
+    """
+
+    # length
+    num_steps: int | None = None
+    total_slots: int | None = None
+    total_tokens: int | None = None
+    epochs: float | None = None
+    epoch_clips: int | None = None  # null: the clips of the training data
+    warmup: float = 0.0
+
+    # learning rate
+    lr: float | None = None
+    blr: float | None = None
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup_start_lr: float = 0.0
+    min_lr: float = 0.0
+    optimizer: OptimizerConfig = OptimizerConfig()
+
+    # batch
+    batch_size: int = 8  # clips of one micro-batch on one rank
+    accumulation: int = 1  # micro-batches per optimizer step
+    reference_denominator: bool = False  # average per rank and micro-batch, as published, not over the whole step
+    num_workers: int = 0  # processes that load data; 0: in this process
+
+    # machine
+    device: str = "auto"
+    dtype: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 on GPU, fp32 on CPU (where bf16 is slower)
+    num_threads: int | None = None  # null: torch's default, or OMP_NUM_THREADS
+
+    # what the run tells and keeps
+    log_every: int = 10
+    evaluate_every: int | None = None  # steps; null: at the end only
+    evaluate_at_start: bool = False
+    checkpoint_every: int | None = None  # steps
+    checkpoint_minutes: float | None = 10.0
+    keep_last: int = 1
+    keep_every: int | None = None  # checkpoints at multiples of this many steps are never removed
+    resume: bool = True  # go on from the newest checkpoint in output_dir
+    wandb: WandbConfig = WandbConfig()
+
+    def __post_init__(self) -> None:
+        _exactly_one(self, _LENGTHS, "says how long to train")
+        _exactly_one(self, ("lr", "blr"), "says the learning rate")
+        for name in ("batch_size", "accumulation", "log_every", "keep_last"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("num_threads", "evaluate_every", "checkpoint_every", "keep_every", "epoch_clips"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1 or null, got {getattr(self, name)}")
+        if self.epochs is None and self.epoch_clips is not None:
+            raise ValueError("epoch_clips has a meaning only together with epochs")
+
+    def length(self, num_train_clips: int | None = None) -> Length:
+        """Length and warm-up; `num_train_clips` is the size of an epoch where the config does not say it."""
+        if self.num_steps is not None:
+            return Length("steps", self.num_steps, self.warmup)
+        if self.total_slots is not None:
+            return Length("slots", self.total_slots, self.warmup)
+        if self.total_tokens is not None:
+            return Length("tokens", self.total_tokens, self.warmup)
+        epoch_clips = self.epoch_clips or num_train_clips
+        if not epoch_clips:
+            raise ValueError("epochs needs epoch_clips: the size of the training data is not known here")
+        return Length("clips", self.epochs * epoch_clips, self.warmup * epoch_clips)
+
+    def learning_rate(self, length: Length, world_size: int) -> LearningRate:
+        step_clips = self.batch_size * self.accumulation * world_size
+        peak = self.lr if self.lr is not None else self.blr * step_clips / _LR_BATCH
+        return LearningRate(length, peak, start=self.warmup_start_lr, end=self.min_lr, shape=self.schedule)
+
+
+def _exactly_one(config: TrainingConfig, names: tuple[str, ...], purpose: str) -> None:
+    given = [name for name in names if getattr(config, name) is not None]
+    if len(given) != 1:
+        found = f"found {' and '.join(given)}" if given else "found none of them"
+        raise ValueError(f"exactly one of {', '.join(names)} {purpose}; {found}")

@@ -1,0 +1,87 @@
+"""The page of generated clips: `python -m egom2p.viewing.generation_page folder=FOLDER`.
+
+Reads manifest.json and every clip.npz; writes index.html beside them.
+"""
+
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from egom2p.config import run_main, strict
+from egom2p.data.video_files import encode_webm
+from egom2p.storage import load_json
+from egom2p.viewing import page, plots
+from egom2p.viewing.panels import coloured_depth, depth_range, enlarged, samples_at_frames, side_by_side, with_gaze
+
+_PANEL_HEIGHT = 224
+
+
+@strict
+class GenerationPageConfig:
+    """Folder that generate.py wrote; at most so many clips are shown."""
+
+    folder: str
+    max_clips: int = 24
+
+
+def write_generation_page(folder: str | Path, *, max_clips: int = 24) -> Path:
+    """Write index.html of the first clips and return its path."""
+    folder = Path(folder)
+    manifest = load_json(folder / "manifest.json")
+    shown = manifest["clips"][:max_clips]
+    clips = {clip["key"]: dict(np.load(folder / clip["key"] / "clip.npz")) for clip in shown}
+    depths = [arrays["depth"] for arrays in clips.values() if "depth" in arrays]
+    range_m = depth_range(depths) if depths else (1.0, 2.0)
+    body = page.card(page.figure(plots.depth_colour_bar(*range_m))) if depths else ""
+    for clip in shown:
+        words = f"given {', '.join(clip['given']) or 'nothing'}; generated {', '.join(clip['made'])}"
+        body += f"<h3>{escape(clip['key'])}</h3>" + page.card(page.note(words) + _clip(clips[clip["key"]], range_m))
+    settings = manifest["settings"]
+    html = page.document(
+        "Generated clips",
+        lead=f"{', '.join(settings['targets'])} from {settings['input']}, by {settings['checkpoint']}.",
+        facts=[f"{manifest['num_clips']} clips", f"{len(shown)} shown", f"seed {settings['seed']}"],
+        sections=[("clips", "Clips", body)],
+    )
+    return page.save_page(folder / "index.html", html)
+
+
+def _clip(arrays: dict[str, Any], range_m: tuple[float, float]) -> str:
+    """Pictures side by side with the gaze point, then tracks as plots."""
+    panels: dict[str, np.ndarray] = {}
+    if "rgb" in arrays:
+        panels["rgb"] = enlarged(arrays["rgb"], _PANEL_HEIGHT)
+        if "gaze" in arrays:
+            at = samples_at_frames(_from_start(arrays["gaze_times_s"]), _from_start(arrays["rgb_times_s"]))
+            is_valid = arrays["gaze_is_valid"][at]
+            panels["rgb with gaze"] = with_gaze(
+                panels.pop("rgb"), arrays["gaze"][at], is_valid, plots.COLOURS[0], filled=True
+            )
+    if "depth" in arrays:
+        panels["depth"] = enlarged(coloured_depth(arrays["depth"], *range_m), _PANEL_HEIGHT)
+    content = ""
+    if panels:
+        times_s = arrays["rgb_times_s" if "rgb" in arrays else "depth_times_s"]
+        rate_hz = (len(times_s) - 1) / float(times_s[-1] - times_s[0]) if len(times_s) > 1 else 8.0
+        content += page.video(encode_webm(side_by_side(list(panels.values())), rate_hz), list(panels))
+    if "camera" in arrays:
+        content += page.figure(plots.trajectory_plot(arrays["camera"], {}), "Camera relative to its first pose.")
+    if "gaze" in arrays:
+        times_s = _from_start(arrays["gaze_times_s"])
+        content += page.figure(plots.gaze_plot(times_s, arrays["gaze"], arrays["gaze_is_valid"], {}))
+    return f'<div class="pair">{content}</div>'
+
+
+def _from_start(times_s: np.ndarray) -> np.ndarray:
+    return times_s - times_s[0]
+
+
+if __name__ == "__main__":
+    run_main(
+        GenerationPageConfig,
+        lambda config: write_generation_page(config.folder, max_clips=config.max_clips),
+        default_config="default/egom2p/generation/page.yaml",
+        description="Write the page of generated clips.",
+    )

@@ -1,0 +1,201 @@
+"""Plots as inline SVG.
+
+S samples of a track, K samples of one estimate. Colours are Okabe and Ito's, which colour-blind readers tell apart.
+"""
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullLocator
+
+TRUTH = "#000000"
+COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_KIND_COLOURS = {"baseline": "#8a94a0", "ceiling": "#009E73", "bound": "#CC79A7"}
+DEPTH_MAP = "cividis"
+
+_STYLE = {
+    "font.family": "sans-serif",
+    "font.size": 9.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#9aa5b1",
+    "axes.labelcolor": "#47525f",
+    "xtick.color": "#47525f",
+    "ytick.color": "#47525f",
+    "axes.grid": True,
+    "grid.color": "#e8ecf0",
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "svg.fonttype": "none",  # text stays text: small, sharp, searchable
+}
+
+
+def forest_plot(rows: Sequence[Mapping[str, Any]], metric: Mapping[str, Any], colours: Mapping[str, str]) -> str:
+    """Means and intervals of all methods of a task for one metric; rows as in results.json."""
+    known = [row for row in rows if row["values"].get(metric["key"], {}).get("mean") is not None]
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(7.2, 0.75 + 0.33 * len(known)))
+        axes = figure.add_subplot()
+        for line, row in enumerate(reversed(known)):
+            value = row["values"][metric["key"]]
+            colour = colours.get(row["checkpoint"] or "", "") if row["kind"] == "model" else ""
+            colour = colour or _KIND_COLOURS.get(row["kind"], COLOURS[0])
+            if value["low"] is not None:
+                axes.plot(
+                    [value["low"], value["high"]],
+                    [line, line],
+                    color=colour,
+                    lw=3.2,
+                    solid_capstyle="round",
+                    alpha=0.45,
+                )
+            axes.plot(value["mean"], line, "o" if row["kind"] == "model" else "D", color=colour, ms=6.5)
+        best = [row["values"][metric["key"]]["mean"] for row in known if row["kind"] == "baseline"]
+        if best:
+            axes.axvline(max(best) if metric["higher_is_better"] else min(best), color="#8a94a0", lw=1, ls=(0, (4, 3)))
+        titles = [
+            f"{row['checkpoint']}: {row['label']}" if row["checkpoint"] else row["label"] for row in reversed(known)
+        ]
+        axes.set_yticks(range(len(known)), titles)
+        axes.grid(axis="y", visible=False)
+        axes.spines["left"].set_visible(False)
+        axes.tick_params(axis="y", length=0)
+        unit = f" ({metric['unit']})" if metric["unit"] else ""
+        better = "higher" if metric["higher_is_better"] else "lower"
+        axes.set_xlabel(f"{metric['label']}{unit}, {better} is better; dashed: best trivial baseline")
+        return _svg(figure)
+
+
+def loss_curves(curves: Mapping[str, Mapping[str, Any]], x_label: str) -> str:
+    """Validation losses (name -> {x, y, marginal}) with the loss that ignoring the input can reach as a dashed line."""
+    columns = min(2 if len(curves) == 4 else 3, len(curves))
+    rows = -(-len(curves) // columns)
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(3.45 * columns, 2.5 * rows))
+        for number, (name, curve) in enumerate(curves.items()):
+            axes = figure.add_subplot(rows, columns, number + 1)
+            axes.plot(curve["x"], curve["y"], color=COLOURS[1], lw=1.8, marker="o", ms=2.8)
+            if curve.get("marginal") is not None:
+                axes.axhline(curve["marginal"], color=COLOURS[0], lw=1.3, ls=(0, (4, 3)))
+            axes.set_title(name, fontsize=10, loc="left")
+            axes.set_xlabel(x_label)
+            axes.set_ylabel("nats per token")
+        figure.tight_layout(h_pad=1.4, w_pad=1.6)
+        return _svg(figure)
+
+
+def trajectory_plot(truth: np.ndarray, estimates: Mapping[str, tuple[np.ndarray, np.ndarray | None, str]]) -> str:
+    """Top view and 3-D view of poses (S, 4, 4) relative to the first; estimates: name -> (poses, samples, colour).
+
+    Camera axes: x right, y down, z forward; drawn with z forward (up in the top view) and height up.
+    """
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(8.6, 3.7))
+        top, space = figure.add_subplot(1, 2, 1), figure.add_subplot(1, 2, 2, projection="3d")
+        everything = [truth] + [poses for poses, _, _ in estimates.values()]
+        for name, (poses, samples, colour) in estimates.items():
+            for sample in samples if samples is not None else ():
+                top.plot(sample[:, 0, 3], sample[:, 2, 3], color=colour, lw=0.7, alpha=0.3)
+            _draw_path(top, space, poses, colour, name)
+        _draw_path(top, space, truth, TRUTH, "truth")
+        top.set_aspect("equal", adjustable="datalim")
+        top.set_xlabel("right of the start (m)")
+        top.set_ylabel("ahead of the start (m)")
+        top.legend(fontsize=8, loc="best")
+        _equal_box(space, np.concatenate([poses[:, :3, 3] for poses in everything]))
+        space.set_xlabel("right (m)")
+        space.set_ylabel("ahead (m)")
+        space.set_zlabel("up (m)")
+        space.locator_params(nbins=4)
+        figure.tight_layout(w_pad=2.5)
+        return _svg(figure)
+
+
+def _draw_path(top: Any, space: Any, poses: np.ndarray, colour: str, name: str) -> None:
+    right_S, down_S, ahead_S = poses[:, 0, 3], poses[:, 1, 3], poses[:, 2, 3]
+    top.plot(right_S, ahead_S, color=colour, lw=1.9, label=name)
+    looks = slice(0, None, max(1, len(poses) // 6))
+    top.quiver(
+        right_S[looks],
+        ahead_S[looks],
+        poses[looks, 0, 2],
+        poses[looks, 2, 2],
+        color=colour,
+        angles="xy",
+        scale=16,
+        width=0.006,
+        alpha=0.75,
+    )
+    space.plot(right_S, ahead_S, -down_S, color=colour, lw=1.7)
+    space.scatter([right_S[-1]], [ahead_S[-1]], [-down_S[-1]], color=colour, s=16)
+
+
+def _equal_box(space: Any, points_N3: np.ndarray) -> None:
+    points_N3 = points_N3[:, [0, 2, 1]] * [1, 1, -1]
+    middle_3, reach = (points_N3.max(0) + points_N3.min(0)) / 2, max(float(np.ptp(points_N3, axis=0).max()) / 2, 0.05)
+    space.set_xlim(middle_3[0] - reach, middle_3[0] + reach)
+    space.set_ylim(middle_3[1] - reach, middle_3[1] + reach)
+    space.set_zlim(middle_3[2] - reach, middle_3[2] + reach)
+
+
+def gaze_plot(
+    times_s: np.ndarray,
+    truth: np.ndarray,
+    is_valid: np.ndarray,
+    estimates: Mapping[str, tuple[np.ndarray, np.ndarray | None, str]],
+) -> str:
+    """u and v over time: truth (S, 2) with gaps where invalid, estimates name -> (S, 2), samples (K, S, 2), colour."""
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(6.4, 3.3))
+        for row, (word, truth_S) in enumerate(zip(("right (u)", "down (v)"), truth.T, strict=True)):
+            axes = figure.add_subplot(2, 1, row + 1)
+            for name, (points, samples, colour) in estimates.items():
+                if samples is not None and len(samples) > 1:
+                    low, high = np.quantile(samples[:, :, row], [0.1, 0.9], axis=0)
+                    axes.fill_between(times_s, low, high, color=colour, alpha=0.15, lw=0)
+                axes.plot(times_s, points[:, row], color=colour, lw=1.6, label=name)
+            axes.plot(times_s, np.where(is_valid, truth_S, np.nan), color=TRUTH, lw=1.9, label="truth")
+            axes.set_ylim(-0.05, 1.05)
+            axes.set_ylabel(word)
+            if row == 0:
+                axes.legend(fontsize=8, ncols=3, loc="lower left", bbox_to_anchor=(0, 1.0))
+                axes.set_xticklabels([])
+            else:
+                axes.set_xlabel("seconds; gaps: no valid gaze")
+        figure.tight_layout(h_pad=0.6)
+        return _svg(figure)
+
+
+def depth_colour_bar(near_m: float, far_m: float) -> str:
+    """The scale shared by all depth pictures of a page, in metres."""
+    with matplotlib.rc_context(_STYLE | {"axes.grid": False}):
+        figure = Figure(figsize=(5.2, 0.75))
+        axes = figure.add_axes((0.03, 0.55, 0.94, 0.3))
+        mapped = ScalarMappable(LogNorm(near_m, far_m), cmap=DEPTH_MAP)
+        bar = figure.colorbar(mapped, cax=axes, orientation="horizontal")
+        ticks = np.geomspace(near_m, far_m, 6)
+        bar.ax.xaxis.set_major_locator(FixedLocator(ticks))
+        bar.ax.xaxis.set_minor_locator(NullLocator())
+        bar.ax.set_xticklabels([f"{tick:.1f} m" for tick in ticks])
+        bar.outline.set_visible(False)
+        return _svg(figure)
+
+
+def _svg(figure: Figure) -> str:
+    """SVG markup without XML header, with ids that stay unique when many plots share a page."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
+    mark = f"p{abs(hash(text)):x}"
+    text = re.sub(r'id="([^"]+)"', rf'id="{mark}-\1"', text)
+    text = re.sub(r'href="#([^"]+)"', rf'href="#{mark}-\1"', text)
+    return re.sub(r"url\(#([^)]+)\)", rf"url(#{mark}-\1)", text)

@@ -1,0 +1,130 @@
+"""Held-out clips side by side: input, truth, and what each checkpoint made of it.
+
+F frames, H, W pixels, S samples of a track, K samples of one estimate.
+"""
+
+from collections.abc import Mapping
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from egom2p.data.video_files import encode_webm
+from egom2p.viewing import page, plots
+from egom2p.viewing.panels import coloured_depth, depth_range, enlarged, samples_at_frames, side_by_side, with_gaze
+
+_PANEL_HEIGHT = 192
+_CRF = 24
+
+Arrays = Mapping[str, np.ndarray]
+# Checkpoint -> (estimate, samples or None, estimator)
+Estimates = dict[str, tuple[np.ndarray, np.ndarray | None, str]]
+
+
+def clip_sections(folder: Path, summary: Mapping[str, Any], colours: Mapping[str, str]) -> str:
+    """HTML of all shown clips; empty without any."""
+    clips = {path.stem: dict(np.load(path)) for path in sorted(folder.glob("*.npz"))}
+    if not clips:
+        return ""
+    depths = [arrays["truth|depth"] for arrays in clips.values() if "truth|depth" in arrays]
+    range_m = depth_range(depths) if depths else (1.0, 2.0)
+    content = _legend(colours)
+    if depths:
+        content += page.card(page.figure(plots.depth_colour_bar(*range_m), "Depth, the same scale in every picture."))
+    for key in summary["shown_clips"]:
+        if key in clips:
+            content += f"<h3>{escape(key)}</h3>" + page.card(_clip(clips[key], summary, colours, range_m))
+    return content
+
+
+def _legend(colours: Mapping[str, str]) -> str:
+    keys = "".join(f'<i style="background:{colour}"></i>{escape(label)}' for label, colour in colours.items())
+    return f'<p class="note key"><i style="background:#000"></i>truth{keys}</p>'
+
+
+def _clip(arrays: Arrays, summary: Mapping[str, Any], colours: Mapping[str, str], range_m: tuple[float, float]) -> str:
+    parts = []
+    for task in summary["tasks"]:
+        found = _estimates(arrays, task)
+        if not found:
+            continue
+        body = {"depth": _depth, "rgb": _rgb, "gaze": _gaze, "camera": _camera}.get(task["quantity"])
+        if body is not None:
+            title = f"<div class='small'><b>{escape(task['task'])}</b>, {escape(_estimator_words(found))}</div>"
+            parts.append(f"<div>{title}{body(arrays, found, colours, range_m)}</div>")
+    return f'<div class="pair">{"".join(parts)}</div>'
+
+
+def _estimates(arrays: Arrays, task: Mapping[str, Any]) -> Estimates:
+    """Per checkpoint the estimator with the best primary metric of the whole evaluation."""
+    metric = next((m for m in task["metrics"] if m["is_primary"]), task["metrics"][0])
+    sign = -1 if metric["higher_is_better"] else 1
+    best: dict[str, tuple[float, str]] = {}
+    for row in task["rows"]:
+        mean = row["values"].get(metric["key"], {}).get("mean")
+        if row["kind"] == "model" and mean is not None:
+            best[row["checkpoint"]] = min(best.get(row["checkpoint"], (np.inf, "")), (sign * mean, row["label"]))
+    found: Estimates = {}
+    for label, (_, estimator) in best.items():
+        name = f"{task['task']}|{label}|{estimator}"
+        if f"estimate|{name}" in arrays:
+            found[label] = (arrays[f"estimate|{name}"], _samples(arrays, name.rsplit("|", 1)[0]), estimator)
+    return found
+
+
+def _samples(arrays: Arrays, prefix: str) -> np.ndarray | None:
+    """Samples of any estimator of this checkpoint and task: they show how sure it is."""
+    names = [name for name in arrays if name.startswith(f"samples|{prefix}|")]
+    return arrays[names[0]] if names else None
+
+
+def _estimator_words(found: Estimates) -> str:
+    return "; ".join(f"{label}: {estimator}" for label, (_, _, estimator) in found.items())
+
+
+def _rate_hz(times_s: np.ndarray) -> float:
+    return (len(times_s) - 1) / float(times_s[-1] - times_s[0]) if len(times_s) > 1 else 8.0
+
+
+def _video(panels: Mapping[str, np.ndarray], rate_hz: float) -> str:
+    frames = side_by_side([enlarged(panel, _PANEL_HEIGHT) for panel in panels.values()])
+    return page.video(encode_webm(frames, rate_hz, crf=_CRF), list(panels))
+
+
+def _depth(arrays: Arrays, found: Estimates, colours: Mapping[str, str], range_m: tuple[float, float]) -> str:
+    panels = {"rgb": arrays["truth|rgb"]} if "truth|rgb" in arrays else {}
+    panels |= {label: coloured_depth(estimate, *range_m) for label, (estimate, _, _) in found.items()}
+    panels["truth"] = coloured_depth(arrays["truth|depth"], *range_m)
+    return _video(panels, _rate_hz(arrays["times_s|depth"]))
+
+
+def _rgb(arrays: Arrays, found: Estimates, colours: Mapping[str, str], range_m: tuple[float, float]) -> str:
+    panels = {"depth": coloured_depth(arrays["truth|depth"], *range_m)} if "truth|depth" in arrays else {}
+    panels |= {label: estimate for label, (estimate, _, _) in found.items()}
+    panels["truth"] = arrays["truth|rgb"]
+    return _video(panels, _rate_hz(arrays["times_s|rgb"]))
+
+
+def _gaze(arrays: Arrays, found: Estimates, colours: Mapping[str, str], range_m: tuple[float, float]) -> str:
+    times_s, is_valid = arrays["times_s|gaze"], arrays["valid|gaze"]
+    content = ""
+    if "truth|rgb" in arrays:
+        at = samples_at_frames(times_s, arrays["times_s|rgb"])
+        frames = enlarged(arrays["truth|rgb"], _PANEL_HEIGHT * 2)
+        frames = with_gaze(frames, arrays["truth|gaze"][at], is_valid[at], plots.TRUTH, filled=True)
+        for label, (estimate, _, _) in found.items():
+            all_valid = np.ones(len(at), bool)
+            frames = with_gaze(frames, estimate[at], all_valid, colours[label], filled=False)
+        webm = encode_webm(frames, _rate_hz(arrays["times_s|rgb"]), crf=_CRF)
+        content += page.video(webm, ["black dot: true gaze; rings: estimates"])
+    lines = {label: (estimate, samples, colours[label]) for label, (estimate, samples, _) in found.items()}
+    return content + page.figure(
+        plots.gaze_plot(times_s, arrays["truth|gaze"], is_valid, lines), "Band: 10 to 90 % of the samples."
+    )
+
+
+def _camera(arrays: Arrays, found: Estimates, colours: Mapping[str, str], range_m: tuple[float, float]) -> str:
+    lines = {label: (estimate, samples, colours[label]) for label, (estimate, samples, _) in found.items()}
+    svg = plots.trajectory_plot(arrays["truth|camera"], lines)
+    return page.figure(svg, "Relative to the first pose; arrows show where the camera looks, thin lines are samples.")

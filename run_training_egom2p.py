@@ -1,0 +1,12 @@
+"""Pretrain EgoM2P: `[torchrun --nproc_per_node=4] run_training_egom2p.py --config FILE [key=value ...]`."""
+
+from egom2p.config import run_main
+from egom2p.training.pretrain_task import PretrainConfig, pretrain
+
+if __name__ == "__main__":
+    run_main(
+        PretrainConfig,
+        pretrain,
+        default_config="default/egom2p/models/main/quickstart.yaml",
+        description="Masked multimodal pretraining of EgoM2P on token shards.",
+    )

@@ -1,0 +1,39 @@
+"""Shared fixtures: generators, and the folders of external test data (skipped with a reason where absent)."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+_BESIDE = Path(__file__).resolve().parents[2] / "shared"
+
+
+def _data_dir(variable: str, default: Path) -> Path:
+    folder = Path(os.environ.get(variable, default))
+    if not folder.is_dir():
+        pytest.skip(f"no test data at {folder}; set {variable} to a folder that holds it")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def parity_dir() -> Path:
+    """Numbers the reference implementation computes."""
+    return _data_dir("EGOM2P_PARITY_DIR", _BESIDE / "parity" / "public")
+
+
+@pytest.fixture(scope="session")
+def real_data_dir() -> Path:
+    """Small real recordings."""
+    return _data_dir("EGOM2P_REAL_DATA_DIR", _BESIDE / "real_data" / "public")
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)

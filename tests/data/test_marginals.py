@@ -1,0 +1,52 @@
+"""Marginals of tokens per place against sums written out by hand."""
+
+import numpy as np
+import pytest
+from token_shards import tiny_specs, write_tokens
+
+from egom2p.data.marginals import marginal_cross_entropy, place_entropy, place_marginals
+from egom2p.data.token_set import TokenSet
+
+SMELL = tiny_specs()[2]
+
+
+def test_counts_are_those_of_the_shards(tmp_path):
+    pattern = write_tokens(tmp_path, tiny_specs())
+    tokens = TokenSet(pattern, [SMELL])
+    ids_BL = np.stack([tokens[index].tokens["tok_smell"] for index in range(len(tokens))])
+    expected = np.zeros((6, 7), dtype=int)
+    for row in ids_BL:
+        expected[np.arange(6), row] += 1
+    for source in (pattern, ids_BL):
+        assert np.array_equal(place_marginals(source, SMELL).toarray(), expected)
+    assert place_marginals(pattern, SMELL, max_clips=4).sum() == 4 * 6
+    with pytest.raises(ValueError, match=r"wanted \(clips, 6\) in \[0, 6\]"):
+        place_marginals(ids_BL + 7, SMELL)
+
+
+def test_entropy_of_known_distributions(rng):
+    constant = np.zeros((50, 6), dtype=int)
+    assert place_entropy(place_marginals(constant, SMELL)) == 0.0
+    halves = constant.copy()
+    halves[25:] = 3
+    assert place_entropy(place_marginals(halves, SMELL)) == pytest.approx(np.log(2))
+    even = rng.integers(0, 7, (20000, 6))
+    assert place_entropy(place_marginals(even, SMELL)) == pytest.approx(np.log(7), abs=1e-3)
+
+
+def test_cross_entropy_of_unseen_clips(rng):
+    weights = np.array([0.5, 0.2, 0.1, 0.1, 0.05, 0.05, 0.0])
+    train, held_out = (rng.choice(7, (count, 6), p=weights) for count in (5000, 3000))
+    counts = place_marginals(train, SMELL)
+    entropy = -sum(weight * np.log(weight) for weight in weights if weight)
+    assert marginal_cross_entropy(counts, held_out) == pytest.approx(entropy, abs=0.02)
+    by_hand = 0.0
+    dense = counts.toarray()
+    prior = (dense.sum(axis=0) + 0.5) / (dense.sum() + 3.5)
+    for place in range(6):
+        by_hand -= np.log((dense[place, held_out[:, place]] + 4 * prior[held_out[:, place]]) / (5000 + 4)).mean() / 6
+    assert marginal_cross_entropy(counts, held_out, smoothing=4.0) == pytest.approx(by_hand)
+    assert marginal_cross_entropy(counts, held_out) <= by_hand
+    assert np.isfinite(marginal_cross_entropy(counts, np.full((1, 6), 6)))
+    with pytest.raises(ValueError, match=r"wanted \(clips, 6\)"):
+        marginal_cross_entropy(counts, held_out[:, :4])

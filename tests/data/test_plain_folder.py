@@ -1,0 +1,168 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from egom2p.data.recordings.plain_folder import PlainFolderReader
+from egom2p.data.recordings.reader_choice import PlainFolderSource, SyntheticSource, open_reader, outline
+from egom2p.data.video_files import write_video
+from egom2p.geometry import inverse_poses, write_tum
+
+
+@pytest.fixture
+def root(tmp_path):
+    """One recording, `kitchen`, with every kind of stream."""
+    folder = tmp_path / "kitchen"
+    (folder / "depth").mkdir(parents=True)
+    write_video(folder / "video.mp4", np.full((75, 24, 32, 3), 90, np.uint8), 30)
+    for number in range(75):
+        stored = np.full((24, 32), 1500 + number, np.uint16)
+        stored[0, 0], stored[0, 1] = 0, 65535
+        Image.fromarray(stored).save(folder / "depth" / f"{number:06d}.png")
+    write_tum(folder / "trajectory.txt", np.arange(75) / 30, _poses(75))
+    rows = [f"{i / 60},{0.25 if i != 5 else ''},0.5,{int(i != 9)}" for i in range(150)]
+    (folder / "gaze.csv").write_text("\n".join(["timestamps,u,v,valid", *rows]) + "\n")
+    (folder / "heart_rate.csv").write_text("\n".join(["time_s,bpm", *(f"{i},{60 + i}" for i in range(4))]))
+    return tmp_path
+
+
+def _poses(count):
+    poses = np.tile(np.eye(4), (count, 1, 1))
+    poses[:, 0, 3] = np.arange(count) / 30
+    return poses
+
+
+def _settings(root, text):
+    (root / "kitchen" / "recording.yaml").write_text(text)
+
+
+def test_every_stream_is_read_with_defaults(root):
+    recording = PlainFolderReader(root, dataset="home").read(0)
+    assert recording.name == "kitchen" and recording.provenance.dataset == "home"
+    assert sorted(recording.streams) == ["camera", "depth", "gaze", "heart_rate", "rgb"]
+    depth = recording.streams["depth"].values.read(np.array([3]))
+    assert depth[0, 5, 5] == pytest.approx(1.503) and depth[0, 0, 0] == 0 and depth[0, 0, 1] == 0
+    np.testing.assert_allclose(recording.streams["depth"].times_s, recording.streams["rgb"].times_s)
+    gaze = recording.streams["gaze"]
+    assert (~gaze.is_valid).nonzero()[0].tolist() == [5, 9]
+    np.testing.assert_allclose(recording.streams["camera"].values, _poses(75), atol=1e-9)
+    assert recording.streams["heart_rate"].values.shape == (4, 1)
+
+
+def test_settings_bring_clocks_units_and_conventions_together(root):
+    _settings(
+        root,
+        """
+intrinsics: {width: 32, height: 24, fx: 30, fy: 30, cx: 15.5, cy: 11.5}
+rgb: {offset_s: 100.0}
+depth: {metres_per_unit: 0.0002}
+gaze: {coordinates: pixel, time_unit: ms, offset_s: 0.7}
+camera: {maps: cam_from_world, axes: opengl}
+caption: cooks
+""",
+    )
+    recording = PlainFolderReader(root).read(0)
+    assert recording.streams["rgb"].times_s[0] == 100.0
+    assert recording.streams["depth"].values.read(np.array([0]))[0, 5, 5] == pytest.approx(0.3)
+    np.testing.assert_allclose(recording.streams["gaze"].times_s[:2], [0.7, 0.7 + 1 / 60000])
+    np.testing.assert_allclose(recording.streams["gaze"].values[0], [0.75 / 32, 1.0 / 24])
+    expected = inverse_poses(_poses(75)) @ np.diag([1.0, -1.0, -1.0, 1.0])
+    np.testing.assert_allclose(recording.streams["camera"].values, expected, atol=1e-9)
+    assert recording.intrinsics.fx == 30 and recording.streams["caption"].values.tolist() == ["cooks"]
+
+
+def test_a_wrong_key_in_the_settings_is_an_error_that_suggests_the_right_one(root):
+    _settings(root, "depth: {metres_per_units: 0.001}")
+    with pytest.raises(ValueError, match=r"recording\.yaml: unknown key .*metres_per_unit`"):
+        PlainFolderReader(root).read(0)
+
+
+def test_settings_of_the_root_serve_all_recordings(root):
+    (root / "recording.yaml").write_text("rgb: {rate_hz: 10}")
+    assert PlainFolderReader(root).read(0).streams["rgb"].times_s[1] == pytest.approx(0.1)
+
+
+def test_nan_in_a_trajectory_names_file_and_row(root):
+    path = root / "kitchen" / "trajectory.txt"
+    lines = path.read_text().splitlines()
+    lines[8] = lines[8].replace(lines[8].split()[1], "nan", 1)
+    path.write_text("\n".join(lines))
+    with pytest.raises(ValueError, match=r"trajectory\.txt, line 9: .*nan"):
+        PlainFolderReader(root).read(0)
+
+
+def test_pose_arrays_may_have_gaps_but_no_unmarked_nan(root):
+    folder = root / "kitchen"
+    (folder / "trajectory.txt").unlink()
+    poses = _poses(75)
+    poses[7] = np.nan
+    is_valid = np.arange(75) != 7
+    np.savez(folder / "trajectory.npz", world_from_camera=poses, timestamps=np.arange(75) / 30, valid=is_valid)
+    camera = PlainFolderReader(root).read(0).streams["camera"]
+    np.testing.assert_array_equal(camera.is_valid, is_valid)
+    np.savez(folder / "trajectory.npz", world_from_camera=poses, timestamps=np.arange(75) / 30)
+    with pytest.raises(ValueError, match=r"trajectory\.npz: pose 7 has NaN"):
+        PlainFolderReader(root).read(0)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (["timestamps,u,v", "0,0.5,0.5", "0,0.5,0.5"], r"gaze\.csv, line 3: time 0 follows 0"),
+        (["timestamps,u,v", "0,0.5,left"], r"gaze\.csv, line 2: found 'left', wanted a number"),
+        (["timestamps,u,v", "0,0.5"], r"gaze\.csv, line 2: found 2 columns, wanted 3"),
+        (["u,v", "0.5,0.5"], r"gaze\.csv: found columns .*wanted a time column"),
+        (["timestamps,a,b", "0,1,2"], r"gaze\.csv: found columns .*wanted `u` and `v`"),
+        (["timestamps,u,v"], r"gaze\.csv: found no rows"),
+    ],
+)
+def test_bad_gaze_files_name_file_and_line(root, rows, message):
+    (root / "kitchen" / "gaze.csv").write_text("\n".join(rows))
+    with pytest.raises(ValueError, match=message):
+        PlainFolderReader(root).read(0)
+
+
+def test_depth_along_the_ray_becomes_depth_along_the_axis(root):
+    _settings(
+        root,
+        "intrinsics: {width: 32, height: 24, fx: 20, fy: 20, cx: 16, cy: 12}\ndepth: {measured_along: ray}",
+    )
+    depth = PlainFolderReader(root).read(0).streams["depth"].values.read(np.array([0]))[0]
+    assert depth[12, 16] == pytest.approx(1.5)
+    assert depth[12, 26] == pytest.approx(1.5 / np.sqrt(1 + 0.25), rel=1e-6)
+
+
+def test_depth_arrays_in_metres_and_time_files(root):
+    folder = root / "kitchen"
+    for path in (folder / "depth").iterdir():
+        path.unlink()
+    (folder / "depth").rmdir()
+    np.save(folder / "depth.npy", np.full((4, 24, 32), 2.5, np.float32))
+    (folder / "depth_timestamps.txt").write_text("0.0\n0.5\n1.0\n1.5\n")
+    depth = PlainFolderReader(root).read(0).streams["depth"]
+    np.testing.assert_allclose(depth.times_s, [0, 0.5, 1, 1.5])
+    (folder / "depth_timestamps.txt").write_text("0.0\n0.5\n")
+    with pytest.raises(ValueError, match=r"depth_timestamps\.txt: found 2 times, wanted 4"):
+        PlainFolderReader(root).read(0)
+
+
+def test_a_folder_that_is_itself_a_recording(root):
+    assert PlainFolderReader(root / "kitchen").names == ("kitchen",)
+
+
+def test_what_is_not_there_is_listed(root, tmp_path):
+    with pytest.raises(ValueError, match=r"found recordings \['kitchen'\], wanted \['bath'\]"):
+        PlainFolderReader(root, names=["bath"])
+    (root / "notes").mkdir()
+    (root / "notes" / "readme.md").write_text("x")
+    with pytest.raises(ValueError, match=r"notes: found \['readme\.md'\], wanted a video"):
+        PlainFolderReader(root).read(1)
+
+
+def test_sources_open_by_kind(root):
+    reader = open_reader(PlainFolderSource(kind="plain_folder", root=str(root)), dataset="d")
+    assert reader.read(0).provenance.dataset == "d"
+    world = {"num_rooms": 1, "duration_s": 2.0, "camera": {"height": 24, "width": 32}}
+    reader = open_reader(SyntheticSource(kind="synthetic", world=world), dataset="d")
+    whole, small = reader.read(0), outline(reader, 0)
+    assert small.streams["rgb"].values.shape[1:3] == (12, 16)
+    np.testing.assert_array_equal(small.streams["gaze"].values, whole.streams["gaze"].values)

@@ -1,0 +1,205 @@
+"""The sampler on tiny invented modalities: schemes, seeds, batches, guidance, chains."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from egom2p.contracts import ModalitySpec, TokenClip, TokenGrid
+from egom2p.models.generate import Sampler
+from egom2p.models.generation_plans import TargetPlan
+
+_SPECS = (
+    ModalitySpec("tok_smell", "grid", "generic", TokenGrid((3, 2, 4)), 13, "smell"),
+    ModalitySpec("tok_sound", "track", "generic", TokenGrid((6,)), 7, "sound"),
+    ModalitySpec("tok_touch", "track", "generic", TokenGrid((5,)), 11, "touch"),
+    ModalitySpec("tok_words", "sequence", "text", TokenGrid((8,)), 9, "words", pad_id=0, eos_id=1),
+)
+
+
+class _MeanModel(nn.Module):
+    """Answers depend on everything seen, on the place, and on what else is asked; nothing learned. Counts its work."""
+
+    def __init__(self, num_registers: int = 0) -> None:
+        super().__init__()
+        self.specs = _SPECS
+        self.config = type("Config", (), {"num_registers": num_registers})()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.token = nn.ModuleList([nn.Embedding(spec.vocab_size + 1, 16) for spec in _SPECS])
+            self.place, self.kind = nn.Embedding(32, 16), nn.Embedding(5, 16)
+            self.head = nn.ModuleList([nn.Linear(16, spec.vocab_size) for spec in _SPECS])
+        self.num_encoded = self.num_decoded = 0
+
+    def encode(self, batch):
+        self.num_encoded += batch.num_clips
+        rows = [
+            torch.tanh(
+                (self.token[kind](ident.long()) if kind < len(_SPECS) else 0)
+                + self.place(place.long())
+                + self.kind(kind.long())
+            )
+            for ident, place, kind in zip(batch.input_ids, batch.input_place, batch.input_modality, strict=True)
+        ]
+        return torch.stack(rows) if rows else torch.zeros(0, 16)
+
+    def decode(self, batch, context_ND):
+        self.num_decoded += batch.num_clips
+        answers = []
+        for clip in range(batch.num_clips):
+            seen = context_ND[batch.input_offsets[clip] : batch.input_offsets[clip + 1]]
+            start, end = batch.target_offsets[clip], batch.target_offsets[clip + 1]
+            place, kind = batch.target_place[start:end].long(), batch.target_modality[start:end].long()
+            fed = [
+                self.token[k](q.long()) if q >= 0 else torch.zeros(16)
+                for k, q in zip(kind, batch.query_ids[start:end], strict=True)
+            ]
+            own = self.place(place) + self.kind(kind) + (torch.stack(fed) if fed else 0)
+            mean = seen.mean(0) if len(seen) else torch.zeros(16)
+            answers.append(torch.tanh(own + 3 * mean + 0.3 * own.mean(0)))
+        return torch.cat(answers)
+
+    def logits(self, hidden, modality):
+        return 4 * self.head[modality](hidden)
+
+
+@pytest.fixture
+def model():
+    return _MeanModel()
+
+
+def _prompt(key: str, rng: np.random.Generator, names: tuple[str, ...] = ("tok_smell",)) -> TokenClip:
+    tokens = {
+        spec.name: rng.integers(0, spec.vocab_size, spec.num_tokens).astype(np.int32)
+        for spec in _SPECS
+        if spec.name in names
+    }
+    return TokenClip(key, tokens)
+
+
+_PLANS = [
+    TargetPlan(target="tok_sound", scheme="roar", num_steps=3, temperature=0.8),
+    TargetPlan(target="tok_sound", scheme="maskgit", num_steps=3, temperature=1.0, guidance=2.0),
+    TargetPlan(target="tok_sound", scheme="maskgit", num_steps=4, temperature=1.0, rewrite_fraction=0.4),
+    TargetPlan(target="tok_sound", scheme="autoregressive", temperature=1.0, top_p=0.9),
+    TargetPlan(target="tok_sound", num_steps=2, temperature=1.0, token_schedule="cosine", top_k=3, guidance=0.5),
+    TargetPlan(target="tok_sound", num_steps=2, temperature=1.0, max_condition_tokens=5),
+    TargetPlan(target="tok_words", temperature=1.0),
+]
+
+
+@pytest.mark.parametrize("plan", _PLANS)
+def test_a_clip_alone_equals_the_same_clip_in_a_batch(model, rng, plan):
+    prompts = [_prompt("a", rng), _prompt("b", rng, ("tok_smell", "tok_touch")), _prompt("c", rng, ())]
+    plans = [plan, TargetPlan(target="tok_touch", temperature=1.0)]
+    together = Sampler(model).generate([*prompts, prompts[0]], plans, [3, 4, 5, 9])
+    for number, seed in enumerate((3, 4, 5)):
+        alone = Sampler(model).generate([prompts[number]], plans, [seed])[0]
+        assert set(alone.tokens) == set(together[number].tokens)
+        for name, ids in alone.tokens.items():
+            assert np.array_equal(ids, together[number].tokens[name]), name
+
+
+@pytest.mark.parametrize("plan", _PLANS[:-1])
+def test_every_place_is_written_once_and_in_range(model, rng, plan):
+    prompt = _prompt("a", rng)
+    steps = list(Sampler(model).iterate([prompt], [plan], [0]))
+    places = np.concatenate([step.places[0] for step in steps])
+    if plan.rewrite_fraction == 0:
+        assert np.array_equal(np.sort(places), np.arange(6))
+    final = steps[-1].tokens[0]
+    assert final.min() >= 0 and final.max() < 7
+    assert steps[-1].num_steps == len(steps)
+
+
+def test_what_is_given_stays(model, rng):
+    prompt = _prompt("a", rng, ("tok_smell", "tok_sound"))
+    prompt.tokens["tok_sound"][2:] = -1
+    given = prompt.tokens["tok_sound"][:2].copy()
+    made = Sampler(model).generate([prompt], [TargetPlan(target="tok_sound", num_steps=2)], [0])[0]
+    assert np.array_equal(made.tokens["tok_sound"][:2], given) and made.tokens["tok_sound"].min() >= 0
+    assert (prompt.tokens["tok_sound"][2:] == -1).all(), "the prompt was written into"
+
+
+def test_samples_of_one_prompt_are_run_once(model, rng):
+    prompt = _prompt("a", rng)
+    plan = TargetPlan(target="tok_sound", temperature=1.0, guidance=2.0)
+    made = Sampler(model).generate([prompt] * 8, [plan], list(range(8)))
+    assert model.num_encoded == model.num_decoded == 2
+    assert len({clip.tokens["tok_sound"].tobytes() for clip in made}) > 1
+
+
+def test_a_constant_condition_is_encoded_once_for_all_targets(model, rng):
+    plans = [TargetPlan(target="tok_sound"), TargetPlan(target="tok_touch", grow_conditioning=False)]
+    Sampler(model).generate([_prompt("a", rng)], plans[:1], [0])
+    assert model.num_encoded == 1
+
+
+def test_hot_draws_differ_by_seed_and_cold_ones_do_not(model, rng):
+    prompt = _prompt("a", rng)
+    for temperature, num_different in ((0.0, 1), (1.0, 4)):
+        plan = TargetPlan(target="tok_smell", temperature=temperature)
+        clip = TokenClip("x", {"tok_sound": np.arange(6, dtype=np.int32)})
+        made = Sampler(model).generate([clip] * 4, [plan], [0, 1, 2, 3])
+        assert len({item.tokens["tok_smell"].tobytes() for item in made}) == num_different
+    assert prompt.key == "a"
+
+
+def test_guidance_mixes_what_is_seen_with_nothing(model, rng):
+    prompt, places = _prompt("a", rng), np.arange(6)
+    sampler = Sampler(model)
+    seen = sampler.logits([prompt], TargetPlan(target="tok_sound"), [places])[0]
+    unseen = sampler.logits([TokenClip("b", {})], TargetPlan(target="tok_sound"), [places])[0]
+    guided = sampler.logits([prompt], TargetPlan(target="tok_sound", guidance=3.0), [places])[0]
+    torch.testing.assert_close(guided, unseen + 3 * (seen - unseen), atol=1e-5, rtol=1e-5)
+
+
+def test_each_condition_may_have_its_own_weight(model, rng):
+    both, places = _prompt("a", rng, ("tok_smell", "tok_touch")), np.arange(6)
+    sampler, plain = Sampler(model), TargetPlan(target="tok_sound")
+    one = [
+        sampler.logits([TokenClip("x", {name: both.tokens[name]})], plain, [places])[0]
+        for name in ("tok_smell", "tok_touch")
+    ]
+    nothing = sampler.logits([TokenClip("x", {})], plain, [places])[0]
+    plan = TargetPlan(target="tok_sound", guidance_weights={"tok_smell": 2.0, "tok_touch": -0.5})
+    found = sampler.logits([both], plan, [places])[0]
+    wanted = nothing + 2 * (one[0] - nothing) - 0.5 * (one[1] - nothing)
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_registers_stand_first(rng):
+    model = _MeanModel(num_registers=2)
+    made = Sampler(model).generate([_prompt("a", rng)], [TargetPlan(target="tok_sound")], [0])
+    assert made[0].tokens["tok_sound"].shape == (6,)
+
+
+def test_words_end_at_the_end_token_or_the_limit(model, rng):
+    plan = TargetPlan(target="tok_words", temperature=1.0, max_new_tokens=5)
+    for clip in Sampler(model).generate([_prompt(str(n), rng) for n in range(6)], [plan], list(range(6))):
+        words = clip.tokens["tok_words"]
+        assert 1 <= len(words) <= 5 and (1 not in words[:-1].tolist())
+        assert len(words) == 5 or words[-1] == 1
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        ({"tok_taste": np.zeros(3, np.int32)}, "tok_taste.*not a modality"),
+        ({"tok_sound": np.zeros(4, np.int32)}, "wanted \\(6,\\)"),
+        ({"tok_sound": np.full(6, 7, np.int32)}, "wanted 0..6"),
+    ],
+)
+def test_bad_prompts_name_clip_and_modality(model, tokens, message):
+    with pytest.raises(ValueError, match=message):
+        Sampler(model).generate([TokenClip("bad", tokens)], [TargetPlan(target="tok_touch")], [0])
+
+
+def test_bad_plans_are_refused(model, rng):
+    with pytest.raises(ValueError, match="num_steps"):
+        TargetPlan(target="tok_sound", num_steps=0)
+    with pytest.raises(ValueError, match="one seed per prompt"):
+        Sampler(model).generate([_prompt("a", rng)], [], [])
+    places = {"tok_sound": [[np.arange(4)]]}
+    with pytest.raises(ValueError, match="each once"):
+        Sampler(model).generate([_prompt("a", rng)], [TargetPlan(target="tok_sound")], [0], places=places)

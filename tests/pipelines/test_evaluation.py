@@ -1,0 +1,178 @@
+"""The evaluation of untrained artifacts: every row is there, scored on the same clips, and says how."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from tiny_artifacts import invented_clip, make_tiny_world
+
+from egom2p.contracts import AlignedClip
+from egom2p.pipelines.baselines import baseline_estimates, training_statistics
+from egom2p.pipelines.evaluation import (
+    ClipsConfig,
+    EvaluationConfig,
+    mean_of_samples,
+    run_evaluation,
+    split_task,
+)
+from egom2p.pipelines.results import Method, Metric, TaskResult, summarise
+from egom2p.pipelines.scores import ProtocolConfig, metrics_of, score
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return make_tiny_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def evaluation(world):
+    return run_evaluation(
+        EvaluationConfig(
+            output=str(world / "evaluation"),
+            checkpoints={"tiny": str(world / "model")},
+            clips=ClipsConfig(root=str(world / "clips" / "val"), dataset="tiny"),
+            train_clips=ClipsConfig(root=str(world / "clips" / "train"), dataset="tiny"),
+            train_tokens=str(world / "tokens/train/[rgb,depth,gaze,cam]/tiny/shard-{000000..000000}.tar"),
+            num_shown_clips=2,
+            batch_size=3,
+            device="cpu",
+            progress=False,
+        )
+    )
+
+
+def test_every_task_has_baselines_ceiling_and_model_rows(evaluation):
+    by_task = {task["task"]: task for task in evaluation.summary["tasks"]}
+    assert list(by_task) == ["rgb2depth", "rgb2cam", "rgb2gaze", "depth2rgb"]
+    for task in by_task.values():
+        kinds = [row["kind"] for row in task["rows"]]
+        assert kinds.count("ceiling") == 1 and kinds.count("model") == 2 and "baseline" in kinds
+        assert not any(row["failures"] for row in task["rows"])
+        for row in task["rows"]:
+            for metric in task["metrics"]:
+                value = row["values"][metric["key"]]
+                assert value["num_clips"] == task["num_clips"] == 4
+                assert value["low"] <= value["mean"] <= value["high"]
+        primary = next(metric["key"] for metric in task["metrics"] if metric["is_primary"])
+        verdicts = [row["against_baseline"][primary]["verdict"] for row in task["rows"] if row["kind"] == "model"]
+        assert set(verdicts) <= {"better", "worse", "tie"}
+        assert task["token_losses"][0]["marginal_nats"] > 0
+    assert [row["label"] for row in by_task["rgb2cam"]["rows"][:3]] == [
+        "stationary",
+        "mean velocity",
+        "mean trajectory",
+    ]
+    bound = next(row for row in by_task["rgb2gaze"]["rows"] if row["kind"] == "bound")
+    assert bound["values"]["distance"]["mean"] == pytest.approx(0.02 * 2**0.5, abs=1e-4)
+
+
+def test_files_hold_the_same_numbers(evaluation):
+    folder = evaluation.folder
+    stored = json.loads((folder / "results.json").read_text())
+    assert stored["tasks"][0]["rows"][0]["values"] == evaluation.summary["tasks"][0]["rows"][0]["values"]
+    with open(folder / "per_clip.csv", newline="") as file:
+        lines = [
+            line
+            for line in csv.DictReader(file)
+            if line["method"] == "mean gaze" and line["metric"] == "distance" and line["task"] == "rgb2gaze"
+        ]
+    mean = np.mean([float(line["value"]) for line in lines])
+    row = next(row for row in stored["tasks"][2]["rows"] if row["label"] == "mean gaze")
+    assert row["values"]["distance"]["mean"] == pytest.approx(mean)
+    page = (folder / "results.md").read_text()
+    assert "per-pixel geometric mean depth" in page and "95 %" in page and "place marginal" in page
+    with np.load(folder / "shown" / "clip_100.npz") as arrays:
+        assert {"truth|rgb", "truth|camera", "valid|gaze"} <= set(arrays.files)
+        estimates = [name for name in arrays.files if name.startswith("estimate|")]
+        assert len(estimates) == 8
+    assert len(list((folder / "shown").glob("*.npz"))) == 2
+
+
+def test_the_same_seed_gives_the_same_numbers_in_other_batches(world, evaluation):
+    config = EvaluationConfig(
+        output=str(world / "again"),
+        checkpoints={"tiny": str(world / "model")},
+        clips=ClipsConfig(root=str(world / "clips" / "val"), dataset="tiny"),
+        tasks=("rgb2gaze",),
+        batch_size=1,
+        device="cpu",
+        progress=False,
+    )
+    again = run_evaluation(config).summary["tasks"][0]["rows"]
+    wanted = [row for row in evaluation.summary["tasks"][2]["rows"] if row["kind"] != "baseline"]
+    for found, row in zip(again, wanted, strict=True):
+        assert found["label"] == row["label"]
+        assert found["values"]["distance"]["mean"] == pytest.approx(row["values"]["distance"]["mean"], abs=1e-6)
+
+
+def test_the_truth_scores_perfectly():
+    clip, protocol = invented_clip(3), ProtocolConfig()
+    truths = {"depth": clip.depth_m, "camera": clip.world_from_cam, "gaze": clip.gaze, "rgb": clip.rgb}
+    for quantity, truth in truths.items():
+        values = score(quantity, truth, clip, protocol)
+        assert set(values) == {metric.key for metric in metrics_of(quantity, protocol)}
+        primary = next(metric for metric in metrics_of(quantity, protocol) if metric.is_primary)
+        assert values[primary.key] == pytest.approx(100 if quantity == "rgb" else 0, abs=1e-6)
+
+
+def test_baselines_are_what_they_are_called():
+    clips = [invented_clip(number) for number in range(4)]
+    statistics = training_statistics(clips)
+    depth = np.stack([clip.depth_m for clip in clips]).reshape(-1, 16, 16)
+    estimates = baseline_estimates("depth", statistics, clips[0])
+    np.testing.assert_allclose(estimates["per-pixel mean depth"][0], depth.mean(0), rtol=1e-6)
+    np.testing.assert_allclose(estimates["per-pixel geometric mean depth"][5], np.exp(np.log(depth).mean(0)), rtol=1e-6)
+    gaze = np.concatenate([clip.gaze[clip.gaze_is_valid] for clip in clips])
+    np.testing.assert_allclose(
+        baseline_estimates("gaze", statistics, clips[0])["mean gaze"][7], gaze.mean(0), rtol=1e-6
+    )
+    moving = baseline_estimates("camera", statistics, clips[0])["mean velocity"]
+    assert np.allclose(np.diff(moving[:, :3, 3], axis=0), statistics.mean_velocity_m)
+    without = AlignedClip("x", {"rgb": clips[0].streams["rgb"]}, None, clips[0].provenance)
+    assert training_statistics([without]).mean_gaze is None
+
+
+def test_the_mean_of_poses_is_a_pose():
+    poses = np.stack([invented_clip(number).world_from_cam for number in range(3)])
+    mean = mean_of_samples("camera", poses)
+    assert np.allclose(mean[:, :3, :3] @ mean[:, :3, :3].transpose(0, 2, 1), np.eye(3))
+
+
+def test_a_verdict_needs_an_interval_without_zero():
+    metric = Metric("error", "error", "m", "as told", is_primary=True)
+    base = Method("base", "baseline", {"error": [1.0, 2.0, 3.0, 4.0]})
+    better = Method("better", "model", {"error": [0.5, 1.4, 2.5, 3.5]}, "net")
+    noisy = Method("noisy", "model", {"error": [0.0, 3.0, 1.0, 6.0]}, "net")
+    result = TaskResult("a2b", "generic", ["a", "b", "c", "d"], [metric], [base, better, noisy])
+    rows = {row["label"]: row for row in summarise(result, seed=0)["rows"]}
+    assert rows["better"]["against_baseline"]["error"]["verdict"] == "better"
+    assert rows["noisy"]["against_baseline"]["error"]["verdict"] == "tie"
+
+
+def test_tasks_are_read_by_their_words():
+    assert split_task("rgb2depth") == (("rgb",), "depth")
+    assert split_task("rgb+gaze->tok_2") == (("rgb", "gaze"), "tok_2")
+    with pytest.raises(ValueError, match="rgb2depth"):
+        split_task("rgb")
+
+
+def test_other_tokenizers_marginals_are_not_shown(world):
+    card = world / "tokens" / "train" / "gaze" / "tiny" / "card.json"
+    original = card.read_text()
+    card.write_text(json.dumps({**json.loads(original), "tokenizer_fingerprint": "sha256:other"}))
+    try:
+        config = EvaluationConfig(
+            output=str(world / "other"),
+            checkpoints={"tiny": str(world / "model")},
+            clips=ClipsConfig(root=str(world / "clips" / "val"), dataset="tiny"),
+            train_tokens=str(world / "tokens/train/[gaze]/tiny/shard-{000000..000000}.tar"),
+            tasks=("rgb2gaze",),
+            estimators={"one": {}},
+            device="cpu",
+            progress=False,
+        )
+        loss = run_evaluation(config).summary["tasks"][0]["token_losses"][0]
+    finally:
+        card.write_text(original)
+    assert loss["marginal_nats"] is None and "sha256:other" in loss["marginal_note"]

@@ -1,0 +1,114 @@
+"""Generation from every kind of input, with untrained artifacts: files, times, resume, errors."""
+
+import json
+
+import numpy as np
+import pytest
+from tiny_artifacts import NUM_FRAMES, NUM_SAMPLES, SIZE, invented_clip, make_tiny_world
+
+from egom2p.data.video_files import open_video, write_video
+from egom2p.geometry import read_tum
+from egom2p.models.generation_plans import SamplingConfig
+from egom2p.pipelines.checkpoints import load_checkpoint
+from egom2p.pipelines.generation import GenerationConfig, generate_clips, run_generation
+from egom2p.viewing.generation_page import write_generation_page
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return make_tiny_world(tmp_path_factory.mktemp("world"), num_val=2)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(world):
+    return load_checkpoint(world / "model", device="cpu")
+
+
+def _config(world, output: str, **changes) -> GenerationConfig:
+    values = {
+        "checkpoint": str(world / "model"),
+        "output": str(world / output),
+        "input": str(world / "clips" / "val"),
+        "targets": ("depth", "cam", "gaze"),
+        "device": "cpu",
+        "progress": False,
+    }
+    return GenerationConfig(**(values | changes))
+
+
+def test_a_video_becomes_depth_camera_and_gaze(world):
+    frames = np.concatenate([invented_clip(number).rgb.repeat(2, 0).repeat(4, 1).repeat(4, 2) for number in range(2)])
+    write_video(world / "walk.mp4", frames, 16.0)
+    manifest = run_generation(_config(world, "video", input=str(world / "walk.mp4")))
+    clips = json.loads(manifest.read_text())["clips"]
+    assert len(clips) == 2 and clips[0]["made"] == ["tok_depth", "tok_cam", "tok_gaze"]
+    folder = manifest.parent / clips[1]["key"]
+    with np.load(folder / "clip.npz") as arrays:
+        assert arrays["depth"].shape == (NUM_FRAMES, SIZE, SIZE) and arrays["depth"].min() > 0
+        assert arrays["camera"].shape == (NUM_SAMPLES, 4, 4)
+        assert arrays["gaze"].shape == (NUM_SAMPLES, 2) and arrays["gaze_is_valid"].dtype == bool
+        assert arrays["rgb"].shape == (NUM_FRAMES, SIZE, SIZE, 3)
+        poses = arrays["camera"]
+    times_s, written = read_tum(folder / "camera.tum")
+    assert len(times_s) == NUM_SAMPLES and np.allclose(written, poses, atol=1e-6)
+    assert len(open_video(folder / "depth.mp4")) == len(open_video(folder / "gaze.mp4")) == NUM_FRAMES
+    page = write_generation_page(manifest.parent).read_text()
+    assert page.count("<video") == 2 and "http" not in page.replace("http://www.w3.org", "")
+
+
+def test_finished_clips_are_kept_and_other_settings_make_them_again(world):
+    first = run_generation(_config(world, "resume", targets=("gaze",)))
+    folder = first.parent / "clip_100"
+    stamp = (folder / "clip.npz").stat().st_mtime_ns
+    run_generation(_config(world, "resume", targets=("gaze",)))
+    assert (folder / "clip.npz").stat().st_mtime_ns == stamp
+    run_generation(_config(world, "resume", targets=("gaze",), seed=5))
+    assert (folder / "clip.npz").stat().st_mtime_ns != stamp
+
+
+def test_token_shards_and_token_files_are_inputs_too(world, checkpoint):
+    shards = str(world / "tokens/train/[rgb,depth]/tiny/shard-{000000..000000}.tar")
+    manifest = run_generation(_config(world, "shards", input=shards, targets=("cam",), max_clips=2))
+    clips = json.loads(manifest.read_text())["clips"]
+    assert len(clips) == 2 and sorted(clips[0]["given"]) == ["tok_depth", "tok_rgb"]
+    ids = checkpoint.tokenize([invented_clip(0)], ["tok_rgb"])[0].tokens["tok_rgb"]
+    np.savez(world / "some.npz", rgb=ids)
+    manifest = run_generation(_config(world, "file", input=str(world / "some.npz"), targets=("depth",)))
+    from_file = np.load(manifest.parent / "some" / "tokens.npz")["tok_depth"]
+    made = generate_clips(checkpoint, [invented_clip(0)], ["depth"], conditions=["rgb"])[0]
+    assert np.array_equal(from_file, made.tokens.tokens["tok_depth"])
+
+
+def test_targets_in_the_input_are_made_anew_and_the_rest_is_kept(checkpoint):
+    clip = invented_clip(1)
+    made = generate_clips(checkpoint, [clip], ["depth"], conditions=["rgb"], sampling={"depth": SamplingConfig()})[0]
+    assert made.given == ("tok_rgb",) and made.made == ("tok_depth",)
+    assert np.array_equal(made.clip.rgb, clip.rgb) and np.array_equal(made.clip.gaze, clip.gaze)
+    assert not np.array_equal(made.clip.depth_m, clip.depth_m)
+
+
+def test_a_clip_does_not_depend_on_its_batch(checkpoint):
+    hot = {"default": SamplingConfig(temperature=1.0, num_steps=2, guidance=1.5)}
+    clips = [invented_clip(number) for number in range(3)]
+    together = generate_clips(checkpoint, clips, ["cam", "gaze"], conditions=["rgb"], sampling=hot, seeds=[4, 5, 6])
+    alone = generate_clips(checkpoint, clips[2:], ["cam", "gaze"], conditions=["rgb"], sampling=hot, seeds=[6])[0]
+    assert np.array_equal(together[2].tokens.tokens["tok_gaze"], alone.tokens.tokens["tok_gaze"])
+    np.testing.assert_allclose(together[2].clip.world_from_cam, alone.clip.world_from_cam, atol=1e-5)
+
+
+def test_bad_requests_say_what_would_be_right(world, checkpoint, tmp_path):
+    with pytest.raises(ValueError, match="no modality 'sound'.*known"):
+        generate_clips(checkpoint, [invented_clip(0)], ["sound"])
+    with pytest.raises(ValueError, match="nothing of the input"):
+        generate_clips(checkpoint, [invented_clip(0)], ["rgb", "depth", "gaze", "camera"])
+    with pytest.raises(ValueError, match="found no video"):
+        run_generation(_config(world, "x", input=str(tmp_path / "absent")))
+    with pytest.raises(ValueError, match="no model.json"):
+        load_checkpoint(tmp_path)
+    card = json.loads((world / "model" / "model.json").read_text())
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "model.safetensors").write_bytes((world / "model" / "model.safetensors").read_bytes())
+    card["tokenizers"] = {"tok_rgb": str(world / "tokenizers" / "rgb")}
+    (tmp_path / "model" / "model.json").write_text(json.dumps(card))
+    with pytest.raises(ValueError, match="tok_depth has no tokenizer"):
+        generate_clips(load_checkpoint(tmp_path / "model"), [invented_clip(0)], ["depth"], conditions=["rgb"])

@@ -1,0 +1,194 @@
+"""The command line: composition, overrides, suggestions, exit codes, Hydra's own flags, several ranks."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from egom2p.config import ConfigError, from_plain, load_config, run_main, save_config, strict, to_plain
+
+
+@strict
+class OptimConfig:
+    lr: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.95)
+
+    def __post_init__(self):
+        if self.lr <= 0:
+            raise ValueError(f"lr must be positive, got {self.lr}")
+
+
+@strict
+class SetConfig:
+    path: str
+    weight: float = 1.0
+
+
+@strict
+class JobConfig:
+    seed: int
+    sets: dict[str, SetConfig]
+    output_dir: Path = Path("out")
+    optim: OptimConfig = OptimConfig()
+    extra: OptimConfig | None = None
+    targets: list[str] | None = None
+
+
+@pytest.fixture
+def config_file(tmp_path):
+    (tmp_path / "part").mkdir()
+    (tmp_path / "part" / "fast.yaml").write_text("lr: 0.5\n")
+    (tmp_path / "part" / "slow.yaml").write_text("lr: 0.1\n")
+    base = "seed: 1\nsets:\n  home: {path: 'a,b'}\n"
+    (tmp_path / "base.yaml").write_text(f"defaults:\n  - part@optim: fast\n  - _self_\n{base}")
+    file = tmp_path / "child.yaml"
+    file.write_text("defaults:\n  - base\n  - _self_\nseed: 2\n")
+    return file
+
+
+def test_files_inherit_and_overrides_win(config_file):
+    config = load_config(JobConfig, config_file, ["sets.home.weight=2", "targets=[rgb,cam]", "optim.betas=[0.5,0.6]"])
+    assert (config.seed, config.optim.lr, config.optim.betas) == (2, 0.5, (0.5, 0.6))
+    assert config.sets["home"] == SetConfig(path="a,b", weight=2.0)
+    assert config.targets == ["rgb", "cam"] and config.output_dir == Path("out")
+
+
+def test_keys_that_no_yaml_names_can_be_set(config_file):
+    assert load_config(JobConfig, config_file, ["extra.lr=3", "sets.work.path=x"]).extra.lr == 3
+    assert load_config(JobConfig, config_file, ["extra={lr: 4}"]).extra.lr == 4
+    assert load_config(JobConfig, config_file, ["part@optim=slow"]).optim.lr == 0.1
+    assert load_config(JobConfig, config_file, ["sets.home.path='x/[rgb,gaze]/s-{0..2}.tar'"]).sets["home"].path
+
+
+def test_shipped_files_are_reached_from_anywhere(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("defaults:\n  - /default/egom2p/models/size@extra: tiny\n  - _self_\n")
+    with pytest.raises(ConfigError, match="unknown key `extra.dim`"):
+        load_config(JobConfig, file, ["seed=1"])
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        (["sed=3"], "unknown key `sed`; did you mean `seed`"),
+        (["optim.lrr=3"], "unknown key `optim.lrr`; did you mean `optim.lr`"),
+        (["lr=3"], "unknown key `lr`; did you mean `optim.lr`"),
+        (["sets.home.wait=3"], "did you mean `sets.home.weight`"),
+        (["extra.beta=3"], "did you mean `extra.betas`"),
+        (["seed=many"], "`seed`: .*valid integer.*'many'"),
+        (["optim.lr=-1"], "`optim`: lr must be positive, got -1"),
+        (["part@optim=medium"], "(?s)part/medium.*fast"),
+        (["seed"], "not of the form key=value"),
+        (["sets.work.weight=1"], "missing key `sets.work.path`"),
+        (["seed=[1,"], "(?s)child.yaml.*no viable alternative"),
+        (["seed=???"], "(?i)missing mandatory value"),
+    ],
+)
+def test_mistakes_on_the_command_line_are_explained(config_file, overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(JobConfig, config_file, overrides)
+
+
+def test_mistakes_in_a_file_are_explained(config_file):
+    config_file.write_text("sed: 1\nsets: {home: {pth: x}}\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config(JobConfig, config_file)
+    for part in (str(config_file), "`seed`?", "`sets.home.path`?", "missing key `seed`"):
+        assert part in str(caught.value)
+    with pytest.raises(ConfigError, match="no config file nowhere.yaml"):
+        load_config(JobConfig, "nowhere.yaml")
+
+
+def test_saved_configs_read_back(config_file, tmp_path):
+    config = load_config(JobConfig, config_file, ["extra.lr=3"])
+    save_config(config, tmp_path / "saved.yaml")
+    save_config(config, tmp_path / "saved.json")
+    assert load_config(JobConfig, tmp_path / "saved.yaml") == config
+    assert from_plain(JobConfig, json.loads((tmp_path / "saved.json").read_text())) == config
+    assert to_plain(config)["optim"]["betas"] == [0.9, 0.95]
+
+
+def run(config_file, *arguments):
+    seen = []
+    run_main(JobConfig, seen.append, description="a test", arguments=["--config", str(config_file), *arguments])
+    return seen
+
+
+def test_the_task_receives_the_config(config_file):
+    (config,) = run(config_file, "seed=7")
+    assert config.seed == 7
+    (config,) = run(config_file.with_suffix(""), "extra.lr=7", "seed=3")
+    assert config.extra.lr == 7
+
+
+def test_multirun_runs_every_combination(config_file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    configs = run(config_file, "--multirun", "seed=3,4", "optim.lr=1,2")
+    assert [(config.seed, config.optim.lr) for config in configs] == [(3, 1), (3, 2), (4, 1), (4, 2)]
+
+
+@pytest.mark.parametrize("flags", [["--cfg", "job"], ["--info", "defaults"], ["--help"], ["--cfg", "job", "--resolve"]])
+def test_hydras_own_flags(config_file, flags, capsys):
+    assert run(config_file, "seed=9", *flags) == []
+    shown = capsys.readouterr().out
+    if "defaults" not in flags:
+        assert "seed: 9" in shown and "lr: 0.5" in shown
+    assert "--help" not in flags or "a test" in shown
+
+
+@pytest.mark.parametrize("arguments", [["sed=1"], ["--multirun", "sed=1,2"], ["--cfg", "job", "sed=1"], ["--nonsense"]])
+def test_mistakes_end_with_exit_code_2(config_file, arguments, capsys):
+    with pytest.raises(SystemExit) as ended:
+        run(config_file, *arguments)
+    assert ended.value.code == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flags", [[], ["--multirun"]])
+def test_errors_of_the_task(config_file, flags, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def fail(error):
+        def task(config):
+            raise error
+
+        run_main(JobConfig, task, arguments=["--config", str(config_file), *flags])
+
+    with pytest.raises(SystemExit) as ended:
+        fail(ValueError("video.mp4: found nothing, wanted frames"))
+    assert ended.value.code == 2 and "video.mp4: found nothing" in capsys.readouterr().err
+    with pytest.raises(RuntimeError, match="a bug"):
+        fail(RuntimeError("a bug"))
+
+
+def test_no_config_and_default_config(config_file, capsys):
+    with pytest.raises(SystemExit) as ended:
+        run_main(JobConfig, print, arguments=[])
+    assert ended.value.code == 2 and "--config FILE" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as ended:
+        run_main(JobConfig, print, description="what it does", arguments=["--help"])
+    assert ended.value.code == 0 and "what it does" in capsys.readouterr().out
+    seen = []
+    run_main(JobConfig, seen.append, default_config=str(config_file), arguments=["seed=5"])
+    assert seen[0].seed == 5
+
+
+def test_every_rank_composes_and_leaves_no_folders(config_file, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os\nfrom egom2p.config import run_main, strict\n"
+        "@strict\nclass C:\n    seed: int\n    sets: dict\n    optim: dict\n"
+        "def task(config):\n    open(f'rank{os.environ[\"RANK\"]}-{config.seed}', 'w').close()\n"
+        "run_main(C, task, default_config=None)\n"
+    )
+    work = tmp_path / "work"
+    work.mkdir()
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29533"]
+    repository = Path(__file__).resolve().parents[1]
+    environment = {**os.environ, "PYTHONPATH": str(repository), "OMP_NUM_THREADS": "1"}
+    command += [str(script), "--config", str(config_file), "seed=6"]
+    subprocess.run(command, cwd=work, check=True, env=environment, timeout=120)
+    assert sorted(path.name for path in work.iterdir()) == ["rank0-6", "rank1-6"]

@@ -1,0 +1,82 @@
+"""Who may import whom, and where the heavy packages live."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "egom2p"
+
+# Rooms in layers; a room may import its own layer's left neighbours only where no bar stands between them.
+MAY_IMPORT = {
+    "contracts": set(),
+    "geometry": {"contracts"},
+    "config": {"contracts"},
+    "storage": {"contracts"},
+    "layers": {"contracts", "config"},
+}
+_FOUNDATION = {"contracts", "geometry", "config", "layers", "storage"}
+MAY_IMPORT |= {room: _FOUNDATION for room in ("tokenizers", "data", "models", "metrics")}
+_MIDDLE = _FOUNDATION | {"tokenizers", "data", "models", "metrics"}
+MAY_IMPORT["anytoany"] = _MIDDLE
+MAY_IMPORT["training"] = _MIDDLE | {"anytoany"}
+MAY_IMPORT["pipelines"] = _MIDDLE | {"anytoany"}
+MAY_IMPORT["viewing"] = _MIDDLE | {"anytoany", "training", "pipelines"}
+
+HOME = {
+    "hydra": "config",
+    "omegaconf": "config",
+    "boto3": "storage",
+    "botocore": "storage",
+    "huggingface_hub": "storage",
+    "decord": "data",
+    "av": "data",
+    "trimesh": "data",
+    "wandb": "training",
+    "rerun": "viewing",
+    "matplotlib": "viewing",
+    "transformers": "anytoany",
+    "peft": "layers",
+}
+SCRIPTS = {path.stem for path in ROOT.glob("*.py")} - {"setup"}
+
+
+def _imported(path: Path) -> list[str]:
+    tree = ast.parse(path.read_text(), filename=str(path))
+    names = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names.append(node.module or "")
+    return names
+
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_file_imports_only_what_its_room_may(path: Path):
+    room = path.relative_to(PACKAGE).parts[0]
+    if room.endswith(".py"):
+        return  # the package's own front door
+    assert room in MAY_IMPORT, f"{path} lies in a room the design does not know"
+    for name in _imported(path):
+        parts = name.split(".")
+        if parts[0] == "egom2p" and len(parts) > 1:
+            assert parts[1] == room or parts[1] in MAY_IMPORT[room], f"{path.relative_to(ROOT)} imports {name}"
+        assert HOME.get(parts[0], room) == room, f"{parts[0]} lives in {HOME.get(parts[0])}, not in {room}"
+        assert parts[0] not in SCRIPTS, f"{path.relative_to(ROOT)} imports the script {name}"
+
+
+def test_scripts_only_parse_and_call():
+    for name in SCRIPTS:
+        lines = (ROOT / f"{name}.py").read_text().splitlines()
+        assert len(lines) <= 60, f"{name}.py has {len(lines)} lines; an idea in it belongs into the package"
+
+
+def test_no_room_without_a_name():
+    nameless = {"utils", "misc", "common", "helpers"}
+    assert not [path for path in FILES if path.stem in nameless or set(path.parts) & nameless]

@@ -1,0 +1,160 @@
+"""The loop keeps its promises on a toy task: lengths, logs, resume to the bit, skipping, clear errors."""
+
+import json
+import os
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from toy_task import run_toy
+
+from egom2p.config import ConfigError, from_plain
+from egom2p.storage import load_json, load_tensors
+from egom2p.training.training_config import TrainingConfig
+
+
+def read_log(folder: Path, kind: str = "train") -> list[dict]:
+    entries = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [entry for entry in entries if entry["kind"] == kind]
+
+
+def loss_curve(folder: Path) -> list[tuple[float, ...]]:
+    keys = ("step", "clips", "tokens", "slots", "loss", "loss/first", "loss/second", "lr", "grad_norm")
+    return [tuple(entry[key] for key in keys) for entry in read_log(folder)]
+
+
+def test_it_learns_logs_and_exports(tmp_path):
+    result = run_toy(tmp_path, num_steps=60)
+    assert result.progress.step == 60 and result.progress.clips == 240 and result.progress.slots == 2400
+    curve = read_log(tmp_path)
+    assert len(curve) == 60 and curve[-1]["loss"] < 0.6 * curve[0]["loss"]
+    assert {"loss/first", "loss/second", "lr", "grad_norm", "tokens_per_s", "clips_per_s"} <= set(curve[0])
+    (evaluation,) = read_log(tmp_path, "evaluation")
+    assert evaluation["toy/first"] < evaluation["toy/first/place_marginal"] == 1.6
+    assert set(load_tensors(tmp_path / "final" / "model.safetensors")) == set(
+        load_tensors(tmp_path / "checkpoints" / "step-00000060" / "model.safetensors")
+    )
+    assert load_json(tmp_path / "config.json")["num_steps"] == 60
+
+
+@pytest.mark.parametrize("length", [{"num_steps": 10}, {"total_slots": 400}, {"epochs": 5, "epoch_clips": 8}])
+def test_lengths_in_other_units_agree(tmp_path, length):
+    per_step = {"num_steps": 1, "total_slots": 40, "epochs": 0.5}[next(iter(length))]
+    run_toy(tmp_path / "a", num_steps=10, warmup=4)
+    run_toy(tmp_path / "b", **({"num_steps": None} | length), warmup=4 * per_step)
+    assert loss_curve(tmp_path / "a") == loss_curve(tmp_path / "b")
+
+
+def test_length_in_real_tokens(tmp_path):
+    result = run_toy(tmp_path, num_steps=None, total_tokens=100, warmup=0)
+    before_last = read_log(tmp_path)[-2]
+    assert before_last["tokens"] < 100 <= result.progress.tokens
+
+
+@pytest.mark.parametrize("log_every", [1, 4])
+def test_resumed_run_equals_the_uninterrupted_one_to_the_bit(tmp_path, log_every):
+    common = {"dropout": 0.3, "log_every": log_every, "accumulation": 2, "keep_last": 10}
+    run_toy(tmp_path / "whole", num_steps=20, **common)
+    # 13 steps are run, 10 are kept: what a SIGKILL after step 13 leaves behind.
+    run_toy(tmp_path / "parts", num_steps=13, schedule="constant", checkpoint_every=10, **common)
+    (tmp_path / "parts" / "final").rename(tmp_path / "unused")
+    (tmp_path / "parts" / "checkpoints" / "step-00000013").rename(tmp_path / "unused13")
+    # The cosine of 20 steps differs from that of 13, so both runs are made with a constant rate.
+    run_toy(tmp_path / "parts", num_steps=20, schedule="constant", **common)
+    run_toy(tmp_path / "constant", num_steps=20, schedule="constant", **common)
+    assert loss_curve(tmp_path / "parts") == loss_curve(tmp_path / "constant") != loss_curve(tmp_path / "whole")
+    found = load_tensors(tmp_path / "parts" / "final" / "model.safetensors")
+    wanted = load_tensors(tmp_path / "constant" / "final" / "model.safetensors")
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+def test_signal_saves_and_the_same_command_continues(tmp_path):
+    run_toy(tmp_path / "whole", num_steps=40)
+    timer = threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    timer.start()
+    stopped = run_toy(tmp_path / "parts", num_steps=40, delay_s=0.02)
+    assert stopped.stopped_by == signal.SIGTERM and 0 < stopped.progress.step < 40
+    assert not (tmp_path / "parts" / "final").exists()
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    finished = run_toy(tmp_path / "parts", num_steps=40)
+    assert finished.stopped_by == 0
+    assert loss_curve(tmp_path / "parts") == loss_curve(tmp_path / "whole")
+
+
+def test_finished_run_is_left_alone_and_can_be_prolonged(tmp_path):
+    run_toy(tmp_path, num_steps=5, schedule="constant")
+    before = (tmp_path / "final" / "model.safetensors").stat().st_mtime_ns
+    assert run_toy(tmp_path, num_steps=5, schedule="constant").progress.step == 5
+    assert (tmp_path / "final" / "model.safetensors").stat().st_mtime_ns == before
+    assert run_toy(tmp_path, num_steps=8, schedule="constant").progress.step == 8
+    assert [entry["step"] for entry in read_log(tmp_path)] == list(range(1, 9))
+
+
+def test_accumulation_equals_a_larger_batch(tmp_path):
+    run_toy(tmp_path / "a", batch_size=4, num_steps=5)
+    run_toy(tmp_path / "b", batch_size=2, accumulation=2, num_steps=5)
+    run_toy(tmp_path / "c", batch_size=1, accumulation=4, num_steps=5)
+    for other in ("b", "c"):
+        for one, two in zip(loss_curve(tmp_path / "a"), loss_curve(tmp_path / other), strict=True):
+            assert one == pytest.approx(two, abs=1e-6)
+
+
+def test_reference_denominator_averages_per_micro_batch(tmp_path):
+    run_toy(tmp_path / "a", batch_size=2, accumulation=2, num_steps=2)
+    run_toy(tmp_path / "b", batch_size=2, accumulation=2, num_steps=2, reference_denominator=True)
+    assert read_log(tmp_path / "a")[0]["loss"] != pytest.approx(read_log(tmp_path / "b")[0]["loss"], abs=1e-6)
+
+
+def test_step_with_gradients_that_are_not_finite_changes_nothing(tmp_path):
+    run_toy(tmp_path / "a", num_steps=5, nan_step=4, schedule="constant", warmup=0)
+    run_toy(tmp_path / "b", num_steps=4, schedule="constant", warmup=0)
+    assert read_log(tmp_path / "a")[-1]["loss"] is None
+    found = load_tensors(tmp_path / "a" / "checkpoints" / "step-00000005" / "training.safetensors")
+    wanted = load_tensors(tmp_path / "b" / "checkpoints" / "step-00000004" / "training.safetensors")
+    for name, tensor in wanted.items():
+        assert torch.equal(found[name], tensor), name
+
+
+def test_retention(tmp_path):
+    run_toy(tmp_path, num_steps=20, checkpoint_every=2, keep_last=2, keep_every=8)
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == [f"step-{step:08d}" for step in (8, 16, 18, 20)]
+
+
+def test_checkpoint_of_another_model_is_named(tmp_path):
+    run_toy(tmp_path, num_steps=2)
+    path = tmp_path / "checkpoints" / "step-00000002" / "training.safetensors"
+    tensors = load_tensors(path)
+    tensors["model/trunk.weight"] = tensors["model/trunk.weight"][:3].clone()
+    from egom2p.storage import save_tensors
+
+    save_tensors(path, tensors)
+    with pytest.raises(ValueError, match=r"step-00000002.*trunk.weight has shape \(3, 6\), the model wants \(16, 6\)"):
+        run_toy(tmp_path, num_steps=4)
+    with pytest.raises(ValueError, match="resume is false"):
+        run_toy(tmp_path, num_steps=4, resume=False)
+
+
+def test_library_does_not_touch_the_callers_randomness(tmp_path):
+    torch.manual_seed(5)
+    wanted = torch.rand(3)
+    torch.manual_seed(5)
+    run_toy(tmp_path, num_steps=2, dropout=0.5)
+    assert torch.equal(torch.rand(3), wanted)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"lr": 1e-3}, "exactly one of num_steps, total_slots, total_tokens, epochs"),
+        ({"lr": 1e-3, "num_steps": 3, "total_slots": 3}, "num_steps and total_slots"),
+        ({"num_steps": 3}, "exactly one of lr, blr"),
+        ({"lr": 1e-3, "num_step": 3}, "did you mean `num_steps`"),
+        ({"lr": 1e-3, "num_steps": 3, "batch_size": 0}, "batch_size must be at least 1"),
+    ],
+)
+def test_config_errors(values, message):
+    with pytest.raises(ConfigError, match=message):
+        from_plain(TrainingConfig, values)

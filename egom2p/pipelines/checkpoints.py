@@ -13,6 +13,8 @@ from egom2p.models.generate import Sampler
 from egom2p.models.weights import load_model, tokenizer_locations
 from egom2p.tokenizers.pretrained import load_tokenizer
 
+_CONTEXT_BYTES = 256 << 20
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -80,7 +82,7 @@ def load_checkpoint(directory: str | Path, *, device: str = "auto") -> Checkpoin
                 spec.name, found=spec.tokenizer_fingerprint, wanted=tokenizer.fingerprint, where=str(directory)
             )
             tokenizers[spec.name] = tokenizer
-    return Checkpoint(directory, model, Sampler(model), tokenizers)
+    return Checkpoint(directory, model, Sampler(model, context_bytes=_CONTEXT_BYTES), tokenizers)
 
 
 def pick_device(wanted: str) -> torch.device:

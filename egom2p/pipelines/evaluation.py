@@ -88,7 +88,7 @@ class EvaluationConfig:
     progress: bool = True
     title: str = "EgoM2P evaluation"
     description: str = ""
-    training_runs: dict[str, str] = field(default_factory=dict)
+    training_runs: dict[str, str] | None = None
     stage_times: str | None = None
     page: str | None = None
 
@@ -119,6 +119,7 @@ def run_evaluation(config: EvaluationConfig) -> Evaluation:
     """Evaluate and write results.json, results.md, per_clip.csv and shown/*.npz below `config.output`."""
     seconds: dict[str, float] = {}
     folder = Path(config.output)
+    _check_training_runs(config)
     checkpoints = {
         label: load_checkpoint(directory, device=config.device) for label, directory in config.checkpoints.items()
     }
@@ -339,6 +340,13 @@ def _marginal(
 
 def _ids(clips: Sequence[TokenClip], spec: ModalitySpec) -> np.ndarray:
     return np.stack([clip.tokens[spec.name] for clip in clips])
+
+
+def _check_training_runs(config: EvaluationConfig) -> None:
+    """A page without its curves should fail before the evaluation, not after it."""
+    for folder in (config.training_runs or {}).values():
+        if not (Path(folder) / "log.jsonl").is_file():
+            raise ValueError(f"{folder}/log.jsonl: no training log there (training_runs=null leaves the curves out)")
 
 
 def _held_out_clips(config: EvaluationConfig) -> list[AlignedClip]:

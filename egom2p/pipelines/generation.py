@@ -62,12 +62,16 @@ class GenerationConfig:
 
 @dataclass(frozen=True)
 class Generated:
-    """A clip with its targets filled: signals, and the tokens they were decoded from."""
+    """A clip with its targets filled: signals, and the tokens they were decoded from.
+
+    given, made    modalities; made_streams: streams of the clip that were generated
+    """
 
     clip: AlignedClip
     tokens: TokenClip
     given: tuple[str, ...]
     made: tuple[str, ...]
+    made_streams: tuple[str, ...]
 
 
 def run_generation(config: GenerationConfig) -> Path:
@@ -97,7 +101,7 @@ def run_generation(config: GenerationConfig) -> Path:
                 seeds=[config.seed * 1_000_003 + index for index, _ in part],
             )
             for item in made:
-                note = {"given": item.given, "made": item.made, "settings": settings}
+                note = {"given": item.given, "made": item.made, "made_streams": item.made_streams, "settings": settings}
                 write_generated(folder / item.clip.key, item.clip, item.tokens, note, video=config.video)
             advance(len(part))
     manifest = folder / "manifest.json"
@@ -218,5 +222,7 @@ def _manifest(folder: Path, prompts: Sequence[Prompt], settings: Mapping[str, An
     for prompt in prompts:
         note = load_json(folder / prompt.key / "clip.json")
         files = sorted(path.name for path in (folder / prompt.key).iterdir())
-        clips.append({"key": prompt.key, "given": note["given"], "made": note["made"], "files": files})
+        clips.append(
+            {key: note[key] for key in ("given", "made", "made_streams")} | {"key": prompt.key, "files": files}
+        )
     return {"settings": dict(settings), "num_clips": len(clips), "clips": clips}

@@ -50,9 +50,10 @@ def metrics_of(quantity: str, protocol: ProtocolConfig) -> tuple[Metric, ...]:
     if quantity == "gaze":
         over = "mean over samples that are valid in the truth"
         return (
-            Metric("distance", "distance", "image", f"{over}, image = [0, 1]", is_primary=True),
+            Metric("distance", "distance", "image sizes", f"{over}, image = [0, 1]", is_primary=True),
             Metric("distance_px", "distance", "px", f"{over}, pixels of the clip", decimals=2),
             Metric("angle_deg", "angle", "deg", f"{over}, between rays through the intrinsics", decimals=2),
+            Metric("auc", "AUC", "", f"{over}, of Lai et al. 2022 on a 64x64 map", True),
             Metric("mse", "MSE", "image²", f"{over} and both coordinates, image = [0, 1]", decimals=4),
         )
     if quantity == "rgb":
@@ -105,7 +106,7 @@ def score(quantity: str, estimate: np.ndarray, truth: AlignedClip, protocol: Pro
         return values | {f"{metric}/{first}": found[first][metric] for metric in ("rpe_t_m", "rpe_r_deg")}
     if quantity == "gaze":
         errors = gaze_errors(estimate, truth.gaze, truth.gaze_is_valid, intrinsics=truth.intrinsics)
-        return {key: errors[key] for key in ("distance", "distance_px", "angle_deg", "mse")}
+        return {key: errors[key] for key in ("distance", "distance_px", "angle_deg", "auc", "mse")}
     if quantity == "rgb":
         errors = video_errors(estimate, truth.rgb)
         return {key: errors[key] for key in ("psnr_db", "ssim")}

@@ -18,8 +18,8 @@ from vector_quantize_pytorch import VectorQuantize
 
 from egom2p.config import strict
 from egom2p.contracts import AlignedClip, LossOutput, ModalitySpec, TokenGrid, check_shape
-from egom2p.tokenizers.reconstruction_summary import code_usage, mean_errors
 from egom2p.tokenizers.protocol import TokenizerBatch
+from egom2p.tokenizers.reconstruction_summary import code_usage, mean_errors
 from egom2p.tokenizers.track_representations import TrackRepresentation, camera_clip_errors, gaze_clip_errors
 from egom2p.tokenizers.trajectory_network import TrackDecoder, TrackEncoder, TrackNetwork
 

@@ -20,9 +20,9 @@ from egom2p.config import strict
 from egom2p.contracts import AlignedClip, LossOutput, ModalitySpec, TokenGrid, check_shape
 from egom2p.tokenizers.causal_video_layers import pointwise, start_as_zero
 from egom2p.tokenizers.causal_video_network import CausalVideoDecoder, CausalVideoEncoder, CausalVideoNetwork
-from egom2p.tokenizers.reconstruction_summary import code_usage, mean_errors
 from egom2p.tokenizers.linear_codec import LinearCodec
 from egom2p.tokenizers.protocol import TokenizerBatch
+from egom2p.tokenizers.reconstruction_summary import code_usage, mean_errors
 from egom2p.tokenizers.video_padding import crop_padding, pad_video, padded_frames, padded_pixels
 from egom2p.tokenizers.video_representations import (
     VideoRepresentation,

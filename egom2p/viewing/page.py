@@ -30,6 +30,7 @@ p.note { margin-top: 0; max-width: 80ch; }
 .card { background: var(--paper); border: 1px solid var(--line); border-radius: 12px; padding: 18px; margin: 14px 0; }
 .cards { display: grid; gap: 14px; grid-template-columns: repeat(auto-fit, minmax(250px, 1fr)); }
 .cards .card { margin: 0; }
+.card > h3:first-child { margin-top: 0; }
 .big { font-size: 1.7rem; font-weight: 650; letter-spacing: -0.02em; line-height: 1.2; }
 .verdict { font-weight: 650; }
 .better { color: var(--good); } .worse { color: var(--bad); } .tie { color: var(--soft); }
@@ -37,6 +38,7 @@ p.note { margin-top: 0; max-width: 80ch; }
 table { border-collapse: collapse; width: 100%; font-size: 0.89rem; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: 7px 12px 7px 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 th { color: var(--soft); font-weight: 600; } td.number { white-space: nowrap; }
+td.label { min-width: 11em; }
 td .interval { color: var(--soft); font-size: 0.84em; }
 tr.model td:first-child { font-weight: 650; } tr.ceiling, tr.bound { color: #4a5563; background: #fafbfc; }
 .kind { display: inline-block; font-size: 0.75rem; color: var(--soft); border: 1px solid var(--line);

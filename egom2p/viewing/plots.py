@@ -91,8 +91,12 @@ def loss_curves(curves: Mapping[str, Mapping[str, Any]], x_label: str) -> str:
         return _svg(figure)
 
 
-def trajectory_plot(truth: np.ndarray, estimates: Mapping[str, tuple[np.ndarray, np.ndarray | None, str]]) -> str:
+def trajectory_plot(
+    truth: np.ndarray, estimates: Mapping[str, tuple[np.ndarray, np.ndarray | None, str]], *, label: str = "truth"
+) -> str:
     """Top view and 3-D view of poses (S, 4, 4) relative to the first; estimates: name -> (poses, samples, colour).
+
+    `label` names what is drawn black.
 
     Camera axes: x right, y down, z forward; drawn with z forward (up in the top view) and height up.
     """
@@ -104,7 +108,7 @@ def trajectory_plot(truth: np.ndarray, estimates: Mapping[str, tuple[np.ndarray,
             for sample in samples if samples is not None else ():
                 top.plot(sample[:, 0, 3], sample[:, 2, 3], color=colour, lw=0.7, alpha=0.3)
             _draw_path(top, space, poses, colour, name)
-        _draw_path(top, space, truth, TRUTH, "truth")
+        _draw_path(top, space, truth, TRUTH, label)
         top.set_aspect("equal", adjustable="datalim")
         top.set_xlabel("right of the start (m)")
         top.set_ylabel("ahead of the start (m)")
@@ -150,6 +154,8 @@ def gaze_plot(
     truth: np.ndarray,
     is_valid: np.ndarray,
     estimates: Mapping[str, tuple[np.ndarray, np.ndarray | None, str]],
+    *,
+    label: str = "truth",
 ) -> str:
     """u and v over time: truth (S, 2) with gaps where invalid, estimates name -> (S, 2), samples (K, S, 2), colour."""
     with matplotlib.rc_context(_STYLE):
@@ -161,7 +167,7 @@ def gaze_plot(
                     low, high = np.quantile(samples[:, :, row], [0.1, 0.9], axis=0)
                     axes.fill_between(times_s, low, high, color=colour, alpha=0.15, lw=0)
                 axes.plot(times_s, points[:, row], color=colour, lw=1.6, label=name)
-            axes.plot(times_s, np.where(is_valid, truth_S, np.nan), color=TRUTH, lw=1.9, label="truth")
+            axes.plot(times_s, np.where(is_valid, truth_S, np.nan), color=TRUTH, lw=1.9, label=label)
             axes.set_ylim(-0.05, 1.05)
             axes.set_ylabel(word)
             if row == 0:

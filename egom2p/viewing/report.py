@@ -34,7 +34,7 @@ def write_report(config: ReportConfig) -> Path:
         (f"task-{number}", _task_title(task), _task_section(task, colours))
         for number, task in enumerate(summary["tasks"])
     ]
-    training = _training_section(summary["config"].get("training_runs", {}))
+    training = _training_section(summary["config"].get("training_runs") or {})
     if training:
         sections.append(("training", "Training", training))
     clips = clip_sections(folder / "shown", summary, colours)

@@ -5,19 +5,18 @@ import json
 import numpy as np
 import pytest
 import torch
+from moving_clips import moving_clip, moving_clips
+from tiny_tokenizers import tiny_codec, tiny_trajectory
 
 from egom2p.contracts import Tokenizer
 from egom2p.storage import load_tensors, save_tensors
 from egom2p.tokenizers import load_tokenizer, save_tokenizer
-from tests.tokenizers.moving_clips import moving_clip, moving_clips
-from tests.tokenizers.test_trajectory_vqvae import tokenizer
-from tests.tokenizers.test_video_codec import codec
 
 MAKERS = {
-    "gaze": tokenizer,
-    "camera": lambda: tokenizer("camera"),
-    "rgb": codec,
-    "depth": lambda: codec("depth", has_linear_path=True),
+    "gaze": tiny_trajectory,
+    "camera": lambda: tiny_trajectory("camera"),
+    "rgb": tiny_codec,
+    "depth": lambda: tiny_codec("depth", has_linear_path=True),
 }
 
 
@@ -42,7 +41,7 @@ def test_round_trip_through_a_folder(tmp_path, quantity):
 
 
 def test_fingerprint_follows_weights_and_config(tmp_path):
-    network = tokenizer()
+    network = tiny_trajectory()
     first = save_tokenizer(network, tmp_path / "a")
     assert save_tokenizer(network, tmp_path / "b") == first
     with torch.no_grad():
@@ -51,7 +50,7 @@ def test_fingerprint_follows_weights_and_config(tmp_path):
 
 
 def test_other_weights_are_refused(tmp_path):
-    save_tokenizer(tokenizer(), tmp_path / "tok")
+    save_tokenizer(tiny_trajectory(), tmp_path / "tok")
     weights = tmp_path / "tok" / "model.safetensors"
     tensors = load_tensors(weights)
     tensors["mean"] = tensors["mean"] + 1
@@ -69,7 +68,7 @@ def test_other_weights_are_refused(tmp_path):
     ],
 )
 def test_broken_cards_are_refused(tmp_path, change, words):
-    save_tokenizer(tokenizer(), tmp_path / "tok")
+    save_tokenizer(tiny_trajectory(), tmp_path / "tok")
     file = tmp_path / "tok" / "tokenizer.json"
     card = json.loads(file.read_text())
     change(card)
@@ -84,7 +83,7 @@ def test_missing_folder_is_named(tmp_path):
 
 
 def test_ids_and_clips_are_checked(tmp_path):
-    save_tokenizer(tokenizer(), tmp_path / "tok")
+    save_tokenizer(tiny_trajectory(), tmp_path / "tok")
     loaded = load_tokenizer(tmp_path / "tok")
     length = loaded.spec.num_tokens
     with pytest.raises(ValueError, match="vocabulary has 32"):

@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from moving_clips import SIZE, moving_clip, moving_clips, with_stream
+from tiny_tokenizers import TINY_CODEC, tiny_codec
 
 from egom2p.config import ConfigError, from_plain
 from egom2p.tokenizers.haar import haar_patches, haar_video
@@ -10,24 +12,10 @@ from egom2p.tokenizers.protocol import TokenizerBatch, TrainableTokenizer
 from egom2p.tokenizers.video_codec import VideoCodec, VideoCodecConfig
 from egom2p.tokenizers.video_padding import crop_padding, pad_video
 from egom2p.tokenizers.video_representations import VideoRepresentation
-from tests.tokenizers.moving_clips import SIZE, moving_clip, moving_clips, with_stream
-
-TINY = {
-    "num_frames": 16, "height": SIZE, "width": SIZE, "rate_hz": 8.0, "levels": (8, 4, 4), "channels": 8,
-    "channel_multipliers": (1, 2), "num_blocks": 1, "num_decoder_blocks": 1, "num_middle_blocks": 1,
-    "attention": False, "latent_channels": 8,
-}  # fmt: skip
-
-
-def codec(quantity="rgb", **changes) -> VideoCodec:
-    torch.manual_seed(0)
-    channels = 3 if quantity == "rgb" else 1
-    values = {"modality": f"tok_{quantity}", "quantity": quantity, "folder": quantity, "video_channels": channels}
-    return VideoCodec(VideoCodecConfig(**(values | TINY | changes)))
 
 
 def steps(network: VideoCodec, clips, count: int, rng) -> list[float]:
-    optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
     losses = []
     for _ in range(count):
         batch = network.batch_from_clips(clips, rng)
@@ -36,7 +24,7 @@ def steps(network: VideoCodec, clips, count: int, rng) -> list[float]:
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
     return losses
 
 
@@ -65,7 +53,7 @@ def test_padding_is_cropped_back(size, generator):
 @pytest.mark.parametrize("changes", [{}, {"temporal_compression": 8, "frame_multiple": 8}, {"attention": True}])
 @torch.no_grad()
 def test_late_frames_do_not_change_early_ids(changes, generator):
-    network = codec(**changes).eval()
+    network = tiny_codec(**changes).eval()
     for parameter in network.parameters():
         parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
     video = torch.randn((1, 3, 17, SIZE, SIZE), generator=generator)
@@ -90,7 +78,7 @@ def test_late_frames_do_not_change_early_ids(changes, generator):
 )
 @pytest.mark.parametrize("linear", [False, True])
 def test_ids_have_the_grid_of_the_spec(changes, grid, linear):
-    network = codec(has_linear_path=linear, **changes).eval()
+    network = tiny_codec(has_linear_path=linear, **changes).eval()
     config = network.config
     frames = np.random.default_rng(0).integers(
         0, 255, (config.num_frames, config.height, config.width, 3), dtype=np.uint8
@@ -104,7 +92,7 @@ def test_ids_have_the_grid_of_the_spec(changes, grid, linear):
 
 
 def test_batch_of_one_equals_a_row_of_four():
-    network, clips = codec().eval(), moving_clips(4)
+    network, clips = tiny_codec().eval(), moving_clips(4)
     ids = network.encode_clips(clips)
     np.testing.assert_array_equal(network.encode_clips(clips[2:3])[0], ids[2])
     np.testing.assert_array_equal(network.decode_ids(ids)[0][2], network.decode_ids(ids[2:3])[0][0])
@@ -113,26 +101,24 @@ def test_batch_of_one_equals_a_row_of_four():
 @pytest.mark.parametrize("quantity", ["rgb", "depth"])
 def test_linear_path_starts_well_and_training_improves_it(quantity, rng):
     clips, held_out = moving_clips(12), moving_clips(4, first=100)
-    network = codec(quantity, has_linear_path=True, window_frames=5)
+    network = tiny_codec(quantity, has_linear_path=True, window_frames=5)
     network.fit_normalisation(clips)
     start = network.evaluate(held_out)
-    steps(network, clips, 40, rng)
+    assert start["psnr_db"] > 20 if quantity == "rgb" else start["abs_rel"] < 0.1
+    losses = steps(network, clips, 40, rng)
+    assert np.mean(losses[-5:]) < np.mean(losses[:5])
     end = network.evaluate(held_out)
-    if quantity == "rgb":
-        assert start["psnr_db"] > 15 and end["psnr_db"] > start["psnr_db"]
-    else:
-        assert start["abs_rel"] < 0.15 and end["abs_rel"] < start["abs_rel"]
     assert 1 <= end["perplexity"] <= end["codes_used"] <= network.spec.vocab_size
 
 
 def test_published_start_learns_too(rng):
-    network = codec("depth", window_frames=5)
+    network = tiny_codec("depth", window_frames=5)
     losses = steps(network, moving_clips(8), 30, rng)
     assert losses[-1] < 0.7 * losses[0]
 
 
 def test_windows_are_drawn_from_the_generator():
-    network, clips = codec(window_frames=5, windows_per_clip=2), moving_clips(3)
+    network, clips = tiny_codec(window_frames=5, windows_per_clip=2), moving_clips(3)
     first, second = (network.batch_from_clips(clips, np.random.default_rng(7)) for _ in range(2))
     assert first.tensors["video"].shape == (6, 3, 5, SIZE, SIZE) and first.num_clips == 3
     assert torch.equal(first.tensors["video"], second.tensors["video"])
@@ -147,7 +133,7 @@ def test_depth_survives_its_representation_in_metres():
 
 
 def test_unknown_depth_weighs_nothing():
-    network = codec("depth")
+    network = tiny_codec("depth")
     clip = moving_clip(0)
     depth = clip.depth_m.copy()
     depth[:, :8] = 0.0
@@ -167,7 +153,7 @@ def test_unknown_depth_weighs_nothing():
 
 def test_all_unknown_depth_is_legal():
     clip = with_stream(moving_clip(0), "depth", values=np.zeros((16, SIZE, SIZE), np.float32))
-    network = codec("depth")
+    network = tiny_codec("depth")
     assert np.isfinite(network.decode_ids(network.encode_clips([clip]))[0]).all()
     assert network.batch_from_clips([clip], None).counts == (0,)
     assert np.isnan(network.evaluate([clip])["abs_rel"])
@@ -177,11 +163,11 @@ def test_bad_clips_are_named():
     depth = moving_clip(3).depth_m.copy()
     depth[2, 1, 1] = np.nan
     with pytest.raises(ValueError, match="clip-003.*NaN"):
-        codec("depth").encode_clips([moving_clip(1), with_stream(moving_clip(3), "depth", values=depth)])
+        tiny_codec("depth").encode_clips([moving_clip(1), with_stream(moving_clip(3), "depth", values=depth)])
     with pytest.raises(ValueError, match="clip-003.*wants"):
-        codec(height=64).encode_clips([moving_clip(3)])
+        tiny_codec(height=64).encode_clips([moving_clip(3)])
     with pytest.raises(ValueError, match="clip-003.*uint8"):
-        codec().encode_clips([with_stream(moving_clip(3), "rgb", values=moving_clip(3).rgb.astype(np.float32))])
+        tiny_codec().encode_clips([with_stream(moving_clip(3), "rgb", values=moving_clip(3).rgb.astype(np.float32))])
 
 
 @pytest.mark.parametrize(
@@ -196,10 +182,10 @@ def test_bad_clips_are_named():
     ],
 )
 def test_wrong_configs_say_what_is_wrong(changes, words):
-    values = {"modality": "tok_rgb", "quantity": "rgb", "folder": "rgb"} | TINY | changes
+    values = {"modality": "tok_rgb", "quantity": "rgb", "folder": "rgb"} | TINY_CODEC | changes
     with pytest.raises(ConfigError, match=words):
         from_plain(VideoCodecConfig, values)
 
 
 def test_is_trainable():
-    assert isinstance(codec(), TrainableTokenizer)
+    assert isinstance(tiny_codec(), TrainableTokenizer)

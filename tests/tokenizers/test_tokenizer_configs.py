@@ -1,0 +1,46 @@
+"""The shipped configs load, and describe the modalities they claim."""
+
+from pathlib import Path
+
+import pytest
+
+from egom2p.config import load_config
+from egom2p.data.modality_info import default_specs
+from egom2p.tokenizers import build_network
+from egom2p.training.tokenizer_task import TokenizerTrainingConfig
+
+CONFIGS = Path(__file__).resolve().parents[2] / "cfgs" / "default" / "tokenization"
+CLIPS = ["train.root=clips", "train.datasets=[a]", "validation.root=clips", "validation.datasets=[b]"]
+
+
+def network_config(file: Path):
+    needs_clips = "root: ???" in file.read_text() or file.stem in ("gaze_256", "depth_dv4x8x8")
+    return load_config(TokenizerTrainingConfig, file, CLIPS if needs_clips else []).network
+
+
+@pytest.mark.parametrize("file", sorted(CONFIGS.rglob("*quickstart.yaml")), ids=lambda file: file.stem)
+def test_quickstart_configs_build(file):
+    network = build_network(network_config(file))
+    published = {spec.name: spec for spec in default_specs()}[network.spec.name]
+    assert network.spec.quantity == published.quantity and network.spec.folder == published.folder
+    assert sum(parameter.numel() for parameter in network.parameters()) < 5e6
+
+
+@pytest.mark.parametrize(
+    ("file", "modality"),
+    [
+        ("vqvae/cam_traj/cam_256.yaml", "tok_cam"),
+        ("vqvae/gaze/gaze_256.yaml", "tok_gaze"),
+        ("video/rgb_dv4x8x8.yaml", "tok_rgb"),
+        ("video/depth_dv4x8x8.yaml", "tok_depth"),
+    ],
+)
+def test_full_size_configs_make_the_published_modalities(file, modality):
+    config = network_config(CONFIGS / file)
+    wanted = {spec.name: spec for spec in default_specs()}[modality]
+    if config.architecture == "video_codec":
+        assert config.token_grid == wanted.grid
+    else:
+        assert (config.num_tokens,) == wanted.grid.shape and config.num_codes == wanted.vocab_size
+    assert config.modality == modality and config.folder == wanted.folder and config.quantity == wanted.quantity
+    assert config.rate_hz == wanted.rate_hz

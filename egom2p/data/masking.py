@@ -91,8 +91,8 @@ class UnifiedMasking:
                 targets,
                 self._specs,
                 rng,
-                num_input=transfer.num_input_tokens,
-                num_target=transfer.num_target_tokens,
+                places_per_input=transfer.places_per_input,
+                places_per_target=transfer.places_per_target,
             )
         if self._config.input_dropout > 0 and rng.random() < self._config.input_dropout:
             masked = MaskedClip(masked.key, {}, {}, masked.target_ids, masked.target_places, masked.query_ids)

@@ -29,15 +29,15 @@ class ModalityAlphas:
 class TransferConfig:
     """A direct task: all places of `inputs` -> all places of `targets`, both disjoint.
 
-    num_input_tokens    a random subset of this many places of all inputs together; None: all places
-    num_target_tokens   the same for the targets
+    places_per_input    a random subset of at most this many places of each input modality; None: all places
+    places_per_target   the same for each target modality
     """
 
     weight: float
     inputs: list[str]
     targets: list[str]
-    num_input_tokens: int | None = None
-    num_target_tokens: int | None = None
+    places_per_input: int | None = None
+    places_per_target: int | None = None
 
     def __post_init__(self) -> None:
         if not self.inputs or not self.targets:
@@ -46,7 +46,7 @@ class TransferConfig:
             raise ValueError(f"a transfer's inputs and targets are disjoint, {both} is in both")
         if self.weight < 0:
             raise ValueError(f"the weight of a transfer is not negative, got {self.weight}")
-        for name in ("num_input_tokens", "num_target_tokens"):
+        for name in ("places_per_input", "places_per_target"):
             if (found := getattr(self, name)) is not None and found < 1:
                 raise ValueError(f"{name} is positive or null, got {found}")
 

@@ -30,10 +30,10 @@ def transfer_places(
     specs: Mapping[str, ModalitySpec],
     rng: np.random.Generator,
     *,
-    num_input: int | None = None,
-    num_target: int | None = None,
+    places_per_input: int | None = None,
+    places_per_target: int | None = None,
 ) -> MaskedClip:
-    """All places of the inputs -> all places of the targets the clip has, or random subsets of that many of them.
+    """All places of the inputs -> all places of the targets the clip has, or a random subset of each modality.
 
     A text as target is always whole.
     """
@@ -41,7 +41,8 @@ def transfer_places(
     present = [name for name in inputs if name in clip.tokens]
     words = {name: strip_sequence(clip.tokens[name], specs[name]) for name in present if specs[name].kind == "sequence"}
     ids = [words.get(name, clip.tokens[name]) for name in present]
-    for name, part, places in zip(present, ids, _subset([len(part) for part in ids], num_input, rng), strict=True):
+    for name, part in zip(present, ids, strict=True):
+        places = _subset(len(part), places_per_input, rng)
         sides.add_input(name, part[places], places)
     wanted = [name for name in targets if name in clip.tokens and name not in inputs]
     texts = [name for name in wanted if specs[name].kind == "sequence"]
@@ -49,20 +50,17 @@ def transfer_places(
     for name in texts:
         parts = mask_sequence(clip.tokens[name], specs[name], 0, specs[name].num_tokens, "all", rng)
         sides.add_target(name, parts.target_ids, np.arange(len(parts.target_ids)), parts.query_ids)
-    lengths = [len(clip.tokens[name]) for name in others]
-    for name, places in zip(others, _subset(lengths, num_target, rng), strict=True):
+    for name in others:
+        places = _subset(len(clip.tokens[name]), places_per_target, rng)
         sides.add_target(name, clip.tokens[name][places], places)
     return sides.clip(clip.key)
 
 
-def _subset(lengths: Sequence[int], count: int | None, rng: np.random.Generator) -> list[np.ndarray]:
-    """Ascending places of each modality: all of them, or `count` drawn from all modalities together."""
-    if count is None or count >= sum(lengths):
-        return [np.arange(length) for length in lengths]
-    starts = np.cumsum([0, *lengths])
-    drawn = np.sort(rng.choice(sum(lengths), count, replace=False, shuffle=False))
-    edges = np.searchsorted(drawn, starts)
-    return [drawn[edges[row] : edges[row + 1]] - starts[row] for row in range(len(lengths))]
+def _subset(length: int, count: int | None, rng: np.random.Generator) -> np.ndarray:
+    """Ascending places of one modality: all of them, or `count` drawn at random."""
+    if count is None or count >= length:
+        return np.arange(length)
+    return np.sort(rng.choice(length, count, replace=False, shuffle=False))
 
 
 class Sides:

@@ -178,16 +178,13 @@ def _generated(
     made_names = [spec.name for spec in specs]
     given = tuple(name for name in tokens.tokens if name not in made_names)
     streams = dict(prompt.streams) if isinstance(prompt, AlignedClip) else _decoded_inputs(checkpoint, tokens, given)
-    for spec in specs:
-        stream = STREAM_OF_QUANTITY.get(spec.quantity, checkpoint.tokenizer(spec.name).stream)
+    made_streams = [STREAM_OF_QUANTITY.get(s.quantity, checkpoint.tokenizer(s.name).stream) for s in specs]
+    for stream, spec in zip(made_streams, specs, strict=True):
         streams[stream] = _stream(spec, *values[spec.name])
-    base = (
-        prompt
-        if isinstance(prompt, AlignedClip)
-        else AlignedClip(prompt.key, {}, None, Provenance("tokens", prompt.key))
-    )
+    empty = AlignedClip(prompt.key, {}, None, Provenance("tokens", prompt.key))
+    base = prompt if isinstance(prompt, AlignedClip) else empty
     extra = dict(base.extra) | {"given": list(given), "made": made_names}
-    return Generated(replace(base, streams=streams, extra=extra), tokens, given, tuple(made_names))
+    return Generated(replace(base, streams=streams, extra=extra), tokens, given, tuple(made_names), tuple(made_streams))
 
 
 def _decoded_inputs(checkpoint: Checkpoint, tokens: TokenClip, given: Sequence[str]) -> dict[str, Stream]:
@@ -222,7 +219,6 @@ def _manifest(folder: Path, prompts: Sequence[Prompt], settings: Mapping[str, An
     for prompt in prompts:
         note = load_json(folder / prompt.key / "clip.json")
         files = sorted(path.name for path in (folder / prompt.key).iterdir())
-        clips.append(
-            {key: note[key] for key in ("given", "made", "made_streams")} | {"key": prompt.key, "files": files}
-        )
+        made = {key: note[key] for key in ("given", "made", "made_streams")}
+        clips.append({"key": prompt.key, **made, "files": files})
     return {"settings": dict(settings), "num_clips": len(clips), "clips": clips}

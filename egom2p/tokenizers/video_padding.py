@@ -1,8 +1,7 @@
 """Padding of any video to the sizes a codec takes, and the crop back.
 
 Frames go to 1 + n * multiple by repeating the first and last frame, half on each side and the odd one at the end (16
-frames get one more at the end). Height and width go to multiples, symmetrically, by reflection where the picture is
-large enough, else by repetition.
+frames get one more at the end). Height and width go to multiples by repeating the border, half on each side.
 """
 
 import torch

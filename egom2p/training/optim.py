@@ -50,7 +50,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
         muon.state = adamw.state = self.state
 
     def step(self, closure: Callable[[], Any] | None = None) -> None:
-        """One step of both parts; where `found_inf` is set to 1, gradients count as 0 for Muon and AdamW stands still."""
+        """One step of both; where `found_inf` is 1, gradients count as 0 for Muon and AdamW stands still."""
         assert closure is None, "the loop computes gradients itself"
         muon, adamw = self.parts
         found_inf = getattr(self, "found_inf", None)

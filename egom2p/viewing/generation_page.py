@@ -3,6 +3,7 @@
 Reads manifest.json and every clip.npz; writes index.html beside them.
 """
 
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 
 from egom2p.config import run_main, strict
 from egom2p.data.video_files import encode_webm
+from egom2p.geometry import canonicalise
 from egom2p.storage import load_json
 from egom2p.viewing import page, plots
 from egom2p.viewing.panels import coloured_depth, depth_range, enlarged, samples_at_frames, side_by_side, with_gaze
@@ -37,7 +39,9 @@ def write_generation_page(folder: str | Path, *, max_clips: int = 24) -> Path:
     body = page.card(page.figure(plots.depth_colour_bar(*range_m))) if depths else ""
     for clip in shown:
         words = f"given {', '.join(clip['given']) or 'nothing'}; generated {', '.join(clip['made'])}"
-        body += f"<h3>{escape(clip['key'])}</h3>" + page.card(page.note(words) + _clip(clips[clip["key"]], range_m))
+        body += f"<h3>{escape(clip['key'])}</h3>" + page.card(
+            page.note(words) + _clip(clips[clip["key"]], range_m, clip["made_streams"])
+        )
     settings = manifest["settings"]
     html = page.document(
         "Generated clips",
@@ -48,30 +52,40 @@ def write_generation_page(folder: str | Path, *, max_clips: int = 24) -> Path:
     return page.save_page(folder / "index.html", html)
 
 
-def _clip(arrays: dict[str, Any], range_m: tuple[float, float]) -> str:
+def _clip(arrays: dict[str, Any], range_m: tuple[float, float], made: Sequence[str]) -> str:
     """Pictures side by side with the gaze point, then tracks as plots."""
     panels: dict[str, np.ndarray] = {}
     if "rgb" in arrays:
-        panels["rgb"] = enlarged(arrays["rgb"], _PANEL_HEIGHT)
+        rgb = enlarged(arrays["rgb"], _PANEL_HEIGHT)
         if "gaze" in arrays:
             at = samples_at_frames(_from_start(arrays["gaze_times_s"]), _from_start(arrays["rgb_times_s"]))
             is_valid = arrays["gaze_is_valid"][at]
-            panels["rgb with gaze"] = with_gaze(
-                panels.pop("rgb"), arrays["gaze"][at], is_valid, plots.COLOURS[0], filled=True
-            )
+            name = f"rgb with {_origin('gaze', made)} gaze"
+            panels[name] = with_gaze(rgb, arrays["gaze"][at], is_valid, plots.COLOURS[0], filled=True)
+        else:
+            panels[f"{_origin('rgb', made)} rgb"] = rgb
     if "depth" in arrays:
-        panels["depth"] = enlarged(coloured_depth(arrays["depth"], *range_m), _PANEL_HEIGHT)
+        panels[f"{_origin('depth', made)} depth"] = enlarged(coloured_depth(arrays["depth"], *range_m), _PANEL_HEIGHT)
     content = ""
     if panels:
         times_s = arrays["rgb_times_s" if "rgb" in arrays else "depth_times_s"]
         rate_hz = (len(times_s) - 1) / float(times_s[-1] - times_s[0]) if len(times_s) > 1 else 8.0
         content += page.video(encode_webm(side_by_side(list(panels.values())), rate_hz), list(panels))
     if "camera" in arrays:
-        content += page.figure(plots.trajectory_plot(arrays["camera"], {}), "Camera relative to its first pose.")
+        content += page.figure(
+            plots.trajectory_plot(canonicalise(arrays["camera"]), {}, label=_origin("camera", made)),
+            "Camera relative to its first pose.",
+        )
     if "gaze" in arrays:
         times_s = _from_start(arrays["gaze_times_s"])
-        content += page.figure(plots.gaze_plot(times_s, arrays["gaze"], arrays["gaze_is_valid"], {}))
+        content += page.figure(
+            plots.gaze_plot(times_s, arrays["gaze"], arrays["gaze_is_valid"], {}, label=_origin("gaze", made))
+        )
     return f'<div class="pair">{content}</div>'
+
+
+def _origin(stream: str, made: Sequence[str]) -> str:
+    return "generated" if stream in made else "given"
 
 
 def _from_start(times_s: np.ndarray) -> np.ndarray:

@@ -59,7 +59,7 @@ def checkpoint_colours(summary: Mapping[str, Any]) -> dict[str, str]:
 def _facts(summary: Mapping[str, Any]) -> list[str]:
     hardware = summary["hardware"]
     num_clips = max((task["num_clips"] for task in summary["tasks"]), default=0)
-    machine = hardware["accelerator"] or f"CPU, {hardware['threads']} thread(s) per process"
+    machine = hardware["accelerator"] or f"CPU, {hardware['threads']} threads"
     facts = [f"{num_clips} held-out clips", machine, f"torch {hardware['torch']}"]
     for label, checkpoint in summary["checkpoints"].items():
         facts.append(f"{label}: {checkpoint['num_parameters'] / 1e6:.1f} M parameters")

@@ -113,7 +113,7 @@ def test_mixture_follows_its_weights_and_skips_impossible_tasks(rng):
         sampling_weights=[0.3],
         transfers={
             "rgb_to_all": TransferConfig(weight=0.6, inputs=["tok_rgb"], targets=["tok_depth", "tok_smell"]),
-            "depth_to_rgb": TransferConfig(weight=0.1, inputs=["tok_depth"], targets=["tok_rgb"], num_input_tokens=5),
+            "depth_to_rgb": TransferConfig(weight=0.1, inputs=["tok_depth"], targets=["tok_rgb"], places_per_input=5),
         },
     )
     masking = masking_of(alphas)
@@ -135,7 +135,7 @@ def test_mixture_follows_its_weights_and_skips_impossible_tasks(rng):
 
 
 def test_modalities_that_are_always_targets(rng):
-    transfers = {"t": TransferConfig(weight=1.0, inputs=["tok_depth"], targets=["tok_rgb"], num_target_tokens=20)}
+    transfers = {"t": TransferConfig(weight=1.0, inputs=["tok_depth"], targets=["tok_rgb"], places_per_target=20)}
     masking = masking_of(alphas_of(NAMES, [10.0], always_target=["tok_smell"], transfers=transfers))
     for _ in range(200):
         clip = random_clip(SPECS, rng)
@@ -145,7 +145,10 @@ def test_modalities_that_are_always_targets(rng):
         if num_tokens(masked.target_ids) == 12:
             assert inputs <= 3 and len(masked.target_ids["tok_smell"]) == 6 - inputs
         else:
-            assert inputs == 0 and num_tokens(masked.target_ids) == 20 and "tok_smell" in masked.target_ids
+            assert inputs == 0 and {name: len(ids) for name, ids in masked.target_ids.items()} == {
+                "tok_rgb": 20,
+                "tok_smell": 6,
+            }
 
 
 def test_input_dropout_keeps_targets(rng):

@@ -9,15 +9,11 @@ from tiny_artifacts import invented_clip, make_tiny_world
 
 from egom2p.contracts import AlignedClip
 from egom2p.pipelines.baselines import baseline_estimates, training_statistics
-from egom2p.pipelines.evaluation import (
-    ClipsConfig,
-    EvaluationConfig,
-    mean_of_samples,
-    run_evaluation,
-    split_task,
-)
+from egom2p.pipelines.evaluation import run_evaluation
+from egom2p.pipelines.evaluation_config import ClipsConfig, EvaluationConfig, split_task
 from egom2p.pipelines.results import Method, Metric, TaskResult, summarise
 from egom2p.pipelines.scores import ProtocolConfig, metrics_of, score
+from egom2p.pipelines.task_evaluation import mean_of_samples
 
 
 @pytest.fixture(scope="module")

@@ -18,8 +18,12 @@ def network_config(file: Path):
     return load_config(TokenizerTrainingConfig, file, CLIPS if needs_clips else []).network
 
 
-@pytest.mark.parametrize("file", sorted(CONFIGS.rglob("*quickstart.yaml")), ids=lambda file: file.stem)
-def test_quickstart_configs_build(file):
+@pytest.mark.parametrize(
+    "file",
+    sorted(file for file in CONFIGS.rglob("*.yaml") if file.stem.endswith(("quickstart", "world_small"))),
+    ids=lambda file: str(file.relative_to(CONFIGS)),
+)
+def test_small_configs_build(file):
     network = build_network(network_config(file))
     published = {spec.name: spec for spec in default_specs()}[network.spec.name]
     assert network.spec.quantity == published.quantity and network.spec.folder == published.folder

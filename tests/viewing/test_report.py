@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from tiny_artifacts import make_tiny_world
 
-from egom2p.pipelines.evaluation import ClipsConfig, EvaluationConfig, run_evaluation
+from egom2p.pipelines.evaluation import run_evaluation
+from egom2p.pipelines.evaluation_config import ClipsConfig, EvaluationConfig
 from egom2p.viewing.panels import coloured_depth, depth_range, enlarged, side_by_side, with_gaze
 from egom2p.viewing.report import ReportConfig, validation_curves, write_report
 

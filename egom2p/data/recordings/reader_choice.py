@@ -1,12 +1,11 @@
 """From a source's config to its reader: the one place that knows every source of recordings.
 
 A reader has `names`, `len(reader)`, `read(index) -> Recording`, and may have `outline(index)`: the same recording with
-smaller pictures, cheap to make, for planning clips.
+empty pictures, cheap to make, for planning clips.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from math import gcd
 from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import Field
@@ -15,8 +14,6 @@ from egom2p.config import strict
 from egom2p.contracts import Recording
 from egom2p.data.recordings.plain_folder import PlainFolderReader
 from egom2p.data.recordings.synthetic import SyntheticReader, SyntheticWorldConfig
-
-_SMALLEST_OUTLINE = 8
 
 
 class Reader(Protocol):
@@ -49,30 +46,8 @@ class PlainFolderSource:
 SourceConfig = Annotated[SyntheticSource | PlainFolderSource, Field(discriminator="kind")]
 
 
-class OutlinedWorld(SyntheticReader):
-    """The synthetic world, with outlines whose pictures have few pixels: rays are what a recording costs."""
-
-    def __init__(self, config: SyntheticWorldConfig) -> None:
-        super().__init__(config)
-        camera = config.camera
-        shared = gcd(camera.width, camera.height)
-        shrink = max(
-            (
-                d
-                for d in range(1, shared + 1)
-                if shared % d == 0 and min(camera.width, camera.height) // d >= _SMALLEST_OUTLINE
-            ),
-            default=1,
-        )
-        small = replace(camera, width=camera.width // shrink, height=camera.height // shrink)
-        self._outlines = SyntheticReader(replace(config, camera=small))
-
-    def outline(self, index: int) -> Recording:
-        return self._outlines.read(index)
-
-
 def _open_synthetic(source: SyntheticSource, dataset: str) -> Reader:
-    return OutlinedWorld(replace(source.world, dataset=dataset or source.world.dataset))
+    return SyntheticReader(replace(source.world, dataset=dataset or source.world.dataset))
 
 
 def _open_plain_folder(source: PlainFolderSource, dataset: str) -> Reader:

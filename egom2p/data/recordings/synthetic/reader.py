@@ -95,6 +95,13 @@ class SyntheticReader:
 
     def read(self, index: int) -> Recording:
         """Simulate and render one recording; all streams are arrays."""
+        return self._tell(index, is_rendered=True)
+
+    def outline(self, index: int) -> Recording:
+        """The same recording with black pictures and no depth: what can be known without casting their rays."""
+        return self._tell(index, is_rendered=False)
+
+    def _tell(self, index: int, *, is_rendered: bool) -> Recording:
         if not 0 <= index < len(self):
             raise IndexError(f"recording {index} of {len(self)}")
         config = self.config
@@ -107,7 +114,7 @@ class SyntheticReader:
         source["things"] = [thing.name for thing in stage.scene.things]
         return Recording(
             name=self.names[index],
-            streams=story.streams(stage, config),
+            streams=story.streams(stage, config, is_rendered=is_rendered),
             intrinsics=config.camera.intrinsics(),
             provenance=Provenance(config.dataset, self.names[index], source=json.dumps(source)),
         )
@@ -180,16 +187,20 @@ class _Story:
         poses[:, :3, 3] = self.at(times_s, self.eye)
         return poses
 
-    def streams(self, stage: _Stage, config: SyntheticWorldConfig) -> dict[str, Stream]:
+    def streams(self, stage: _Stage, config: SyntheticWorldConfig, *, is_rendered: bool) -> dict[str, Stream]:
         video_s = np.arange(round(config.duration_s * config.video_rate_hz)) / config.video_rate_hz
         track_s = np.arange(round(config.duration_s * config.track_rate_hz)) / config.track_rate_hz
         movers = [
             replace(mover, positions=self.at(video_s, mover.positions), turns=self.at(video_s, mover.turns))
             for mover in self.movers
         ]
-        static = (stage.caster, stage.scene.paint)
         intrinsics = config.camera.intrinsics()
-        rgb, depth = render(static, movers, self.world_from_cam(video_s), intrinsics, config.lamp)
+        if is_rendered:
+            static = (stage.caster, stage.scene.paint)
+            rgb, depth = render(static, movers, self.world_from_cam(video_s), intrinsics, config.lamp)
+        else:
+            shape = (len(video_s), intrinsics.height, intrinsics.width)
+            rgb, depth = np.broadcast_to(np.uint8(0), (*shape, 3)), np.broadcast_to(np.float32(0), shape)
         nearest_T = np.minimum(np.round(track_s * _SIMULATION_HZ).astype(int), len(self.times_s) - 1)
         target_T = self.looking.target[nearest_T]
         factors_T3 = np.stack([self.walk.speed[nearest_T], self.walk.turn[nearest_T], target_T], axis=1)

@@ -1,0 +1,223 @@
+"""One task of an evaluation: every method's estimate on the same clips, scored.
+
+B clips, K samples per clip, L tokens of one modality, T frames or samples of a stream.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from egom2p.contracts import AlignedClip, ModalitySpec, TokenClip
+from egom2p.data.folder_set import open_clips
+from egom2p.data.marginals import marginal_cross_entropy, place_entropy, place_marginals
+from egom2p.geometry import mean_poses
+from egom2p.metrics.bootstrap import bootstrap_interval
+from egom2p.models.generation_plans import SamplingConfig
+from egom2p.pipelines.baselines import TrainingStatistics, baseline_estimates
+from egom2p.pipelines.checkpoints import Checkpoint
+from egom2p.pipelines.evaluation_config import EstimatorConfig, EvaluationConfig, split_task
+from egom2p.pipelines.results import Method, TaskResult
+from egom2p.pipelines.scores import STREAM_OF_QUANTITY, ProtocolConfig, metrics_of, score
+
+ShownArrays = dict[str, dict[str, np.ndarray]]
+"""Clip key -> array name -> array, kept for the page."""
+
+
+class TaskEvaluator:
+    """Evaluates tasks on fixed clips; tokens of inputs that several tasks share are made once."""
+
+    def __init__(
+        self,
+        config: EvaluationConfig,
+        checkpoints: Mapping[str, Checkpoint],
+        clips: Sequence[AlignedClip],
+        statistics: TrainingStatistics | None,
+    ) -> None:
+        self._config, self._clips, self._statistics = config, clips, statistics
+        self._caches = {label: _TokenCache(checkpoint) for label, checkpoint in checkpoints.items()}
+
+    def evaluate(self, task: str) -> tuple[TaskResult, ShownArrays]:
+        """All methods of a task, and what the page shows of the first clips."""
+        config = self._config
+        inputs, target = split_task(task)
+        specs = {label: cache.checkpoint.spec(target) for label, cache in self._caches.items()}
+        quantity = next(iter(specs.values())).quantity
+        stream = STREAM_OF_QUANTITY[quantity]
+        clips = [clip for clip in self._clips if stream in clip]
+        if not clips:
+            raise ValueError(f"{config.clips.root}: no held-out clip has {stream}, the truth of {task}")
+        scorer = _Scorer(quantity, clips, config.protocol)
+        methods = [] if self._statistics is None else _baselines(scorer, self._statistics)
+        methods += _bounds(scorer)
+        token_losses, shown = [], {clip.key: {} for clip in clips[: config.num_shown_clips]}
+        for label, cache in self._caches.items():
+            tokenizer = cache.checkpoint.tokenizer(specs[label].name)
+            truth = cache.tokenize(clips, [specs[label].name])
+            prompts = cache.tokenize(clips, [cache.checkpoint.spec(word).name for word in inputs])
+            ceiling, _ = tokenizer.decode(_ids(truth, specs[label]))
+            methods.append(scorer.method("tokenizer round trip", "ceiling", ceiling, checkpoint=label))
+            for name, estimator in config.estimators.items():
+                estimate, samples = _estimate(cache.checkpoint, prompts, specs[label], estimator, config)
+                methods.append(scorer.method(name, "model", estimate, checkpoint=label))
+                _keep_shown(shown, f"{task}|{label}|{name}", estimate, samples)
+            token_losses.append(_token_loss(label, cache.checkpoint, prompts, truth, specs[label], config))
+        keys = [clip.key for clip in clips]
+        columns = metrics_of(quantity, config.protocol)
+        return TaskResult(task, quantity, keys, columns, methods, token_losses), shown
+
+
+def _keep_shown(shown: ShownArrays, name: str, estimate: np.ndarray, samples: np.ndarray) -> None:
+    """Estimates of the first clips, and of tracks the samples too."""
+    for row, arrays in enumerate(shown.values()):
+        arrays[f"estimate|{name}"] = estimate[row]
+        if samples.shape[1] > 1 and estimate[row].ndim < 4 and estimate[row].shape[-1] <= 4:
+            arrays[f"samples|{name}"] = samples[row]
+
+
+class _TokenCache:
+    """Tokens of the held-out clips: several tasks share inputs, and encoding video is slow."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.checkpoint = checkpoint
+        self._known: dict[tuple[str, str], tuple[np.ndarray, str | None]] = {}
+
+    def tokenize(self, clips: Sequence[AlignedClip], names: Sequence[str]) -> list[TokenClip]:
+        """As `Checkpoint.tokenize`; every clip must have the named modalities."""
+        for name in names:
+            missing = [clip for clip in clips if (clip.key, name) not in self._known]
+            for found in self.checkpoint.tokenize(missing, [name]):
+                if name not in found.tokens:
+                    raise ValueError(f"held-out clip {found.key} has no {name}, an input of the task")
+                self._known[found.key, name] = (found.tokens[name], found.fingerprints[name])
+        return [
+            TokenClip(
+                clip.key,
+                {name: self._known[clip.key, name][0] for name in names},
+                {name: self._known[clip.key, name][1] for name in names},
+            )
+            for clip in clips
+        ]
+
+
+class _Scorer:
+    """Scores estimates of one quantity on a fixed list of clips."""
+
+    def __init__(self, quantity: str, clips: Sequence[AlignedClip], protocol: ProtocolConfig) -> None:
+        self.quantity, self.clips, self._protocol = quantity, clips, protocol
+        self._keys = [metric.key for metric in metrics_of(quantity, protocol)]
+
+    def method(
+        self, label: str, kind: Any, estimates: Sequence[np.ndarray], *, checkpoint: str | None = None
+    ) -> Method:
+        """Per-clip values; a clip that cannot be scored has None everywhere and its reason in `failures`."""
+        values: dict[str, list[float | None]] = {key: [] for key in self._keys}
+        failures = {}
+        for clip, estimate in zip(self.clips, estimates, strict=True):
+            try:
+                found: Mapping[str, float | None] = score(self.quantity, estimate, clip, self._protocol)
+            except ValueError as error:
+                failures[clip.key] = str(error)
+                found = {}
+            for key in self._keys:
+                values[key].append(found.get(key))
+        return Method(label, kind, values, checkpoint, failures)
+
+
+def _baselines(scorer: _Scorer, statistics: TrainingStatistics) -> list[Method]:
+    estimates = [baseline_estimates(scorer.quantity, statistics, clip) for clip in scorer.clips]
+    return [scorer.method(label, "baseline", [found[label] for found in estimates]) for label in estimates[0]]
+
+
+def _bounds(scorer: _Scorer) -> list[Method]:
+    """The gaze a world's own law points at: about the best an estimate from the picture can be."""
+    if scorer.quantity != "gaze" or not all("gaze_law" in clip for clip in scorer.clips):
+        return []
+    law = [np.asarray(clip.streams["gaze_law"].values) for clip in scorer.clips]
+    return [scorer.method("law of the world, without its noise", "bound", law)]
+
+
+def _estimate(
+    checkpoint: Checkpoint,
+    prompts: Sequence[TokenClip],
+    spec: ModalitySpec,
+    estimator: EstimatorConfig,
+    config: EvaluationConfig,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean of the decoded samples (B, T, ...), and the samples (B', K, T, ...) of the clips that are shown."""
+    plan, count = estimator.sampling.plan(spec.name), estimator.num_samples
+    means, shown = [], []
+    for start in range(0, len(prompts), config.batch_size):
+        part = prompts[start : start + config.batch_size]
+        repeated = [prompt for prompt in part for _ in range(count)]
+        seeds = [clip_seed(config.seed, start + row, sample) for row in range(len(part)) for sample in range(count)]
+        made = checkpoint.sampler.generate(repeated, [plan], seeds)
+        values, _ = checkpoint.tokenizer(spec.name).decode(_ids(made, spec))
+        samples = values.reshape(len(part), count, *values.shape[1:])
+        means.append(np.stack([mean_of_samples(spec.quantity, clip_samples) for clip_samples in samples]))
+        shown.append(samples[: max(0, config.num_shown_clips - start)])
+    return np.concatenate(means), np.concatenate(shown)
+
+
+def clip_seed(seed: int, clip: int, sample: int) -> int:
+    """Seed of one sample of one clip; different for every combination."""
+    return (seed * 1_000_003 + clip) * 10_007 + sample
+
+
+def mean_of_samples(quantity: str, samples: np.ndarray) -> np.ndarray:
+    """Mean (T, ...) of K estimates (K, T, ...): of poses the chordal mean of rotations, else of the values."""
+    if len(samples) == 1:
+        return samples[0]
+    if quantity == "camera":
+        return mean_poses(samples)
+    mean = samples.mean(0, dtype=np.float64)
+    return np.round(mean).astype(np.uint8) if quantity == "rgb" else mean.astype(samples.dtype)
+
+
+def _token_loss(
+    label: str,
+    checkpoint: Checkpoint,
+    prompts: Sequence[TokenClip],
+    truth: Sequence[TokenClip],
+    spec: ModalitySpec,
+    config: EvaluationConfig,
+) -> dict[str, Any]:
+    """Mean -log p of the true tokens, all places asked at once, beside what ignoring the input can reach."""
+    nats, accuracy = [], []
+    for start in range(0, len(prompts), config.batch_size):
+        part = slice(start, start + config.batch_size)
+        true_ids = [clip.tokens[spec.name] for clip in truth[part]]
+        found = checkpoint.sampler.log_likelihood(prompts[part], SamplingConfig().plan(spec.name), true_ids)
+        nats += [float(-log_probs.mean()) for log_probs, _ in found]
+        accuracy += [float(is_right.mean()) for _, is_right in found]
+    marginal, entropy, note = _marginal(checkpoint, truth, spec, config)
+    rng = np.random.default_rng(config.seed)
+    return {
+        "checkpoint": label,
+        "target": spec.name,
+        "nats": vars(bootstrap_interval(nats, rng)),
+        "accuracy": vars(bootstrap_interval(accuracy, rng)),
+        "uniform_nats": float(np.log(spec.vocab_size)),
+        "marginal_nats": marginal,
+        "marginal_entropy_nats": entropy,
+        "marginal_note": note,
+    }
+
+
+def _marginal(
+    checkpoint: Checkpoint, truth: Sequence[TokenClip], spec: ModalitySpec, config: EvaluationConfig
+) -> tuple[float | None, float | None, str]:
+    """Cross entropy of the held-out tokens under the training marginals of their places, their entropy, a note."""
+    if config.train_tokens is None:
+        return None, None, "no train_tokens given"
+    tokens = open_clips(config.train_tokens)
+    made_by = tokens.card(spec.folder).get("tokenizer_fingerprint")
+    wanted = checkpoint.tokenizer(spec.name).fingerprint
+    if made_by is not None and made_by != wanted:
+        return None, None, f"{config.train_tokens} was made by tokenizer {made_by}, this checkpoint has {wanted}"
+    counts = place_marginals(tokens, spec)
+    return marginal_cross_entropy(counts, _ids(truth, spec)), place_entropy(counts), ""
+
+
+def _ids(clips: Sequence[TokenClip], spec: ModalitySpec) -> np.ndarray:
+    return np.stack([clip.tokens[spec.name] for clip in clips])

@@ -34,3 +34,4 @@ check: $(ENV)  ## format, lint, import order, fast tests
 	$(MAKE) test
 
 include quickstart.mk
+include real_samples.mk

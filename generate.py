@@ -1,4 +1,4 @@
-"""Generate: `python generate.py checkpoint=... input=walk.mp4 'targets=[depth,cam,gaze]' output=...`."""
+"""Generate: `python generate.py input=walk.mp4 'targets=[depth,cam,gaze]' output=... [checkpoint=...]`."""
 
 from egom2p.config import run_main
 from egom2p.pipelines.generation import GenerationConfig, run_generation

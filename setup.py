@@ -17,6 +17,7 @@ BASE = [
     "timm>=1.0.20",
     "einops>=0.8",
     "omegaconf>=2.3",
+    "pyyaml>=6",
     "hydra-core>=1.3.2",
     "webdataset>=1.0",
     "boto3>=1.34",
@@ -43,7 +44,14 @@ EXTRAS = {
     "dev": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.9", "evo>=1.30", "moto[s3]>=5"],
 }
 
-CFGS = HERE / "cfgs"
+# Folders beside the package that become packages inside it: configs, and the checkpoint generate.py uses by default.
+DATA = {"egom2p.cfgs": "cfgs", "egom2p.shipped": "checkpoints"}
+DATA = {package: folder for package, folder in DATA.items() if (HERE / folder).is_dir()}
+
+
+def files_of(folder: str) -> list[str]:
+    return [str(path.relative_to(HERE / folder)) for path in (HERE / folder).rglob("*") if path.is_file()]
+
 
 setup(
     name="egom2p",
@@ -53,9 +61,9 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=[*find_packages(include=["egom2p", "egom2p.*"]), "egom2p.cfgs"],
-    package_dir={"egom2p.cfgs": "cfgs"},
-    package_data={"egom2p.cfgs": [str(path.relative_to(CFGS)) for path in CFGS.rglob("*.yaml")]},
+    packages=[*find_packages(include=["egom2p", "egom2p.*"]), *DATA],
+    package_dir=DATA,
+    package_data={package: files_of(folder) for package, folder in DATA.items()},
     install_requires=BASE,
     extras_require=EXTRAS,
 )

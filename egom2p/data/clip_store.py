@@ -89,6 +89,10 @@ class ClipStore(Sequence[AlignedClip]):
         """Index of the first clip of every shard, then the number of clips."""
         return self._shards.shard_starts
 
+    def verify(self) -> int:
+        """Compare the keys of all streams' shards; returns the number of clips. ValueError names shard and key."""
+        return self._shards.verify()
+
     def __getitem__(self, index: int) -> AlignedClip:
         if index < 0:
             index += len(self)

@@ -12,8 +12,10 @@ from egom2p.contracts import ModalitySpec
 from egom2p.data.folder_set import FolderSet, open_clips
 from egom2p.data.shards import ShardSet
 
-# From almost none to as heavy as a thousand clips.
-PRIOR_STRENGTHS = (1.0, 4.0, 16.0, 64.0, 256.0, 1024.0)
+# Strengths of the prior that are tried; the marginal is as good as the best of them. The last one forgets the place:
+# with few clips and many codes, counts per place alone would be worse than no knowledge at all.
+PRIOR_STRENGTHS = (0.5, 2.0, 8.0, 32.0, 128.0, 512.0, 2048.0, 8192.0, 1e9)
+_CLIPS_AT_ONCE = 1000
 
 
 def place_marginals(
@@ -21,17 +23,19 @@ def place_marginals(
 ) -> csr_array:
     """How often each id stands at each place: counts (L, V), sparse, int64.
 
-    tokens   pattern or set of token shards (its folder `spec.folder` is read), or ids (B, L)
+    tokens      pattern or set of token shards (its folder `spec.folder` is read), or ids (B, L)
+    max_clips   at most so many, spread evenly: the first ones may all be of one recording
     """
+    if isinstance(tokens, str):
+        tokens = open_clips(tokens)
+    num_clips = len(tokens) if max_clips is None else min(max_clips, len(tokens))
+    indices = [number * len(tokens) // num_clips for number in range(num_clips)]
     if isinstance(tokens, np.ndarray):
-        ids_BL = tokens[:max_clips]
-        return _count(ids_BL, spec)
-    clips = open_clips(tokens) if isinstance(tokens, str) else tokens
-    num_clips = clips.num_clips if max_clips is None else min(max_clips, clips.num_clips)
+        return _count(tokens[indices], spec)
     counts = csr_array((spec.num_tokens, spec.vocab_size), dtype=np.int64)
-    for start in range(0, num_clips, 1000):
-        rows = range(start, min(start + 1000, num_clips))
-        ids_BL = np.stack([clips.read_array(index, spec.folder).reshape(-1) for index in rows])
+    for start in range(0, num_clips, _CLIPS_AT_ONCE):
+        rows = indices[start : start + _CLIPS_AT_ONCE]
+        ids_BL = np.stack([tokens.read_array(index, spec.folder).reshape(-1) for index in rows])
         counts = counts + _count(ids_BL, spec)
     return counts
 

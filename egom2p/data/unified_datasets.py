@@ -42,6 +42,8 @@ class DataConfig:
     num_validation_clips  at most this many of each validation set, spread over it
     shards_per_block      clips are shuffled among this many shards
     in_memory             keep all tokens in memory (small sets)
+    verify_keys           compare the keys of all folders before the first batch. Without it a shard is compared when it
+                          is first read: for millions of clips, whose headers take minutes to read
     """
 
     datasets: dict[str, DatasetConfig]
@@ -51,6 +53,7 @@ class DataConfig:
     modalities: dict[str, dict[str, Any] | None] | None = None
     shards_per_block: int = 8
     in_memory: bool = False
+    verify_keys: bool = True
 
     def __post_init__(self) -> None:
         if not self.datasets:
@@ -91,6 +94,8 @@ class _MaskedDataset(Dataset):
         self._orders: dict[str, ClipOrder] = {}
         for name, dataset in config.datasets.items():
             tokens = TokenSet(dataset.shards, specs, folder_names=dataset.folder_names, in_memory=config.in_memory)
+            if config.verify_keys:
+                tokens.verify()
             self.sets[name] = tokens
             self._maskings[name] = UnifiedMasking(specs, dataset)
             self._maskings[name].check(tokens.modalities, where=f"data set {name}")
@@ -173,7 +178,8 @@ class EvalLoader:
     """Finite batches with fixed clips and fixed maskings; iterating again gives the same ones.
 
     Clips are spread evenly over the set. Rank r of W takes clips r, r+W, ... of each global batch; a rank whose share
-    of the last one is empty gets one batch less.
+    of the last one is empty gets one batch less. Raises ValueError for folders whose keys differ, and for clips that
+    the masking could never give a target.
     """
 
     def __init__(
@@ -191,7 +197,10 @@ class EvalLoader:
         folder_names: dict[str, str] | None = None,
     ) -> None:
         self._tokens = TokenSet(pattern, specs, folder_names=folder_names)
+        self._tokens.verify()
         self._masking = UnifiedMasking(specs, masking) if isinstance(masking, MaskingConfig) else masking
+        if isinstance(self._masking, UnifiedMasking):
+            self._masking.check(self._tokens.modalities, where=pattern)
         self._slots = masking.num_slots if isinstance(masking, MaskingConfig) else 0
         self._specs, self._seed, self._num_registers = tuple(specs), seed, num_registers
         total = self._tokens.num_clips

@@ -1,10 +1,11 @@
 """Video files: frames decoded when asked for, and writing mp4 and WebM.
 
 The index of a file (times, key frames, completeness) is PyAV's; pixels come from decord where it is installed and
-agrees with that index, else from PyAV. T frames of the file, N frames asked for, H, W pixels.
+agrees with that index and can decode what is asked for, else from PyAV. T frames of the file, N frames asked for, H, W pixels.
 """
 
 import io
+import logging
 from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
@@ -21,6 +22,7 @@ except ImportError:  # no wheel for this machine; PyAV reads the same frames
     decord = None
 
 Decoder = Literal["auto", "decord", "pyav"]
+_LOG = logging.getLogger(__name__)
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
 _CODECS = {".mp4": ("mp4", "libx264"), ".webm": ("webm", "libvpx-vp9")}
 # Containers that do not store a frame count store a duration; a tail of half a second may honestly hold no frame.
@@ -43,7 +45,8 @@ class VideoFile:
 
     times_s         (T,) float64, presentation times; the first frame is at 0
     height, width   of an upright frame (a rotation noted in the file is applied)
-    decoder         "decord" or "pyav", what `read` uses
+    decoder         "decord" or "pyav", what `read` uses; decord gives way to PyAV, with a warning in the log, when it
+                    cannot decode a frame and was not asked for by name
 
     Opening reads the packet index, so a file that is cut short is an error here, not hours later.
     """
@@ -55,6 +58,7 @@ class VideoFile:
         seconds = self._index.pts.astype(np.float64) * float(self._index.time_base)
         self.times_s = seconds - seconds[0]
         self._open: Any = None
+        self._may_change = decoder == "auto"
         self.decoder = self._choose_decoder(decoder)
 
     def __len__(self) -> int:
@@ -108,7 +112,13 @@ class VideoFile:
         try:
             return self._open.get_batch(rows.tolist()).asnumpy()
         except decord.DECORDError as error:
-            raise ValueError(f"{self.path}: frames {rows[0]}..{rows[-1]} cannot be decoded: {error}") from error
+            if not self._may_change:
+                raise ValueError(f"{self.path}: frames {rows[0]}..{rows[-1]} cannot be decoded: {error}") from error
+            # Known: decord cannot hand over some narrow pictures (their lines are padded in memory).
+            reason = str(error).splitlines()[0]
+            _LOG.warning("%s: decord cannot decode it (%s); PyAV reads it instead", self.path, reason)
+        self._open, self.decoder = None, "pyav"
+        return self._read_pyav(rows)
 
     def _read_pyav(self, rows: np.ndarray) -> np.ndarray:
         if self._open is None:

@@ -63,6 +63,12 @@ class AttentionLayout:
         return max(self.query_lengths, default=0), max(self.key_lengths, default=0)
 
     @cached_property
+    def sees_anything(self) -> bool:
+        """Whether some segment has queries and keys."""
+        pairs = zip(self.query_lengths, self.key_lengths, strict=True)
+        return any(num_queries > 0 and num_keys > 0 for num_queries, num_keys in pairs)
+
+    @cached_property
     def has_queries_without_keys(self) -> bool:
         pairs = zip(self.query_lengths, self.key_lengths, strict=True)
         return any(num_queries > 0 and num_keys == 0 for num_queries, num_keys in pairs)
@@ -98,7 +104,7 @@ def attend(
     if backend == "auto":
         is_half = query.dtype in (torch.bfloat16, torch.float16)
         backend = "varlen" if query.is_cuda and is_half else "padded"
-    if min(layout.max_lengths) == 0:
+    if not layout.sees_anything:
         # Nobody sees anybody. Still a function of all three, so that every parameter has a (zero) gradient.
         return query * 0 + (key.sum() + value.sum()) * 0
     if backend == "padded":

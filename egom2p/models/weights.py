@@ -25,9 +25,14 @@ def save_model(model: EgoM2P, directory: str | Path, tokenizers: Mapping[str, st
         write_model_files(model, unfinished, tokenizers)
 
 
-def write_model_files(model: EgoM2P, directory: Path, tokenizers: Mapping[str, str] | None = None) -> None:
-    """The two files of a model directory, into a folder that the caller makes atomic (a checkpoint)."""
-    save_tensors(directory / _WEIGHTS, model.state_dict())
+def write_model_files(
+    model: EgoM2P, directory: Path, tokenizers: Mapping[str, str] | None = None, *, dtype: torch.dtype | None = None
+) -> None:
+    """The two files of a model directory, into a folder that the caller makes atomic (a checkpoint).
+
+    dtype   how weights are stored, e.g. float16 to ship them; None: as they are. `load_model` reads every one
+    """
+    save_tensors(directory / _WEIGHTS, {name: _stored_as(dtype, name, t) for name, t in model.state_dict().items()})
     card = {
         "model": to_plain(model.config),
         "modalities": [spec.to_dict() for spec in model.specs],
@@ -37,7 +42,10 @@ def write_model_files(model: EgoM2P, directory: Path, tokenizers: Mapping[str, s
 
 
 def load_model(directory: str | Path, device: torch.device | str = "cpu") -> EgoM2P:
-    """The model of a directory, in evaluation mode. Errors name the file."""
+    """The model of a directory, in evaluation mode, with float32 weights however they are stored.
+
+    Errors name the file.
+    """
     directory = Path(directory)
     card = _load_card(directory)
     config = from_plain(ModelConfig, card["model"], where=str(directory / _CARD))
@@ -112,6 +120,15 @@ def _reference_names(model: EgoM2P) -> Iterator[tuple[str, list[str], torch.Size
             yield name, [tables[name].format(modality) for modality in model.modalities], parameter.shape
         else:
             yield name, [singles.get(name, name)], parameter.shape
+
+
+def _stored_as(dtype: torch.dtype | None, name: str, tensor: Tensor) -> Tensor:
+    if dtype is None or not tensor.is_floating_point():
+        return tensor
+    stored = tensor.detach().to(dtype)
+    if not torch.isfinite(stored).all():
+        raise ValueError(f"{name} reaches {tensor.abs().max().item():.3g}, which {dtype} cannot hold")
+    return stored
 
 
 def _is_table(name: str) -> bool:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+import egom2p
 from egom2p.contracts import AlignedClip, ModalitySpec, TokenClip, Tokenizer, check_fingerprint
 from egom2p.models.egom2p_model import EgoM2P
 from egom2p.models.generate import Sampler
@@ -14,6 +15,7 @@ from egom2p.models.weights import load_model, tokenizer_locations
 from egom2p.tokenizers.pretrained import load_tokenizer
 
 _CONTEXT_BYTES = 256 << 20
+_SHIPPED = "world_small"
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,15 @@ def load_checkpoint(directory: str | Path, *, device: str = "auto") -> Checkpoin
             )
             tokenizers[spec.name] = tokenizer
     return Checkpoint(directory, model, Sampler(model, context_bytes=_CONTEXT_BYTES), tokenizers)
+
+
+def shipped_checkpoint() -> Path:
+    """Model directory that comes with the project: beside the package in a checkout, inside it when installed."""
+    package = Path(egom2p.__file__).resolve().parent
+    for folder in (package.parent / "checkpoints" / _SHIPPED, package / "shipped" / _SHIPPED):
+        if (folder / "model.json").is_file():
+            return folder
+    raise ValueError(f"no checkpoint {_SHIPPED!r} was shipped with this installation; name one: checkpoint=<folder>")
 
 
 def pick_device(wanted: str) -> torch.device:

@@ -13,14 +13,15 @@ import torch
 
 from egom2p.config import to_plain
 from egom2p.contracts import AlignedClip
-from egom2p.data.clip_store import ClipStore
+from egom2p.data.clip_store import ClipStore, stored_streams
+from egom2p.data.folder_set import open_clips
 from egom2p.geometry import canonicalise
 from egom2p.pipelines.baselines import TrainingStatistics, training_statistics
 from egom2p.pipelines.checkpoints import load_checkpoint
 from egom2p.pipelines.evaluation_config import EvaluationConfig
 from egom2p.pipelines.progress import progress_bar
 from egom2p.pipelines.results import TaskResult, summarise, write_results
-from egom2p.pipelines.task_evaluation import ShownArrays, TaskEvaluator
+from egom2p.pipelines.task_evaluation import ShownArrays, TaskEvaluator, check_task
 from egom2p.pipelines.workers import Workers
 
 
@@ -37,7 +38,10 @@ def run_evaluation(config: EvaluationConfig) -> Evaluation:
     seconds: dict[str, float] = {}
     folder = Path(config.output)
     _check_training_runs(config)
-    about = {label: _describe(directory) for label, directory in config.checkpoints.items()}
+    _check_held_out(config)
+    if config.train_tokens is not None:
+        open_clips(config.train_tokens)
+    about = {label: _describe(directory, config) for label, directory in config.checkpoints.items()}
     statistics = None
     if config.train_clips is not None:
         with _timed(seconds, "baselines from the training split"):
@@ -97,6 +101,27 @@ def _check_training_runs(config: EvaluationConfig) -> None:
             raise ValueError(f"{folder}/log.jsonl: no training log there (training_runs=null leaves the curves out)")
 
 
+def _check_held_out(config: EvaluationConfig) -> None:
+    """Numbers on clips that the training split also holds would say nothing."""
+    if config.train_clips is None:
+        return
+    # Without streams only keys and provenance are read.
+    held_out = ClipStore(config.clips.root, config.clips.dataset, streams=())
+    train = ClipStore(config.train_clips.root, config.train_clips.dataset, streams=())
+    train_rows = {key: row for row, key in enumerate(train.keys)}
+    shared = [
+        key
+        for row, key in enumerate(held_out.keys)
+        if key in train_rows and held_out[row].provenance == train[train_rows[key]].provenance
+    ]
+    if shared:
+        raise ValueError(
+            f"{len(shared)} of {len(held_out)} clips of {config.clips.root}, {config.clips.dataset} are also in the "
+            f"training split {config.train_clips.root}, {config.train_clips.dataset}, the first is {shared[0]}; "
+            "evaluate on recordings that were not trained on"
+        )
+
+
 def _held_out_clips(config: EvaluationConfig) -> list[AlignedClip]:
     store = ClipStore(config.clips.root, config.clips.dataset)
     count = len(store) if config.num_clips is None else min(config.num_clips, len(store))
@@ -122,9 +147,12 @@ def _truth_arrays(clip: AlignedClip) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _describe(directory: str) -> dict[str, Any]:
-    """What the page says about a checkpoint; also the check that it loads, before any work."""
+def _describe(directory: str, config: EvaluationConfig) -> dict[str, Any]:
+    """What the page says about a checkpoint; also the check that it loads and knows the tasks, before any work."""
     checkpoint = load_checkpoint(directory, device="cpu")
+    streams = stored_streams(config.clips.root, config.clips.dataset)
+    for task in config.tasks:
+        check_task(task, checkpoint, streams, where=f"{config.clips.root}, {config.clips.dataset}")
     return {
         "directory": directory,
         "num_parameters": sum(parameter.numel() for parameter in checkpoint.model.parameters()),

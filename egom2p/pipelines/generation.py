@@ -14,12 +14,12 @@ import numpy as np
 from egom2p.config import strict, to_plain
 from egom2p.contracts import AlignedClip, ModalitySpec, Provenance, Stream, TokenClip
 from egom2p.models.generation_plans import SamplingConfig
-from egom2p.pipelines.checkpoints import Checkpoint, load_checkpoint
+from egom2p.pipelines.checkpoints import Checkpoint, load_checkpoint, shipped_checkpoint
 from egom2p.pipelines.generation_inputs import Prompt, read_prompts
 from egom2p.pipelines.generation_outputs import write_generated
 from egom2p.pipelines.progress import progress_bar, say
 from egom2p.pipelines.scores import STREAM_OF_QUANTITY
-from egom2p.storage import load_json, save_json
+from egom2p.storage import fingerprint_of, load_json, save_json
 
 _UNITS = {"rgb": "uint8", "depth": "m", "gaze": "image", "camera": "world_from_cam"}
 
@@ -28,7 +28,7 @@ _UNITS = {"rgb": "uint8", "depth": "m", "gaze": "image", "camera": "world_from_c
 class GenerationConfig:
     """One generation job.
 
-    checkpoint   model directory; it names its tokenizers
+    checkpoint   model directory; it names its tokenizers. None: the one that is shipped
     input        what to start from, see `generation_inputs.read_prompts`
     targets      what to make, in this order: each one is a condition of the next (name, quantity or folder)
     conditions   modalities of the input to use; None: all that are not targets
@@ -38,7 +38,7 @@ class GenerationConfig:
     video        file type of the videos
     """
 
-    checkpoint: str
+    checkpoint: str | None = None
     input: str
     output: str
     targets: tuple[str, ...]
@@ -79,7 +79,7 @@ def run_generation(config: GenerationConfig) -> Path:
 
     Clips that are already there, made with the same settings, are passed over.
     """
-    checkpoint = load_checkpoint(config.checkpoint, device=config.device)
+    checkpoint = load_checkpoint(config.checkpoint or shipped_checkpoint(), device=config.device)
     folder = Path(config.output)
     settings = _settings(config, checkpoint)
     source = read_prompts(config.input, checkpoint, dataset=config.dataset, stride_s=config.stride_s)
@@ -179,8 +179,9 @@ def _generated(
     given = tuple(name for name in tokens.tokens if name not in made_names)
     streams = dict(prompt.streams) if isinstance(prompt, AlignedClip) else _decoded_inputs(checkpoint, tokens, given)
     made_streams = [STREAM_OF_QUANTITY.get(s.quantity, checkpoint.tokenizer(s.name).stream) for s in specs]
+    start_s = min((float(stream.times_s[0]) for stream in streams.values()), default=0.0)
     for stream, spec in zip(made_streams, specs, strict=True):
-        streams[stream] = _stream(spec, *values[spec.name])
+        streams[stream] = _stream(spec, *values[spec.name], start_s=start_s)
     empty = AlignedClip(prompt.key, {}, None, Provenance("tokens", prompt.key))
     base = prompt if isinstance(prompt, AlignedClip) else empty
     extra = dict(base.extra) | {"given": list(given), "made": made_names}
@@ -196,8 +197,9 @@ def _decoded_inputs(checkpoint: Checkpoint, tokens: TokenClip, given: Sequence[s
     return streams
 
 
-def _stream(spec: ModalitySpec, values: np.ndarray, is_valid: np.ndarray) -> Stream:
-    times_s = np.arange(len(values)) / (spec.rate_hz or 1.0)
+def _stream(spec: ModalitySpec, values: np.ndarray, is_valid: np.ndarray, *, start_s: float = 0.0) -> Stream:
+    """A decoded stream on the clock of its clip, which began `start_s` into the recording."""
+    times_s = start_s + np.arange(len(values)) / (spec.rate_hz or 1.0)
     return Stream(values, np.asarray(is_valid, bool), times_s, _UNITS.get(spec.quantity, ""))
 
 
@@ -205,8 +207,11 @@ def _settings(config: GenerationConfig, checkpoint: Checkpoint) -> dict[str, Any
     """What decides the result of a clip; a clip made with other settings is made again."""
     plain = to_plain(config)
     kept = ("checkpoint", "input", "targets", "conditions", "sampling", "seed", "dataset", "stride_s", "video")
+    plain["checkpoint"] = config.checkpoint or f"shipped {checkpoint.directory.name}"
     marks = {name: tokenizer.fingerprint for name, tokenizer in sorted(checkpoint.tokenizers.items())}
-    return {key: plain[key] for key in kept} | {"tokenizers": marks}
+    # A model trained again lies at the same path: its weights tell it from the one before.
+    model = fingerprint_of(checkpoint.model.state_dict(), to_plain(checkpoint.model.config))
+    return {key: plain[key] for key in kept} | {"model": model, "tokenizers": marks}
 
 
 def _is_done(folder: Path, settings: Mapping[str, Any]) -> bool:

@@ -10,6 +10,7 @@ from egom2p.data.alignment import ClipConfig, cut_clips
 from egom2p.data.clip_store import ClipStore, stored_datasets
 from egom2p.data.folder_set import open_clips
 from egom2p.data.recordings.plain_folder import PlainFolderReader
+from egom2p.data.recordings.track_files import load_npz
 from egom2p.data.video_files import VIDEO_SUFFIXES, open_video
 from egom2p.pipelines.checkpoints import Checkpoint
 
@@ -73,8 +74,8 @@ def _video_recording(path: Path) -> Recording:
 
 
 def _token_file(path: Path, checkpoint: Checkpoint) -> TokenClip:
-    with np.load(path, allow_pickle=False) as arrays:
-        tokens = {checkpoint.spec(name).name: arrays[name].reshape(-1).astype(np.int32) for name in arrays.files}
+    arrays = load_npz(path)
+    tokens = {checkpoint.spec(name).name: ids.reshape(-1).astype(np.int32) for name, ids in arrays.items()}
     if not tokens:
         raise ValueError(f"{path}: no tokens inside; wanted one array of ids per modality")
     return TokenClip(path.stem, tokens)

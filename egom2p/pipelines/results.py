@@ -52,11 +52,16 @@ class Method:
 
 @dataclass(frozen=True)
 class TaskResult:
-    """All methods of one task on the same clips; `token_losses` are plain dicts, one per checkpoint."""
+    """All methods of one task on the same clips.
+
+    recordings     of each clip: clips of one are not independent, so intervals draw whole recordings
+    token_losses   plain dicts, one per checkpoint
+    """
 
     task: str
     quantity: str
     clip_keys: Sequence[str]
+    recordings: Sequence[str]
     metrics: Sequence[Metric]
     methods: Sequence[Method]
     token_losses: Sequence[Mapping[str, Any]] = ()
@@ -67,7 +72,9 @@ def summarise(result: TaskResult, *, seed: int) -> dict[str, Any]:
     rows = []
     for method in result.methods:
         intervals = {
-            metric.key: bootstrap_interval(method.values[metric.key], np.random.default_rng(seed))
+            metric.key: bootstrap_interval(
+                method.values[metric.key], np.random.default_rng(seed), groups=result.recordings
+            )
             for metric in result.metrics
             if metric.key in method.values
         }
@@ -87,11 +94,12 @@ def summarise(result: TaskResult, *, seed: int) -> dict[str, Any]:
             continue
         for method, row in zip(result.methods, rows, strict=True):
             if method.kind == "model" and metric.key in method.values:
-                row["against_baseline"][metric.key] = _compare(method, best, metric, seed)
+                row["against_baseline"][metric.key] = _compare(method, best, metric, result.recordings, seed)
     return {
         "task": result.task,
         "quantity": result.quantity,
         "num_clips": len(result.clip_keys),
+        "num_recordings": len(set(result.recordings)),
         "metrics": [asdict(metric) for metric in result.metrics],
         "rows": rows,
         "token_losses": [dict(loss) for loss in result.token_losses],
@@ -111,10 +119,10 @@ def best_baseline(result: TaskResult, metric: Metric) -> Method | None:
     return choose(scored, key=lambda pair: pair[0])[1]
 
 
-def _compare(method: Method, baseline: Method, metric: Metric, seed: int) -> dict[str, Any]:
+def _compare(method: Method, baseline: Method, metric: Metric, recordings: Sequence[str], seed: int) -> dict[str, Any]:
     """Paired difference to the baseline; better or worse only when its 95 % interval leaves out 0."""
     difference = paired_difference_interval(
-        method.values[metric.key], baseline.values[metric.key], np.random.default_rng(seed)
+        method.values[metric.key], baseline.values[metric.key], np.random.default_rng(seed), groups=recordings
     )
     return {
         "baseline": baseline.label,
@@ -159,7 +167,7 @@ def markdown(summary: Mapping[str, Any]) -> str:
     lines = ["# Evaluation", "", str(summary["description"]), ""]
     for task in summary["tasks"]:
         metrics = task["metrics"]
-        lines += [f"## {task['task']}: {task['num_clips']} held-out clips", ""]
+        lines += [f"## {task['task']}: {counted_clips(task)}", ""]
         lines += ["| method | kind | " + " | ".join(column_title(metric) for metric in metrics) + " |"]
         lines += ["|---|---|" + "---|" * len(metrics)]
         for row in task["rows"]:
@@ -175,11 +183,16 @@ def markdown(summary: Mapping[str, Any]) -> str:
         failures = sum(len(row["failures"]) for row in task["rows"])
         lines += ["", f"Clips that could not be scored, over all methods: {failures}.", ""]
     lines += [
-        "Brackets are 95 % bootstrap intervals over clips. ✓ / ✗: better / worse than the best trivial baseline of "
-        "that column (95 % interval of the paired difference leaves out 0); ≈: no difference shown.",
+        "Brackets are 95 % bootstrap intervals; clips of one recording are drawn together. ✓ / ✗: better / worse than "
+        "the best trivial baseline of that column (95 % interval of the paired difference leaves out 0); ≈: no "
+        "difference shown.",
         "",
     ]
     return "\n".join(lines)
+
+
+def counted_clips(task: Mapping[str, Any]) -> str:
+    return f"{task['num_clips']} held-out clips of {task['num_recordings']} recordings"
 
 
 def row_title(row: Mapping[str, Any]) -> str:

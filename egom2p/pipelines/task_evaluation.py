@@ -24,6 +24,23 @@ ShownArrays = dict[str, dict[str, np.ndarray]]
 """Clip key -> array name -> array, kept for the page."""
 
 
+def check_task(task: str, checkpoint: Checkpoint, streams: Sequence[str], *, where: str) -> None:
+    """Raise ValueError when a checkpoint cannot be asked for a task, or its answer cannot be scored on these streams.
+
+    streams   what the held-out clips have; where: their store, for the message
+    """
+    inputs, target = split_task(task)
+    tokenizers = [checkpoint.tokenizer(checkpoint.spec(word).name) for word in (*inputs, target)]
+    quantity = tokenizers[-1].spec.quantity
+    if quantity not in STREAM_OF_QUANTITY:
+        raise ValueError(
+            f"task {task}: no metrics for quantity {quantity!r}; there are for {sorted(STREAM_OF_QUANTITY)}"
+        )
+    needed = {tokenizer.stream for tokenizer in tokenizers[:-1]} | {STREAM_OF_QUANTITY[quantity]}
+    if missing := sorted(needed - set(streams)):
+        raise ValueError(f"{where}: held-out clips have {sorted(streams)}, task {task} needs {missing} too")
+
+
 class TaskEvaluator:
     """Evaluates tasks on fixed clips; tokens of inputs that several tasks share are made once."""
 
@@ -51,6 +68,7 @@ class TaskEvaluator:
         methods = [] if self._statistics is None else _baselines(scorer, self._statistics)
         methods += _bounds(scorer)
         token_losses, shown = [], {clip.key: {} for clip in clips[: config.num_shown_clips]}
+        recordings = [clip.provenance.recording for clip in clips]
         for label, cache in self._caches.items():
             tokenizer = cache.checkpoint.tokenizer(specs[label].name)
             truth = cache.tokenize(clips, [specs[label].name])
@@ -61,10 +79,19 @@ class TaskEvaluator:
                 estimate, samples = _estimate(cache.checkpoint, prompts, specs[label], estimator, config)
                 methods.append(scorer.method(name, "model", estimate, checkpoint=label))
                 _keep_shown(shown, f"{task}|{label}|{name}", estimate, samples)
-            token_losses.append(_token_loss(label, cache.checkpoint, prompts, truth, specs[label], config))
-        keys = [clip.key for clip in clips]
-        columns = metrics_of(quantity, config.protocol)
-        return TaskResult(task, quantity, keys, columns, methods, token_losses), shown
+            token_losses.append(_token_loss(label, cache.checkpoint, prompts, truth, specs[label], config, recordings))
+        return (
+            TaskResult(
+                task=task,
+                quantity=quantity,
+                clip_keys=[clip.key for clip in clips],
+                recordings=recordings,
+                metrics=metrics_of(quantity, config.protocol),
+                methods=methods,
+                token_losses=token_losses,
+            ),
+            shown,
+        )
 
 
 def _keep_shown(shown: ShownArrays, name: str, estimate: np.ndarray, samples: np.ndarray) -> None:
@@ -181,6 +208,7 @@ def _token_loss(
     truth: Sequence[TokenClip],
     spec: ModalitySpec,
     config: EvaluationConfig,
+    recordings: Sequence[str],
 ) -> dict[str, Any]:
     """Mean -log p of the true tokens, all places asked at once, beside what ignoring the input can reach."""
     nats, accuracy = [], []
@@ -195,8 +223,8 @@ def _token_loss(
     return {
         "checkpoint": label,
         "target": spec.name,
-        "nats": vars(bootstrap_interval(nats, rng)),
-        "accuracy": vars(bootstrap_interval(accuracy, rng)),
+        "nats": vars(bootstrap_interval(nats, rng, groups=recordings)),
+        "accuracy": vars(bootstrap_interval(accuracy, rng, groups=recordings)),
         "uniform_nats": float(np.log(spec.vocab_size)),
         "marginal_nats": marginal,
         "marginal_entropy_nats": entropy,
@@ -211,6 +239,8 @@ def _marginal(
     if config.train_tokens is None:
         return None, None, "no train_tokens given"
     tokens = open_clips(config.train_tokens)
+    if spec.folder not in tokens.folders:
+        return None, None, f"{config.train_tokens} has no folder {spec.folder}"
     made_by = tokens.card(spec.folder).get("tokenizer_fingerprint")
     wanted = checkpoint.tokenizer(spec.name).fingerprint
     if made_by is not None and made_by != wanted:

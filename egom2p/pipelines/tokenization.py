@@ -50,8 +50,8 @@ class TokenizeConfig:
 def tokenize(config: TokenizeConfig) -> list[TokenizeReport]:
     """Write the token shards that are missing; returns a report per data set.
 
-    Raises ValueError before any work when a modality has no tokenizer, a data set or its streams are not there, or
-    the output holds tokens of another tokenizer.
+    Raises ValueError before any work when a modality has no tokenizer, a data set or its streams are not there, a
+    clip is missing in one of its tars, or the output holds tokens of another tokenizer.
     """
     tokenizers = load_tokenizers(config)
     datasets = stored_datasets(config.clips) if config.datasets is None else config.datasets
@@ -64,6 +64,8 @@ def tokenize(config: TokenizeConfig) -> list[TokenizeReport]:
             folder = Path(config.output) / tokenizer.spec.folder / dataset
             found = read_card(folder).get("tokenizer_fingerprint")
             check_fingerprint(name, found=found, wanted=tokenizer.fingerprint, where=str(folder))
+        if present:
+            _open_store(config, dataset, present).verify()
     return [_tokenize_dataset(config, dataset, tokenizers, present) for dataset, present in chosen.items() if present]
 
 
@@ -82,8 +84,10 @@ def load_tokenizers(config: TokenizeConfig) -> dict[str, Tokenizer]:
     for name in wanted:
         folder = Path(config.tokenizers_root or "", config.tokenizers[name])
         if not (folder / CARD_FILE).is_file():
-            beside = sorted(path.parent.name for path in folder.parent.glob(f"*/{CARD_FILE}"))
-            raise ValueError(f"tokenizer of {name}: {folder} has no {CARD_FILE}; tokenizers beside it: {beside}")
+            root = Path(config.tokenizers_root or folder.parent)
+            cards = [*root.glob(f"*/{CARD_FILE}"), *root.glob(f"*/*/{CARD_FILE}")]
+            found = sorted(str(card.parent.relative_to(root)) for card in cards)
+            raise ValueError(f"tokenizer of {name}: {folder} has no {CARD_FILE}; tokenizers in {root}: {found}")
         loaded[name] = load_tokenizer(folder, device=device)
         if loaded[name].spec.name != name:
             raise ValueError(f"{folder}: found the tokenizer of {loaded[name].spec.name}, wanted that of {name}")
@@ -92,6 +96,12 @@ def load_tokenizers(config: TokenizeConfig) -> dict[str, Tokenizer]:
 
 def _present(tokenizers: Mapping[str, Tokenizer], streams: Sequence[str]) -> dict[str, Tokenizer]:
     return {name: tokenizer for name, tokenizer in tokenizers.items() if tokenizer.stream in streams}
+
+
+def _open_store(config: TokenizeConfig, dataset: str, tokenizers: Mapping[str, Tokenizer]) -> ClipStore:
+    """Clips of a data set with the streams its tokenizers read."""
+    streams = sorted({tokenizer.stream for tokenizer in tokenizers.values()})
+    return ClipStore(config.clips, dataset, streams=streams)
 
 
 def _check_streams(
@@ -108,8 +118,7 @@ def _check_streams(
 def _tokenize_dataset(
     config: TokenizeConfig, dataset: str, all_tokenizers: Mapping[str, Tokenizer], tokenizers: Mapping[str, Tokenizer]
 ) -> TokenizeReport:
-    streams = sorted({tokenizer.stream for tokenizer in tokenizers.values()})
-    store = ClipStore(config.clips, dataset, streams=streams)
+    store = _open_store(config, dataset, tokenizers)
     folders = {tokenizer.spec.folder: _SUFFIX for tokenizer in tokenizers.values()}
     if len(folders) < len(tokenizers):
         raise ValueError(f"two tokenizers write to one folder: {[t.spec.folder for t in tokenizers.values()]}")
@@ -136,7 +145,7 @@ def _tokenize_dataset(
         modalities=usage,
         round_trip=round_trip,
         absent=tuple(sorted(set(all_tokenizers) - set(tokenizers))),
-        untouched=tuple(sorted(set(stored_streams(config.clips, dataset)) - set(streams))),
+        untouched=tuple(sorted(set(stored_streams(config.clips, dataset)) - set(store.streams))),
         num_left_out=sum(key not in keys for key in own),
         skipped=skipped,
     )

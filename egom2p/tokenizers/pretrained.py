@@ -1,8 +1,13 @@
 """Tokenizers on disk: a folder with `model.safetensors` and `tokenizer.json`, and the object that encodes with it.
 
 B clips, L tokens, T samples or frames.
+
+The fingerprint says which ids a tokenizer makes: its weights (normalisation and codebook are among them) and those
+settings that differ from their defaults. A setting added later, with a default that keeps the earlier behaviour,
+changes no fingerprint. The checksum guards the folder: weights, fingerprint and settings as its card writes them.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,7 +15,7 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from egom2p.config import from_plain, to_plain
 from egom2p.contracts import AlignedClip, ModalitySpec, check_shape
@@ -36,7 +41,7 @@ class PretrainedTokenizer:
     """A finished network with its identity (`contracts.Tokenizer`).
 
     spec         its modality, with fingerprint
-    fingerprint  identity of weights and config
+    fingerprint  identity of the ids it makes
     stream       stream of a clip it reads
     card         what its folder says about it: training data, metrics, licence
     """
@@ -106,10 +111,11 @@ def save_tokenizer(
     """
     assert isinstance(network, nn.Module)
     tensors = {name: tensor.detach().cpu() for name, tensor in network.state_dict().items()}
+    fingerprint = fingerprint_of(tensors, _chosen_settings(network.config))
     config = to_plain(network.config)
-    fingerprint = fingerprint_of(tensors, config)
     card = {
         "fingerprint": fingerprint,
+        "checksum": _checksum(tensors, fingerprint, config),
         "config": config,
         "spec": network.spec.with_fingerprint(fingerprint).to_dict(),
         "training_data": dict(training_data or {}),
@@ -123,23 +129,44 @@ def save_tokenizer(
 
 
 def load_tokenizer(directory: str | Path, *, device: torch.device | str = "cpu") -> PretrainedTokenizer:
-    """Read a tokenizer folder; ValueError when weights and card do not belong together."""
+    """Read a tokenizer folder; ValueError when weights and card do not belong together.
+
+    Settings that the card does not have yet, because an earlier version wrote it, get their defaults.
+    """
     directory = Path(directory)
     card_file, weights_file = directory / CARD_FILE, directory / WEIGHTS_FILE
     card = load_json(card_file)
     network = build_network(_config_of(card, card_file))
     assert isinstance(network, nn.Module)
     tensors = load_tensors(weights_file)
-    found = fingerprint_of(tensors, to_plain(network.config))
-    if found != card["fingerprint"]:
-        raise ValueError(
-            f"{weights_file}: weights and config have fingerprint {found}, {card_file.name} says {card['fingerprint']}"
-        )
+    _check_weights(tensors, card, weights_file)
     try:
         network.load_state_dict(tensors)
     except RuntimeError as error:
         raise ValueError(f"{weights_file} does not fit the config in {card_file.name}: {error}") from error
-    return PretrainedTokenizer(network.to(device), fingerprint=found, card=card)
+    return PretrainedTokenizer(network.to(device), fingerprint=card["fingerprint"], card=card)
+
+
+def _chosen_settings(config: Any) -> dict[str, Any]:
+    """Settings without a default and those that differ from it."""
+    defaults = {field.name: field.default for field in dataclasses.fields(config) if field.name != "architecture"}
+    plain = to_plain(config)
+    return {name: value for name, value in plain.items() if value != to_plain(defaults.get(name, dataclasses.MISSING))}
+
+
+def _checksum(tensors: Mapping[str, Tensor], fingerprint: str, config: Mapping[str, Any]) -> str:
+    return fingerprint_of(tensors, {"fingerprint": fingerprint, "config": config})
+
+
+def _check_weights(tensors: Mapping[str, Tensor], card: Mapping[str, Any], weights_file: Path) -> None:
+    """The card's own words are hashed, not the config read from them, so that a new default cannot break a folder."""
+    if "checksum" in card:
+        kind, found = "checksum", _checksum(tensors, card["fingerprint"], card["config"])
+    else:
+        # The first cards: weights and all settings gave the fingerprint itself.
+        kind, found = "fingerprint", fingerprint_of(tensors, card["config"])
+    if found != card[kind]:
+        raise ValueError(f"{weights_file}: weights and config have {kind} {found}, {CARD_FILE} says {card[kind]}")
 
 
 def _config_of(card: Any, card_file: Path) -> Any:

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from vector_quantize_pytorch import VectorQuantize
 
 from egom2p.config import strict
 from egom2p.contracts import AlignedClip, LossOutput, ModalitySpec, TokenGrid, check_shape
@@ -53,6 +52,7 @@ class TrajectoryVqVaeConfig:
     dead_code_threshold: float = 2.0  # codes with fewer (averaged) uses per step are replaced; 0 keeps all
     kmeans_init: bool = False
     reconstruction_weight: float = 1.0  # published gaze: 2, its mean runs over samples instead of values
+    motion_weight: float = 0.0  # of the squared error of the motion between neighbouring samples
     commitment_weight: float = 1.0
     reconstructs_validity: bool = True  # published gaze tokenizer: False, decoded samples are all valid
     validity_weight: float = 0.1
@@ -90,6 +90,9 @@ class TrajectoryVqVae(nn.Module):
     """Samples -> codes -> samples."""
 
     def __init__(self, config: TrajectoryVqVaeConfig) -> None:
+        # Imported here: it brings torch's compiler along, which takes seconds, also for those who only ask for help.
+        from vector_quantize_pytorch import VectorQuantize
+
         super().__init__()
         self.config = config
         self.stream = config.stream or config.quantity
@@ -194,6 +197,9 @@ class TrajectoryVqVae(nn.Module):
     def training_terms(self, batch: TokenizerBatch) -> LossOutput:
         """Squared error of valid samples (normalised), squared distance to the code, cross entropy of validity.
 
+        With `motion_weight` the first term also holds the squared error of the motion from sample to sample, without
+        which a low position error may hide a trembling path.
+
         In training mode the codebook's moving averages take a step.
         """
         samples, is_valid = batch.tensors["samples"], batch.tensors["is_valid"]
@@ -202,8 +208,13 @@ class TrajectoryVqVae(nn.Module):
         _, ids, _ = self.quantizer(latents)
         codes = self.codes(ids).detach()
         restored = self.restored(latents + (codes - latents).detach())
-        error = (restored[..., : self.config.channels] - normalised).square() * is_valid[..., None]
-        sums = [error.sum(), (latents - codes).square().sum()]
+        error_BSC = (restored[..., : self.config.channels] - normalised) * is_valid[..., None]
+        reconstruction = error_BSC.square().sum()
+        if self.config.motion_weight > 0:
+            is_pair_BS = is_valid[:, 1:] & is_valid[:, :-1]
+            motion = (error_BSC.diff(dim=1) * is_pair_BS[..., None]).square().sum()
+            reconstruction = reconstruction + self.config.motion_weight * motion
+        sums = [reconstruction, (latents - codes).square().sum()]
         if self.config.reconstructs_validity:
             target = is_valid.to(restored)
             sums.append(F.binary_cross_entropy_with_logits(restored[..., -1], target, reduction="sum"))

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from vector_quantize_pytorch import FSQ
 
 from egom2p.config import strict
 from egom2p.contracts import AlignedClip, LossOutput, ModalitySpec, TokenGrid, check_shape
@@ -103,6 +102,9 @@ class VideoCodec(nn.Module):
     loss_weights = (1.0,)
 
     def __init__(self, config: VideoCodecConfig) -> None:
+        # Imported here: it brings torch's compiler along, which takes seconds, also for those who only ask for help.
+        from vector_quantize_pytorch import FSQ
+
         super().__init__()
         self.config = config
         self.stream = config.quantity
@@ -222,7 +224,7 @@ class VideoCodec(nn.Module):
         check_shape("ids", ids, "b l", l=self.spec.num_tokens)
         ids_BThw = rearrange(torch.as_tensor(ids, dtype=torch.int64), "b (t h w) -> b t h w", t=steps, h=height)
         assert ids_BThw.shape[3] == width
-        codes = rearrange(self.quantizer.indices_to_codes(ids_BThw.to(self._device)), "b c t h w -> b c t h w")
+        codes = self.quantizer.indices_to_codes(ids_BThw.to(self._device))
         size = (self.config.num_frames, self.config.height, self.config.width)
         video = crop_padding(self.decode_codes(codes), size)
         values = self.representation.from_video(video.float().cpu())

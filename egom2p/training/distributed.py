@@ -1,5 +1,6 @@
 """Ranks: who this process is among those that torchrun started, and the few things ranks say to each other."""
 
+import inspect
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -8,7 +9,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 
 @dataclass(frozen=True)
@@ -94,3 +96,11 @@ def _choose_device(device: str, *, local_rank: int) -> torch.device:
             chosen = torch.device("cuda", local_rank)
         torch.cuda.set_device(chosen)
     return chosen
+
+
+def share_gradients(model: nn.Module) -> DistributedDataParallel:
+    """The model under DDP; buffers (codebooks) agree by construction or by their library, only gradients travel."""
+    # torch before 2.14 knows the switch by its old name.
+    names = inspect.signature(DistributedDataParallel.__init__).parameters
+    switch = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
+    return DistributedDataParallel(model, gradient_as_bucket_view=True, **{switch: False})

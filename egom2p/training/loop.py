@@ -14,11 +14,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from egom2p.storage import atomic_directory, load_json, only_writer, save_json
 from egom2p.training.checkpoint import CheckpointFolder, restore
-from egom2p.training.distributed import Ranks
+from egom2p.training.distributed import Ranks, share_gradients
 from egom2p.training.interruption import StopRequest
 from egom2p.training.optim import apply_gradients, build_optimizer
 from egom2p.training.randomness import seeded
@@ -104,8 +103,7 @@ class _Run:
             self.sums.load(unlogged)
         self.model: nn.Module = task.model
         if ranks.world_size > 1:
-            # The task's buffers (codebooks) agree by construction or by their library; only gradients are exchanged.
-            self.model = DistributedDataParallel(task.model, broadcast_buffers=False, gradient_as_bucket_view=True)
+            self.model = share_gradients(task.model)
         if ranks.is_first:
             self.log = RunLog(self.folder, length=self.length, wandb_config=self.config.wandb, settings=settings)
             self.log.forget_after(self.progress.step)

@@ -14,15 +14,11 @@ from torch import nn
 from egom2p.config import strict
 from egom2p.contracts import ModalitySpec, PackedBatch
 from egom2p.data.folder_set import open_clips
-from egom2p.data.marginals import place_marginals
+from egom2p.data.marginals import marginal_nats, place_marginals
 from egom2p.data.masking import TransferMasking
 from egom2p.data.unified_datasets import DataConfig, DatasetConfig, EvalLoader
 from egom2p.training.distributed import Ranks
 from egom2p.training.task import Measurement
-
-# Strengths of the prior that are tried; the marginal is as good as the best of them. The last one forgets the place:
-# with few clips and many codes, counts per place alone would be worse than no knowledge at all.
-_PRIOR_STRENGTHS = (0.5, 2.0, 8.0, 32.0, 128.0, 512.0, 2048.0, 8192.0, 1e9)
 
 
 @strict
@@ -40,7 +36,7 @@ class TokenEvaluationConfig:
     tasks: dict[str, TransferTaskConfig] = field(default_factory=dict)
     num_clips: int | None = None  # of each set and task; null: data.num_validation_clips
     batch_size: int | None = None  # null: that of training
-    marginal_clips: int = 4096  # training clips whose tokens make the marginals
+    marginal_clips: int = 4096  # training clips, spread evenly, whose tokens make the marginals
 
 
 class TokenEvaluation:
@@ -135,21 +131,6 @@ class TokenEvaluation:
         return self._training_counts[name]
 
 
-def marginal_nats(counts: csr_array, ids: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """Summed -log p(id at place) of ids and places (N,), in nats, for each of several strengths of the prior.
-
-    p = (count at the place + s u) / (clips + s), u = how often the id occurs at any place. A constant prior would
-    spread its weight over a large vocabulary and make the marginal look worse than it is.
-    """
-    totals_L = np.asarray(counts.sum(axis=1)).reshape(-1)
-    any_place_V = np.asarray(counts.sum(axis=0)).reshape(-1) + 0.5
-    prior_N = (any_place_V / any_place_V.sum())[ids]
-    found_N = _counts_at(counts, ids, places)
-    return np.array(
-        [-np.log((found_N + strength * prior_N) / (totals_L[places] + strength)).sum() for strength in _PRIOR_STRENGTHS]
-    )
-
-
 def target_rows(batches: Sequence[PackedBatch] | EvalLoader, modality: int) -> tuple[np.ndarray, np.ndarray]:
     """Ids and places (N,) of all target rows of one modality."""
     ids, places = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
@@ -158,15 +139,3 @@ def target_rows(batches: Sequence[PackedBatch] | EvalLoader, modality: int) -> t
         ids.append(batch.target_ids.numpy()[belongs].astype(np.int64))
         places.append(batch.target_place.numpy()[belongs].astype(np.int64))
     return np.concatenate(ids), np.concatenate(places)
-
-
-def _counts_at(counts: csr_array, ids: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """Entries (N,) of a sparse table; scipy's own lookup returns different things in different versions."""
-    if not counts.nnz:
-        return np.zeros(len(ids))
-    cells = counts.tocoo()
-    known = cells.row.astype(np.int64) * counts.shape[1] + cells.col
-    order = np.argsort(known)
-    wanted_N = places * counts.shape[1] + ids
-    nearest_N = np.minimum(np.searchsorted(known[order], wanted_N), len(known) - 1)
-    return np.where(known[order][nearest_N] == wanted_N, cells.data[order][nearest_N], 0)

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from egom2p.config import strict, to_plain
+from egom2p.config import from_plain, strict, to_plain
 from egom2p.contracts import AlignedClip, LossOutput
 from egom2p.data.clip_store import ClipStore
 from egom2p.storage import load_json
@@ -113,7 +113,10 @@ class TokenizerTask:
         return [Measurement("reconstruction", name, value) for name, value in self.metrics.items()]
 
     def check_checkpoint(self, directory: Path) -> None:
-        found, wanted = load_json(directory / "tokenizer.json")["config"], to_plain(self.config.network)
+        card_file = directory / "tokenizer.json"
+        schema = type(self.config.network)
+        found = to_plain(from_plain(schema, load_json(card_file)["config"], where=str(card_file)))
+        wanted = to_plain(self.config.network)
         differing = [key for key in wanted if found.get(key) != wanted[key]]
         if differing:
             key = differing[0]

@@ -5,6 +5,7 @@ S samples of a track, K samples of one estimate. Colours are Okabe and Ito's, wh
 
 import io
 import re
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -201,7 +202,7 @@ def _svg(figure: Figure) -> str:
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
-    mark = f"p{abs(hash(text)):x}"
+    mark = f"p{zlib.crc32(text.encode()):x}"  # the same in every run, so that a page made again is the same file
     text = re.sub(r'id="([^"]+)"', rf'id="{mark}-\1"', text)
     text = re.sub(r'href="#([^"]+)"', rf'href="#{mark}-\1"', text)
     return re.sub(r"url\(#([^)]+)\)", rf"url(#{mark}-\1)", text)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from egom2p.config import run_main, strict
-from egom2p.pipelines.results import column_title, row_title, token_loss_sentence
+from egom2p.pipelines.results import column_title, counted_clips, row_title, token_loss_sentence
 from egom2p.storage import load_json
 from egom2p.viewing import page, plots
 from egom2p.viewing.shown_clips import clip_sections
@@ -58,9 +58,9 @@ def checkpoint_colours(summary: Mapping[str, Any]) -> dict[str, str]:
 
 def _facts(summary: Mapping[str, Any]) -> list[str]:
     hardware = summary["hardware"]
-    num_clips = max((task["num_clips"] for task in summary["tasks"]), default=0)
+    largest = max(summary["tasks"], key=lambda task: task["num_clips"], default=None)
     machine = hardware["accelerator"] or f"CPU, {hardware['threads']} threads"
-    facts = [f"{num_clips} held-out clips", machine, f"torch {hardware['torch']}"]
+    facts = [*([counted_clips(largest)] if largest else []), machine, f"torch {hardware['torch']}"]
     for label, checkpoint in summary["checkpoints"].items():
         facts.append(f"{label}: {checkpoint['num_parameters'] / 1e6:.1f} M parameters")
     return [*facts, f"evaluated in {sum(summary['seconds'].values()):.0f} s"]
@@ -95,7 +95,7 @@ def _glance(summary: Mapping[str, Any]) -> str:
         cards.append(page.card("".join(parts)))
     lead = page.note(
         "For every task the better of each checkpoint's estimators. Better or worse means that the 95 % interval of "
-        "the paired difference to the best trivial baseline leaves out zero."
+        "the paired difference to the best trivial baseline leaves out zero (bootstrap over recordings)."
     )
     return lead + f'<div class="cards">{"".join(cards)}</div>'
 
@@ -137,7 +137,7 @@ def _task_section(task: Mapping[str, Any], colours: Mapping[str, str]) -> str:
     content = page.figure(plots.forest_plot(task["rows"], _primary(task), colours))
     content += page.table(["method", *[column_title(metric) for metric in metrics]], rows)
     content += f"<ul class='small'>{losses}</ul>" + page.note(
-        f"{task['num_clips']} clips, the same for every row; {protocol}. Failures: {len(failures)}."
+        f"{counted_clips(task)}, the same for every row; {protocol}. Failures: {len(failures)}."
     )
     if failures:
         content += page.details("failures", "<br>".join(escape(line) for line in failures))

@@ -1,5 +1,7 @@
 """Marginals of tokens per place against sums written out by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from token_shards import tiny_specs, write_tokens
@@ -50,3 +52,23 @@ def test_cross_entropy_of_unseen_clips(rng):
     assert np.isfinite(marginal_cross_entropy(counts, np.full((1, 6), 6)))
     with pytest.raises(ValueError, match=r"wanted \(clips, 6\)"):
         marginal_cross_entropy(counts, held_out[:, :4])
+
+
+def test_a_part_of_the_clips_is_spread_over_all_of_them():
+    """Clips of one recording lie side by side: the first ones would say little about the rest."""
+    ids_BL = np.repeat(np.arange(6), 10)[:, None] * np.ones((1, 6), dtype=int)
+    counts = place_marginals(ids_BL, SMELL, max_clips=6).toarray()
+    assert np.array_equal(counts, np.tile([1, 1, 1, 1, 1, 1, 0], (6, 1)))
+
+
+def test_the_marginal_of_uniform_tokens_is_the_entropy(rng):
+    train, held_out = rng.integers(0, 7, (4000, 6)), rng.integers(0, 7, (50, 6))
+    assert marginal_cross_entropy(place_marginals(train, SMELL), held_out) == pytest.approx(np.log(7), abs=0.01)
+
+
+def test_the_marginal_is_never_much_worse_than_knowing_nothing(rng):
+    """Few clips, many codes: counts per place say nothing, and must not make any model look good."""
+    spec = replace(SMELL, vocab_size=2000)
+    train, held_out = rng.integers(0, 2000, (4000, 6)), rng.integers(0, 2000, (200, 6))
+    assert marginal_cross_entropy(place_marginals(train[:400], spec), held_out) < np.log(2000) + 0.6
+    assert marginal_cross_entropy(place_marginals(train, spec), held_out) < np.log(2000) + 0.06

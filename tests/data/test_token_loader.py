@@ -175,8 +175,22 @@ def test_a_clip_missing_in_one_tar_is_named_by_the_loader(config, tmp_path):
     with ShardWriter(tmp_path, "uneven", {"depth": "npy"}) as writer:
         writer.write("a", {"depth": encode_array(np.zeros(24, np.int32))})
     uneven = DataConfig(datasets={"uneven": dataset(f"{tmp_path}/[rgb,depth]/uneven/shard-*.tar")})
-    with pytest.raises(ValueError, match="depth/uneven/shard-000000.tar: clip b has no depth"):
-        take(uneven, 1)
+    complaint = "depth/uneven/shard-000000.tar: clip b has no depth"
+    with pytest.raises(ValueError, match=complaint):  # before the first batch
+        TokenLoader(uneven, SPECS, batch_size=4, seed=5)
+    with pytest.raises(ValueError, match=complaint):
+        EvalLoader(
+            uneven.datasets["uneven"].shards, SPECS, uneven.datasets["uneven"], batch_size=1, num_clips=1, seed=0
+        )
+    later = TokenLoader(replace(uneven, verify_keys=False), SPECS, batch_size=4, seed=5)
+    with pytest.raises(ValueError, match=complaint):
+        next(later.batches())
+
+
+def test_a_validation_set_without_targets_is_an_error_before_training(config):
+    no_target = replace(config.datasets["partial"], out_domains=["tok_smell"])
+    with pytest.raises(ValueError, match="no part of the mixture of maskings has a target"):
+        EvalLoader(no_target.shards, SPECS, no_target, batch_size=2, num_clips=2, seed=0)
 
 
 def test_other_folders_can_carry_a_modality(tmp_path):
@@ -221,7 +235,7 @@ def test_quickstart_data_config(tmp_path):
     world = data.datasets["world"]
     assert world.shards == "elsewhere/train/[rgb,depth,gaze,cam]/world/shard-*.tar"
     assert data.validation["world"].shards == "elsewhere/val/[rgb,depth,gaze,cam]/world/shard-*.tar"
-    assert world.alphas.weights == [0.3, 0.6, 0.1]
+    assert world.alphas.num_components == 1 and set(world.alphas.transfers) == {"rgb_to_all", "depth_to_rgb"}
     specs = load_config(
         _Root, main, ["default/egom2p/alphas_mixture/main@data.datasets.world.alphas=mix_mod4_all2all_uni"]
     )

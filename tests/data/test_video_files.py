@@ -78,6 +78,21 @@ def test_odd_sizes_get_a_repeated_row_and_column(tmp_path, frames):
     assert (video.height, video.width) == (48, 64)
 
 
+@pytest.mark.parametrize("width", [16, 48])
+def test_what_decord_cannot_decode_is_read_by_pyav_and_told(tmp_path, frames, caplog, width):
+    path = write_video(tmp_path / "narrow.mp4", frames[:, :, :width], 8)
+    video = open_video(path)
+    was_decord = video.decoder == "decord"
+    read = video.read(np.array([3, 9]))
+    np.testing.assert_array_equal(read, open_video(path, decoder="pyav").read(np.array([3, 9])))
+    if was_decord:
+        assert video.decoder == "pyav" and "narrow.mp4: decord cannot decode it" in caplog.text
+        with pytest.raises(ValueError, match=r"narrow\.mp4: frames 3\.\.9 cannot be decoded"):
+            open_video(path, decoder="decord").read(np.array([3, 9]))
+    video.read(np.array([0]))
+    assert caplog.text.count("PyAV reads it instead") == was_decord
+
+
 def test_webm_bytes_and_their_truncation(tmp_path, frames):
     content = encode_webm(frames, 8)
     (tmp_path / "whole.webm").write_bytes(content)

@@ -14,6 +14,7 @@ LENGTHS = {
     "one": ((4,), (1,)),
     "no keys at all": ((3, 2), (0, 0)),
     "no queries at all": ((0, 0), (3, 2)),
+    "queries and keys in different segments": ((3, 0), (0, 2)),
     "nothing": ((), ()),
 }
 

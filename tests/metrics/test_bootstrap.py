@@ -79,6 +79,32 @@ def test_a_pair_needs_both_sides(rng):
         paired_difference_interval([1.0, 2.0], [1.0, 2.0, 3.0], rng)
 
 
+def test_clips_of_one_recording_are_drawn_together():
+    """Twenty recordings of eight clips that hardly differ are about twenty independent values, not 160."""
+    rng = np.random.default_rng(7)
+    held = {"clips": 0, "recordings": 0}
+    groups = [f"recording{number // 8}" for number in range(160)]
+    for _ in range(200):
+        values = np.repeat(rng.normal(size=20), 8) + 0.1 * rng.normal(size=160)
+        for name, chosen in (("clips", None), ("recordings", groups)):
+            found = bootstrap_interval(values, rng, groups=chosen, num_resamples=300)
+            assert found.mean == pytest.approx(values.mean()) and found.num_clips == 160
+            held[name] += found.low <= 0 <= found.high
+    assert held["clips"] < 0.7 * 200 and held["recordings"] > 0.87 * 200
+
+
+def test_groups_of_one_clip_change_nothing_and_one_group_has_no_interval(rng):
+    values = rng.normal(size=30)
+    names = [f"{number:02d}" for number in range(30)]
+    alone = bootstrap_interval(values, np.random.default_rng(1))
+    assert bootstrap_interval(values, np.random.default_rng(1), groups=names) == alone
+    assert bootstrap_interval([1.0, 2.0, None], rng, groups=["a", "a", "b"]) == Interval(1.5, None, None, 2, 1)
+    found = paired_difference_interval([2.0, None, 4.0], [1.0, 1.0, 1.0], rng, groups=["a", "b", "c"])
+    assert (found.mean, found.low, found.high) == (2.0, 1.0, 3.0)
+    with pytest.raises(ValueError, match="30 values and 2 groups"):
+        bootstrap_interval(values, rng, groups=["a", "b"])
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_values_that_are_no_numbers_are_refused(rng, bad):
     with pytest.raises(ValueError, match="1 of 3 values are not finite"):

@@ -2,12 +2,14 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from tiny_artifacts import invented_clip, make_tiny_world
 
 from egom2p.contracts import AlignedClip
+from egom2p.data.clip_store import write_clips
 from egom2p.pipelines.baselines import baseline_estimates, training_statistics
 from egom2p.pipelines.evaluation import run_evaluation
 from egom2p.pipelines.evaluation_config import ClipsConfig, EvaluationConfig, split_task
@@ -136,11 +138,11 @@ def test_the_mean_of_poses_is_a_pose():
 
 
 def test_a_verdict_needs_an_interval_without_zero():
-    metric = Metric("error", "error", "m", "as told", is_primary=True)
+    metric, keys = Metric("error", "error", "m", "as told", is_primary=True), ["a", "b", "c", "d"]
     base = Method("base", "baseline", {"error": [1.0, 2.0, 3.0, 4.0]})
     better = Method("better", "model", {"error": [0.5, 1.4, 2.5, 3.5]}, "net")
     noisy = Method("noisy", "model", {"error": [0.0, 3.0, 1.0, 6.0]}, "net")
-    result = TaskResult("a2b", "generic", ["a", "b", "c", "d"], [metric], [base, better, noisy])
+    result = TaskResult("a2b", "generic", keys, keys, [metric], [base, better, noisy])
     rows = {row["label"]: row for row in summarise(result, seed=0)["rows"]}
     assert rows["better"]["against_baseline"]["error"]["verdict"] == "better"
     assert rows["noisy"]["against_baseline"]["error"]["verdict"] == "tie"
@@ -151,6 +153,30 @@ def test_tasks_are_read_by_their_words():
     assert split_task("rgb+gaze->tok_2") == (("rgb", "gaze"), "tok_2")
     with pytest.raises(ValueError, match="rgb2depth"):
         split_task("rgb")
+
+
+def test_what_cannot_be_evaluated_is_an_error_before_any_work(world):
+    def run(**changes):
+        values = {
+            "output": str(world / "never"),
+            "checkpoints": {"tiny": str(world / "model")},
+            "clips": ClipsConfig(root=str(world / "clips" / "val"), dataset="tiny"),
+            "device": "cpu",
+            "progress": False,
+        }
+        run_evaluation(EvaluationConfig(**(values | changes)))
+
+    with pytest.raises(ValueError, match=r"4 of 4 clips .* are also in the training split .* the first is clip_100"):
+        run(train_clips=ClipsConfig(root=str(world / "clips" / "val"), dataset="tiny"))
+    with pytest.raises(ValueError, match="no modality 'sound'"):
+        run(tasks=("rgb2depth", "sound2rgb"))
+    with pytest.raises(ValueError, match="no file matches"):
+        run(train_tokens=str(world / "tokens/none/[rgb]/tiny/shard-*.tar"))
+    blind = [replace(clip, streams={"gaze": clip.streams["gaze"]}) for clip in map(invented_clip, range(2))]
+    write_clips(world / "clips" / "blind", "tiny", blind)
+    with pytest.raises(ValueError, match=r"held-out clips have \['gaze'\], task rgb2gaze needs \['rgb'\]"):
+        run(clips=ClipsConfig(root=str(world / "clips" / "blind"), dataset="tiny"), tasks=("rgb2gaze",))
+    assert not (world / "never").exists()
 
 
 def test_other_tokenizers_marginals_are_not_shown(world):

@@ -1,16 +1,20 @@
 """Generation from every kind of input, with untrained artifacts: files, times, resume, errors."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
+import torch
 from tiny_artifacts import NUM_FRAMES, NUM_SAMPLES, SIZE, invented_clip, make_tiny_world
 
 from egom2p.data.video_files import open_video, write_video
 from egom2p.geometry import read_tum
 from egom2p.models.generation_plans import SamplingConfig
+from egom2p.models.weights import load_model, save_model, tokenizer_locations
 from egom2p.pipelines.checkpoints import load_checkpoint
 from egom2p.pipelines.generation import GenerationConfig, generate_clips, run_generation
+from egom2p.storage import load_json
 from egom2p.viewing.generation_page import write_generation_page
 
 
@@ -49,6 +53,8 @@ def test_a_video_becomes_depth_camera_and_gaze(world):
         assert arrays["gaze"].shape == (NUM_SAMPLES, 2) and arrays["gaze_is_valid"].dtype == bool
         assert arrays["rgb"].shape == (NUM_FRAMES, SIZE, SIZE, 3)
         poses = arrays["camera"]
+        # The second clip of the video: what was made stands on the video's clock.
+        assert all(arrays[f"{name}_times_s"][0] == pytest.approx(2.0) for name in ("rgb", "depth", "camera", "gaze"))
     times_s, written = read_tum(folder / "camera.tum")
     assert len(times_s) == NUM_SAMPLES and np.allclose(written, poses, atol=1e-6)
     assert len(open_video(folder / "depth.mp4")) == len(open_video(folder / "gaze.mp4")) == NUM_FRAMES
@@ -65,6 +71,21 @@ def test_finished_clips_are_kept_and_other_settings_make_them_again(world):
     assert (folder / "clip.npz").stat().st_mtime_ns == stamp
     run_generation(_config(world, "resume", targets=("gaze",), seed=5))
     assert (folder / "clip.npz").stat().st_mtime_ns != stamp
+
+
+def test_a_model_trained_again_makes_its_clips_again(world):
+    directory = world / "retrained"
+    shutil.copytree(world / "model", directory)
+    config = _config(world, "retrained_clips", checkpoint=str(directory), targets=("gaze",), max_clips=1)
+    note = run_generation(config).parent / "clip_100" / "clip.json"
+    before = load_json(note)["settings"]
+    model = load_model(directory)
+    with torch.no_grad():
+        model.decoder_norm.weight.mul_(2.0)
+    save_model(model, directory, tokenizer_locations(directory))
+    run_generation(config)
+    after = load_json(note)["settings"]
+    assert before != after and before | {"model": after["model"]} == after
 
 
 def test_token_shards_and_token_files_are_inputs_too(world, checkpoint):
@@ -104,6 +125,9 @@ def test_bad_requests_say_what_would_be_right(world, checkpoint, tmp_path):
         generate_clips(checkpoint, [invented_clip(0)], ["rgb", "depth", "gaze", "camera"])
     with pytest.raises(ValueError, match="found no video"):
         run_generation(_config(world, "x", input=str(tmp_path / "absent")))
+    (tmp_path / "broken.npz").write_bytes(b"PK not a zip")
+    with pytest.raises(ValueError, match="broken.npz: not a readable array file"):
+        run_generation(_config(world, "x", input=str(tmp_path / "broken.npz")))
     with pytest.raises(ValueError, match="no model.json"):
         load_checkpoint(tmp_path)
     card = json.loads((world / "model" / "model.json").read_text())

@@ -8,9 +8,11 @@ import torch
 from moving_clips import moving_clip, moving_clips
 from tiny_tokenizers import tiny_codec, tiny_trajectory
 
+from egom2p.config import strict
 from egom2p.contracts import Tokenizer
-from egom2p.storage import load_tensors, save_tensors
+from egom2p.storage import fingerprint_of, load_tensors, save_tensors
 from egom2p.tokenizers import load_tokenizer, save_tokenizer
+from egom2p.tokenizers.trajectory_vqvae import TrajectoryVqVae, TrajectoryVqVaeConfig
 
 MAKERS = {
     "gaze": tiny_trajectory,
@@ -49,13 +51,61 @@ def test_fingerprint_follows_weights_and_config(tmp_path):
     assert save_tokenizer(network, tmp_path / "c") != first
 
 
+@strict
+class LaterConfig(TrajectoryVqVaeConfig):
+    """What a later version of the config might look like."""
+
+    smooths_codes: bool = False
+
+
+def test_a_setting_added_later_keeps_the_fingerprint(tmp_path):
+    network = tiny_trajectory()
+    first = save_tokenizer(network, tmp_path / "first")
+    fields = json.loads((tmp_path / "first" / "tokenizer.json").read_text())["config"]
+    for smooths_codes in (False, True):
+        later = TrajectoryVqVae(LaterConfig(**fields, smooths_codes=smooths_codes))
+        later.load_state_dict(network.state_dict())
+        is_same = save_tokenizer(later, tmp_path / f"later-{smooths_codes}") == first
+        assert is_same is not smooths_codes
+    with pytest.raises(ValueError, match=r"tokenizer\.json: unknown key `smooths_codes`"):
+        load_tokenizer(tmp_path / "later-False")
+
+
+@pytest.mark.parametrize("has_checksum", [True, False])
+def test_folders_of_earlier_versions_load(tmp_path, has_checksum):
+    """Written before `has_local_encoder` existed; the very first cards had no checksum either."""
+    network = tiny_trajectory()
+    save_tokenizer(network, tmp_path / "tok")
+    file = tmp_path / "tok" / "tokenizer.json"
+    card, tensors = json.loads(file.read_text()), load_tensors(tmp_path / "tok" / "model.safetensors")
+    del card["config"]["has_local_encoder"], card["checksum"]
+    if has_checksum:
+        settings = {"fingerprint": card["fingerprint"], "config": card["config"]}
+        card["checksum"] = fingerprint_of(tensors, settings)
+    else:
+        card["fingerprint"] = fingerprint_of(tensors, card["config"])
+    file.write_text(json.dumps(card))
+    loaded, clips = load_tokenizer(tmp_path / "tok"), moving_clips(3)
+    assert loaded.fingerprint == card["fingerprint"]
+    np.testing.assert_array_equal(loaded.encode(clips), network.eval().encode_clips(clips))
+
+
+def test_settings_changed_by_hand_are_refused(tmp_path):
+    save_tokenizer(tiny_trajectory(), tmp_path / "tok")
+    file = tmp_path / "tok" / "tokenizer.json"
+    card = json.loads(file.read_text())
+    file.write_text(json.dumps(card | {"config": card["config"] | {"fill": "zero"}}))
+    with pytest.raises(ValueError, match="weights and config have checksum"):
+        load_tokenizer(tmp_path / "tok")
+
+
 def test_other_weights_are_refused(tmp_path):
     save_tokenizer(tiny_trajectory(), tmp_path / "tok")
     weights = tmp_path / "tok" / "model.safetensors"
     tensors = load_tensors(weights)
     tensors["mean"] = tensors["mean"] + 1
     save_tensors(weights, tensors)
-    with pytest.raises(ValueError, match=r"model\.safetensors.*fingerprint sha256:.*tokenizer\.json says"):
+    with pytest.raises(ValueError, match=r"model\.safetensors.*checksum sha256:.*tokenizer\.json says"):
         load_tokenizer(tmp_path / "tok")
 
 

@@ -11,13 +11,11 @@ from tiny_tokens import DRIFT, SMELL, pretrain_values, write_tokens
 
 from egom2p.config import from_plain
 from egom2p.contracts import TokenizerMismatch
-from egom2p.data.marginals import place_marginals
 from egom2p.models.weights import load_model
 from egom2p.storage import load_json, load_tensors, save_json
 from egom2p.training.distributed import Ranks
 from egom2p.training.pretrain_task import PretrainConfig, PretrainTask, pretrain
 from egom2p.training.step import forward_backward
-from egom2p.training.token_evaluation import marginal_nats
 
 
 @pytest.fixture(scope="module")
@@ -77,22 +75,6 @@ def test_one_batch_equals_its_micro_batches(tokens, tmp_path):
     for other in gradients[1:]:
         for name, wanted in gradients[0].items():
             torch.testing.assert_close(other[name], wanted, atol=1e-6, rtol=0)
-
-
-def test_the_marginal_of_uniform_tokens_is_the_entropy(rng):
-    train, held_out = rng.integers(0, 7, (4000, 5)), rng.integers(0, 7, (50, 5))
-    nats = marginal_nats(place_marginals(train, DRIFT), held_out.reshape(-1), np.tile(np.arange(5), 50))
-    assert min(nats) / held_out.size == pytest.approx(np.log(7), abs=0.01)
-
-
-def test_the_marginal_is_never_much_worse_than_knowing_nothing(rng):
-    """Few clips, many codes: counts per place say nothing, and must not make any model look good."""
-    spec = replace(DRIFT, vocab_size=2000)
-    train, held_out = rng.integers(0, 2000, (4000, 5)), rng.integers(0, 2000, (200, 5))
-    nats = marginal_nats(place_marginals(train[:400], spec), held_out.reshape(-1), np.tile(np.arange(5), 200))
-    assert min(nats) / held_out.size < np.log(2000) + 0.6
-    nats = marginal_nats(place_marginals(train, spec), held_out.reshape(-1), np.tile(np.arange(5), 200))
-    assert min(nats) / held_out.size < np.log(2000) + 0.06
 
 
 def test_another_tokenizer_is_refused_before_any_work(tokens, tmp_path):

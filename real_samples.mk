@@ -1,11 +1,11 @@
 # Real recordings through the public commands: RGB-D frames, Aria MPS output, videos. Included by the Makefile; uses
 # `stage` of quickstart.mk. README_DATA.md says where such samples can be had and what the commands do.
 
-# A model with its tokenizers inside, e.g. outputs/quickstart/pretrain/final.
+# A model with its tokenizers inside, of the sizes in models/main/world_small.yaml.
 MODEL ?= checkpoints/world_small
 # Its training clips, for trivial baselines beside the numbers; empty: none.
 MODEL_CLIPS ?= $(wildcard outputs/world_small/clips/train)
-# Size of pictures that the model's tokenizers read, and the config whose `model:` is the model's.
+# Size of pictures that the model's tokenizers read.
 SIDE ?= 64
 RGBD ?= $(SAMPLES)/rgbd_7scenes_redkitchen
 ARIA ?= $(SAMPLES)/aria_mps_sample
@@ -20,6 +20,7 @@ with_baselines = $(if $(MODEL_CLIPS),'train_clips={root: $(MODEL_CLIPS)$(comma) 
 .PHONY: real-samples clean-real-samples
 real-samples: $(if $(SAMPLES),$(ENV))  ## real recordings through the same commands: SAMPLES=folder; ends in outputs/real_samples/generated/index.html
 	@test -n '$(SAMPLES)' || { echo 'make real-samples SAMPLES=folder of samples (README_DATA.md)'; exit 2; }
+	@test -f '$(MODEL)/model.json' || { echo '$(MODEL): no model.json there; MODEL=folder of a trained model'; exit 2; }
 	@$(MAKE) --no-print-directory $(real)/.done/evaluation
 	@printf '\nDone. Open in a browser:\n  %s\n  %s\n' '$(CURDIR)/$(real)/generated/index.html' '$(CURDIR)/$(real)/evaluation/index.html'
 

@@ -1,3 +1,31 @@
-"""EgoM2P: masked multimodal pretraining and any-to-any generation for egocentric data."""
+"""EgoM2P: masked multimodal pretraining and any-to-any generation for egocentric data.
+
+What most scripts begin with can be had from here; it is imported when it is first asked for:
+
+    model = egom2p.load_checkpoint(egom2p.shipped_checkpoint())
+    made = egom2p.generate_clips(model, list(egom2p.read_prompts("walk.mp4", model)), targets=["depth"])
+"""
+
+from importlib import import_module
+from typing import Any
 
 __version__ = "0.1.0"
+
+_FRONT_DOOR = {
+    "load_checkpoint": "egom2p.pipelines.checkpoints",
+    "shipped_checkpoint": "egom2p.pipelines.checkpoints",
+    "read_prompts": "egom2p.pipelines.generation_inputs",
+    "generate_clips": "egom2p.pipelines.generation",
+    "load_tokenizer": "egom2p.tokenizers.pretrained",
+    "load_config": "egom2p.config",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _FRONT_DOOR:
+        raise AttributeError(f"module 'egom2p' has no attribute {name!r}; its front door has {sorted(_FRONT_DOOR)}")
+    return getattr(import_module(_FRONT_DOOR[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_FRONT_DOOR])

@@ -56,6 +56,12 @@ def test_files_inherit_and_overrides_win(config_file):
     assert config.targets == ["rgb", "cam"] and config.output_dir == Path("out")
 
 
+def test_a_pattern_with_brackets_needs_no_quotes(config_file):
+    pattern = "tokens/[rgb,cam]/world/shard-{000..003}.tar"
+    for given in (pattern, f"'{pattern}'", f'"{pattern}"'):
+        assert load_config(JobConfig, config_file, [f"sets.home.path={given}"]).sets["home"].path == pattern
+
+
 def test_keys_that_no_yaml_names_can_be_set(config_file):
     assert load_config(JobConfig, config_file, ["extra.lr=3", "sets.work.path=x"]).extra.lr == 3
     assert load_config(JobConfig, config_file, ["extra={lr: 4}"]).extra.lr == 4

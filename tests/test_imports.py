@@ -1,6 +1,8 @@
 """Who may import whom, and where the heavy packages live."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -80,3 +82,11 @@ def test_scripts_only_parse_and_call():
 def test_no_room_without_a_name():
     nameless = {"utils", "misc", "common", "helpers"}
     assert not [path for path in FILES if path.stem in nameless or set(path.parts) & nameless]
+
+
+def test_help_does_not_wait_for_packages_that_only_work_needs():
+    """Each of these takes seconds to import; where they are used they are imported inside the function."""
+    slow = {"timm", "torchvision", "torch._dynamo", "vector_quantize_pytorch", "wandb", "boto3", "transformers"}
+    program = f"import sys\nfor name in {sorted(SCRIPTS)}: __import__(name)\nprint(sorted({slow!r} & set(sys.modules)))"
+    outcome = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert outcome.stdout.strip() == "[]"

@@ -2,7 +2,17 @@
 
 from egom2p.config.command_line import run_main
 from egom2p.config.composition import cfgs_root, load_config
-from egom2p.config.saving import save_config, to_plain
+from egom2p.config.saving import load_plain, save_config, to_plain
 from egom2p.config.schema import ConfigError, from_plain, strict
 
-__all__ = ["ConfigError", "cfgs_root", "from_plain", "load_config", "run_main", "save_config", "strict", "to_plain"]
+__all__ = [
+    "ConfigError",
+    "cfgs_root",
+    "from_plain",
+    "load_config",
+    "load_plain",
+    "run_main",
+    "save_config",
+    "strict",
+    "to_plain",
+]

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import egom2p
-from egom2p.config.schema import ConfigError, from_plain, is_known_key, unknown_key
+from egom2p.config.schema import ConfigError, from_plain, is_known_key, types_at, unknown_key
 
 SchemaT = TypeVar("SchemaT")
 
@@ -90,7 +90,14 @@ def _prepare_override(schema: type, override: str, file: Path) -> str:
     path = key.split(".")
     if not is_known_key(schema, path):
         raise ConfigError(unknown_key(schema, path))
-    return override if sign else f"++{key}={value}"
+    return override if sign else f"++{key}={_as_one_text(schema, path, value)}"
+
+
+def _as_one_text(schema: type, path: Sequence[str], value: str) -> str:
+    """Quotes around a pattern such as `tokens/[rgb,depth]/shard-*.tar`, whose brackets are a list to Hydra."""
+    is_text = all(kind in (str, type(None)) for kind in types_at(schema, path))
+    is_plain = value[:1] not in ("'", '"') and "${" not in value
+    return quoted(value) if is_text and is_plain and any(mark in value for mark in "[]{}") else value
 
 
 def _readable(error: Exception) -> str:

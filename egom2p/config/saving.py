@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 
 def to_plain(config: Any) -> Any:
@@ -34,3 +36,17 @@ def save_config(config: Any, path: str | Path) -> None:
         OmegaConf.save(OmegaConf.create(plain), path)
     else:
         raise ValueError(f"{path}: a config is saved as .json, .yaml or .yml, found suffix {path.suffix!r}")
+
+
+def load_plain(path: str | Path) -> dict[str, Any]:
+    """Values of one YAML file as they stand there, without composition or schema; for configs of other programs."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        loaded = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    except (YAMLError, OmegaConfBaseException) as error:
+        raise ValueError(f"{path}: {error}") from None
+    if not isinstance(loaded, dict):
+        raise ValueError(f"{path}: a config is a mapping, found {type(loaded).__name__}")
+    return {str(key): value for key, value in loaded.items()}

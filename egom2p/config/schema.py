@@ -34,7 +34,7 @@ def from_plain(schema: type[SchemaT], values: Mapping[str, Any], *, where: str =
 
 def describe_problem(schema: type, problem: Mapping[str, Any]) -> str:
     """One line for one pydantic problem: the dotted key, what was wrong, what would be right."""
-    path = tuple(str(step) for step in problem["loc"])
+    path = _without_tags(schema, tuple(str(step) for step in problem["loc"]))
     dotted = ".".join(path)
     if problem["type"] == "unexpected_keyword_argument":
         return unknown_key(schema, path)
@@ -45,6 +45,14 @@ def describe_problem(schema: type, problem: Mapping[str, Any]) -> str:
     is_short = isinstance(found, str | int | float | bool) or found is None
     text = f"`{dotted}`: {message}" if dotted else message
     return f"{text}, found {found!r}" if is_short and repr(found) not in message else text
+
+
+def _without_tags(schema: type, path: tuple[str, ...]) -> tuple[str, ...]:
+    """A path as a person writes it: pydantic also names which alternative of a union it was in."""
+    kept: tuple[str, ...] = ()
+    for step in path[:-1]:
+        kept = (*kept, step) if types_at(schema, (*kept, step)) else kept
+    return (*kept, *path[-1:])
 
 
 def unknown_key(schema: type, path: Sequence[str]) -> str:

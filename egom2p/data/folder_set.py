@@ -56,8 +56,9 @@ class FolderSet:
         return self._files[folder][index].read_bytes()
 
     def read_array(self, index: int, folder: str) -> np.ndarray:
+        content, suffix = self.read(index, folder), self.suffix(index, folder)
         try:
-            return decode_array(self.read(index, folder), self.suffix(index, folder))
+            return decode_array(content, suffix)
         except ValueError as error:
             raise ValueError(f"{self.where(index, folder)}: {error}") from error
 

@@ -1,6 +1,7 @@
 """Writing clips into modality-wise tars, so that a killed run loses one shard at most and continues after it."""
 
 import io
+import json
 import os
 import tarfile
 from collections.abc import Mapping
@@ -8,15 +9,21 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from egom2p.data.shard_files import read_index
-from egom2p.storage import load_json, save_json
+from egom2p.storage import is_remote, load_json, open_binary, save_json
 
 CARD_NAME = "card.json"
 
 
 def read_card(directory: str | Path) -> dict[str, Any]:
-    """The card beside the clips of one folder; empty where there is none."""
-    path = Path(directory) / CARD_NAME
-    return load_json(path) if path.is_file() else {}
+    """The card beside the clips of one folder, local or in an object store; empty where there is none."""
+    path = f"{directory}/{CARD_NAME}"
+    if not is_remote(path):
+        return load_json(path) if Path(path).is_file() else {}
+    try:
+        with open_binary(path) as file:
+            return json.load(file)
+    except FileNotFoundError:
+        return {}
 
 
 class ShardWriter:

@@ -82,13 +82,26 @@ class ShardSet:
 
     def read_array(self, index: int, folder: str) -> np.ndarray:
         """The array of one clip in one folder (npy or npz). Raises ValueError naming shard and key."""
+        content, suffix = self.read(index, folder), self.suffix(index, folder)
         try:
-            return decode_array(self.read(index, folder), self.suffix(index, folder))
+            return decode_array(content, suffix)
         except ValueError as error:
             raise ValueError(f"{self.where(index, folder)}: {error}") from error
 
     def card(self, folder: str) -> dict[str, Any]:
-        return read_card(Path(self._paths[folder][0]).parent)
+        """What `card.json` beside the shards says; equal in all data sets that the pattern names."""
+        if folder not in self._paths:
+            raise ValueError(f"{self.pattern}: no folder {folder!r}; it has {list(self.folders)}")
+        # As text: a Path would make one slash of the two of an address.
+        directories = dict.fromkeys(path.rpartition("/")[0] for path in self._paths[folder])
+        (first, card), *others = ((directory, read_card(directory)) for directory in directories)
+        for directory, other in others:
+            if differing := sorted(key for key in card.keys() | other.keys() if card.get(key) != other.get(key)):
+                raise ValueError(
+                    f"{directory}/{CARD_NAME}: found {differing[0]} {other.get(differing[0])}, but {first}/{CARD_NAME} "
+                    f"says {card.get(differing[0])}; the data sets of one pattern need equal cards"
+                )
+        return card
 
     def verify(self) -> int:
         """Compare every shard of every folder with the first folder; returns the number of clips.
@@ -143,11 +156,12 @@ def check_same_keys(found: Sequence[str], wanted: Sequence[str], *, where: str, 
         return
     missing = [key for key in wanted if key not in set(found)]
     surplus = [key for key in found if key not in set(wanted)]
+    compared = f"compared with {reference}"
     if missing:
-        what = f"clip {missing[0]} has no {folder} ({len(missing)} missing)"
+        what = f"clip {missing[0]} has no {folder} ({len(missing)} missing); {compared}"
     elif surplus:
-        what = f"clip {surplus[0]} of {folder} is not in the first folder ({len(surplus)} surplus)"
+        what = f"clip {surplus[0]} of {folder} is missing in {reference} ({len(surplus)} such)"
     else:
         row = next(row for row, (a, b) in enumerate(zip(found, wanted, strict=True)) if a != b)
-        what = f"clip {row} of {folder} is {found[row]}, wanted {wanted[row]}: the order differs"
-    raise ValueError(f"{where}: {what}; compared with {reference}. Every folder needs the same keys in the same order")
+        what = f"clip {row} of {folder} is {found[row]}, wanted {wanted[row]}: the order differs; {compared}"
+    raise ValueError(f"{where}: {what}. Every folder needs the same keys in the same order")

@@ -1,5 +1,6 @@
 """Mixtures of token data sets as endless, seekable batches for training and finite, fixed ones for evaluation."""
 
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import field
 from itertools import count
@@ -73,9 +74,9 @@ def data_specs(config: DataConfig) -> tuple[ModalitySpec, ...]:
     for dataset in config.datasets.values():
         for spec in specs_from_shards(dataset.shards):
             known, source = found.setdefault(spec.name, (spec, dataset.shards))
-            if known.to_dict() != spec.to_dict():
-                differing = {key for key, value in known.to_dict().items() if spec.to_dict()[key] != value}
-                raise ValueError(f"{dataset.shards}: {spec.name} differs from {source} in {sorted(differing)}")
+            wanted, here = known.to_dict(), spec.to_dict()
+            if differing := [f"{key} {here[key]} (there {wanted[key]})" for key in wanted if here[key] != wanted[key]]:
+                raise ValueError(f"{dataset.shards}: {spec.name} differs from {source} in {', '.join(differing)}")
     return build_specs({name: spec for name, (spec, _) in found.items()})
 
 
@@ -169,9 +170,19 @@ class TokenLoader:
             sampler=firsts,
             num_workers=self._num_workers,
             pin_memory=self._pin_memory,
+            worker_init_fn=_leave_signals_to_the_parent,
             # The loader draws a seed for its workers, which never use it; the global generator must not move.
             generator=torch.Generator(),
         )
+
+
+def _leave_signals_to_the_parent(_worker: int) -> None:
+    """Ctrl-C and a scheduler's signals reach workers too, but the parent still needs their batches to end in order.
+
+    Workers whose parent is gone end by themselves.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class EvalLoader:
@@ -212,6 +223,11 @@ class EvalLoader:
             for start in range(0, self.num_clips, clips_per_step)
         ]
         self._shares = [share for share in shares if share]
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Names of the modalities every clip has."""
+        return self._tokens.modalities
 
     def __len__(self) -> int:
         return len(self._shares)

@@ -1,7 +1,8 @@
 """Video files: frames decoded when asked for, and writing mp4 and WebM.
 
 The index of a file (times, key frames, completeness) is PyAV's; pixels come from decord where it is installed and
-agrees with that index and can decode what is asked for, else from PyAV. T frames of the file, N frames asked for, H, W pixels.
+agrees with that index, else, and for what decord cannot decode, from PyAV. T frames of the file, N frames asked for,
+H, W pixels.
 """
 
 import io

@@ -68,13 +68,12 @@ def model_config(weights: Mapping[str, Tensor], num_heads: int | None, *, causal
     mlp_dim = weights["encoder.0.mlp.fc1.weight"].shape[0]
     registers = weights.get("register_tokens")
     heads = [name for name in weights if name.startswith("decoder_embeddings.") and name.endswith("to_logits.weight")]
-    config = ModelConfig(
+    return ModelConfig(
         dim=dim,
         num_heads=num_heads or max(1, dim // _PUBLISHED_HEAD_DIM),
         encoder_depth=_depth(weights, "encoder"),
         decoder_depth=_depth(weights, "decoder"),
-        # SwiGLU is cut to two thirds and rounded down; all published ratios are whole.
-        mlp_ratio=round(mlp_dim / dim * (1.5 if is_gated else 1.0)),
+        mlp_ratio=_mlp_ratio(mlp_dim, dim, is_gated=is_gated),
         activation="swiglu" if is_gated else "gelu",
         use_bias="encoder.0.attn.qkv.bias" in weights,
         qk_norm="encoder.0.attn.q_norm.weight" in weights,
@@ -86,11 +85,13 @@ def model_config(weights: Mapping[str, Tensor], num_heads: int | None, *, causal
         ),
         causal_decoder=causal_decoder,
     )
-    if config.mlp_dim != mlp_dim:
-        raise ValueError(
-            f"the MLP has {mlp_dim} channels; width {dim} and ratio {config.mlp_ratio} give {config.mlp_dim}"
-        )
-    return config
+
+
+def _mlp_ratio(mlp_dim: int, dim: int, *, is_gated: bool) -> float:
+    """The ratio that gives this width: a whole one, as all published, where there is one."""
+    factor = 2 / 3 if is_gated else 1.0  # as BlockConfig.mlp_dim, rounded down there
+    whole = round(mlp_dim / dim / factor)
+    return float(whole) if int(factor * whole * dim) == mlp_dim else (mlp_dim + 0.5) / dim / factor
 
 
 def _specs(config: ConvertModelConfig, weights: Mapping[str, Tensor]) -> tuple[ModalitySpec, ...]:

@@ -99,8 +99,10 @@ class Sampler:
     ) -> list[tuple[np.ndarray, np.ndarray]]:
         """Per clip log p (L,) in nats of the true ids (L,), all places asked at once; where the best guess is right.
 
-        The prompts must not hold the target.
+        Raises ValueError for a prompt that holds the target: the model would see the answer.
         """
+        if told := [prompt.key for prompt in prompts if plan.target in prompt.tokens]:
+            raise ValueError(f"clip {told[0]}: the prompt holds {plan.target}, whose likelihood is asked")
         questions = self._questions(prompts, plan, [np.arange(len(truth)) for truth in truths])
         wanted = [torch.from_numpy(np.asarray(truth, np.int64)) for truth in truths]
         found = self._answers.log_likelihood(questions, wanted)

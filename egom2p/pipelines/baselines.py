@@ -3,13 +3,14 @@
 F frames, S samples of a track, H, W pixels.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from egom2p.contracts import AlignedClip
 from egom2p.geometry import canonicalise, mean_poses
+from egom2p.pipelines.scores import STREAM_OF_QUANTITY
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class TrainingStatistics:
     mean_gaze                 (2,) over valid samples
     mean_trajectory           (S, 4, 4) mean of the trajectories relative to their first pose
     mean_velocity_m           (3,) mean step from one sample to the next, in the axes of the first camera
+    mean_tracks               name of any other track -> (C,) mean over valid samples
     """
 
     num_clips: int
@@ -31,6 +33,7 @@ class TrainingStatistics:
     mean_gaze: np.ndarray | None = None
     mean_trajectory: np.ndarray | None = None
     mean_velocity_m: np.ndarray | None = None
+    mean_tracks: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 def training_statistics(clips: Sequence[AlignedClip], *, max_clips: int | None = None) -> TrainingStatistics:
@@ -38,6 +41,7 @@ def training_statistics(clips: Sequence[AlignedClip], *, max_clips: int | None =
     count = len(clips) if max_clips is None else min(max_clips, len(clips))
     rgb, depth, log_depth, gaze = _Mean(), _Mean(), _Mean(), _Mean()
     trajectories = []
+    tracks: dict[str, _Mean] = {}
     for index in np.linspace(0, len(clips) - 1, count).astype(int):
         clip = clips[int(index)]
         if "rgb" in clip:
@@ -51,6 +55,10 @@ def training_statistics(clips: Sequence[AlignedClip], *, max_clips: int | None =
             gaze.add(np.where(is_valid, clip.gaze, 0.0), is_valid)
         if "camera" in clip:
             trajectories.append(canonicalise(clip.world_from_cam))
+        for name, stream in clip.streams.items():
+            if name not in STREAM_OF_QUANTITY and stream.values.ndim == 2:
+                is_valid = np.repeat(stream.is_valid[:, None], stream.values.shape[1], axis=1)
+                tracks.setdefault(name, _Mean()).add(stream.values, is_valid)
     mean_frame, log_depth_m = rgb.value(), log_depth.value()
     poses = np.stack(trajectories) if trajectories else None
     return TrainingStatistics(
@@ -61,6 +69,7 @@ def training_statistics(clips: Sequence[AlignedClip], *, max_clips: int | None =
         mean_gaze=gaze.value(),
         mean_trajectory=None if poses is None else mean_poses(poses),
         mean_velocity_m=None if poses is None else poses[:, -1, :3, 3].mean(0) / max(poses.shape[1] - 1, 1),
+        mean_tracks={name: mean.value() for name, mean in tracks.items() if mean.value() is not None},
     )
 
 
@@ -82,8 +91,13 @@ class _Mean:
         return np.where(self._count > 0, self._sum / np.maximum(self._count, 1), np.sum(self._sum) / total)
 
 
-def baseline_estimates(quantity: str, statistics: TrainingStatistics, truth: AlignedClip) -> dict[str, np.ndarray]:
-    """Label -> estimate in the shape of the clip's stream; only lengths and sizes of `truth` are read."""
+def baseline_estimates(
+    quantity: str, statistics: TrainingStatistics, truth: AlignedClip, *, stream: str = ""
+) -> dict[str, np.ndarray]:
+    """Label -> estimate in the shape of the clip's stream; only lengths and sizes of `truth` are read.
+
+    stream   name of the stream, for a generic quantity
+    """
     if quantity == "depth" and statistics.mean_depth_m is not None:
         num_frames = len(truth.depth_m)
         return {
@@ -108,4 +122,6 @@ def baseline_estimates(quantity: str, statistics: TrainingStatistics, truth: Ali
         }
     if quantity == "rgb" and statistics.mean_frame is not None:
         return {"mean frame": np.repeat(statistics.mean_frame[None], len(truth.rgb), axis=0)}
+    if quantity == "generic" and stream in statistics.mean_tracks:
+        return {"mean value": np.tile(statistics.mean_tracks[stream], (len(truth.streams[stream].values), 1))}
     return {}

@@ -5,6 +5,7 @@ python -m egom2p.pipelines.convert_samples SOURCE OUT [--name NAME] [--rate-hz 3
 
 import argparse
 import sys
+from typing import NoReturn
 
 from egom2p.data.recordings.conversion import FORMATS, convert
 from egom2p.pipelines.progress import say
@@ -25,11 +26,15 @@ def main(arguments: list[str] | None = None) -> None:
         folders = convert(source, out, **options)
     except TypeError:
         wrong = sorted(set(options) - {"name"})
-        sys.exit(f"error: the format of {source} does not take {wrong}")
+        _fail(f"the format of {source} does not take {wrong}")
     except (ValueError, FileNotFoundError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        raise SystemExit(2) from None
+        _fail(str(error))
     say("\n".join(f"wrote {folder}" for folder in folders))
+
+
+def _fail(message: str) -> NoReturn:
+    sys.stderr.write(f"error: {message}\n")
+    raise SystemExit(2) from None
 
 
 if __name__ == "__main__":

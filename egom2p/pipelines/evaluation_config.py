@@ -50,7 +50,7 @@ class EvaluationConfig:
     clips: ClipsConfig
     train_clips: ClipsConfig | None = None
     train_tokens: str | None = None
-    tasks: tuple[str, ...] = ("rgb2depth", "rgb2cam", "rgb2gaze", "depth2rgb")
+    tasks: tuple[str, ...] = ("rgb2depth", "rgb2camera", "rgb2gaze", "depth2rgb")
     estimators: dict[str, EstimatorConfig] = field(
         default_factory=lambda: {
             "most likely tokens, 1 step": EstimatorConfig(),

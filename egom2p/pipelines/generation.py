@@ -80,33 +80,51 @@ def run_generation(config: GenerationConfig) -> Path:
     Clips that are already there, made with the same settings, are passed over.
     """
     checkpoint = load_checkpoint(config.checkpoint or shipped_checkpoint(), device=config.device)
+    for word in (*config.targets, *(config.conditions or ())):
+        checkpoint.tokenizer(checkpoint.spec(word).name)  # for its error, before any work
     folder = Path(config.output)
     settings = _settings(config, checkpoint)
+    # Read as they are needed: the pictures of an hour do not fit into memory.
     source = read_prompts(config.input, checkpoint, dataset=config.dataset, stride_s=config.stride_s)
-    prompts = list(islice(source, config.max_clips))
-    if not prompts:
-        raise ValueError(f"{config.input}: found no clip to generate from")
-    jobs = [(index, prompt) for index, prompt in enumerate(prompts) if not _is_done(folder / prompt.key, settings)]
-    if len(jobs) < len(prompts):
-        say(f"{len(prompts) - len(jobs)} of {len(prompts)} clips are already there and kept")
-    with progress_bar("generate clips", len(jobs), is_shown=config.progress) as advance:
-        for start in range(0, len(jobs), config.batch_size):
-            part = jobs[start : start + config.batch_size]
-            made = generate_clips(
-                checkpoint,
-                [prompt for _, prompt in part],
-                config.targets,
-                conditions=config.conditions,
-                sampling=config.sampling,
-                seeds=[config.seed * 1_000_003 + index for index, _ in part],
-            )
-            for item in made:
-                note = {"given": item.given, "made": item.made, "made_streams": item.made_streams, "settings": settings}
-                write_generated(folder / item.clip.key, item.clip, item.tokens, note, video=config.video)
+    prompts = enumerate(islice(source, config.max_clips))
+    keys: list[str] = []
+    num_kept = 0
+    with progress_bar("generate clips", config.max_clips, is_shown=config.progress) as advance:
+        while part := list(islice(prompts, config.batch_size)):
+            keys += [prompt.key for _, prompt in part]
+            jobs = [(index, prompt) for index, prompt in part if not _is_done(folder / prompt.key, settings)]
+            num_kept += len(part) - len(jobs)
+            _generate_part(checkpoint, jobs, config, settings)
             advance(len(part))
+    if not keys:
+        raise ValueError(f"{config.input}: found no clip to generate from")
+    if num_kept:
+        say(f"{num_kept} of {len(keys)} clips were already there and are kept")
     manifest = folder / "manifest.json"
-    save_json(manifest, _manifest(folder, prompts, settings))
+    save_json(manifest, _manifest(folder, keys, settings))
     return manifest
+
+
+def _generate_part(
+    checkpoint: Checkpoint,
+    jobs: Sequence[tuple[int, Prompt]],
+    config: GenerationConfig,
+    settings: Mapping[str, Any],
+) -> None:
+    """Generate and write some clips, each with its number in the whole input."""
+    if not jobs:
+        return
+    made = generate_clips(
+        checkpoint,
+        [prompt for _, prompt in jobs],
+        config.targets,
+        conditions=config.conditions,
+        sampling=config.sampling,
+        seeds=[config.seed * 1_000_003 + index for index, _ in jobs],
+    )
+    for item in made:
+        note = {"given": item.given, "made": item.made, "made_streams": item.made_streams, "settings": settings}
+        write_generated(Path(config.output) / item.clip.key, item.clip, item.tokens, note, video=config.video)
 
 
 def generate_clips(
@@ -219,11 +237,11 @@ def _is_done(folder: Path, settings: Mapping[str, Any]) -> bool:
     return note.is_file() and load_json(note)["settings"] == settings
 
 
-def _manifest(folder: Path, prompts: Sequence[Prompt], settings: Mapping[str, Any]) -> dict[str, Any]:
+def _manifest(folder: Path, keys: Sequence[str], settings: Mapping[str, Any]) -> dict[str, Any]:
     clips = []
-    for prompt in prompts:
-        note = load_json(folder / prompt.key / "clip.json")
-        files = sorted(path.name for path in (folder / prompt.key).iterdir())
-        made = {key: note[key] for key in ("given", "made", "made_streams")}
-        clips.append({"key": prompt.key, **made, "files": files})
+    for key in keys:
+        note = load_json(folder / key / "clip.json")
+        files = sorted(path.name for path in (folder / key).iterdir())
+        made = {field: note[field] for field in ("given", "made", "made_streams")}
+        clips.append({"key": key, **made, "files": files})
     return {"settings": dict(settings), "num_clips": len(clips), "clips": clips}

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from egom2p.contracts import AlignedClip, Provenance, Recording, Stream, TokenClip
+from egom2p.contracts import AlignedClip, Provenance, Recording, Stream, TokenClip, check_fingerprint
 from egom2p.data.alignment import ClipConfig, cut_clips
 from egom2p.data.clip_store import ClipStore, stored_datasets
 from egom2p.data.folder_set import open_clips
@@ -18,7 +18,7 @@ Prompt = AlignedClip | TokenClip
 
 
 def read_prompts(
-    source: str, checkpoint: Checkpoint, *, dataset: str | None, stride_s: float | None
+    source: str, checkpoint: Checkpoint, *, dataset: str | None = None, stride_s: float | None = None
 ) -> Iterator[Prompt]:
     """Clips or token clips of a source, told apart by what lies there.
 
@@ -86,6 +86,9 @@ def _token_shards(pattern: str, checkpoint: Checkpoint) -> Iterator[TokenClip]:
     specs = {folder: checkpoint.spec(folder) for folder in shards.folders}
     cards = {folder: shards.card(folder) for folder in shards.folders}
     marks = {specs[folder].name: card.get("tokenizer_fingerprint") for folder, card in cards.items()}
+    for folder, spec in specs.items():
+        wanted = spec.tokenizer_fingerprint
+        check_fingerprint(spec.name, found=marks[spec.name], wanted=wanted, where=f"{pattern}, folder {folder}")
     for index in range(shards.num_clips):
         tokens = {
             spec.name: shards.read_array(index, folder).reshape(-1).astype(np.int32) for folder, spec in specs.items()

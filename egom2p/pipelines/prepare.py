@@ -15,7 +15,7 @@ from egom2p.contracts import Recording
 from egom2p.data.alignment import ClipConfig, RecordingTooShort, Window, clip_key, cut_clip, plan_clips
 from egom2p.data.clip_store import META, clip_folders, encode_clip
 from egom2p.data.numbered_shards import check_finished, finished_keys, shard_path, write_shard
-from egom2p.data.recordings.reader_choice import Reader, SourceConfig, open_reader, outline
+from egom2p.data.recordings.reader_choice import Reader, SourceConfig, identity, open_reader, outline
 from egom2p.data.shards import CARD_NAME
 from egom2p.pipelines.progress import progress_bar, say
 from egom2p.pipelines.workers import Workers, tick
@@ -230,12 +230,14 @@ def _missing_shards(config: PrepareConfig, shards: Sequence[_Shard], names: Sequ
 
 
 def _write_cards(config: PrepareConfig, report: PrepareReport) -> None:
-    """Say beside the clips how they are cut. A store that was begun with other sizes or rates is not continued."""
+    """Say beside the clips what they are cut from, and how. A store that was begun otherwise is not continued."""
     for dataset, about in report.datasets.items():
         path = Path(config.output) / META / dataset / CARD_NAME
-        wanted = {"streams": about["streams"], "clip": to_plain(config.clip)}
-        if path.is_file() and load_json(path) != wanted:
-            raise ValueError(f"{path}: found clips of {load_json(path)}, wanted {wanted}; choose another output")
+        wanted = {"streams": about["streams"], "clip": to_plain(config.clip), "source": identity(config.source)}
+        found = load_json(path) if path.is_file() else wanted
+        if differing := [key for key in wanted if found.get(key) != wanted[key]]:
+            words = "; ".join(f"{key}: found {found.get(key)}, wanted {wanted[key]}" for key in differing)
+            raise ValueError(f"{path}: found clips made otherwise; choose another output. {words}")
         save_json(path, wanted)
 
 

@@ -8,8 +8,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 @contextmanager
-def progress_bar(title: str, total: int, *, is_shown: bool = True) -> Iterator[Callable[[int], None]]:
-    """Yield a function that advances the bar by a number of finished things."""
+def progress_bar(title: str, total: int | None, *, is_shown: bool = True) -> Iterator[Callable[[int], None]]:
+    """Yield a function that advances the bar by a number of finished things; total None: not known beforehand."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

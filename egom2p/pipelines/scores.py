@@ -10,10 +10,12 @@ from egom2p.contracts import AlignedClip
 from egom2p.metrics.camera import camera_errors
 from egom2p.metrics.depth import depth_errors
 from egom2p.metrics.gaze import gaze_errors
+from egom2p.metrics.track import track_errors
 from egom2p.metrics.video import video_errors
 from egom2p.pipelines.results import Metric
 
 STREAM_OF_QUANTITY = {"rgb": "rgb", "depth": "depth", "gaze": "gaze", "camera": "camera"}
+SCORED_QUANTITIES = (*STREAM_OF_QUANTITY, "generic")
 
 _ALIGNMENT_WORDS = {
     "none": "no alignment",
@@ -61,6 +63,10 @@ def metrics_of(quantity: str, protocol: ProtocolConfig) -> tuple[Metric, ...]:
             Metric("psnr_db", "PSNR", "dB", "per frame, mean over frames", True, True, 2),
             Metric("ssim", "SSIM", "", "per frame, window 11, mean over channels and frames", True),
         )
+    if quantity == "generic":
+        return (
+            Metric("rms_error", "RMS error", "", "over valid samples and channels, unit of the track", False, True),
+        )
     raise ValueError(f"no metrics for quantity {quantity!r}")
 
 
@@ -87,9 +93,12 @@ def _camera_metrics(alignment: str, protocol: ProtocolConfig) -> tuple[Metric, .
     return tuple(metrics)
 
 
-def score(quantity: str, estimate: np.ndarray, truth: AlignedClip, protocol: ProtocolConfig) -> dict[str, float | None]:
+def score(
+    quantity: str, estimate: np.ndarray, truth: AlignedClip, protocol: ProtocolConfig, *, stream: str = ""
+) -> dict[str, float | None]:
     """Values of `metrics_of(quantity)` for one clip; estimate (T, ...) in the stream's unit.
 
+    stream   name of the stream in the clip, for a generic quantity
     Raises ValueError when the estimate cannot be scored (not finite, wrong shape).
     """
     if quantity == "depth":
@@ -110,4 +119,7 @@ def score(quantity: str, estimate: np.ndarray, truth: AlignedClip, protocol: Pro
     if quantity == "rgb":
         errors = video_errors(estimate, truth.rgb)
         return {key: errors[key] for key in ("psnr_db", "ssim")}
+    if quantity == "generic":
+        wanted = truth.streams[stream]
+        return {"rms_error": track_errors(estimate, wanted.values, wanted.is_valid)["rms_error"]}
     raise ValueError(f"no metrics for quantity {quantity!r}")

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from egom2p.contracts import AlignedClip, ModalitySpec, TokenClip
+from egom2p.contracts import AlignedClip, ModalitySpec, TokenClip, Tokenizer
 from egom2p.data.folder_set import open_clips
 from egom2p.data.marginals import marginal_cross_entropy, place_entropy, place_marginals
 from egom2p.geometry import mean_poses
@@ -18,7 +18,7 @@ from egom2p.pipelines.baselines import TrainingStatistics, baseline_estimates
 from egom2p.pipelines.checkpoints import Checkpoint
 from egom2p.pipelines.evaluation_config import EstimatorConfig, EvaluationConfig, split_task
 from egom2p.pipelines.results import Method, TaskResult
-from egom2p.pipelines.scores import STREAM_OF_QUANTITY, ProtocolConfig, metrics_of, score
+from egom2p.pipelines.scores import SCORED_QUANTITIES, STREAM_OF_QUANTITY, ProtocolConfig, metrics_of, score
 
 ShownArrays = dict[str, dict[str, np.ndarray]]
 """Clip key -> array name -> array, kept for the page."""
@@ -31,12 +31,12 @@ def check_task(task: str, checkpoint: Checkpoint, streams: Sequence[str], *, whe
     """
     inputs, target = split_task(task)
     tokenizers = [checkpoint.tokenizer(checkpoint.spec(word).name) for word in (*inputs, target)]
+    if tokenizers[-1].spec.name in [tokenizer.spec.name for tokenizer in tokenizers[:-1]]:
+        raise ValueError(f"task {task}: {target} is input and target; a model that sees the answer says nothing")
     quantity = tokenizers[-1].spec.quantity
-    if quantity not in STREAM_OF_QUANTITY:
-        raise ValueError(
-            f"task {task}: no metrics for quantity {quantity!r}; there are for {sorted(STREAM_OF_QUANTITY)}"
-        )
-    needed = {tokenizer.stream for tokenizer in tokenizers[:-1]} | {STREAM_OF_QUANTITY[quantity]}
+    if quantity not in SCORED_QUANTITIES:
+        raise ValueError(f"task {task}: no metrics for quantity {quantity!r}; there are for {SCORED_QUANTITIES}")
+    needed = {tokenizer.stream for tokenizer in tokenizers[:-1]} | {_truth_stream(tokenizers[-1])}
     if missing := sorted(needed - set(streams)):
         raise ValueError(f"{where}: held-out clips have {sorted(streams)}, task {task} needs {missing} too")
 
@@ -60,11 +60,12 @@ class TaskEvaluator:
         inputs, target = split_task(task)
         specs = {label: cache.checkpoint.spec(target) for label, cache in self._caches.items()}
         quantity = next(iter(specs.values())).quantity
-        stream = STREAM_OF_QUANTITY[quantity]
+        label, cache = next(iter(self._caches.items()))
+        stream = _truth_stream(cache.checkpoint.tokenizer(specs[label].name))
         clips = [clip for clip in self._clips if stream in clip]
         if not clips:
             raise ValueError(f"{config.clips.root}: no held-out clip has {stream}, the truth of {task}")
-        scorer = _Scorer(quantity, clips, config.protocol)
+        scorer = _Scorer(quantity, stream, clips, config.protocol)
         methods = [] if self._statistics is None else _baselines(scorer, self._statistics)
         methods += _bounds(scorer)
         token_losses, shown = [], {clip.key: {} for clip in clips[: config.num_shown_clips]}
@@ -92,6 +93,11 @@ class TaskEvaluator:
             ),
             shown,
         )
+
+
+def _truth_stream(tokenizer: Tokenizer) -> str:
+    """Stream of the clips that a tokenizer's decodes are compared with."""
+    return STREAM_OF_QUANTITY.get(tokenizer.spec.quantity, tokenizer.stream)
 
 
 def _keep_shown(shown: ShownArrays, name: str, estimate: np.ndarray, samples: np.ndarray) -> None:
@@ -130,8 +136,8 @@ class _TokenCache:
 class _Scorer:
     """Scores estimates of one quantity on a fixed list of clips."""
 
-    def __init__(self, quantity: str, clips: Sequence[AlignedClip], protocol: ProtocolConfig) -> None:
-        self.quantity, self.clips, self._protocol = quantity, clips, protocol
+    def __init__(self, quantity: str, stream: str, clips: Sequence[AlignedClip], protocol: ProtocolConfig) -> None:
+        self.quantity, self.stream, self.clips, self._protocol = quantity, stream, clips, protocol
         self._keys = [metric.key for metric in metrics_of(quantity, protocol)]
 
     def method(
@@ -142,7 +148,9 @@ class _Scorer:
         failures = {}
         for clip, estimate in zip(self.clips, estimates, strict=True):
             try:
-                found: Mapping[str, float | None] = score(self.quantity, estimate, clip, self._protocol)
+                found: Mapping[str, float | None] = score(
+                    self.quantity, estimate, clip, self._protocol, stream=self.stream
+                )
             except ValueError as error:
                 failures[clip.key] = str(error)
                 found = {}
@@ -152,7 +160,7 @@ class _Scorer:
 
 
 def _baselines(scorer: _Scorer, statistics: TrainingStatistics) -> list[Method]:
-    estimates = [baseline_estimates(scorer.quantity, statistics, clip) for clip in scorer.clips]
+    estimates = [baseline_estimates(scorer.quantity, statistics, clip, stream=scorer.stream) for clip in scorer.clips]
     return [scorer.method(label, "baseline", [found[label] for found in estimates]) for label in estimates[0]]
 
 

@@ -15,16 +15,17 @@ import torch
 
 from egom2p.config import strict, to_plain
 from egom2p.contracts import AlignedClip, Tokenizer, check_fingerprint
-from egom2p.data.clip_store import ClipStore, stored_datasets, stored_streams
+from egom2p.data.clip_store import META, ClipStore, stored_datasets, stored_streams
 from egom2p.data.numbered_shards import check_finished, finished_keys, shard_path, write_shard
 from egom2p.data.shards import CARD_NAME, encode_array, read_card
 from egom2p.pipelines.progress import progress_bar, say
 from egom2p.pipelines.tokenization_report import TokenizeReport, measure, summary
-from egom2p.storage import save_json
+from egom2p.storage import load_json, save_json
 from egom2p.tokenizers import load_tokenizer
 from egom2p.tokenizers.pretrained import CARD_FILE
 
 _SUFFIX = "npy"
+_CLIPS_NAME = "clips.json"  # beside the tokens: the card of the clips they were made from
 
 
 @strict
@@ -51,7 +52,7 @@ def tokenize(config: TokenizeConfig) -> list[TokenizeReport]:
     """Write the token shards that are missing; returns a report per data set.
 
     Raises ValueError before any work when a modality has no tokenizer, a data set or its streams are not there, a
-    clip is missing in one of its tars, or the output holds tokens of another tokenizer.
+    clip is missing in one of its tars, or the output holds tokens of another tokenizer or of clips made otherwise.
     """
     tokenizers = load_tokenizers(config)
     datasets = stored_datasets(config.clips) if config.datasets is None else config.datasets
@@ -64,6 +65,7 @@ def tokenize(config: TokenizeConfig) -> list[TokenizeReport]:
             folder = Path(config.output) / tokenizer.spec.folder / dataset
             found = read_card(folder).get("tokenizer_fingerprint")
             check_fingerprint(name, found=found, wanted=tokenizer.fingerprint, where=str(folder))
+            _check_same_clips(folder, _clip_card(config, dataset))
         if present:
             _open_store(config, dataset, present).verify()
     return [_tokenize_dataset(config, dataset, tokenizers, present) for dataset, present in chosen.items() if present]
@@ -172,7 +174,25 @@ def _write_cards(config: TokenizeConfig, dataset: str, tokenizers: Mapping[str, 
     """A folder's card: the modality's spec with the tokenizer's fingerprint, which readers of the shards check."""
     for tokenizer in tokenizers.values():
         spec = tokenizer.spec.with_fingerprint(tokenizer.fingerprint)
-        save_json(Path(config.output) / spec.folder / dataset / CARD_NAME, spec.to_dict())
+        folder = Path(config.output) / spec.folder / dataset
+        save_json(folder / CARD_NAME, spec.to_dict())
+        if clip_card := _clip_card(config, dataset):
+            save_json(folder / _CLIPS_NAME, clip_card)
+
+
+def _clip_card(config: TokenizeConfig, dataset: str) -> dict[str, Any]:
+    """What the clips are cut from, and how; empty where their store does not say."""
+    return read_card(Path(config.clips) / META / dataset)
+
+
+def _check_same_clips(folder: Path, wanted: Mapping[str, Any]) -> None:
+    """Clips made otherwise may have the same keys; their tokens must not pass for finished."""
+    found = load_json(folder / _CLIPS_NAME) if (folder / _CLIPS_NAME).is_file() else {}
+    if differing := sorted(key for key in found.keys() & wanted.keys() if found[key] != wanted[key]):
+        key = differing[0]
+        raise ValueError(
+            f"{folder}: found tokens of clips with {key} {found[key]}, wanted {wanted[key]}; choose another output"
+        )
 
 
 def _batches(store: ClipStore, indices: range, batch_size: int) -> Iterator[list[AlignedClip]]:

@@ -35,7 +35,10 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapp
         stored[name] = detached
     note = {**(metadata or {}), _TIES: json.dumps(ties)}
     with atomic_file(path) as unfinished:
+        unfinished.touch()
+        mode = unfinished.stat().st_mode
         save_file(_without_shared_memory(stored), str(unfinished), metadata=note)
+        unfinished.chmod(mode)  # the library's files are for their owner alone; colleagues read checkpoints too
 
 
 def load_tensors(path: str | Path, device: torch.device | str = "cpu") -> dict[str, Tensor]:

@@ -106,7 +106,7 @@ class _Run:
             self.model = share_gradients(task.model)
         if ranks.is_first:
             self.log = RunLog(self.folder, length=self.length, wandb_config=self.config.wandb, settings=settings)
-            self.log.forget_after(self.progress.step)
+            self.log.forget_after(self.progress.step if latest is not None else -1)
             self.log.say(self._opening(latest))
             if latest is not None and (self.folder / "config.json").is_file():
                 for change in changed_settings(load_json(self.folder / "config.json"), settings):

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
-from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 
 from egom2p.config import strict
@@ -68,6 +67,9 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
 
     On the CPU the loop over tensors inside the fused kernel costs the same as the plain one but has no Python in it.
     """
+    # Imported here: it brings torchvision and torch's compiler along, seconds that `--help` need not wait for.
+    from timm.optim import param_groups_weight_decay
+
     groups = param_groups_weight_decay(model, config.weight_decay, no_weight_decay_list=config.no_decay)
     if config.kind == "adamw":
         return _adamw(groups, config)

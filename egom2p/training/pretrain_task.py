@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from egom2p.config import strict, to_plain
 from egom2p.contracts import LossOutput, ModalitySpec, PackedBatch, check_fingerprint
+from egom2p.data.shard_paths import split_folders
 from egom2p.data.unified_datasets import DataConfig, TokenLoader, data_specs
 from egom2p.models.egom2p_model import EgoM2P, ModelConfig
 from egom2p.models.losses import LossType, combine_losses
@@ -162,7 +163,7 @@ def resolve_specs(data: DataConfig, tokenizers: Mapping[str, Path] | None) -> tu
         )
     if set(tokenizers) - names:
         raise ValueError(f"tokenizer {sorted(set(tokenizers) - names)[0]} has no modality in the data {sorted(names)}")
-    return tuple(_matched(spec, tokenizers[spec.name]) for spec in specs)
+    return tuple(_matched(spec, tokenizers[spec.name], _shards_of(spec, data)) for spec in specs)
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:
@@ -178,17 +179,28 @@ def copy_tokenizer(source: Path, target: Path) -> None:
         shutil.copy2(file, target / file.name)
 
 
-def _matched(spec: ModalitySpec, folder: Path) -> ModalitySpec:
+def _shards_of(spec: ModalitySpec, data: DataConfig) -> str:
+    """Pattern of the first data set that has a modality, for messages."""
+    for dataset in data.datasets.values():
+        if (dataset.folder_names or {}).get(spec.name, spec.folder) in split_folders(dataset.shards):
+            return dataset.shards
+    return "the data"
+
+
+def _matched(spec: ModalitySpec, folder: Path, shards: str) -> ModalitySpec:
     card = load_json(folder / "tokenizer.json")
     made = ModalitySpec.from_dict(card["spec"])
     for field in ("name", "kind", "grid", "vocab_size"):
         if getattr(made, field) != getattr(spec, field):
             raise ValueError(
-                f"{folder}: the tokenizer makes {field} {getattr(made, field)}, the data of {spec.name} has "
+                f"{folder}: the tokenizer makes {field} {getattr(made, field)}, {spec.name} in {shards} has "
                 f"{getattr(spec, field)}"
             )
     check_fingerprint(
-        spec.name, found=spec.tokenizer_fingerprint, wanted=card["fingerprint"], where=f"data and {folder}"
+        spec.name,
+        found=spec.tokenizer_fingerprint,
+        wanted=card["fingerprint"],
+        where=f"{shards}, with {folder} for {spec.name}",
     )
     return spec.with_fingerprint(card["fingerprint"])
 

@@ -44,7 +44,10 @@ class RunLog:
         self._console.print(text, markup=False)
 
     def forget_after(self, step: int) -> None:
-        """Drop entries of steps that a killed process logged but no checkpoint holds: they will be made again."""
+        """Drop entries of steps that a killed process logged but no checkpoint holds: they will be made again.
+
+        step   of the checkpoint the run goes on from; -1: there is none
+        """
         if not self._file.is_file():
             return
         lines = self._file.read_text(encoding="utf-8").splitlines()
@@ -74,7 +77,8 @@ class RunLog:
             if item.marginal is not None:
                 values[f"{item.group}/{item.name}/place_marginal"] = item.marginal
         self._write("evaluation", progress, values)
-        self._console.print(_table(progress, measurements))
+        if measurements:
+            self._console.print(_table(progress, measurements))
 
     def close(self, *, failed: bool = False) -> None:
         if self._wandb is not None:

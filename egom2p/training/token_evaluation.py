@@ -13,9 +13,10 @@ from torch import nn
 
 from egom2p.config import strict
 from egom2p.contracts import ModalitySpec, PackedBatch
-from egom2p.data.folder_set import open_clips
+from egom2p.data.folder_set import FolderSet, open_clips
 from egom2p.data.marginals import marginal_nats, place_marginals
 from egom2p.data.masking import TransferMasking
+from egom2p.data.shards import ShardSet
 from egom2p.data.unified_datasets import DataConfig, DatasetConfig, EvalLoader
 from egom2p.training.distributed import Ranks
 from egom2p.training.task import Measurement
@@ -60,6 +61,7 @@ class TokenEvaluation:
         self._marginal_clips = config.marginal_clips
         self._marginal_nats: dict[str, tuple[float | None, ...]] = {}
         self._training_counts: dict[tuple[str, ...], csr_array] = {}
+        self._training_clips: dict[str, ShardSet | FolderSet] = {}
         self._loaders: dict[str, tuple[str, EvalLoader]] = {}
         for set_name, dataset in (data.validation or {}).items():
             maskings = {"mix": dataset}
@@ -80,6 +82,19 @@ class TokenEvaluation:
                     folder_names=dataset.folder_names,
                 )
                 self._loaders[group] = (set_name, loader)
+        self._check_tasks(config.tasks)
+
+    def _check_tasks(self, tasks: Mapping[str, TransferTaskConfig]) -> None:
+        """A task that no validation set can measure would be left out of every table without a word."""
+        held = {set_name: set(loader.modalities) for set_name, loader in self._loaders.values()}
+        for name, task in tasks.items():
+            if held and not any(
+                present & set(task.inputs) and present & set(task.targets) for present in held.values()
+            ):
+                raise ValueError(
+                    f"evaluation.tasks.{name}: wanted one of {list(task.inputs)} and one of {list(task.targets)}, the "
+                    f"validation sets have { ({set_name: sorted(present) for set_name, present in held.items()}) }"
+                )
 
     def measure(self, model: nn.Module) -> Iterator[Measurement]:
         """Mean loss (nats) per modality of every group, over all ranks' clips."""
@@ -122,9 +137,11 @@ class TokenEvaluation:
         name = (spec.name, *sources)
         if name not in self._training_counts:
             counts = csr_array((spec.num_tokens, spec.vocab_size), dtype=np.int64)
-            for dataset in sources.values():
+            for set_name, dataset in sources.items():
                 folder = (dataset.folder_names or {}).get(spec.name, spec.folder)
-                clips = open_clips(dataset.shards)
+                if set_name not in self._training_clips:  # opening reads the headers of all shards
+                    self._training_clips[set_name] = open_clips(dataset.shards)
+                clips = self._training_clips[set_name]
                 if folder in clips.folders:
                     counts = counts + place_marginals(clips, replace(spec, folder=folder), self._marginal_clips)
             self._training_counts[name] = counts

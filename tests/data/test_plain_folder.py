@@ -1,9 +1,13 @@
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from egom2p.data.recordings.plain_folder import PlainFolderReader
 from egom2p.data.recordings.reader_choice import PlainFolderSource, SyntheticSource, open_reader, outline
+from egom2p.data.recordings.recording_settings import RecordingSettings, read_settings
 from egom2p.data.video_files import write_video
 from egom2p.geometry import inverse_poses, write_tum
 
@@ -166,3 +170,12 @@ def test_sources_open_by_kind(root):
     whole, small = reader.read(0), outline(reader, 0)
     assert small.streams["rgb"].values.shape[1:3] == (12, 16)
     np.testing.assert_array_equal(small.streams["gaze"].values, whole.streams["gaze"].values)
+
+
+def test_the_readme_shows_a_recording_yaml_that_is_accepted(tmp_path):
+    text = (Path(__file__).resolve().parents[2] / "README_DATA.md").read_text(encoding="utf-8")
+    (tmp_path / "recording.yaml").write_text(re.search(r"```yaml\n(.*?)```", text, re.DOTALL).group(1))
+    settings = read_settings(tmp_path)
+    assert settings.caption == "washes a cup" and settings.tracks["heart_rate"].unit == "bpm"
+    shown = set(re.findall(r"^(\w+):", (tmp_path / "recording.yaml").read_text(), re.MULTILINE))
+    assert shown == set(RecordingSettings.__dataclass_fields__)

@@ -74,7 +74,10 @@ def test_patterns_expand():
     ("keep", "message"),
     [
         (lambda members: members[:1] + members[2:], r"clip clip004 has no cam \(1 missing\)"),
-        (lambda members: members + [("extra.npy", b"")], "clip extra of cam is not in the first folder"),
+        (
+            lambda members: members + [("extra.npy", b"")],
+            r"clip extra of cam is missing in \S+rgb/toy/shard-000001.tar",
+        ),
         (lambda members: members[::-1], "clip 0 of cam is clip005, wanted clip003: the order differs"),
         (lambda members: members + members[:1], "clip clip003 occurs twice"),
     ],
@@ -194,6 +197,42 @@ def test_arrays_survive(suffix, dtype, rng):
     for array in (values, np.asfortranarray(values), values[:0]):
         found = decode_array(encode_array(array, suffix), suffix)
         assert found.dtype == values.dtype and np.array_equal(found, array)
+
+
+def test_data_sets_of_one_pattern_have_equal_cards(tmp_path):
+    """A brace over data sets must not let the second one's tokens in unchecked."""
+    for dataset, mark in (("one", "sha256:a"), ("two", "sha256:b"), ("three", "sha256:a")):
+        with ShardWriter(tmp_path, dataset, {"rgb": "npy"}) as writer:
+            writer.write(f"clip_{dataset}", {"rgb": encode_array(np.zeros(4))})
+            writer.card("rgb", {"tokenizer_fingerprint": mark})
+    same = ShardSet(f"{tmp_path}/[rgb]/{{one,three}}/shard-*.tar")
+    assert same.card("rgb") == {"tokenizer_fingerprint": "sha256:a"}
+    with pytest.raises(ValueError, match="two/card.json: found tokenizer_fingerprint sha256:b, but .*one/card.json"):
+        ShardSet(f"{tmp_path}/[rgb]/{{one,two}}/shard-*.tar").card("rgb")
+    with pytest.raises(ValueError, match="no folder 'cam'"):
+        same.card("cam")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_shards_and_their_card_lie_in_a_bucket(tmp_path, monkeypatch):
+    moto = pytest.importorskip("moto")
+    import boto3
+
+    names = {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x", "AWS_DEFAULT_REGION": "us-east-1"}
+    for name, value in names.items():
+        monkeypatch.setenv(name, value)
+    _write(tmp_path, num_clips=3, folders={"rgb": "npy"})
+    (tmp_path / "rgb" / "toy" / "card.json").write_text('{"tokenizer_fingerprint": "sha256:a"}')
+    with moto.mock_aws():
+        client = boto3.client("s3")
+        client.create_bucket(Bucket="clips")
+        for file in (tmp_path / "rgb" / "toy").iterdir():
+            client.upload_file(str(file), "clips", f"tokens/rgb/toy/{file.name}")
+        shards = ShardSet("s3://clips/tokens/[rgb]/toy/shard-{000000..000000}.tar")
+        assert shards.read_array(2, "rgb").tolist() == [[2, 2], [2, 2]]
+        assert shards.card("rgb") == {"tokenizer_fingerprint": "sha256:a"}
+        client.delete_object(Bucket="clips", Key="tokens/rgb/toy/card.json")
+        assert shards.card("rgb") == {}
 
 
 def test_other_archives_and_pickles():

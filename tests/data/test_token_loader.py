@@ -1,6 +1,9 @@
 """The loader: the same batches for any number of workers and ranks, resuming is a seek, bad tokens are named."""
 
+import multiprocessing
+import os
 import pickle
+import signal
 from dataclasses import fields, replace
 from itertools import islice
 
@@ -69,6 +72,20 @@ def test_workers_change_nothing(config, num_workers):
     assert torch.equal(state, torch.random.get_rng_state())
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_that_reaches_the_workers_too_does_not_end_them(config, number):
+    """The loop finishes its step and writes a checkpoint; for that it needs the batches that are on their way."""
+    before = set(multiprocessing.active_children())
+    batches = TokenLoader(config, SPECS, batch_size=4, seed=5, num_workers=2).batches()
+    found = [next(batches)]
+    for worker in set(multiprocessing.active_children()) - before:
+        os.kill(worker.pid, number)
+    found += islice(batches, 20)
+    batches.close()
+    assert len(found) == 21
+    assert all(same(a, b) for a, b in zip(take(config, 21), found, strict=True))
+
+
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_ranks_share_each_global_batch(config, world_size):
     whole = take(config, 5, batch_size=8)
@@ -134,7 +151,7 @@ def test_specs_come_from_the_cards(config, tmp_path):
     assert [spec.tokenizer_fingerprint for spec in data_specs(config)] == ["sha256:0123456789abcdef"] * 3
     assert [spec.with_fingerprint(None) for spec in data_specs(config)] == list(SPECS)
     other = write_tokens(tmp_path, SPECS, dataset="other", fingerprint="sha256:feedfeedfeedfeed")
-    with pytest.raises(ValueError, match="tok_depth differs from .* in .'tokenizer_fingerprint'."):
+    with pytest.raises(ValueError, match=r"tok_depth differs from .* in tokenizer_fingerprint sha256:\w+ \(there"):
         data_specs(DataConfig(datasets={**config.datasets, "other": dataset(other)}))
 
 

@@ -1,4 +1,4 @@
-"""Packed batches for tests: from plain lists, at random, and from the masks of the reference."""
+"""Packed batches for tests: from plain lists, and at random."""
 
 from collections.abc import Mapping, Sequence
 
@@ -63,26 +63,6 @@ def random_clips(
                 targets[spec.name] = (*targets[spec.name], fed)
         clips.append((inputs, targets))
     return clips
-
-
-def pack_reference(tensors: Mapping[str, torch.Tensor], info: Mapping, specs: Sequence[ModalitySpec]) -> PackedBatch:
-    """The reference's masks (False = used) as a packed batch, cut to its numbers of slots in its modality order."""
-    clips = []
-    num_registers = info["config"].get("registers", 0)
-    for clip in range(len(tensors[f"{specs[0].name}.tensor"])):
-        sides = []
-        for mask, budget in (
-            ("input_mask", info["num_encoder_tokens"] - num_registers),
-            ("target_mask", info["num_decoder_tokens"]),
-        ):
-            side, left = {}, budget
-            for spec in specs:
-                places = np.flatnonzero(~tensors[f"{spec.name}.{mask}"][clip].numpy())[:left]
-                side[spec.name] = (tensors[f"{spec.name}.tensor"][clip].flatten().numpy()[places], places)
-                left -= len(places)
-            sides.append(side)
-        clips.append(tuple(sides))
-    return pack(clips, specs, num_registers=num_registers)
 
 
 def _side_rows(side: Side, names: tuple[str, ...], num_registers: int) -> np.ndarray:

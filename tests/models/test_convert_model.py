@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from packing import pack_reference
+from parity_checks.model_folder import pack_reference
 from safetensors.torch import load_file
 
 from egom2p.config import load_config

@@ -195,6 +195,12 @@ def test_bad_prompts_name_clip_and_modality(model, tokens, message):
         Sampler(model).generate([TokenClip("bad", tokens)], [TargetPlan(target="tok_touch")], [0])
 
 
+def test_a_likelihood_is_not_asked_of_who_sees_the_answer(model, rng):
+    told = _prompt("told", rng, ("tok_smell", "tok_sound"))
+    with pytest.raises(ValueError, match="clip told: the prompt holds tok_sound"):
+        Sampler(model).log_likelihood([told], TargetPlan(target="tok_sound"), [told.tokens["tok_sound"]])
+
+
 def test_bad_plans_are_refused(model, rng):
     with pytest.raises(ValueError, match="num_steps"):
         TargetPlan(target="tok_sound", num_steps=0)

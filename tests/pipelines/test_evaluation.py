@@ -42,7 +42,7 @@ def evaluation(world):
 
 def test_every_task_has_baselines_ceiling_and_model_rows(evaluation):
     by_task = {task["task"]: task for task in evaluation.summary["tasks"]}
-    assert list(by_task) == ["rgb2depth", "rgb2cam", "rgb2gaze", "depth2rgb"]
+    assert list(by_task) == ["rgb2depth", "rgb2camera", "rgb2gaze", "depth2rgb"]
     for task in by_task.values():
         kinds = [row["kind"] for row in task["rows"]]
         assert kinds.count("ceiling") == 1 and kinds.count("model") == 2 and "baseline" in kinds
@@ -56,7 +56,7 @@ def test_every_task_has_baselines_ceiling_and_model_rows(evaluation):
         verdicts = [row["against_baseline"][primary]["verdict"] for row in task["rows"] if row["kind"] == "model"]
         assert set(verdicts) <= {"better", "worse", "tie"}
         assert task["token_losses"][0]["marginal_nats"] > 0
-    assert [row["label"] for row in by_task["rgb2cam"]["rows"][:3]] == [
+    assert [row["label"] for row in by_task["rgb2camera"]["rows"][:3]] == [
         "stationary",
         "mean velocity",
         "mean trajectory",
@@ -170,6 +170,8 @@ def test_what_cannot_be_evaluated_is_an_error_before_any_work(world):
         run(train_clips=ClipsConfig(root=str(world / "clips" / "val"), dataset="tiny"))
     with pytest.raises(ValueError, match="no modality 'sound'"):
         run(tasks=("rgb2depth", "sound2rgb"))
+    with pytest.raises(ValueError, match="task rgb[+]tok_depth2depth: depth is input and target"):
+        run(tasks=("rgb+tok_depth2depth",))
     with pytest.raises(ValueError, match="no file matches"):
         run(train_tokens=str(world / "tokens/none/[rgb]/tiny/shard-*.tar"))
     blind = [replace(clip, streams={"gaze": clip.streams["gaze"]}) for clip in map(invented_clip, range(2))]

@@ -73,6 +73,25 @@ def test_finished_clips_are_kept_and_other_settings_make_them_again(world):
     assert (folder / "clip.npz").stat().st_mtime_ns != stamp
 
 
+def test_clips_are_read_as_they_are_needed(world):
+    """An input that breaks off late does not cost what was made before, and no hour of video lies in memory."""
+    recordings = world / "two_recordings"
+    for name in ("a", "b"):
+        (recordings / name).mkdir(parents=True)
+        frames = invented_clip(0).rgb.repeat(2, 0)
+        write_video(recordings / name / "video.mp4", frames, 16.0)
+    whole = (recordings / "b" / "video.mp4").read_bytes()
+    (recordings / "b" / "video.mp4").write_bytes(whole[: len(whole) // 2])
+    config = _config(world, "streamed", input=str(recordings), targets=("gaze",), batch_size=1, progress=True)
+    with pytest.raises(ValueError, match="b/video.mp4"):
+        run_generation(config)
+    kept = world / "streamed" / "a_000000" / "clip.npz"
+    stamp = kept.stat().st_mtime_ns
+    (recordings / "b" / "video.mp4").write_bytes(whole)
+    assert json.loads(run_generation(config).read_text())["num_clips"] == 2
+    assert kept.stat().st_mtime_ns == stamp
+
+
 def test_a_model_trained_again_makes_its_clips_again(world):
     directory = world / "retrained"
     shutil.copytree(world / "model", directory)
@@ -123,6 +142,8 @@ def test_bad_requests_say_what_would_be_right(world, checkpoint, tmp_path):
         generate_clips(checkpoint, [invented_clip(0)], ["sound"])
     with pytest.raises(ValueError, match="nothing of the input"):
         generate_clips(checkpoint, [invented_clip(0)], ["rgb", "depth", "gaze", "camera"])
+    with pytest.raises(ValueError, match="no modality 'sound'"):
+        run_generation(_config(world, "x", input=str(tmp_path / "absent"), targets=("sound",)))
     with pytest.raises(ValueError, match="found no video"):
         run_generation(_config(world, "x", input=str(tmp_path / "absent")))
     (tmp_path / "broken.npz").write_bytes(b"PK not a zip")

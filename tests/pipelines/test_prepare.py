@@ -1,4 +1,5 @@
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from egom2p.pipelines import prepare as prepare_module
 from egom2p.pipelines.prepare import PrepareConfig, prepare, read_report
 
 CLIP = {"height": 16, "width": 16}
+LAMP = "source.world.lamp.reach_m=3.0"
 
 
 def _make(root, name, *, seconds=4.0, has_poses=True):
@@ -120,8 +122,11 @@ def test_bad_and_short_recordings_can_be_left_out_and_are_counted(root, tmp_path
 
 def test_a_store_of_another_configuration_is_not_continued(root, tmp_path):
     prepare(_config(root, tmp_path / "clips"))
-    with pytest.raises(ValueError, match="found clips of"):
+    with pytest.raises(ValueError, match="clip: found .*'height': 16.* wanted .*'height': 8"):
         prepare(_config(root, tmp_path / "clips", clip={"height": 8, "width": 8}))
+    shutil.copytree(root, tmp_path / "others")  # other recordings may have the same names
+    with pytest.raises(ValueError, match="source: found .*recordings.* wanted .*others"):
+        prepare(_config(tmp_path / "others", tmp_path / "clips"))
     with pytest.raises(ValueError, match="another run's"):
         prepare(_config(root, tmp_path / "clips", clips_per_shard=3))
     (root / "b (2)").rename(root / "z")
@@ -146,6 +151,8 @@ def test_synthetic_world_is_a_source_like_any_other(tmp_path):
     assert prepare(config).num_clips == 2
     clip = ClipStore(tmp_path, "synthetic")[1]
     assert {"rgb", "depth", "gaze", "camera", "caption"} <= set(clip.streams) and clip.depth_m.shape == (16, 16, 16)
+    with pytest.raises(ValueError, match="source: found"):
+        prepare(load_config(PrepareConfig, "default/data_preparation/synthetic.yaml", [*overrides, LAMP]))
 
 
 def test_real_samples_end_to_end(real_data_dir, tmp_path):

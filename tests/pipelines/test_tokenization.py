@@ -11,6 +11,7 @@ from egom2p.data.clip_store import ClipStore, write_clips
 from egom2p.data.modality_info import default_specs
 from egom2p.data.shards import ShardSet, shard_pattern
 from egom2p.pipelines.tokenization import TokenizeConfig, tokenize
+from egom2p.storage import save_json
 from egom2p.tokenizers import TrajectoryVqVaeConfig, VideoCodecConfig, build_network, save_tokenizer
 
 _TRACK = {"num_samples": 12, "dim": 8, "encoder_depth": 1, "decoder_depth": 1, "num_heads": 2, "num_codes": 13}
@@ -101,6 +102,16 @@ def test_finished_shards_are_kept_and_missing_ones_made(made, tmp_path):
     second.unlink()
     tokenize(made)
     assert first.stat().st_mtime_ns == stamp and second.read_bytes() == content
+
+
+def test_tokens_of_clips_made_otherwise_do_not_pass_for_finished(made, tmp_path):
+    card = tmp_path / "clips" / "meta" / "full" / "card.json"
+    save_json(card, {"source": {"kind": "synthetic", "seed": 1}})
+    tokenize(made)
+    tokenize(made)
+    save_json(card, {"source": {"kind": "synthetic", "seed": 2}})
+    with pytest.raises(ValueError, match=r"full: found tokens of clips with source .*1}, wanted .*2}"):
+        tokenize(made)
 
 
 def test_ranks_share_the_shards(made, tmp_path, monkeypatch):

@@ -147,3 +147,9 @@ def test_one_writer_at_a_time(tmp_path):
             pass
     with only_writer(tmp_path / "run"):
         pass
+
+
+def test_a_weights_file_has_the_mode_of_any_other_file(tmp_path):
+    save_tensors(tmp_path / "weights.safetensors", {"a": torch.zeros(2)})
+    (tmp_path / "other").touch()
+    assert (tmp_path / "weights.safetensors").stat().st_mode == (tmp_path / "other").stat().st_mode

@@ -92,6 +92,13 @@ def test_finished_run_is_left_alone_and_can_be_prolonged(tmp_path):
     assert [entry["step"] for entry in read_log(tmp_path)] == list(range(1, 9))
 
 
+def test_what_a_run_without_checkpoint_logged_is_forgotten(tmp_path):
+    (tmp_path / "log.jsonl").write_text('{"kind": "evaluation", "step": 0}\n{"kind": "train", "step": 1, "lo')
+    run_toy(tmp_path, num_steps=2, evaluate_at_start=True)
+    assert [entry["step"] for entry in read_log(tmp_path, "evaluation")] == [0, 2]
+    assert [entry["step"] for entry in read_log(tmp_path)] == [1, 2]
+
+
 def test_accumulation_equals_a_larger_batch(tmp_path):
     run_toy(tmp_path / "a", batch_size=4, num_steps=5)
     run_toy(tmp_path / "b", batch_size=2, accumulation=2, num_steps=5)

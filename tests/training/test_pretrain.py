@@ -90,6 +90,16 @@ def test_another_tokenizer_is_refused_before_any_work(tokens, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_task_that_nothing_can_measure_is_refused_before_any_work(tokens, tmp_path):
+    values = pretrain_values(tokens, tmp_path / "run")
+    validation = values["data"]["validation"]
+    for dataset in validation.values():
+        dataset["shards"] = dataset["shards"].replace(f"{SMELL.folder},", "").replace(f",{SMELL.folder}", "")
+    with pytest.raises(ValueError, match=r"evaluation.tasks.smell2drift: wanted one of \['tok_smell'\]"):
+        pretrain(from_plain(PretrainConfig, values))
+    assert not (tmp_path / "run").exists()
+
+
 def test_export_holds_copies_of_the_tokenizers(tokens, tmp_path):
     values = pretrain_values(tokens, tmp_path / "run", num_steps=1)
     values["tokenizers"] = {}

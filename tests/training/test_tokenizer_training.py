@@ -121,6 +121,15 @@ def test_a_run_of_another_network_is_not_resumed(clips, tmp_path):
         train(clips, tmp_path, GAZE | {"num_codes": 16}, num_steps=2)
 
 
+def test_a_run_of_an_earlier_version_with_fewer_settings_is_resumed(clips, tmp_path):
+    train(clips, tmp_path, GAZE, num_steps=1)
+    card = tmp_path / "checkpoints" / "step-00000001" / "tokenizer.json"
+    content = json.loads(card.read_text())
+    del content["config"]["has_local_encoder"]
+    card.write_text(json.dumps(content))
+    assert train(clips, tmp_path, GAZE, num_steps=2).progress.step == 2
+
+
 def test_missing_data_is_named(clips, tmp_path):
     wrong = values(clips, tmp_path / "run", GAZE)
     with pytest.raises(ValueError, match="no clips of data set 'tran'.*'train'"):

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import Field
 
-from egom2p.config import strict
+from egom2p.config import strict, to_plain
 from egom2p.contracts import Recording
 from egom2p.data.recordings.plain_folder import PlainFolderReader
 from egom2p.data.recordings.synthetic import SyntheticReader, SyntheticWorldConfig
@@ -63,6 +63,17 @@ _OPENERS: dict[type, Callable[[Any, str], Reader]] = {
 def open_reader(source: SyntheticSource | PlainFolderSource, *, dataset: str = "") -> Reader:
     """The reader of a source; `dataset` goes into the provenance of its recordings."""
     return _OPENERS[type(source)](source, dataset)
+
+
+def identity(source: SyntheticSource | PlainFolderSource) -> dict[str, Any]:
+    """Plain values that decide what a recording of this source holds, given its name.
+
+    How many recordings there are is not among them: a store of clips may grow.
+    """
+    if isinstance(source, SyntheticSource):
+        counts = ("num_rooms", "first_seed", "recordings_per_room", "dataset")
+        return {"kind": source.kind} | {k: v for k, v in to_plain(source.world).items() if k not in counts}
+    return {"kind": source.kind, "root": source.root}
 
 
 def outline(reader: Reader, index: int) -> Recording:

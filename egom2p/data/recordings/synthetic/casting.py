@@ -1,15 +1,37 @@
-"""First hits of rays on a mesh: embree finds the triangle, its plane gives the distance. P rays."""
+"""First hits of rays on a mesh: embree finds the triangle, its plane gives the distance. P rays.
+
+Where embree is not installed (it has no wheels for some machines) plain numpy finds the triangle, many times slower.
+"""
+
+import logging
+import multiprocessing
+from functools import lru_cache
+from typing import Literal
 
 import numpy as np
 import trimesh
-from trimesh.ray.ray_pyembree import RayMeshIntersector
+
+from egom2p.data.recordings.synthetic.plain_casting import PlainIntersector
+
+try:
+    from trimesh.ray.ray_pyembree import RayMeshIntersector
+except ImportError:
+    RayMeshIntersector = None
+
+Backend = Literal["auto", "embree", "numpy"]
 
 
 class Caster:
-    """A mesh made ready for many rays (the search tree is built once)."""
+    """A mesh made ready for many rays (the search tree is built once).
 
-    def __init__(self, mesh: trimesh.Trimesh) -> None:
-        self._intersector = RayMeshIntersector(mesh, scale_to_box=False)
+    backend   "auto" is embree where it is installed
+    """
+
+    def __init__(self, mesh: trimesh.Trimesh, *, backend: Backend = "auto") -> None:
+        if backend == "embree" or (backend == "auto" and RayMeshIntersector is not None):
+            self._intersector = RayMeshIntersector(mesh, scale_to_box=False)
+        else:
+            self._intersector = PlainIntersector(mesh.triangles)
         corners = np.asarray(mesh.triangles, dtype=np.float64)
         self._normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
         self._offsets = np.einsum("ac,ac->a", self._normals, corners[:, 0])
@@ -32,3 +54,12 @@ class Caster:
         np.divide(towards_P, along_P, out=distance_P, where=is_hit_P)
         is_hit_P &= distance_P > 0
         return np.where(is_hit_P, triangle_P, -1), np.where(is_hit_P, distance_P, np.inf)
+
+
+@lru_cache
+def tell_slow_casting() -> None:
+    """Say once, in the first process only, that pictures of the world will take long."""
+    if RayMeshIntersector is None and multiprocessing.parent_process() is None:
+        logging.getLogger(__name__).warning(
+            "embreex is not installed; rays are cast by numpy, with the same hits but many times slower"
+        )

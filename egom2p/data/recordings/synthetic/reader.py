@@ -14,7 +14,7 @@ import numpy as np
 from egom2p.config import strict
 from egom2p.contracts import AlignedClip, Provenance, Recording, Stream
 from egom2p.data.recordings.synthetic.captions import caption_of
-from egom2p.data.recordings.synthetic.casting import Caster
+from egom2p.data.recordings.synthetic.casting import Caster, tell_slow_casting
 from egom2p.data.recordings.synthetic.gaze import GazeConfig, Looking, Surroundings, simulate_looking
 from egom2p.data.recordings.synthetic.movers import Mover, MoversConfig, companion, patch_movers
 from egom2p.data.recordings.synthetic.rendering import CameraConfig, LampConfig, render
@@ -81,6 +81,7 @@ class SyntheticReader:
     """
 
     def __init__(self, config: SyntheticWorldConfig) -> None:
+        tell_slow_casting()
         self.config = config
         self.names = [
             f"room{seed:06d}_{number:02d}"

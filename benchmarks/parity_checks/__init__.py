@@ -1,0 +1,1 @@
+"""Comparisons with a folder of numbers that the reference computed; used by `parity.py` and by the tests."""

@@ -1,0 +1,91 @@
+"""Folder `misc` and the lists of names beside it: learning rates, places, names and shapes of full-size networks."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from egom2p.contracts import ModalitySpec, TokenGrid
+from egom2p.layers.places import sincos_places
+from egom2p.models.convert_reference import model_config
+from egom2p.models.egom2p_model import EgoM2P, ModelConfig
+from egom2p.models.weights import to_reference_state_dict
+from egom2p.tokenizers.video_codec import VideoCodec, VideoCodecConfig
+from egom2p.training.schedule import LearningRate, Length
+from egom2p.training.training_config import TrainingConfig
+from parity_checks.check import Finding, Skipped, count, matched, near, read_json, read_tensors
+
+
+def misc_checks(folder: Path) -> Iterator[Finding]:
+    """Learning rates and places."""
+    arithmetic = read_json(folder / "arithmetic.json")
+    args = arithmetic["args"]
+    if "lr_b4_256gpus" in arithmetic:
+        config = TrainingConfig(num_steps=1, blr=1e-4, batch_size=4)
+        peak = config.learning_rate(config.length(), world_size=256).peak
+        yield near("learning rate of 256 times 4 clips", peak, arithmetic["lr_b4_256gpus"], 1e-9)
+    for name, wanted in read_tensors(folder / "schedules_and_posemb.safetensors").items():
+        places = re.fullmatch(r"posemb_(\d)d_([\dx]+)x(\d+)", name)
+        if places is not None and places.group(1) != "2":
+            grid = TokenGrid(tuple(int(size) for size in places.group(2).split("x")))
+            yield matched(name, sincos_places(grid, int(places.group(3))), wanted)
+        elif name in ("cosine_warmup_steps", "cosine_warmup_epochs1_min"):
+            total = len(wanted)
+            if name == "cosine_warmup_steps":
+                rate = LearningRate(Length("steps", total, args["w"]), args["base"])
+            else:  # one epoch of warm-up from 1e-6, down to a tenth
+                rate = LearningRate(Length("steps", total, args["n"]), args["base"], start=1e-6, end=args["base"] / 10)
+            found = torch.tensor([rate.at(step, 1) for step in range(total)], dtype=torch.float64)
+            yield matched(f"{name} (in units of the base rate)", found / args["base"], wanted / args["base"], 1e-9)
+        else:
+            yield Skipped(name, "no such schedule or table here")
+
+
+def name_checks(root: Path) -> Iterator[Finding]:
+    """Names and shapes of the full-size networks."""
+    file = root / "base_state_dict_keys.txt"
+    if file.is_file():
+        shapes = {name: shape for name, shape in _listed(file)}
+        weights = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+        found = sorted(
+            name.split(".")[1] for name in shapes if re.fullmatch(r"encoder_embeddings\.\w+\.token_emb\.weight", name)
+        )
+        with torch.device("meta"):
+            model = EgoM2P(_config_of(weights), tuple(_spec(name, shapes) for name in found))
+            ours = {name: list(tensor.shape) for name, tensor in to_reference_state_dict(model).items()}
+        differing = [name for name, shape in ours.items() if shapes.get(name) != shape]
+        left = [name for name in shapes if name not in ours and not name.endswith(("pos_emb", "bias"))]
+        yield count("full-size EgoM2P: names or shapes that differ", len(differing) + len(left))
+    file = root / "cosmos_dv4x8x8_state_dict_keys.txt"
+    if file.is_file():
+        shapes = dict(_listed(file))
+        config = VideoCodecConfig(
+            modality="tok_video", quantity="rgb", folder="video", num_frames=16, height=256, width=256, rate_hz=8
+        )
+        codec = VideoCodec(config)
+        ours = {name: list(tensor.shape) for name, tensor in codec.state_dict().items()}
+        differing = [name for name, shape in ours.items() if shapes.get(name) != shape]
+        left = [name for name in shapes if name not in ours and "sample.conv" not in name]
+        yield count("full-size video codec: names or shapes that differ", len(differing) + len(left))
+
+
+def _config_of(weights: dict[str, torch.Tensor]) -> ModelConfig:
+    # Whether head and embedding are the same tensor is a question about values, which these have not.
+    tied = {name: tensor for name, tensor in weights.items() if not re.match(r"decoder_embeddings\..*token_emb", name)}
+    return model_config(tied, None)
+
+
+def _spec(name: str, shapes: dict[str, list[int]]) -> ModalitySpec:
+    vocab_size = shapes[f"encoder_embeddings.{name}.token_emb.weight"][0]
+    # The shape of the grid plays no part in the names.
+    places = shapes[f"encoder_embeddings.{name}.pos_emb"][1]
+    return ModalitySpec(name, "track", "generic", TokenGrid((places,)), vocab_size, name)
+
+
+def _listed(file: Path) -> Iterator[tuple[str, list[int]]]:
+    for line in file.read_text().splitlines():
+        if line and not line.startswith("#"):
+            name, shape = line.split("\t")[:2]
+            yield name, json.loads(shape)

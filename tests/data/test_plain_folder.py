@@ -167,9 +167,12 @@ def test_sources_open_by_kind(root):
     assert reader.read(0).provenance.dataset == "d"
     world = {"num_rooms": 1, "duration_s": 2.0, "camera": {"height": 24, "width": 32}}
     reader = open_reader(SyntheticSource(kind="synthetic", world=world), dataset="d")
-    whole, small = reader.read(0), outline(reader, 0)
-    assert small.streams["rgb"].values.shape[1:3] == (12, 16)
-    np.testing.assert_array_equal(small.streams["gaze"].values, whole.streams["gaze"].values)
+    whole, outlined = reader.read(0), outline(reader, 0)
+    assert not outlined.streams["rgb"].values.any() and whole.streams["rgb"].values.any()
+    for name, stream in whole.streams.items():
+        assert outlined.streams[name].values.shape == stream.values.shape
+        np.testing.assert_array_equal(outlined.streams[name].is_valid, stream.is_valid)
+    np.testing.assert_array_equal(outlined.streams["gaze"].values, whole.streams["gaze"].values)
 
 
 def test_the_readme_shows_a_recording_yaml_that_is_accepted(tmp_path):

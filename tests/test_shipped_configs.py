@@ -13,7 +13,7 @@ from egom2p.training.pretrain_task import PretrainConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted((ROOT / "cfgs" / "default").rglob("*.yaml"))
-FRAGMENTS = ("models/size", "data/ego/main", "alphas_mixture/main", "tokenization/network")
+FRAGMENTS = ("models/size", "data/ego/main", "alphas_mixture/main", "tokenization/network", "evaluation/shared")
 RECIPE = "default/egom2p/models/main/ego-b_mod4_500b_clariden_2048_camcv_depthdenoise.yaml"
 
 

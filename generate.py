@@ -2,12 +2,13 @@
 
 from egom2p.config import run_main
 from egom2p.pipelines.generation import GenerationConfig, run_generation
+from egom2p.pipelines.progress import say
 from egom2p.viewing.generation_page import write_generation_page
 
 
 def main(config: GenerationConfig) -> None:
     manifest = run_generation(config)
-    write_generation_page(manifest.parent)
+    say(f"page: {write_generation_page(manifest.parent)}")
 
 
 if __name__ == "__main__":

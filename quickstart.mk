@@ -19,11 +19,11 @@ define stage
 endef
 
 .PHONY: quickstart world-small clean-quickstart
-quickstart: $(ENV)  ## the whole job on a synthetic world, ~10 minutes on 2 cores; ends in outputs/quickstart/index.html
+quickstart: $(ENV)  ## the whole job on a synthetic world, ~7 minutes on 2 cores; ends in outputs/quickstart/index.html
 	@$(MAKE) --no-print-directory -j2 outputs/quickstart/.done/evaluation
 	@printf '\nDone. Open %s in a browser.\n' '$(CURDIR)/outputs/quickstart/index.html'
 
-world-small: $(ENV)  ## the same with an hour of 2 cores: the recipe of the shipped checkpoint
+world-small: $(ENV)  ## the same in ~45 minutes: the recipe of the shipped checkpoint
 	@$(MAKE) --no-print-directory -j2 outputs/world_small/.done/evaluation
 	@printf '\nDone. Open %s in a browser.\n' '$(CURDIR)/outputs/world_small/index.html'
 

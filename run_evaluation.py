@@ -3,12 +3,13 @@
 from egom2p.config import run_main
 from egom2p.pipelines.evaluation import run_evaluation
 from egom2p.pipelines.evaluation_config import EvaluationConfig
+from egom2p.pipelines.progress import say
 from egom2p.viewing.report import ReportConfig, write_report
 
 
 def main(config: EvaluationConfig) -> None:
     evaluation = run_evaluation(config)
-    write_report(ReportConfig(evaluation=str(evaluation.folder)))
+    say(f"page: {write_report(ReportConfig(evaluation=str(evaluation.folder)))}")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from environment import environment
 
 from egom2p.contracts import ModalitySpec
 from egom2p.data.clip_order import clip_rng
@@ -137,7 +138,7 @@ def main() -> None:
     for row in rows:
         print("  ".join(f"{key} {value}" for key, value in row.items()))
     if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=2) + "\n")
+        arguments.json.write_text(json.dumps({**environment(), "rows": rows}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

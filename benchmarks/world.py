@@ -14,6 +14,8 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from environment import environment
+
 from egom2p.data.recordings.synthetic import CameraConfig, RoomConfig, SyntheticReader, SyntheticWorldConfig
 from egom2p.data.recordings.synthetic.casting import Caster
 from egom2p.data.recordings.synthetic.rooms import build_room
@@ -28,7 +30,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=64, help="pixels per side")
     parser.add_argument("--output", type=Path, default=None, help="also write the JSON here")
     arguments = parser.parse_args()
-    result = measure(arguments.rooms, arguments.size)
+    result = {**environment(), **measure(arguments.rooms, arguments.size)}
     text = json.dumps(result, indent=2)
     print(text)
     if arguments.output is not None:

@@ -28,8 +28,8 @@ class ModelConfig(BlockConfig):
     drop_path        rate of stochastic depth in the last block of each side; rises linearly from 0 in the first
     position_period, position_scale   of the sin-cos places; small grids learn faster with a shorter period
     embedding_std    of token, modality, register and mask embeddings at the start
-    input_embedding_std   the same for all of them but the heads' table, where given. At 0.02 the places (root mean
-                     square 0.7) drown what the tokens say; 0.5 learns several times faster on short runs
+    input_embedding_std   the same for all of them but the heads' table, where given: at 0.02 tokens enter far weaker
+                     than places (root mean square 0.7). Made little difference where measured (docs/LOG.md)
     causal_decoder   targets see only earlier targets of their modality (a published variant)
     """
 
@@ -179,7 +179,9 @@ class EgoM2P(nn.Module):
         self.apply(initialize_linear)
         nn.init.xavier_uniform_(self.decoder_proj_context.weight)
         nn.init.zeros_(self.decoder_proj_context.bias)
+        head_std, input_std = self.config.embedding_std, self.config.input_embedding_std
+        input_std = head_std if input_std is None else input_std
         embeddings = (self.places, self.encoder_embeddings, self.decoder_embeddings)
         for parameter in (parameter for module in embeddings for parameter in module.parameters()):
-            nn.init.normal_(parameter, std=self.config.input_embedding_std or self.config.embedding_std)
-        nn.init.normal_(self.decoder_embeddings.head_table, std=self.config.embedding_std)
+            nn.init.normal_(parameter, std=input_std)
+        nn.init.normal_(self.decoder_embeddings.head_table, std=head_std)

@@ -100,7 +100,7 @@ def _choose_device(device: str, *, local_rank: int) -> torch.device:
 
 def share_gradients(model: nn.Module) -> DistributedDataParallel:
     """The model under DDP; buffers (codebooks) agree by construction or by their library, only gradients travel."""
-    # torch before 2.14 knows the switch by its old name.
+    # Older torch knows the switch by its old name only.
     names = inspect.signature(DistributedDataParallel.__init__).parameters
     switch = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
     return DistributedDataParallel(model, gradient_as_bucket_view=True, **{switch: False})

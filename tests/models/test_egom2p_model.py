@@ -223,3 +223,11 @@ def test_base_has_the_published_number_of_parameters():
     with torch.device("meta"):
         model = EgoM2P(load_config(ModelConfig, "default/egom2p/models/size/base.yaml"), specs)
     assert sum(parameter.numel() for parameter in model.parameters()) == 396_226_560
+
+
+def test_the_input_side_may_start_with_its_own_scale():
+    model = tiny_model(embedding_std=0.02, input_embedding_std=0.5)
+    assert model.encoder_embeddings.token_table.std().item() == pytest.approx(0.5, rel=0.1)
+    assert model.decoder_embeddings.head_table.std().item() == pytest.approx(0.02, rel=0.1)
+    published = tiny_model(embedding_std=0.02)
+    assert published.encoder_embeddings.token_table.std().item() == pytest.approx(0.02, rel=0.1)

@@ -188,3 +188,29 @@ def test_wrong_configs_say_what_is_wrong(changes, words):
 
 def test_is_trainable():
     assert isinstance(tiny_trajectory(), TrainableTokenizer)
+
+
+def test_the_motion_term_counts_differences_between_valid_neighbours_only():
+    """The network's own output, differenced by hand in NumPy, against the term."""
+    clips = moving_clips(6)
+    plain, weighted = tiny_trajectory("gaze"), tiny_trajectory("gaze", motion_weight=7.0)
+    for network in (plain, weighted):
+        network.fit_normalisation(clips)
+        network.eval()
+    batch = plain.batch_from_clips(clips, None)
+    is_valid = batch.tensors["is_valid"].clone()
+    is_valid[:, 10:13] = False
+    batch.tensors["is_valid"].copy_(is_valid)
+    with torch.no_grad():
+        normalised = (batch.tensors["samples"] - plain.mean) / plain.std
+        latents = plain.latents(normalised, is_valid)
+        codes = plain.codes(plain.quantizer(latents)[1])
+        restored = plain.restored(latents + (codes - latents))
+        added = (weighted(batch).sums - plain(batch).sums).numpy()
+    error, valid = (restored[..., :2] - normalised).numpy(), is_valid.numpy()
+    wanted = 0.0
+    for row in range(len(clips)):
+        for sample in range(1, NUM_SAMPLES):
+            if valid[row, sample] and valid[row, sample - 1]:
+                wanted += float(((error[row, sample] - error[row, sample - 1]) ** 2).sum())
+    assert added[0] == pytest.approx(7.0 * wanted, rel=1e-3) and not added[1:].any()

@@ -7,6 +7,7 @@ A plain run is composed in this process, by every rank alike, with no run direct
 import argparse
 import os
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,7 +32,6 @@ SchemaT = TypeVar("SchemaT")
 _NO_RUN_FOLDERS = (
     "hydra.run.dir=.",
     "hydra.output_subdir=null",
-    "hydra.sweep.dir=outputs/sweeps",
     "hydra.sweep.subdir=.",
     "hydra/job_logging=none",
     "hydra/hydra_logging=none",
@@ -113,7 +113,9 @@ def _run_hydra(
 
     header = f"{description}\n\n{Path(sys.argv[0]).name} --config FILE key=value ...\n"
     flags = ["--config-path", str(file.parent), "--config-name", file.stem, "--config-dir", str(cfgs_root())]
-    fixed = [*_NO_RUN_FOLDERS, f"hydra.help.header={quoted(header)}"]
+    # Of a sweep Hydra wants to keep its own settings, which every run's config.json has already.
+    sweep_dir = tempfile.TemporaryDirectory()
+    fixed = [*_NO_RUN_FOLDERS, f"hydra.sweep.dir={quoted(sweep_dir.name)}", f"hydra.help.header={quoted(header)}"]
     before = sys.argv
     sys.argv = [before[0], *flags, *given.hydra_flags, *fixed, *overrides]
     try:
@@ -125,3 +127,4 @@ def _run_hydra(
             raise SystemExit(2) from None
     finally:
         sys.argv = before
+        sweep_dir.cleanup()

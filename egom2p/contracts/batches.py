@@ -34,6 +34,8 @@ class PackedBatch:
 
     Rows are sorted by clip, then modality (index in `modalities`), then place.
     A register row has modality index K and its register number as place; registers stand first in their clip.
+    A batch of fixed shape ends in `num_filler_clips` segments that are no clips: unused ones, which hold registers
+    only, and the tail, which takes all rows left over (its targets have modality index K). Nothing real sees them.
 
     input_ids        (N,) int32        target_ids        (M,) int32
     input_place      (N,) int          target_place      (M,) int
@@ -42,12 +44,14 @@ class PackedBatch:
     query_ids        (M,) int32        -1: the mask token; else the token fed to the decoder (sequences); all -1 may be
                                        one value repeated, so never write into it
     segment_offsets  (B*K+1,) int32    rows of one (clip, modality) of the targets; zero length is legal
-    head_order       (M,) int64        permutation that sorts the target rows modality-major
+    head_order       (M,) int64        permutation that sorts the target rows modality-major, filler last
     head_counts      K ints            rows per modality in that order
     input_lengths, target_lengths      B ints each, on the CPU
     segment_lengths                    B*K ints, on the CPU
     modalities       K names, the model's order
     num_slots        slots of the published meaning (sum of the clips' budgets), for logging
+    num_filler_clips segments at the end that stand for no clip; they count in the lengths and offsets
+    num_trimmed      tokens that were drawn but left out to meet a fixed shape, for logging
     """
 
     input_ids: Tensor
@@ -67,14 +71,32 @@ class PackedBatch:
     segment_lengths: tuple[int, ...]
     modalities: tuple[str, ...]
     num_slots: int = 0
+    num_filler_clips: int = 0
+    num_trimmed: int = 0
 
     @property
     def num_clips(self) -> int:
-        return len(self.input_lengths)
+        return len(self.input_lengths) - self.num_filler_clips
+
+    @property
+    def clip_lengths(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Input and target rows of every clip, without filler."""
+        return self.input_lengths[: self.num_clips], self.target_lengths[: self.num_clips]
+
+    @property
+    def modality_lengths(self) -> tuple[int, ...]:
+        """Target rows of every (clip, modality), without filler."""
+        return self.segment_lengths[: self.num_clips * len(self.modalities)]
 
     @property
     def num_tokens(self) -> int:
         """Real tokens, input plus target."""
+        inputs, targets = self.clip_lengths
+        return sum(inputs) + sum(targets)
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of both sides, filler included."""
         return int(self.input_ids.shape[0] + self.target_ids.shape[0])
 
     def to(self, device: torch.device | str, *, non_blocking: bool = True) -> "PackedBatch":

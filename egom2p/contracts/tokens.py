@@ -81,6 +81,19 @@ class ModalitySpec:
         """L: number of places."""
         return self.grid.num_tokens
 
+    def words(self, ids: np.ndarray) -> np.ndarray:
+        """Ids (L,) of a sequence before its eos or padding; of other kinds all."""
+        if self.kind != "sequence":
+            return ids
+        ends = np.flatnonzero((ids == self.eos_id) | (ids == self.pad_id))
+        return ids[: ends[0]] if len(ends) else ids
+
+    def padded(self, ids: np.ndarray) -> np.ndarray:
+        """Ids (L,): a sequence that is shorter than its grid gets padding at its end."""
+        if self.kind != "sequence" or len(ids) >= self.num_tokens:
+            return ids
+        return np.concatenate([ids, np.full(self.num_tokens - len(ids), self.pad_id, ids.dtype)])
+
     def with_fingerprint(self, fingerprint: str | None) -> "ModalitySpec":
         return replace(self, tokenizer_fingerprint=fingerprint)
 

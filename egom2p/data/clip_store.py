@@ -3,6 +3,8 @@
 `root/<stream>/<dataset>/shard-000000.tar` holds `<key>.npz` (values, is_valid, times_s) and
 `root/meta/<dataset>/shard-000000.tar` holds `<key>.json` (units, intrinsics, provenance, extra). RGB is stored as
 uint8, depth as uint16 millimetres; everything else as it is. All clips of one data set have the same streams.
+
+A store is also read as plain files (`root/<stream>/<dataset>/<key>.npz`), and its tars below an S3 prefix.
 """
 
 import io
@@ -16,9 +18,13 @@ from typing import Any
 import numpy as np
 
 from egom2p.contracts import AlignedClip, Intrinsics, Provenance, Stream
-from egom2p.data.shards import ShardSet, ShardWriter, shard_pattern
+from egom2p.data.folder_set import FolderSet
+from egom2p.data.shards import CARD_NAME, ShardSet, ShardWriter, shard_pattern
+from egom2p.storage import is_remote
+from egom2p.storage.locations import joined, list_names
 
 META = "meta"
+_ABOUT = (CARD_NAME, "prepare_report.json")  # lie beside clips and describe their making
 _MM_PER_M = 1000.0
 _MAX_MM = np.iinfo(np.uint16).max
 
@@ -69,13 +75,13 @@ class ClipStore(Sequence[AlignedClip]):
     """
 
     def __init__(self, root: str | Path, dataset: str, *, streams: Sequence[str] | None = None) -> None:
-        self.root, self.dataset = Path(root), dataset
+        self.root, self.dataset = root if is_remote(root) else Path(root), dataset
         present = stored_streams(root, dataset)
         missing = sorted(set(streams or ()) - set(present))
         if missing:
             raise ValueError(f"{self.root}: clips of data set {dataset} have {list(present)}, wanted {missing}")
         self.streams: tuple[str, ...] = tuple(streams) if streams is not None else present
-        self._shards = ShardSet(shard_pattern(root, dataset, [META, *self.streams]))
+        self._shards = _open_clips(root, dataset, [META, *self.streams])
 
     def __len__(self) -> int:
         return len(self._shards)
@@ -88,6 +94,11 @@ class ClipStore(Sequence[AlignedClip]):
     def shard_starts(self) -> tuple[int, ...]:
         """Index of the first clip of every shard, then the number of clips."""
         return self._shards.shard_starts
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether the clips lie in tars; else they are plain files."""
+        return isinstance(self._shards, ShardSet)
 
     def verify(self) -> int:
         """Compare the keys of all streams' shards; returns the number of clips. ValueError names shard and key."""
@@ -131,18 +142,34 @@ class ClipStore(Sequence[AlignedClip]):
 
 def stored_streams(root: str | Path, dataset: str) -> tuple[str, ...]:
     """Streams of a data set, sorted. Raises ValueError listing the data sets that exist."""
-    root = Path(root)
-    folders = sorted(path for path in root.glob(f"*/{dataset}") if any(path.glob("shard-*.tar")))
-    streams = tuple(path.parent.name for path in folders if path.parent.name != META)
-    if not streams or not (root / META / dataset).is_dir():
+    folders = [folder for folder in list_names(root)[0] if folder[0] != "." and _is_stored(root, folder, dataset)]
+    if META not in folders or len(folders) == 1:
         raise ValueError(f"{root}: no clips of data set {dataset!r}; found {list(stored_datasets(root))}")
-    return streams
+    return tuple(folder for folder in folders if folder != META)
 
 
 def stored_datasets(root: str | Path) -> tuple[str, ...]:
     """Data sets below a root of clips, sorted."""
-    meta = Path(root) / META
-    return tuple(sorted(path.name for path in meta.iterdir() if any(path.glob("shard-*.tar")))) if meta.is_dir() else ()
+    return tuple(name for name in list_names(joined(root, META))[0] if _is_stored(root, META, name))
+
+
+def _is_stored(root: str | Path, folder: str, dataset: str) -> bool:
+    _, files = list_names(joined(root, folder, dataset))
+    return bool(_tars(files)) or any(Path(name).suffix in (".npz", ".json") for name in files if name not in _ABOUT)
+
+
+def _tars(files: Iterable[str]) -> list[str]:
+    return [name for name in files if name.startswith("shard-") and name.endswith(".tar")]
+
+
+def _open_clips(root: str | Path, dataset: str, folders: Sequence[str]) -> ShardSet | FolderSet:
+    tars = _tars(list_names(joined(root, META, dataset))[1])
+    if not tars:
+        return FolderSet(shard_pattern(root, dataset, folders).rpartition("/")[0])
+    pattern = shard_pattern(root, dataset, folders)
+    # A bucket has no globs, so every shard is named.
+    names = tars[0] if len(tars) == 1 else f"{{{','.join(tars)}}}"
+    return ShardSet(pattern.replace("shard-*.tar", names) if is_remote(root) else pattern)
 
 
 def _encode_stream(key: str, name: str, stream: Stream) -> bytes:

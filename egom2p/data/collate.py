@@ -1,9 +1,10 @@
-"""Clips of any budgets laid end to end: only real tokens, every length known on the CPU.
+"""Clips of any budgets laid end to end: only real tokens (and at most a tail), every length known on the CPU.
 
 B clips, K modalities, N input rows, M target rows, R registers per clip.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -12,12 +13,32 @@ from torch import Tensor
 from egom2p.contracts import MaskedClip, ModalitySpec, PackedBatch
 
 
+@dataclass(frozen=True)
+class BatchShape:
+    """What a batch of fixed shape has room for: rows of both sides (registers apart), and clips."""
+
+    num_inputs: int
+    num_targets: int
+    num_clips: int
+
+    @property
+    def num_rows(self) -> int:
+        return self.num_inputs + self.num_targets
+
+
 def collate(
-    clips: Sequence[MaskedClip], specs: Sequence[ModalitySpec], num_registers: int = 0, num_slots: int = 0
+    clips: Sequence[MaskedClip],
+    specs: Sequence[ModalitySpec],
+    num_registers: int = 0,
+    num_slots: int = 0,
+    shape: BatchShape | None = None,
+    num_trimmed: int = 0,
 ) -> PackedBatch:
     """Pack clips; rows sorted by clip, modality (order of `specs`), place, with R register rows first in each clip.
 
-    num_slots   slots of the published meaning that the clips stand for, all clips together; logging only
+    num_slots, num_trimmed   noted in the batch, for logging only
+    shape                    fill up with segments that stand for no clip, so that every tensor has a fixed shape; the
+                             last of them, the tail, takes all rows left over
     """
     names = [spec.name for spec in specs]
     num_modalities = len(names)
@@ -33,12 +54,18 @@ def collate(
             targets.add_modality(clip.target_ids, clip.target_places, name, index)
             if has_queries and name in clip.target_ids:
                 queries.append(clip.query_ids[name])
+    num_filler = 0
+    if shape is not None:
+        num_filler = _fill_up(inputs, targets, shape, num_modalities, registers, num_clips=len(clips))
+        if has_queries:
+            queries.append(np.full(targets.num_rows - sum(map(len, queries)), -1, dtype=np.int32))
     place_type = _place_type(max(num_registers, *(spec.num_tokens for spec in specs)))
     target_modality_M = targets.modality()
     # Input and target sides have K (+ 1 with registers) and K segments for each clip.
-    input_lengths_B = inputs.lengths_per_clip(len(clips), num_modalities + (registers is not None))
+    num_segments = len(clips) + num_filler
+    input_lengths_B = inputs.lengths_per_clip(num_segments, num_modalities + (registers is not None))
     segment_lengths = np.array(targets.lengths, dtype=np.int64)
-    target_lengths_B = targets.lengths_per_clip(len(clips), num_modalities)
+    target_lengths_B = targets.lengths_per_clip(num_segments, num_modalities)
     num_targets = len(target_modality_M)
     return PackedBatch(
         input_ids=inputs.ids(),
@@ -49,16 +76,51 @@ def collate(
         target_place=targets.places(place_type),
         target_modality=torch.from_numpy(target_modality_M),
         target_offsets=_offsets(target_lengths_B),
-        query_ids=_join(queries) if queries else torch.full((1,), -1, dtype=torch.int32).expand(num_targets),
+        query_ids=_join(queries) if has_queries else torch.full((1,), -1, dtype=torch.int32).expand(num_targets),
         segment_offsets=_offsets(segment_lengths),
         head_order=torch.from_numpy(np.argsort(target_modality_M, kind="stable")),
-        head_counts=tuple(np.bincount(target_modality_M, minlength=num_modalities).tolist()),
+        head_counts=tuple(np.bincount(target_modality_M, minlength=num_modalities)[:num_modalities].tolist()),
         input_lengths=tuple(input_lengths_B.tolist()),
         target_lengths=tuple(target_lengths_B.tolist()),
         segment_lengths=tuple(segment_lengths.tolist()),
         modalities=tuple(names),
         num_slots=num_slots,
+        num_filler_clips=num_filler,
+        num_trimmed=num_trimmed,
     )
+
+
+def _fill_up(
+    inputs: "_Rows",
+    targets: "_Rows",
+    shape: BatchShape,
+    num_modalities: int,
+    registers: np.ndarray | None,
+    *,
+    num_clips: int,
+) -> int:
+    """Add unused segments and the tail; returns how many. The tail's rows stand in its last modality, so that they
+    are the last rows of the batch in clip order and modality-major alike."""
+    num_registers = 0 if registers is None else len(registers)
+    left_inputs = shape.num_inputs - (inputs.num_rows - num_clips * num_registers)
+    left_targets = shape.num_targets - targets.num_rows
+    if min(left_inputs, left_targets, shape.num_clips - num_clips) < 0:
+        raise ValueError(
+            f"{num_clips} clips of {shape.num_inputs - left_inputs} inputs and {shape.num_targets - left_targets} "
+            f"targets do not fit {shape}"
+        )
+    num_filler = shape.num_clips + 1 - num_clips
+    for number in range(num_filler):
+        is_tail = number == num_filler - 1
+        if registers is not None:
+            inputs.add(np.zeros_like(registers), registers, num_modalities)
+        for modality in range(num_modalities):
+            has_rows = is_tail and modality == num_modalities - 1
+            zeros = np.zeros(left_inputs if has_rows else 0, dtype=np.int32)
+            inputs.add(zeros, zeros, 0)
+            zeros = np.zeros(left_targets if has_rows else 0, dtype=np.int32)
+            targets.add(zeros, zeros, num_modalities)
+    return num_filler
 
 
 class _Rows:
@@ -69,6 +131,10 @@ class _Rows:
         self._places: list[np.ndarray] = []
         self._indices: list[int] = []
         self.lengths: list[int] = []
+
+    @property
+    def num_rows(self) -> int:
+        return sum(self.lengths)
 
     def add(self, ids: np.ndarray, places: np.ndarray, index: int) -> None:
         self._ids.append(ids)

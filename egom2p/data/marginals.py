@@ -35,7 +35,7 @@ def place_marginals(
     counts = csr_array((spec.num_tokens, spec.vocab_size), dtype=np.int64)
     for start in range(0, num_clips, _CLIPS_AT_ONCE):
         rows = indices[start : start + _CLIPS_AT_ONCE]
-        ids_BL = np.stack([tokens.read_array(index, spec.folder).reshape(-1) for index in rows])
+        ids_BL = np.stack([spec.padded(tokens.read_array(index, spec.folder).reshape(-1)) for index in rows])
         counts = counts + _count(ids_BL, spec)
     return counts
 
@@ -51,17 +51,21 @@ def place_entropy(counts: csr_array) -> float:
     return float(np.mean(np.log(totals_L[seen]) - sums_L[seen] / totals_L[seen])) if seen.any() else 0.0
 
 
-def marginal_cross_entropy(train_counts: csr_array, ids: np.ndarray, smoothing: float | None = None) -> float:
+def marginal_cross_entropy(
+    train_counts: csr_array, ids: np.ndarray, smoothing: float | None = None, *, pad_id: int | None = None
+) -> float:
     """Mean -log p of ids (B, L) under the training marginals of their places, nats; see `marginal_nats`.
 
     smoothing   strength of the prior; None: the one among several that suits the ids best, the hardest to beat
+    pad_id      of a sequence: places that hold it are left out
     """
     num_places, _ = train_counts.shape
     if ids.ndim != 2 or ids.shape[1] != num_places:
         raise ValueError(f"ids have shape {ids.shape}, wanted (clips, {num_places})")
-    places_BL = np.broadcast_to(np.arange(num_places), ids.shape)
+    is_counted_BL = np.ones(ids.shape, bool) if pad_id is None else ids != pad_id
+    places_N = np.broadcast_to(np.arange(num_places), ids.shape)[is_counted_BL]
     strengths = PRIOR_STRENGTHS if smoothing is None else (smoothing,)
-    return float(marginal_nats(train_counts, ids.reshape(-1), places_BL.reshape(-1), strengths).min() / ids.size)
+    return float(marginal_nats(train_counts, ids[is_counted_BL], places_N, strengths).min() / len(places_N))
 
 
 def marginal_nats(
@@ -99,6 +103,8 @@ def _count(ids_BL: np.ndarray, spec: ModalitySpec) -> csr_array:
             f"(clips, {spec.num_tokens}) in [0, {spec.vocab_size - 1}]"
         )
     flat = (np.arange(spec.num_tokens, dtype=np.int64) * spec.vocab_size + ids_BL).reshape(-1)
+    if spec.pad_id is not None:
+        flat = flat[ids_BL.reshape(-1) != spec.pad_id]
     cells, counts = np.unique(flat, return_counts=True)
     rows, columns = np.divmod(cells, spec.vocab_size)
     return csr_array((counts, (rows, columns)), shape=(spec.num_tokens, spec.vocab_size))

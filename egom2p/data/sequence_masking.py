@@ -21,12 +21,6 @@ class SequenceParts(NamedTuple):
     query_ids: np.ndarray
 
 
-def strip_sequence(ids: np.ndarray, spec: ModalitySpec) -> np.ndarray:
-    """Tokens before eos or padding."""
-    ends = np.flatnonzero((ids == spec.eos_id) | (ids == spec.pad_id))
-    return ids[: ends[0]] if len(ends) else ids
-
-
 def mask_sequence(
     ids: np.ndarray,
     spec: ModalitySpec,
@@ -39,7 +33,7 @@ def mask_sequence(
 
     With no input, or a spec without sentinels, the whole text is one hidden span and nothing of it is input.
     """
-    words = strip_sequence(ids, spec)
+    words = spec.words(ids)
     num_keep = min(len(words), num_input)
     if scheme == "random":
         num_keep = int(rng.integers(0, num_keep + 1))

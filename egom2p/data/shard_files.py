@@ -2,6 +2,7 @@
 
 import os
 import tarfile
+import threading
 from collections import OrderedDict
 from pathlib import PurePosixPath
 from typing import BinaryIO, NamedTuple
@@ -62,10 +63,10 @@ def read_index(path: str) -> list[Member]:
 
 
 class OpenShards:
-    """Bounded cache of open shards; each process opens its own, so forked and spawned workers are safe."""
+    """Bounded cache of open shards; each process and each thread opens its own: they would share a file position."""
 
     def __init__(self) -> None:
-        self._files: OrderedDict[str, BinaryIO] = OrderedDict()
+        self._files: dict[int, OrderedDict[str, BinaryIO]] = {}  # by thread
         self._process = os.getpid()
 
     def read(self, path: str, member: Member) -> bytes:
@@ -78,19 +79,22 @@ class OpenShards:
 
     def close(self) -> None:
         while self._files:
-            self._files.popitem()[1].close()
+            files = self._files.popitem()[1]
+            while files:
+                files.popitem()[1].close()
 
     def _open(self, path: str) -> BinaryIO:
         if self._process != os.getpid():
             # Parent and child would move the same file position; closing here leaves the parent's handles open.
             self.close()
             self._process = os.getpid()
-        if path in self._files:
-            self._files.move_to_end(path)
-            return self._files[path]
-        if len(self._files) >= _MAX_OPEN_FILES:
-            self._files.popitem(last=False)[1].close()
-        file = self._files[path] = open_shard(path)
+        files = self._files.setdefault(threading.get_ident(), OrderedDict())
+        if path in files:
+            files.move_to_end(path)
+            return files[path]
+        if len(files) >= _MAX_OPEN_FILES:
+            files.popitem(last=False)[1].close()
+        file = files[path] = open_shard(path)
         return file
 
     def __getstate__(self) -> dict:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from egom2p.contracts import MaskedClip, ModalitySpec, TokenClip
-from egom2p.data.sequence_masking import mask_sequence, strip_sequence
+from egom2p.data.sequence_masking import mask_sequence
 
 
 class TransferMasking:
@@ -39,8 +39,7 @@ def transfer_places(
     """
     sides = Sides()
     present = [name for name in inputs if name in clip.tokens]
-    words = {name: strip_sequence(clip.tokens[name], specs[name]) for name in present if specs[name].kind == "sequence"}
-    ids = [words.get(name, clip.tokens[name]) for name in present]
+    ids = [specs[name].words(clip.tokens[name]) for name in present]
     for name, part in zip(present, ids, strict=True):
         places = _subset(len(part), places_per_input, rng)
         sides.add_input(name, part[places], places)

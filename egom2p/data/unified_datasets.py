@@ -3,20 +3,22 @@
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import field
-from itertools import count
+from itertools import count, islice
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 from egom2p.config import strict
-from egom2p.contracts import ModalitySpec, PackedBatch
+from egom2p.contracts import MaskedClip, ModalitySpec, PackedBatch
 from egom2p.data.clip_order import ClipOrder, MixtureOrder, clip_rng
-from egom2p.data.collate import collate
+from egom2p.data.collate import BatchShape, collate
 from egom2p.data.masking import Masking, UnifiedMasking
 from egom2p.data.masking_config import MaskingConfig
 from egom2p.data.modality_info import build_specs, specs_from_shards
+from egom2p.data.token_batches import ClipSize, choose_shape, fit_clips, runs
 from egom2p.data.token_set import TokenSet
+from egom2p.data.transfer_masking import TransferMasking
 
 
 @strict
@@ -80,15 +82,11 @@ def data_specs(config: DataConfig) -> tuple[ModalitySpec, ...]:
     return build_specs({name: spec for name, (spec, _) in found.items()})
 
 
-class _MaskedDataset(Dataset):
-    """Global batch number -> the packed batch of one rank; all a worker process needs to know."""
+class _MaskedClips:
+    """Global clip index -> the masked clip; a function of the seed and the index alone."""
 
-    def __init__(
-        self, config: DataConfig, specs: Sequence[ModalitySpec], *, batch_size: int, rank: int, world_size: int,
-        seed: int, num_registers: int,
-    ) -> None:  # fmt: skip
-        self._specs, self._seed, self._num_registers = tuple(specs), seed, num_registers
-        self._batch_size, self._rank, self._world_size = batch_size, rank, world_size
+    def __init__(self, config: DataConfig, specs: Sequence[ModalitySpec], *, seed: int) -> None:
+        self.specs, self.seed = tuple(specs), seed
         self._slots = {name: dataset.num_slots for name, dataset in config.datasets.items()}
         self.sets: dict[str, TokenSet] = {}
         self._maskings: dict[str, UnifiedMasking] = {}
@@ -105,26 +103,75 @@ class _MaskedDataset(Dataset):
             )
         self._mixture = MixtureOrder({name: dataset.weight for name, dataset in config.datasets.items()}, seed=seed)
 
+    def __getitem__(self, index: int) -> MaskedClip:
+        name, position = self._mixture.locate(index)
+        clip = self.sets[name][self._orders[name].locate(position)]
+        return self._maskings[name](clip, clip_rng(self.seed, "masking", index))
+
+    def num_slots(self, indices: Sequence[int]) -> int:
+        """Slots of the published meaning of these clips."""
+        return sum(self._slots[self._mixture.locate(index)[0]] for index in indices)
+
+    def size(self, index: int) -> ClipSize:
+        """Rows of a clip; without reading it, where its masking can tell."""
+        name, _ = self._mixture.locate(index)
+        rows = self._maskings[name].sizes(self.sets[name].modalities, clip_rng(self.seed, "masking", index))
+        if rows is not None:
+            return ClipSize(*rows, *rows)
+        clip, texts = self[index], {spec.name for spec in self.specs if spec.kind == "sequence"}
+        inputs, targets = clip.input_ids, clip.target_ids
+        return ClipSize(
+            sum(len(ids) for ids in inputs.values()),
+            sum(len(ids) for ids in targets.values()),
+            sum(len(ids) for name, ids in inputs.items() if name not in texts),
+            sum(len(ids) for name, ids in targets.items() if name not in texts),
+        )
+
+
+class _ClipBatches(Dataset):
+    """First global clip index of a global batch -> this rank's part of it."""
+
+    def __init__(self, clips: _MaskedClips, *, batch_size: int, rank: int, world_size: int, num_registers: int) -> None:
+        self._clips, self._num_registers = clips, num_registers
+        self._batch_size, self._rank, self._world_size = batch_size, rank, world_size
+
     def __getitem__(self, first_clip: int) -> PackedBatch:
-        """The rank's part of the global batch that starts at a global clip index."""
-        clips, num_slots = [], 0
-        for number in range(self._batch_size):
-            index = first_clip + number * self._world_size + self._rank
-            name, position = self._mixture.locate(index)
-            clip = self.sets[name][self._orders[name].locate(position)]
-            clips.append(self._maskings[name](clip, clip_rng(self._seed, "masking", index)))
-            num_slots += self._slots[name]
-        return collate(clips, self._specs, self._num_registers, num_slots)
+        indices = [first_clip + number * self._world_size + self._rank for number in range(self._batch_size)]
+        clips = [self._clips[index] for index in indices]
+        return collate(clips, self._clips.specs, self._num_registers, self._clips.num_slots(indices))
+
+
+class _TokenBatches(IterableDataset):
+    """This rank's batches of fixed shape from a global clip index on; workers take turns."""
+
+    def __init__(
+        self, clips: _MaskedClips, shape: BatchShape, *, first_clip: int, rank: int, world_size: int, num_registers: int
+    ) -> None:
+        self._clips, self._shape, self._num_registers = clips, shape, num_registers
+        self._first_clip, self._rank, self._world_size = first_clip, rank, world_size
+
+    def __iter__(self) -> Iterator[PackedBatch]:
+        worker = get_worker_info()
+        number, num_workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        first, step = number * self._world_size + self._rank, num_workers * self._world_size
+        for run in islice(runs(self._clips.size, self._shape, self._first_clip), first, None, step):
+            indices = range(run.first, run.end)
+            drawn = [self._clips[index] for index in indices]
+            clips, num_trimmed = fit_clips(drawn, run, self._shape, self._clips.specs, self._clips.seed)
+            num_slots = self._clips.num_slots(indices)
+            yield collate(clips, self._clips.specs, self._num_registers, num_slots, self._shape, num_trimmed)
 
 
 class TokenLoader:
     """Endless packed batches of a mixture.
 
     Which clips a global batch holds, and how each is masked, is a function of (seed, global clip index) alone: any
-    number of workers gives the same batches, and ranks only share them out (rank r of W takes clips r, r+W, ...).
+    number of workers gives the same batches, and ranks only share them out.
     Cards are compared with the specs when the loader is made, before the first batch.
 
-    batch_size   clips per rank; a global batch has batch_size * world_size
+    batch_size     clips per rank; a global batch has batch_size * world_size, rank r of W takes clips r, r+W, ...
+    batch_tokens   tokens (input plus target) of a batch instead: every tensor has the same shape in every batch, and
+                   the number of clips varies. Batch b of the mixture goes to rank b mod W
     """
 
     def __init__(
@@ -139,6 +186,7 @@ class TokenLoader:
         num_workers: int = 0,
         num_registers: int = 0,
         pin_memory: bool = False,
+        batch_tokens: int | None = None,
     ) -> None:
         if batch_size < 1 or not 0 <= rank < world_size or num_workers < 0:
             raise ValueError(
@@ -147,25 +195,30 @@ class TokenLoader:
             )
         self._clips_per_step = batch_size * world_size
         self._num_workers, self._pin_memory = num_workers, pin_memory
-        self._dataset = _MaskedDataset(
-            config, specs, batch_size=batch_size, rank=rank, world_size=world_size, seed=seed,
-            num_registers=num_registers,
-        )  # fmt: skip
+        self._clips = _MaskedClips(config, specs, seed=seed)
+        self._place = {"rank": rank, "world_size": world_size, "num_registers": num_registers}
+        self._dataset = _ClipBatches(self._clips, batch_size=batch_size, **self._place)
+        self.shape = None if batch_tokens is None else choose_shape(self._clips.size, batch_tokens)
 
     @property
     def num_clips(self) -> dict[str, int]:
         """Clips on disk of each data set."""
-        return {name: tokens.num_clips for name, tokens in self._dataset.sets.items()}
+        return {name: tokens.num_clips for name, tokens in self._clips.sets.items()}
 
     def batches(self, first_clip: int = 0) -> Iterator[PackedBatch]:
         """Batches from a global clip index on: the number of clips all ranks have consumed before."""
-        firsts = count(first_clip, self._clips_per_step)
-        if self._num_workers == 0:
+        if self.shape is None:
+            dataset: Dataset = self._dataset
+            firsts = count(first_clip, self._clips_per_step)
             made: Iterator[PackedBatch] = map(self._dataset.__getitem__, firsts)
+        else:
+            dataset, firsts = _TokenBatches(self._clips, self.shape, first_clip=first_clip, **self._place), None
+            made = iter(dataset)
+        if self._num_workers == 0:
             yield from (batch.pin_memory() for batch in made) if self._pin_memory else made
             return
         yield from DataLoader(
-            self._dataset,
+            dataset,
             batch_size=None,
             sampler=firsts,
             num_workers=self._num_workers,
@@ -228,6 +281,11 @@ class EvalLoader:
     def modalities(self) -> tuple[str, ...]:
         """Names of the modalities every clip has."""
         return self._tokens.modalities
+
+    @property
+    def takes_whole_texts(self) -> bool:
+        """Whether a text that is a target is one from its first word to its end."""
+        return isinstance(self._masking, TransferMasking)
 
     def __len__(self) -> int:
         return len(self._shares)

@@ -7,6 +7,7 @@ Pre-norm; norm epsilon 1e-6. Weights are named as in the published checkpoints.
 import math
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -60,13 +61,14 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.num_heads = config.num_heads
         self.backend = config.attention_backend
+        self.attend = attend
         self.qkv = nn.Linear(config.dim, 3 * config.dim, bias=config.use_bias)
         self.q_norm, self.k_norm = _head_norms(config)
         self.proj = nn.Linear(config.dim, config.dim, bias=config.use_bias)
 
     def forward(self, hidden: Tensor, layout: AttentionLayout | MixedLayout) -> Tensor:
         query_NHE, key_NHE, value_NHE = self.qkv(hidden).unflatten(-1, (3, self.num_heads, -1)).unbind(1)
-        attended_NHE = attend(self.q_norm(query_NHE), self.k_norm(key_NHE), value_NHE, layout, self.backend)
+        attended_NHE = self.attend(self.q_norm(query_NHE), self.k_norm(key_NHE), value_NHE, layout, self.backend)
         return self.proj(attended_NHE.flatten(1))
 
 
@@ -77,6 +79,7 @@ class CrossAttention(nn.Module):
         super().__init__()
         self.num_heads = config.num_heads
         self.backend = config.attention_backend
+        self.attend = attend
         self.q = nn.Linear(config.dim, config.dim, bias=config.use_bias)
         self.kv = nn.Linear(config.dim, 2 * config.dim, bias=config.use_bias)
         self.q_norm, self.k_norm = _head_norms(config)
@@ -85,7 +88,7 @@ class CrossAttention(nn.Module):
     def forward(self, hidden: Tensor, context: Tensor, layout: AttentionLayout) -> Tensor:
         query_NHE = self.q(hidden).unflatten(-1, (self.num_heads, -1))
         key_PHE, value_PHE = self.kv(context).unflatten(-1, (2, self.num_heads, -1)).unbind(1)
-        attended_NHE = attend(self.q_norm(query_NHE), self.k_norm(key_PHE), value_PHE, layout, self.backend)
+        attended_NHE = self.attend(self.q_norm(query_NHE), self.k_norm(key_PHE), value_PHE, layout, self.backend)
         return self.proj(attended_NHE.flatten(1))
 
 
@@ -137,7 +140,7 @@ class DecoderBlock(nn.Module):
 
 def layer_norm(dim: int, *, use_bias: bool) -> nn.LayerNorm:
     """LayerNorm with the published epsilon, with or without bias."""
-    return nn.LayerNorm(dim, eps=1e-6, bias=use_bias)
+    return RowNorm(dim, eps=1e-6, bias=use_bias)
 
 
 def initialize_linear(module: nn.Module) -> None:
@@ -160,6 +163,16 @@ def _xavier_uniform(layer: nn.Linear, num_parts: int = 1) -> None:
     nn.init.uniform_(layer.weight, -bound, bound)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
+
+
+class RowNorm(nn.LayerNorm):
+    """Norm of rows that may be wider than its weights: sharded blocks hold those in half precision."""
+
+    def forward(self, rows_ND: Tensor) -> Tensor:
+        if self.weight.dtype == rows_ND.dtype or rows_ND.dtype != torch.float32:
+            return super().forward(rows_ND)
+        bias = None if self.bias is None else self.bias.float()
+        return F.layer_norm(rows_ND, self.normalized_shape, self.weight.float(), bias, self.eps)
 
 
 class HeadNorm(nn.LayerNorm):

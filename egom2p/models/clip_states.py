@@ -76,7 +76,7 @@ class Shown:
         self._modality = [spec.name for spec in specs].index(plan.target)
         self._subset: dict[str, np.ndarray] = {}
         if plan.max_condition_tokens is not None and rng is not None:
-            self._subset = _draw_subset(state, plan, rng)
+            self._subset = _draw_subset(state, plan, specs, rng)
 
     def rows(self, asked: np.ndarray, fed: np.ndarray | None = None) -> tuple[tuple[PromptRow, ...], tuple[float, ...]]:
         """One row per guidance pass that has weight, and the weights.
@@ -99,9 +99,9 @@ class Shown:
     def _known(self, names: frozenset[str]) -> tuple[KnownTokens, ...]:
         parts = []
         for index, spec in enumerate(self._specs):
-            ids_L = self._state.tokens.get(spec.name)
-            if spec.name not in names or ids_L is None:
+            if spec.name not in names or spec.name not in self._state.tokens:
                 continue
+            ids_L = spec.words(self._state.tokens[spec.name])
             places = self._subset.get(spec.name)
             if places is None:
                 places = np.flatnonzero(ids_L != UNKNOWN)
@@ -110,14 +110,20 @@ class Shown:
         return tuple(parts)
 
 
-def _draw_subset(state: ClipState, plan: TargetPlan, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Places kept of each condition, in proportion to its length; empty when all fit."""
-    known = {name: np.flatnonzero(ids != UNKNOWN) for name, ids in state.tokens.items() if name != plan.target}
+def _draw_subset(
+    state: ClipState, plan: TargetPlan, specs: Sequence[ModalitySpec], rng: np.random.Generator
+) -> dict[str, np.ndarray]:
+    """Places kept of each condition, in proportion to its length and never more than allowed; empty when all fit."""
+    words = {spec.name: spec.words for spec in specs}
+    names = sorted(set(state.tokens) - {plan.target})
+    known = {name: np.flatnonzero(words[name](state.tokens[name]) != UNKNOWN) for name in names}
     total = sum(len(places) for places in known.values())
     if total <= plan.max_condition_tokens:
         return {}
-    share = plan.max_condition_tokens / total
-    return {
-        name: np.sort(rng.choice(places, size=round(len(places) * share), replace=False))
-        for name, places in sorted(known.items())
-    }
+    shares = {name: len(places) * plan.max_condition_tokens / total for name, places in known.items()}
+    counts = {name: int(share) for name, share in shares.items()}
+    # What rounding down left over goes to those it took most from.
+    by_loss = sorted(known, key=lambda name: counts[name] - shares[name])
+    for name in by_loss[: plan.max_condition_tokens - sum(counts.values())]:
+        counts[name] += 1
+    return {name: np.sort(rng.choice(places, size=counts[name], replace=False)) for name, places in known.items()}

@@ -36,6 +36,7 @@ class DecoderEmbeddings(nn.Module):
             return self.mask_token
         table_VD = self.head_table if self.token_table is None else self.token_table
         row_M = self.first_id.index_select(0, modality.int()) + query_ids.clamp(min=0)
+        row_M.clamp_(max=table_VD.shape[0] - 1)  # the tail of a batch of fixed shape has no modality
         return torch.where((query_ids >= 0)[:, None], F.embedding(row_M, table_VD), self.mask_token)
 
     def logits(self, hidden: Tensor, modality: int) -> Tensor:

@@ -7,6 +7,8 @@ sees the other targets of the same modality and, by cross-attention, the whole e
 decoder is fed the previous token and looks back only. Mathematics as published (4M, EgoM2P).
 """
 
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
 
@@ -68,6 +70,15 @@ class EgoM2P(nn.Module):
         self.decoder_norm = layer_norm(config.dim, use_bias=config.use_bias)
         self._initialize()
 
+    @staticmethod
+    def from_pretrained(
+        id_or_path: str | Path, *, revision: str | None = None, device: torch.device | str = "cpu"
+    ) -> "EgoM2P":
+        """`models.weights.load_model` under the name that users of the Hub expect."""
+        from egom2p.models.weights import load_model  # it imports this file
+
+        return load_model(id_or_path, device, revision=revision)
+
     @property
     def vocab_sizes(self) -> tuple[int, ...]:
         return self.decoder_embeddings.vocab_sizes
@@ -101,9 +112,11 @@ class EgoM2P(nn.Module):
         )
         return losses_M.index_select(0, inverse_permutation(batch.head_order))
 
-    def encoder_output(self, batch: PackedBatch, *, generator: torch.Generator | None = None) -> Tensor:
-        """Encoder states (N, D) after the final norm, registers included."""
-        return self._run_encoder(batch, generator)[0]
+    def encoder_output(
+        self, batch: PackedBatch, *, layer: int | None = None, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Encoder states (N, D), registers included: after the final norm, or after so many blocks (0: embeddings)."""
+        return self._run_encoder(batch, generator, layer)[0]
 
     def encode(self, batch: PackedBatch, *, generator: torch.Generator | None = None) -> Tensor:
         """Context (N, D): what the decoder's cross-attention sees."""
@@ -127,17 +140,19 @@ class EgoM2P(nn.Module):
         """(..., D) -> (..., V) of the modality with this index."""
         return self.decoder_embeddings.logits(hidden, modality)
 
-    def _run_encoder(self, batch: PackedBatch, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+    def _run_encoder(
+        self, batch: PackedBatch, generator: torch.Generator | None, layer: int | None = None
+    ) -> tuple[Tensor, Tensor]:
         if batch.modalities != self.modalities:
             raise ValueError(f"the batch holds modalities {batch.modalities}, the model knows {self.modalities}")
         places_ND = self.places(batch.input_place, batch.input_modality)
         tokens_ND = self.encoder_embeddings(batch.input_ids, batch.input_modality, batch.input_offsets)
         hidden_ND = tokens_ND + places_ND
         layout = AttentionLayout.within(batch.input_offsets, batch.input_lengths)
-        for number, block in enumerate(self.encoder):
+        for number, block in enumerate(self.encoder[:layer]):
             scale_N2 = self._branch_scale(number, len(self.encoder), 2, batch.input_offsets, hidden_ND, generator)
             hidden_ND = block(hidden_ND, layout, scale_N2)
-        return self.encoder_norm(hidden_ND), places_ND
+        return self.encoder_norm(hidden_ND) if layer is None else hidden_ND, places_ND
 
     def _target_layout(self, batch: PackedBatch) -> AttentionLayout | MixedLayout:
         """Targets see targets of their clip and modality; inside a sequence only earlier ones."""
@@ -157,7 +172,8 @@ class EgoM2P(nn.Module):
     def _modality_major(self, batch: PackedBatch, hidden_MD: Tensor) -> tuple[Tensor, Tensor]:
         order_M = batch.head_order
         ordered_MD = permute_rows(hidden_MD, order_M, inverse_permutation(order_M))
-        return ordered_MD, batch.target_ids.index_select(0, order_M).long()
+        num_real = sum(batch.head_counts)  # the rest is the tail of a batch of fixed shape
+        return ordered_MD[:num_real], batch.target_ids.index_select(0, order_M)[:num_real].long()
 
     def _branch_scale(
         self,

@@ -99,22 +99,35 @@ class Sampler:
     ) -> list[tuple[np.ndarray, np.ndarray]]:
         """Per clip log p (L,) in nats of the true ids (L,), all places asked at once; where the best guess is right.
 
+        Of a sequence: of its words and eos, each after the true ones before it.
         Raises ValueError for a prompt that holds the target: the model would see the answer.
         """
         if told := [prompt.key for prompt in prompts if plan.target in prompt.tokens]:
             raise ValueError(f"clip {told[0]}: the prompt holds {plan.target}, whose likelihood is asked")
-        questions = self._questions(prompts, plan, [np.arange(len(truth)) for truth in truths])
+        spec = next((spec for spec in self.specs if spec.name == plan.target), None)
+        if spec is not None and spec.kind == "sequence":
+            truths = [_beginning(np.asarray(truth), spec) for truth in truths]
+        questions = self._questions(prompts, plan, [np.arange(len(truth)) for truth in truths], truths)
         wanted = [torch.from_numpy(np.asarray(truth, np.int64)) for truth in truths]
         found = self._answers.log_likelihood(questions, wanted)
         return [(log_probs.cpu().numpy(), is_right.cpu().numpy()) for log_probs, is_right in found]
 
     def _questions(
-        self, prompts: Sequence[TokenClip], plan: TargetPlan, places: Sequence[np.ndarray]
+        self,
+        prompts: Sequence[TokenClip],
+        plan: TargetPlan,
+        places: Sequence[np.ndarray],
+        truths: Sequence[np.ndarray] | None = None,
     ) -> list[Question]:
+        """truths: (L,) per clip; the decoder of a sequence is fed with them, one place late."""
         questions = []
         states = self._states(prompts, [plan], [0] * len(prompts))
+        spec = next(spec for spec in self.specs if spec.name == plan.target)
         for clip, (state, asked) in enumerate(zip(states, places, strict=True)):
-            rows, weights = Shown(state, plan, self.specs).rows(np.asarray(asked))
+            fed = None
+            if spec.kind == "sequence" and truths is not None:
+                fed = np.concatenate([[_start_id(spec)], truths[clip][:-1]]).astype(np.int32)
+            rows, weights = Shown(state, plan, self.specs).rows(np.asarray(asked), fed)
             questions.append(Question(clip, rows, weights, np.zeros(len(asked)), len(asked)))
         return questions
 
@@ -180,10 +193,10 @@ class Sampler:
     ) -> Iterator[GenerationStep]:
         """One token at a time, until the end token, continuing whatever the prompt holds."""
         shown = [Shown(state, plan, self.specs, rng) for state, rng in zip(states, rngs, strict=True)]
-        start = spec.sentinel_ids[0] if spec.sentinel_ids else spec.pad_id
+        start = _start_id(spec)
         limit = min(plan.max_new_tokens or spec.num_tokens, spec.num_tokens)
         for state in states:
-            state.tokens.setdefault(plan.target, np.zeros(0, np.int32))
+            state.tokens[plan.target] = _beginning(state.tokens.get(plan.target, np.zeros(0, np.int32)), spec)
         heats = step_temperatures(plan.temperature_schedule, temperature=plan.temperature, counts=(1,) * limit)
         for step in range(limit):
             questions = []
@@ -203,6 +216,18 @@ class Sampler:
                 written[question.clip] = (np.array([len(state.tokens[plan.target])]), ids[-1:])
                 state.tokens[plan.target] = np.concatenate([state.tokens[plan.target], ids[-1:]]).astype(np.int32)
             yield _report(plan, step, limit, states, written)
+
+
+def _start_id(spec: ModalitySpec) -> int:
+    """What the decoder of a sequence is fed first: the mark of the first hidden span, here the whole text."""
+    return spec.sentinel_ids[0] if spec.sentinel_ids else spec.pad_id
+
+
+def _beginning(ids_L: np.ndarray, spec: ModalitySpec) -> np.ndarray:
+    """What a prompt holds of a sequence: its ids before padding or the first unknown one, with eos where it has one."""
+    known = ids_L[: np.argmax(ids_L == UNKNOWN)] if (ids_L == UNKNOWN).any() else ids_L
+    words = spec.words(known)
+    return known[: len(words) + 1] if len(words) < len(known) and known[len(words)] == spec.eos_id else words
 
 
 class _GridWork:

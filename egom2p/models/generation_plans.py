@@ -19,7 +19,7 @@ class SamplingConfig:
 
     scheme                 roar: random places; maskgit: most confident first; autoregressive: in place order
     temperature            0 takes the most likely token
-    temperature_schedule   constant | linear | onex:<min>:<power>
+    temperature_schedule   constant | linear | decreasing:<min> | onex:<min>:<power>
     top_k                  0 keeps all; below 1: share of the vocabulary
     top_p                  1 keeps all
     guidance               scale s of uncond + s * (cond - uncond): 1 none, >1 stronger, 0..1 weak, <0 away from it

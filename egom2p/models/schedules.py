@@ -41,8 +41,9 @@ def _cosine_counts(num_steps: int, num_tokens: int) -> list[int]:
 def step_temperatures(schedule: str, *, temperature: float, counts: tuple[int, ...]) -> tuple[float, ...]:
     """Temperature of each step.
 
-    `constant`; `linear`: falls with the share of tokens still to write; `onex:<min>:<power>`: starts near
-    `temperature` and falls like 1/x**power to `min` (the published schedule of 4M).
+    `constant`; `linear`: falls with the share of tokens still to write; `decreasing:<min>`: the same down to `min`,
+    with the share that is left after the step; `onex:<min>:<power>`: starts near `temperature` and falls like
+    1/x**power to `min` (the published schedule of 4M).
     """
     total = max(sum(counts), 1)
     before = [1 - sum(counts[:step]) / total for step in range(len(counts))]
@@ -52,6 +53,9 @@ def step_temperatures(schedule: str, *, temperature: float, counts: tuple[int, .
         return (temperature,) * len(counts)
     if name == "linear" and not numbers:
         return tuple(temperature * share for share in before)
+    if name == "decreasing" and len(numbers) == 1:
+        lowest = float(numbers[0])
+        return tuple(lowest + (temperature - lowest) * share for share in after)
     if name == "onex" and len(numbers) == 2:
         lowest, power = float(numbers[0]), float(numbers[1])
         shape = np.linspace(1, 100, total) ** -power  # one point per token, yet read per step: as published
@@ -59,4 +63,6 @@ def step_temperatures(schedule: str, *, temperature: float, counts: tuple[int, .
         return tuple(
             max(lowest + (temperature - lowest) * float(shape[step]) * share, 0.0) for step, share in enumerate(after)
         )
-    raise ValueError(f"temperature_schedule must be constant, linear or onex:<min>:<power>, got {schedule!r}")
+    raise ValueError(
+        f"temperature_schedule must be constant, linear, decreasing:<min> or onex:<min>:<power>, got {schedule!r}"
+    )

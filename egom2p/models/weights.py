@@ -1,7 +1,8 @@
 """Models on disk, and the names of the published checkpoints.
 
 A model directory holds `model.safetensors` and `model.json`:
-{"model": ModelConfig, "modalities": [ModalitySpec, ...], "tokenizers": {name: path relative to the directory, or id}}.
+{"model": ModelConfig, "modalities": [ModalitySpec, ...], "tokenizers": {name: path relative to the directory, or id},
+"about": what people want to know}.
 """
 
 from collections.abc import Iterator, Mapping
@@ -14,7 +15,9 @@ from torch import Tensor
 from egom2p.config import from_plain, to_plain
 from egom2p.contracts import ModalitySpec
 from egom2p.models.egom2p_model import EgoM2P, ModelConfig
+from egom2p.models.tables import table_lines
 from egom2p.storage import atomic_directory, load_json, load_tensors, save_json, save_tensors
+from egom2p.storage.hub import fetch
 
 _WEIGHTS, _CARD = "model.safetensors", "model.json"
 
@@ -26,33 +29,63 @@ def save_model(model: EgoM2P, directory: str | Path, tokenizers: Mapping[str, st
 
 
 def write_model_files(
-    model: EgoM2P, directory: Path, tokenizers: Mapping[str, str] | None = None, *, dtype: torch.dtype | None = None
+    model: EgoM2P,
+    directory: Path,
+    tokenizers: Mapping[str, str] | None = None,
+    *,
+    dtype: torch.dtype | None = None,
+    state: Mapping[str, Tensor] | None = None,
+    about: Mapping[str, Any] | None = None,
 ) -> None:
     """The two files of a model directory, into a folder that the caller makes atomic (a checkpoint).
 
     dtype   how weights are stored, e.g. float16 to ship them; None: as they are. `load_model` reads every one
+    state   weights under the model's names instead of its own, e.g. averaged or merged ones
+    about   plain values for people and for the model card: licence, training data, progress, measurements
     """
-    save_tensors(directory / _WEIGHTS, {name: _stored_as(dtype, name, t) for name, t in model.state_dict().items()})
+    state = model.state_dict() if state is None else state
+    save_tensors(directory / _WEIGHTS, {name: _stored_as(dtype, name, tensor) for name, tensor in state.items()})
     card = {
         "model": to_plain(model.config),
         "modalities": [spec.to_dict() for spec in model.specs],
         "tokenizers": dict(tokenizers or {}),
+        "about": dict(about or {}),
     }
     save_json(directory / _CARD, card)
 
 
-def load_model(directory: str | Path, device: torch.device | str = "cpu") -> EgoM2P:
-    """The model of a directory, in evaluation mode, with float32 weights however they are stored.
+def load_model(id_or_path: str | Path, device: torch.device | str = "cpu", *, revision: str | None = None) -> EgoM2P:
+    """The model of a directory, or of a repository `owner/name` of the Hub (`storage.hub.fetch` says how).
 
-    Errors name the file.
+    In evaluation mode, with float32 weights however they are stored. Errors name the file.
     """
+    directory = fetch(id_or_path, revision=revision)
+    config, specs, state = read_model_files(directory)
+    model = EgoM2P(config, specs)
+    _load_strictly(model, state, source=str(directory / _WEIGHTS))
+    return model.to(device).eval()
+
+
+def read_model_files(directory: str | Path) -> tuple[ModelConfig, tuple[ModalitySpec, ...], dict[str, Tensor]]:
+    """Config, modalities and weights of a model directory, as they lie there."""
     directory = Path(directory)
     card = _load_card(directory)
     config = from_plain(ModelConfig, card["model"], where=str(directory / _CARD))
     specs = tuple(ModalitySpec.from_dict(values) for values in card["modalities"])
-    model = EgoM2P(config, specs)
-    _load_strictly(model, load_tensors(directory / _WEIGHTS), source=str(directory / _WEIGHTS))
-    return model.to(device).eval()
+    return config, specs, load_tensors(directory / _WEIGHTS)
+
+
+def find_model(location: str | Path) -> Path:
+    """The model directory that a location means: itself, the `final` or newest checkpoint of a run, or a Hub id.
+
+    FileNotFoundError says where was looked.
+    """
+    folder = fetch(location)
+    checkpoints = sorted((folder / "checkpoints").glob("step-*"), reverse=True)
+    for candidate in (folder, folder / "final", *checkpoints):
+        if (candidate / _CARD).is_file():
+            return candidate
+    raise FileNotFoundError(f"{folder}: no {_CARD} here, in final/ or in checkpoints/; is this a model or a run?")
 
 
 def tokenizer_locations(directory: str | Path) -> dict[str, str]:
@@ -86,10 +119,8 @@ def to_reference_state_dict(model: EgoM2P) -> dict[str, Tensor]:
     state = model.state_dict()
     named: dict[str, Tensor] = {}
     for ours, theirs, _ in _reference_names(model):
-        if len(theirs) == 1 and state[ours].ndim == 2 and not _is_table(ours):
-            named[theirs[0]] = state[ours]
-            continue
-        parts = state[ours].split(_lines(model, ours), dim=0) if _is_table(ours) else (state[ours],)
+        lines = table_lines(ours, model.specs)
+        parts = (state[ours],) if lines is None else state[ours].split(lines)
         named.update(zip(theirs, parts, strict=True))
     for name in [name for name in named if name.endswith("mod_emb")]:
         named[name] = named[name][None]
@@ -129,14 +160,6 @@ def _stored_as(dtype: torch.dtype | None, name: str, tensor: Tensor) -> Tensor:
     if not torch.isfinite(stored).all():
         raise ValueError(f"{name} reaches {tensor.abs().max().item():.3g}, which {dtype} cannot hold")
     return stored
-
-
-def _is_table(name: str) -> bool:
-    return name.endswith("_table")
-
-
-def _lines(model: EgoM2P, name: str) -> list[int]:
-    return [1] * len(model.specs) if name.startswith("places.") else list(model.vocab_sizes)
 
 
 def _is_redundant(name: str, tensor: Tensor) -> bool:

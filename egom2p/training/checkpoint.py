@@ -1,25 +1,63 @@
 """Checkpoints: folders that hold the loadable artifact and everything a run needs to go on.
 
 `step-00000100/` has the files of `Task.export`, and beside them
-    training.safetensors   all parameters and buffers, optimizer moments by parameter name, sums since the last log line
-    training.json          progress (steps, clips, tokens, slots), optimizer steps per parameter group, launch
-Written to a temporary sibling and renamed, so a folder with this name is complete. Independent of the number of ranks.
+    training.safetensors   all parameters and buffers, optimizer moments and moving averages by parameter name, sums
+                           since the last log line
+    training.json          progress (steps, clips, tokens, slots), state of the loss scale, launch
+Written to a temporary sibling and renamed, so a folder with this name is complete. Tensors are whole, so a checkpoint
+does not depend on the number of ranks or on what each of them holds.
 """
 
+import contextlib
 import re
 import shutil
-from dataclasses import asdict
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from egom2p.storage import atomic_directory, load_json, load_tensors, remove_unfinished, save_json, save_tensors
+from egom2p.storage import (
+    atomic_directory,
+    load_json,
+    remove_unfinished,
+    save_json,
+    save_tensors,
+    stream_tensors,
+    tensor_shapes,
+)
+from egom2p.training.distributed import Ranks
+from egom2p.training.ema import Ema, shown_weights
+from egom2p.training.retention import Retention
 from egom2p.training.schedule import Progress
+from egom2p.training.sharded_tensors import gathered, is_sharded, local_part, part_like, sharded_like
 from egom2p.training.task import Task
 
 _STEP = re.compile(r"step-(\d+)")
+
+
+@dataclass(frozen=True)
+class Learner:
+    """What changes from step to step: weights (whole, or sharded over ranks) and what goes with them."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    ema: Ema | None = None
+    scaler: torch.amp.GradScaler | None = None
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """`model/<name>`, `optimizer/<name>/<moment>` and `ema/<name>`, in their own memory."""
+        # A model may leave out frozen weights, which come from where it was made.
+        for name, tensor in getattr(self.model, "state_to_keep", self.model.state_dict)().items():
+            yield f"model/{name}", tensor
+        for name, parameter in self.model.named_parameters():
+            for key, tensor in self.optimizer.state.get(parameter, {}).items():
+                yield f"optimizer/{name}/{key}", tensor
+        if self.ema is not None:
+            for name, tensor in self.ema.tensors(self.model).items():
+                yield f"ema/{name}", tensor
 
 
 class CheckpointFolder:
@@ -41,61 +79,109 @@ class CheckpointFolder:
     def save(
         self,
         task: Task,
-        optimizer: torch.optim.Optimizer,
+        learner: Learner,
         *,
+        ranks: Ranks,
         progress: Progress,
         unlogged: dict[str, Tensor],
         note: dict[str, Any],
     ) -> Path:
-        """Write the checkpoint of this step; `unlogged` are the sums since the last log line, `note` free JSON."""
-        remove_unfinished(self.folder)
+        """Write the checkpoint of this step; `unlogged` are the sums since the last log line, `note` free JSON.
+
+        Every rank calls it: parts are brought together tensor by tensor on rank 0, which writes.
+        """
         path = self.folder / f"step-{progress.step:08d}"
-        if path.is_dir():
+        if ranks.from_first(path.is_dir()):
             return path  # the same step of the same run
-        with atomic_directory(path) as unfinished:
-            task.export(unfinished)
-            tensors = {f"model/{name}": tensor for name, tensor in task.model.state_dict().items()}
-            tensors |= {f"optimizer/{name}": tensor for name, tensor in _moments(task.model, optimizer).items()}
-            tensors |= {f"unlogged/{name}": tensor for name, tensor in unlogged.items()}
-            save_tensors(unfinished / "training.safetensors", tensors)
-            save_json(unfinished / "training.json", {"progress": asdict(progress), **note})
+        tensors = dict(gathered(dict(learner.tensors()), keep=ranks.is_first))
+        if ranks.is_first:
+            remove_unfinished(self.folder)
+            scale = None if learner.scaler is None else learner.scaler.state_dict()
+            with atomic_directory(path) as unfinished:
+                with _exported_weights(learner, tensors):
+                    task.export(unfinished)
+                tensors |= {f"unlogged/{name}": tensor for name, tensor in unlogged.items()}
+                save_tensors(unfinished / "training.safetensors", tensors)
+                save_json(unfinished / "training.json", {"progress": asdict(progress), "loss_scale": scale, **note})
         return path
 
-    def prune(self, *, keep_last: int, keep_every: int | None) -> None:
-        """Remove old checkpoints but the newest `keep_last` and those at multiples of `keep_every` steps."""
-        for path in self.all()[:-keep_last]:
-            if keep_every is None or _step_of(path) % keep_every:
-                shutil.rmtree(path)
+    def prune(self, retention: Retention) -> None:
+        """Remove the checkpoints that need not stay."""
+        found = {_step_of(path): path for path in self.all()}
+        for step in retention.removable(list(found)):
+            shutil.rmtree(found[step])
 
 
-def restore(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Progress, dict[str, Tensor]]:
-    """Load weights and moments in place; return the progress and the sums that were not logged yet.
+def export(task: Task, learner: Learner, directory: Path, *, ranks: Ranks) -> None:
+    """Write the artifact atomically; every rank calls it, rank 0 writes."""
+    name = "model" if learner.ema is None or not learner.ema.config.export else "ema"
+    offered = {key: tensor for key, tensor in learner.tensors() if key.startswith(f"{name}/")}
+    tensors = dict(gathered(offered, keep=ranks.is_first))
+    if ranks.is_first:
+        with atomic_directory(directory) as unfinished, _exported_weights(learner, tensors):
+            task.export(unfinished)
+    ranks.wait_for_all()
 
-    ValueError names the checkpoint and the first names or shapes that do not fit this model.
+
+def restore(path: Path, learner: Learner) -> tuple[Progress, dict[str, Tensor]]:
+    """Load weights, moments and averages in place; return the progress and the sums that were not logged yet.
+
+    Every rank reads the file tensor by tensor and keeps its part. An average that the checkpoint does not have begins
+    with the restored weights. ValueError names the checkpoint and the first names or shapes that do not fit.
     """
     note = load_json(path / "training.json")
-    tensors = load_tensors(path / "training.safetensors")
-    parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "unlogged": {}}
-    for name, tensor in tensors.items():
+    shapes = tensor_shapes(path / "training.safetensors")
+    held = dict(learner.tensors())
+    _check_fits(path, _named(shapes, "model/"), {name: tuple(t.shape) for name, t in _named(held, "model/").items()})
+    parameters = dict(learner.model.named_parameters())
+    unlogged: dict[str, Tensor] = {}
+    for name, tensor in stream_tensors(path / "training.safetensors"):
         part, _, rest = name.partition("/")
-        parts[part][rest] = tensor
-    _check_fits(path, parts["model"], model.state_dict())
-    model.load_state_dict(parts["model"])
-    _load_moments(path, model, optimizer, parts["optimizer"])
-    return Progress(**note["progress"]), parts["unlogged"]
+        if part == "unlogged":
+            unlogged[rest] = tensor.clone()
+        elif part == "optimizer":
+            _load_moment(path, parameters, learner.optimizer, rest, tensor)
+        elif name in held:  # an average that is not asked for any more is left out
+            _fill(held[name], tensor)
+    if learner.ema is not None and not _named(shapes, "ema/"):
+        learner.ema.restart(learner.model)
+    if learner.scaler is not None and note.get("loss_scale"):
+        learner.scaler.load_state_dict(note["loss_scale"])
+    return Progress(**note["progress"]), unlogged
+
+
+@contextlib.contextmanager
+def _exported_weights(learner: Learner, tensors: dict[str, Tensor]) -> Iterator[None]:
+    """What `Task.export` sees as the weights: the average where it is to be offered, whole tensors in any case."""
+    wants_average = learner.ema is not None and learner.ema.config.export
+    is_whole = not any(is_sharded(parameter) for parameter in learner.model.parameters())
+    if is_whole and not wants_average:
+        yield
+        return
+    with shown_weights(learner.model, _named(tensors, "ema/" if wants_average else "model/")):
+        yield
+
+
+def _named(values: dict[str, Any], prefix: str) -> dict[str, Any]:
+    return {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
+
+
+@torch.no_grad()
+def _fill(tensor: Tensor, whole: Tensor) -> None:
+    local_part(tensor).copy_(part_like(whole.to(tensor.device), tensor))
 
 
 def _step_of(path: Path) -> int:
     return int(path.name.removeprefix("step-"))
 
 
-def _check_fits(path: Path, found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+def _check_fits(path: Path, found: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, ...]]) -> None:
     problems = [f"{name} is missing" for name in wanted if name not in found]
     problems += [f"{name} is unknown to the model" for name in found if name not in wanted]
     problems += [
-        f"{name} has shape {tuple(found[name].shape)}, the model wants {tuple(tensor.shape)}"
-        for name, tensor in wanted.items()
-        if name in found and found[name].shape != tensor.shape
+        f"{name} has shape {found[name]}, the model wants {shape}"
+        for name, shape in wanted.items()
+        if name in found and found[name] != shape
     ]
     if problems:
         shown = "; ".join(problems[:3]) + (f"; and {len(problems) - 3} more" if len(problems) > 3 else "")
@@ -105,19 +191,15 @@ def _check_fits(path: Path, found: dict[str, Tensor], wanted: dict[str, Tensor])
         )
 
 
-def _moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    named = {}
-    for name, parameter in model.named_parameters():
-        for key, tensor in optimizer.state.get(parameter, {}).items():
-            named[f"{name}/{key}"] = tensor
-    return named
-
-
-def _load_moments(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, moments: dict[str, Tensor]) -> None:
-    parameters = dict(model.named_parameters())
-    for full_name, tensor in moments.items():
-        name, _, key = full_name.rpartition("/")
-        if name not in parameters:
-            raise ValueError(f"{path}: optimizer state of {name}, which the model does not train")
-        # A copy: a tensor out of a file may be a view of memory that other tensors share.
-        optimizer.state[parameters[name]][key] = tensor.to(parameters[name].device, copy=True)
+def _load_moment(
+    path: Path, parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, full_name: str, whole: Tensor
+) -> None:
+    name, _, key = full_name.rpartition("/")
+    if name not in parameters:
+        raise ValueError(f"{path}: optimizer state of {name}, which the model does not train")
+    parameter = parameters[name]
+    # A copy: a tensor out of a file may be a view of memory that other tensors share.
+    moment = whole.to(parameter.device, copy=True)
+    if is_sharded(parameter) and moment.shape == parameter.shape:
+        moment = sharded_like(part_like(moment, parameter).clone(), parameter)
+    optimizer.state[parameter][key] = moment

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
-import torch
 
 from egom2p.contracts import AlignedClip
 from egom2p.tokenizers.protocol import TokenizerBatch, TrainableTokenizer
@@ -28,7 +27,7 @@ class ClipInputs:
 
     def batch(self, positions: Iterable[int]) -> TokenizerBatch:
         """Joined network input of the clips at these positions."""
-        return join_batches([self._input(position) for position in positions])
+        return TokenizerBatch.joined([self._input(position) for position in positions])
 
     def clip_index(self, position: int) -> int:
         """Which clip stands at a position: every epoch is a permutation of all clips."""
@@ -67,18 +66,6 @@ class ClipInputs:
     def _release(self, index: int) -> None:
         if index in self._kept_clips:
             self._bytes_left += _num_bytes(self._kept_clips.pop(index))
-
-
-def join_batches(batches: Sequence[TokenizerBatch]) -> TokenizerBatch:
-    """One batch of several."""
-    if len(batches) == 1:
-        return batches[0]
-    names = batches[0].tensors
-    return TokenizerBatch(
-        tensors={name: torch.cat([batch.tensors[name] for batch in batches]) for name in names},
-        counts=tuple(sum(column) for column in zip(*(batch.counts for batch in batches), strict=True)),
-        num_clips=sum(batch.num_clips for batch in batches),
-    )
 
 
 def _compact(clip: AlignedClip) -> AlignedClip:

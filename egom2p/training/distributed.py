@@ -1,6 +1,5 @@
 """Ranks: who this process is among those that torchrun started, and the few things ranks say to each other."""
 
-import inspect
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -9,8 +8,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -96,11 +94,3 @@ def _choose_device(device: str, *, local_rank: int) -> torch.device:
             chosen = torch.device("cuda", local_rank)
         torch.cuda.set_device(chosen)
     return chosen
-
-
-def share_gradients(model: nn.Module) -> DistributedDataParallel:
-    """The model under DDP; buffers (codebooks) agree by construction or by their library, only gradients travel."""
-    # Older torch knows the switch by its old name only.
-    names = inspect.signature(DistributedDataParallel.__init__).parameters
-    switch = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
-    return DistributedDataParallel(model, gradient_as_bucket_view=True, **{switch: False})

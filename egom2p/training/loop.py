@@ -8,23 +8,31 @@ K loss terms.
 import contextlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from egom2p.storage import atomic_directory, load_json, only_writer, save_json
-from egom2p.training.checkpoint import CheckpointFolder, restore
-from egom2p.training.distributed import Ranks, share_gradients
+from egom2p.storage import load_json, only_writer, save_json
+from egom2p.training.checkpoint import CheckpointFolder, Learner, export, restore
+from egom2p.training.device_peak import peak_flops
+from egom2p.training.distributed import Ranks
+from egom2p.training.ema import Ema
+from egom2p.training.frozen import FrozenPhase
 from egom2p.training.interruption import StopRequest
-from egom2p.training.optim import apply_gradients, build_optimizer
+from egom2p.training.optim import apply_gradients, build_optimizer, set_weight_decay
+from egom2p.training.parallel import check_parallel, prepare_blocks, shard, share_gradients, with_whole_weights
+from egom2p.training.precision import autocast, choose_dtype, gradient_scaler
+from egom2p.training.profiling import StepProfiler
 from egom2p.training.randomness import seeded
+from egom2p.training.retention import BestCheckpoint, Retention
+from egom2p.training.run_folder import RunFolder
 from egom2p.training.run_log import RunLog
-from egom2p.training.schedule import LearningRate, Length, Progress
+from egom2p.training.schedule import LearningRate, Length, Progress, WeightDecay
 from egom2p.training.step import StepSums, forward_backward
-from egom2p.training.task import Measurement, Task
+from egom2p.training.task import BatchSize, Measurement, Task
 from egom2p.training.training_config import TrainingConfig
 
 
@@ -46,16 +54,24 @@ def fit(
     seed: int,
     settings: Mapping[str, Any],
     num_train_clips: int | None = None,
+    frozen: FrozenPhase | None = None,
+    notes: Sequence[str] = (),
 ) -> FitResult:
     """Train until the configured length is reached or a signal asks to stop; resume if `output_dir` has checkpoints.
 
     Writes `config.json` (`settings`, plain values), `log.jsonl`, `checkpoints/` and, at the end, `final/`.
+    `output_dir` may be an S3 address: the run then lives below `config.scratch_dir` and is mirrored.
     Same seed, config and machine give the same numbers, interrupted or not (bitwise on one process).
+
+    frozen   a first phase in which only a part of the model trains
+    notes    lines for the beginning of the log
     """
-    run = _Run(task, config, Path(output_dir), ranks, seed, num_train_clips)
+    folder = RunFolder(output_dir, config.scratch_dir)
+    folder.fetch(ranks)
+    run = _Run(task, config, folder, ranks, seed, num_train_clips, frozen)
     # The workers of a launcher that was killed live on; a second run must not write into their folder.
-    with only_writer(output_dir) if ranks.is_first else contextlib.nullcontext():
-        run.prepare(settings)
+    with only_writer(folder.path) if ranks.is_first else contextlib.nullcontext():
+        run.prepare(settings, notes)
         try:
             with StopRequest() as stop:
                 result = run.train(stop)
@@ -70,27 +86,39 @@ class _Run:
     """The moving parts of one call of `fit`."""
 
     def __init__(
-        self, task: Task, config: TrainingConfig, folder: Path, ranks: Ranks, seed: int, num_train_clips: int | None
+        self,
+        task: Task,
+        config: TrainingConfig,
+        folder: RunFolder,
+        ranks: Ranks,
+        seed: int,
+        num_train_clips: int | None,
+        frozen: FrozenPhase | None,
     ) -> None:
         if config.num_threads is not None:
             torch.set_num_threads(config.num_threads)
-        self.task, self.config, self.folder, self.ranks, self.seed = task, config, folder, ranks, seed
+        self.task, self.config, self.ranks, self.seed = task, config, ranks, seed
+        self.run_folder, self.folder, self.frozen = folder, folder.path, frozen
         self.length: Length = config.length(num_train_clips)
         self.learning_rate: LearningRate = config.learning_rate(self.length, ranks.world_size)
-        self.dtype = _choose_dtype(config.dtype, ranks.device)
-        self.checkpoints = CheckpointFolder(folder / "checkpoints")
+        self.weight_decay: WeightDecay | None = config.weight_decay(self.length)
+        self.dtype = choose_dtype(config.dtype, ranks.device)
+        self.checkpoints = CheckpointFolder(self.folder / "checkpoints")
+        self.best = BestCheckpoint(config.keep_best, self.checkpoints.folder)
+        self.profiler = StepProfiler(config.profile if ranks.is_first else None, self.folder / "profile")
+        self.peak_flops = peak_flops(ranks.device, self.dtype, given_tflops=config.peak_tflops)
+        self.unlogged_size = BatchSize(0)
         self.progress = Progress()
         self.measurements: tuple[Measurement, ...] = ()
         self.log: RunLog | None = None
         self.clock = self.logged_clock = self.saved_clock = time.perf_counter()
         self.logged_at = self.progress
 
-    def prepare(self, settings: Mapping[str, Any]) -> None:
-        """Move the model, restore what is there, wrap for several ranks, open the log."""
+    def prepare(self, settings: Mapping[str, Any], notes: Sequence[str]) -> None:
+        """Move the model and spread it over ranks, restore what is there, open the log."""
         task, ranks = self.task, self.ranks
-        task.model.to(ranks.device)
-        task.model.train()
-        self.optimizer = build_optimizer(task.model, self.config.optimizer)
+        is_sharded = self._prepare_model()
+        self.learner = self._build_learner()
         self.sums = StepSums(ranks)
         latest = ranks.from_first(self.checkpoints.latest())
         if latest is not None and not self.config.resume:
@@ -99,19 +127,41 @@ class _Run:
             )
         if latest is not None:
             task.check_checkpoint(latest)
-            self.progress, unlogged = restore(latest, task.model, self.optimizer)
+            self.progress, unlogged = restore(latest, self.learner)
             self.sums.load(unlogged)
         self.model: nn.Module = task.model
-        if ranks.world_size > 1:
+        if ranks.world_size > 1 and not is_sharded:
             self.model = share_gradients(task.model)
         if ranks.is_first:
             self.log = RunLog(self.folder, length=self.length, wandb_config=self.config.wandb, settings=settings)
             self.log.forget_after(self.progress.step if latest is not None else -1)
-            self.log.say(self._opening(latest))
+            for line in (self._opening(latest), *notes):
+                self.log.say(line)
             if latest is not None and (self.folder / "config.json").is_file():
                 for change in changed_settings(load_json(self.folder / "config.json"), settings):
                     self.log.say(f"  changed since the run began: {change}")
             save_json(self.folder / "config.json", settings)
+
+    def _prepare_model(self) -> bool:
+        """The model on its device, its blocks as configured; whether it is sharded."""
+        config, model, ranks = self.config, self.task.model, self.ranks
+        check_parallel(config.parallel, ranks.world_size)
+        model.to(ranks.device)
+        model.train()
+        prepare_blocks(model, recompute=config.activation_checkpointing, compile_blocks=config.compile == "blocks")
+        is_sharded = config.parallel.kind == "fsdp" and ranks.world_size > 1
+        if is_sharded:
+            shard(model, config.parallel, ranks=ranks, dtype=self.dtype)
+        return is_sharded
+
+    def _build_learner(self) -> Learner:
+        model = self.task.model
+        return Learner(
+            model,
+            build_optimizer(model, self.config.optimizer),
+            ema=None if self.config.ema is None else Ema(model, self.config.ema),
+            scaler=gradient_scaler(self.ranks.device, self.dtype),
+        )
 
     def train(self, stop: StopRequest) -> FitResult:
         if self.config.evaluate_at_start and self.progress.step == 0:
@@ -130,26 +180,30 @@ class _Run:
             self.say(f"stopped at step {self.progress.step} with a checkpoint; the same command continues")
             return FitResult(self.progress, stopped_by, ())
         self.evaluate()
+        export(self.task, self.learner, final, ranks=self.ranks)
         if self.ranks.is_first:
-            with atomic_directory(final) as unfinished:
-                self.task.export(unfinished)
-        self.ranks.wait_for_all()
+            self.run_folder.mirror(self._retention())
         self.say(f"finished after {self.progress.step} steps, {self.progress.clips} clips: {final}")
         return FitResult(self.progress, 0, self.measurements)
 
     def _steps(self, batches: Iterator[Any], stop: StopRequest) -> bool:
         """Optimizer steps until the length is reached (False) or some rank was asked to stop (True)."""
         self.clock = self.logged_clock = self.saved_clock = time.perf_counter()
-        self.logged_at = self.progress
+        self.logged_at, self.unlogged_size = self.progress, BatchSize(0)
         while not self.length.is_reached(self.progress):
             window = [next(batches) for _ in range(self.config.accumulation)]
-            counts, clips, tokens, slots, num_stopping, is_save_time = self._agree(window, stop)
+            counts, size, num_stopping, is_save_time = self._agree(window, stop)
             if num_stopping:
                 return True
-            before, after = self.progress, self.progress.advanced(clips=clips, tokens=tokens, slots=slots)
+            before = self.progress
+            after = before.advanced(clips=size.clips, tokens=size.tokens, slots=size.slots)
+            self.unlogged_size += size
             unit = self.length.unit
             rate = self.learning_rate.at(before.amount(unit), after.amount(unit) - before.amount(unit))
+            self.profiler.before_step(before.step)
             self._step(window, counts, rate)
+            if (trace := self.profiler.after_step(before.step)) is not None:
+                self.say(f"profile: {trace}")
             now = time.perf_counter()
             self.progress = replace(after, seconds=before.seconds + now - self.clock)
             self.clock = now
@@ -163,16 +217,15 @@ class _Run:
                 self.saved_clock = time.perf_counter()
         return False
 
-    def _agree(self, window: Sequence[Any], stop: StopRequest) -> tuple[tuple[int, ...], int, int, int, int, int]:
-        """Counts and sizes of the step over all ranks, and whether any rank wants to stop or rank 0 to save."""
+    def _agree(self, window: Sequence[Any], stop: StopRequest) -> tuple[tuple[int, ...], BatchSize, int, int]:
+        """Counts and size of the step over all ranks, and whether any rank wants to stop or rank 0 to save."""
         counts = [sum(column) for column in zip(*(self.task.counts(batch) for batch in window), strict=True)]
-        sizes = [self.task.size(batch) for batch in window]
+        size = sum((self.task.size(batch) for batch in window), BatchSize(0))
         minutes = self.config.checkpoint_minutes
         is_save_time = minutes is not None and time.perf_counter() - self.saved_clock > 60 * minutes
-        amounts = (sum(s.clips for s in sizes), sum(s.tokens for s in sizes), sum(s.slots for s in sizes))
         flags = (int(stop.signal_number > 0), int(is_save_time and self.ranks.is_first))
-        total = self.ranks.sum_ints([*counts, *amounts, *flags])
-        return tuple(total[: len(counts)]), *total[len(counts) :]
+        total = self.ranks.sum_ints([*counts, *astuple(size), *flags])
+        return tuple(total[: len(counts)]), BatchSize(*total[len(counts) : -2]), *total[-2:]
 
     def _step(self, window: Sequence[Any], counts: tuple[int, ...], rate: float) -> None:
         with seeded(self.seed, self.progress.step, self.ranks.rank, device=self.ranks.device):
@@ -185,13 +238,37 @@ class _Run:
                     ranks=self.ranks,
                     dtype=self.dtype,
                     reference_denominator=self.config.reference_denominator,
+                    scaler=self.learner.scaler,
                 )
             )
-            norm = apply_gradients(
-                self.optimizer, learning_rate=rate, clip_grad_norm=self.config.optimizer.clip_grad_norm
+            if self.weight_decay is not None:
+                set_weight_decay(self.learner.optimizer, self.weight_decay.at(self.progress.amount(self.length.unit)))
+            is_frozen = self._is_frozen()
+            if is_frozen:
+                self.frozen.hold_gradients(self.task.model)
+            norm, is_skipped = apply_gradients(
+                self.learner.optimizer,
+                learning_rate=rate,
+                clip_grad_norm=self.config.optimizer.clip_grad_norm,
+                skip_grad_norm=self.config.optimizer.skip_grad_norm,
+                scaler=self.learner.scaler,
             )
-            self.sums.add_norm(norm)
+            if is_frozen:
+                self.frozen.restore(self.task.model)
+            self.sums.add_norm(norm, is_skipped)
             self.task.after_step()
+        if self.learner.ema is not None:
+            self.learner.ema.update(self.task.model, self.progress.step + 1)
+
+    def _is_frozen(self) -> bool:
+        if self.frozen is None:
+            return False
+        if self.progress.amount(self.length.unit) < self.frozen.until:
+            return True
+        self.say(f"step {self.progress.step}: from here on everything trains")
+        self.frozen.forget()
+        self.frozen = None
+        return False
 
     def _log_line(self, rate: float) -> None:
         values = self.sums.take()
@@ -201,6 +278,10 @@ class _Run:
         values["lr"] = rate
         values["tokens_per_s"] = tokens / seconds
         values["clips_per_s"] = (self.progress.clips - self.logged_at.clips) / seconds
+        values |= self._rates(self.unlogged_size, seconds)
+        self.unlogged_size = BatchSize(0)
+        if self.learner.scaler is not None:
+            values["loss_scale"] = self.learner.scaler.get_scale()
         if self.ranks.device.type == "cuda":
             values["peak_memory_gb"] = torch.cuda.max_memory_allocated(self.ranks.device) / 1e9
         unit = self.length.unit
@@ -210,31 +291,66 @@ class _Run:
         if self.log is not None:
             self.log.train(self.progress, values, seconds_left=max(0.0, left * seconds / max(done, 1)))
 
+    def _rates(self, size: BatchSize, seconds: float) -> dict[str, float]:
+        """What follows from sizes known on the CPU; a task that does not tell one has no such value."""
+        values: dict[str, float] = {}
+        if size.flops:
+            flops_per_s = size.flops / seconds / self.ranks.world_size
+            values["model_tflops_per_s"] = flops_per_s / 1e12
+            if self.peak_flops is not None:
+                values["mfu"] = flops_per_s / self.peak_flops
+        if size.rows:
+            values["fill"] = size.tokens / size.rows
+            values["trimmed"] = size.trimmed / (size.tokens + size.trimmed)
+        return values
+
     def evaluate(self) -> None:
-        """Measure on held-out data in evaluation mode; does not count as training time."""
+        """Measure on held-out data in evaluation mode, the average of weights where there is one.
+
+        Does not count as training time.
+        """
         started = time.perf_counter()
-        self.task.model.eval()
-        with torch.no_grad(), seeded(self.seed, 1, device=self.ranks.device), _autocast(self.ranks.device, self.dtype):
-            self.measurements = tuple(self.task.evaluate(self.task.model))
-        self.task.model.train()
+        model, device, ema = self.task.model, self.ranks.device, self.learner.ema
+        wants_average = ema is not None and ema.config.evaluate
+        model.eval()
+        with (
+            ema.in_place_of(model) if wants_average else contextlib.nullcontext(),
+            torch.no_grad(),
+            seeded(self.seed, 1, device=device),
+            autocast(device, self.dtype),
+        ):
+            self.measurements = with_whole_weights(model, lambda: tuple(self.task.evaluate(model)))
+        model.train()
         if self.log is not None:
             self.log.evaluation(self.progress, self.measurements)
         self._forget_time(started)
+        # The first rank knows the best so far; the others may have no disk in common with it.
+        if self.progress.step and self.ranks.from_first(self.best.is_better(self.measurements)):
+            self.save_checkpoint(is_best=True)
 
-    def save_checkpoint(self) -> None:
+    def save_checkpoint(self, *, is_best: bool = False) -> None:
         started = time.perf_counter()
         unlogged = self.sums.state()
+        note = {"world_size": self.ranks.world_size, "seed": self.seed}
+        self.checkpoints.save(
+            self.task, self.learner, ranks=self.ranks, progress=self.progress, unlogged=unlogged, note=note
+        )
         if self.ranks.is_first:
-            note = {"world_size": self.ranks.world_size, "seed": self.seed}
-            self.checkpoints.save(self.task, self.optimizer, progress=self.progress, unlogged=unlogged, note=note)
-            self.checkpoints.prune(keep_last=self.config.keep_last, keep_every=self.config.keep_every)
+            if is_best:
+                self.best.note(self.progress.step, self.measurements)
+            self.checkpoints.prune(self._retention())
+            self.run_folder.mirror(self._retention())
         self._forget_time(started)
+
+    def _retention(self) -> Retention:
+        return Retention(self.config.keep_last, self.config.keep_every, self.best.step)
 
     def say(self, text: str) -> None:
         if self.log is not None:
             self.log.say(text)
 
     def log_close(self, *, failed: bool) -> None:
+        self.profiler.close()
         if self.log is not None:
             self.log.close(failed=failed)
 
@@ -246,11 +362,13 @@ class _Run:
 
     def _opening(self, latest: Path | None) -> str:
         num_parameters = sum(parameter.numel() for parameter in self.task.model.parameters() if parameter.requires_grad)
-        clips = self.config.batch_size * self.config.accumulation * self.ranks.world_size
+        is_fixed = self.config.batching == "clips"
+        size = (self.config.batch_size if is_fixed else self.config.batch_tokens) * self.config.accumulation
+        step_size = f"{size * self.ranks.world_size} {self.config.batching} a step"
         where = f"{self.ranks.world_size} x {self.ranks.device.type}, {str(self.dtype).removeprefix('torch.')}"
         begin = f"resuming from {latest}" if latest is not None else "starting"
         return (
-            f"{begin}: {num_parameters / 1e6:.2f} M parameters, {clips} clips a step, {where}, "
+            f"{begin}: {num_parameters / 1e6:.2f} M parameters, {step_size}, {where}, "
             f"{self.length.total:g} {self.length.unit}, lr {self.learning_rate.peak:.2e}, into {self.folder}"
         )
 
@@ -266,13 +384,3 @@ def changed_settings(old: Any, new: Any, name: str = "") -> list[str]:
 
 def _is_due(every: int | None, step: int) -> bool:
     return every is not None and step % every == 0
-
-
-def _choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    if name == "auto":
-        name = "bf16" if device.type == "cuda" else "fp32"
-    return {"fp32": torch.float32, "bf16": torch.bfloat16}[name]
-
-
-def _autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)

@@ -3,22 +3,35 @@
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from egom2p.config import strict, to_plain
 from egom2p.contracts import LossOutput, ModalitySpec, PackedBatch, check_fingerprint
 from egom2p.data.shard_paths import split_folders
 from egom2p.data.unified_datasets import DataConfig, TokenLoader, data_specs
+from egom2p.layers.lora import LoraConfig, adapter_settings, attach_lora, lora_state, merged_state
 from egom2p.models.egom2p_model import EgoM2P, ModelConfig
+from egom2p.models.flops import training_flops
 from egom2p.models.losses import LossType, combine_losses
-from egom2p.models.weights import load_model, write_model_files
-from egom2p.storage import load_json
+from egom2p.models.partial_loading import LoadPolicy, load_weights
+from egom2p.models.tables import trained_lines
+from egom2p.models.weights import find_model, load_model, write_model_files
+from egom2p.storage import load_json, save_json, save_tensors
 from egom2p.training.distributed import Ranks, ranks_of_launch
+from egom2p.training.frozen import FrozenConfig, FrozenPhase
 from egom2p.training.interruption import end_if_stopped
 from egom2p.training.loop import FitResult, fit
+from egom2p.training.plan_config import PlanConfig
+from egom2p.training.precision import autocast, choose_dtype
 from egom2p.training.randomness import seeded
+from egom2p.training.run_folder import RunFolder, has_checkpoint, local_folder
+from egom2p.training.run_log import show_measurements
+from egom2p.training.schedule import Progress
 from egom2p.training.task import BatchSize, Measurement
 from egom2p.training.token_evaluation import TokenEvaluation, TokenEvaluationConfig
 from egom2p.training.training_config import TrainingConfig
@@ -33,7 +46,16 @@ class PretrainConfig:
     tokenizers        modality -> folder of the tokenizer that made its tokens, below `tokenizers_root` if that is
                       given. Every modality of the data needs an entry; they are compared with the data and copied into
                       the exported model. null: tokens only, the model then knows no tokenizer
-    finetune          folder of a model to start from; it must have the same modalities and sizes
+    finetune          model to start from: folder of a model or of a run, or id of the Hub
+    finetune_policy   strict: same modalities, same sizes, same mathematics. partial: whatever fits, the rest is
+                      reported key by key and starts fresh (new modalities, more blocks)
+    lora              train adapters only, on top of `finetune`; checkpoints and `final` hold the merged model, and the
+                      adapters beside it in `adapter/`
+    frozen            a first phase in which only embeddings and heads train
+    evaluate_only     a model (as for `finetune`): measure it on `data.validation`, write <output_dir>/evaluation.json,
+                      and train nothing
+    licence           of the weights, for their card
+    dry_run           check everything and tell what the run would cost under the assumptions of `plan`; train nothing
     """
 
     output_dir: str
@@ -41,11 +63,24 @@ class PretrainConfig:
     model: ModelConfig
     loss: LossType = "mod"
     finetune: str | None = None
+    finetune_policy: LoadPolicy = "strict"
+    lora: LoraConfig | None = None
+    frozen: FrozenConfig | None = None
+    evaluate_only: str | None = None
+    licence: str | None = None
     tokenizers_root: str | None = None
     tokenizers: dict[str, str] | None = None
     data: DataConfig
     evaluation: TokenEvaluationConfig = TokenEvaluationConfig()
     training: TrainingConfig
+    dry_run: bool = False
+    plan: PlanConfig = PlanConfig()
+
+    def __post_init__(self) -> None:
+        if self.lora is not None and self.finetune is None:
+            raise ValueError("lora trains adapters of a trained model; say which with finetune")
+        if self.lora is not None and self.frozen is not None:
+            raise ValueError("lora freezes the model for good, frozen for a while; choose one")
 
     @property
     def tokenizer_folders(self) -> dict[str, Path] | None:
@@ -56,8 +91,17 @@ class PretrainConfig:
 
 def pretrain(config: PretrainConfig) -> FitResult:
     """Train, evaluate and write `<output_dir>/final`; ends the process with a code when a signal stopped it."""
+    if config.dry_run:
+        from egom2p.training.plan import dry_run  # it imports this file
+
+        dry_run(config)
+        return FitResult(Progress(), 0, ())
     with ranks_of_launch(config.training.device) as ranks:
+        if config.evaluate_only is not None:
+            return FitResult(Progress(), 0, evaluate_model(config, ranks))
+        RunFolder(config.output_dir, config.training.scratch_dir).fetch(ranks)
         task = PretrainTask(config, ranks)
+        num_train_clips = sum(task.loader.num_clips.values())
         result = fit(
             task,
             config.training,
@@ -65,7 +109,9 @@ def pretrain(config: PretrainConfig) -> FitResult:
             ranks=ranks,
             seed=config.seed,
             settings=to_plain(config),
-            num_train_clips=sum(task.loader.num_clips.values()),
+            num_train_clips=num_train_clips,
+            frozen=task.frozen_phase(num_train_clips),
+            notes=task.notes,
         )
     end_if_stopped(result.stopped_by)
     return result
@@ -88,6 +134,7 @@ class PretrainTask:
             num_workers=config.training.num_workers,
             num_registers=num_registers,
             pin_memory=ranks.device.type == "cuda",
+            batch_tokens=config.training.batch_tokens,
         )
         self.evaluation = TokenEvaluation(
             config.evaluation,
@@ -98,11 +145,30 @@ class PretrainTask:
             seed=config.seed,
             ranks=ranks,
         )
+        if config.training.keep_best is not None:
+            self.evaluation.check_name(config.training.keep_best)
         with seeded(config.seed, 0):
             self._egom2p = EgoM2P(config.model, self.specs)
-        if config.finetune is not None:
-            _start_from(self._egom2p, config.finetune)
+        self.notes: tuple[str, ...] = ()
+        self.measurements: tuple[Measurement, ...] = ()
+        # A run that resumes has all weights in its checkpoint; where it started from may be gone.
+        if config.finetune is not None and not has_checkpoint(config.output_dir, config.training.scratch_dir):
+            self._start_from(config.finetune, is_first=ranks.is_first)
+        if config.lora is not None:
+            with seeded(config.seed, 2):
+                attach_lora(self._egom2p, config.lora)
         self.model: nn.Module = self._egom2p
+
+    def frozen_phase(self, num_train_clips: int) -> FrozenPhase | None:
+        """The first phase, where the config asks for one."""
+        frozen, training = self.config.frozen, self.config.training
+        if frozen is None:
+            return None
+        length = training.length(num_train_clips)
+        until = training.in_units(length, frozen.until)
+        what = frozen.train if isinstance(frozen.train, str) else f"embeddings of {', '.join(frozen.train)}"
+        self.notes += (f"until {until:g} {length.unit} only {what} train",)
+        return FrozenPhase(trained_lines(self._egom2p, self.specs, frozen.train), until=until)
 
     def batches(self, first_clip: int) -> Iterator[PackedBatch]:
         return self.loader.batches(first_clip)
@@ -111,7 +177,14 @@ class PretrainTask:
         return batch.head_counts
 
     def size(self, batch: PackedBatch) -> BatchSize:
-        return BatchSize(clips=batch.num_clips, tokens=batch.num_tokens, slots=batch.num_slots)
+        return BatchSize(
+            clips=batch.num_clips,
+            tokens=batch.num_tokens,
+            slots=batch.num_slots,
+            flops=training_flops(self.config.model, self._egom2p.vocab_sizes, batch),
+            rows=batch.num_rows if batch.num_filler_clips else 0,
+            trimmed=batch.num_trimmed,
+        )
 
     def loss(self, model: nn.Module, batch: PackedBatch) -> LossOutput:
         return model(batch)
@@ -129,7 +202,8 @@ class PretrainTask:
         """Nothing: all state is in weights and optimizer."""
 
     def evaluate(self, model: nn.Module) -> Iterable[Measurement]:
-        return self.evaluation.measure(model)
+        self.measurements = tuple(self.evaluation.measure(model))
+        return self.measurements
 
     def check_checkpoint(self, directory: Path) -> None:
         found = [ModalitySpec.from_dict(values) for values in load_json(directory / "model.json")["modalities"]]
@@ -143,7 +217,68 @@ class PretrainTask:
         sources = self.config.tokenizer_folders or {}
         for name, source in sources.items():
             copy_tokenizer(source, directory / _TOKENIZERS / name)
-        write_model_files(self._egom2p, directory, {name: f"{_TOKENIZERS}/{name}" for name in sources})
+        state = None
+        if self.config.lora is not None:
+            state = merged_state(self._egom2p)
+            save_tensors(directory / "adapter" / "adapter_model.safetensors", lora_state(self._egom2p))
+            save_json(directory / "adapter" / "adapter_config.json", adapter_settings(self._egom2p))
+        places = {name: f"{_TOKENIZERS}/{name}" for name in sources}
+        write_model_files(self._egom2p, directory, places, state=state, about=self._about())
+
+    def _about(self) -> dict[str, Any]:
+        """What the model card tells."""
+        config = self.config
+        return {
+            "licence": config.licence,
+            "training_data": {name: dataset.weight for name, dataset in config.data.datasets.items()},
+            "started_from": config.finetune,
+            "seed": config.seed,
+            "measured": [
+                {"task": item.group, "modality": item.name, "nats": item.value, "place_marginal": item.marginal}
+                for item in self.measurements
+            ],
+        }
+
+    def _start_from(self, location: str, *, is_first: bool) -> None:
+        report = load_weights(self._egom2p, find_model(location), policy=self.config.finetune_policy)
+        self.notes += tuple(report.lines())
+        if is_first:
+            folder = local_folder(self.config.output_dir, self.config.training.scratch_dir)
+            save_json(folder / "finetune.json", report.to_dict())
+
+
+def evaluate_model(config: PretrainConfig, ranks: Ranks) -> tuple[Measurement, ...]:
+    """Measure the model `config.evaluate_only` on the validation sets, shared out over ranks.
+
+    The model may know more modalities than the data has, not fewer; ValueError where their tokens differ.
+    """
+    folder = find_model(config.evaluate_only)
+    model = load_model(folder, ranks.device)
+    known = {_identity(spec) for spec in model.specs}
+    for spec in resolve_specs(config.data, config.tokenizer_folders):
+        if _identity(spec) not in known:
+            raise ValueError(f"{folder} was trained on {sorted(known)}; the data holds {_identity(spec)}")
+    if not config.data.validation:
+        raise ValueError("evaluate_only measures data.validation, which names no set")
+    evaluation = TokenEvaluation(
+        config.evaluation,
+        config.data,
+        model.specs,
+        batch_size=config.training.batch_size,
+        num_registers=model.config.num_registers,
+        seed=config.seed,
+        ranks=ranks,
+    )
+    with torch.no_grad(), autocast(ranks.device, choose_dtype(config.training.dtype, ranks.device)):
+        measurements = tuple(evaluation.measure(model))
+    if not measurements:
+        raise ValueError("the validation sets gave no target; nothing was measured")
+    if ranks.is_first:
+        show_measurements(str(folder), measurements)
+        rows = [asdict(item) for item in measurements]
+        output_dir = local_folder(config.output_dir, config.training.scratch_dir)
+        save_json(output_dir / "evaluation.json", {"model": str(folder), "measurements": rows})
+    return measurements
 
 
 def resolve_specs(data: DataConfig, tokenizers: Mapping[str, Path] | None) -> tuple[ModalitySpec, ...]:
@@ -207,13 +342,3 @@ def _matched(spec: ModalitySpec, folder: Path, shards: str) -> ModalitySpec:
 
 def _identity(spec: ModalitySpec) -> tuple[str, tuple[int, ...], int, str | None]:
     return spec.name, spec.grid.shape, spec.vocab_size, spec.tokenizer_fingerprint
-
-
-def _start_from(model: EgoM2P, directory: str) -> None:
-    source = load_model(directory)
-    if source.specs != model.specs or source.config != model.config:
-        raise ValueError(
-            f"{directory}: the model to start from has modalities {[_identity(spec) for spec in source.specs]} and "
-            f"{source.config}; wanted {[_identity(spec) for spec in model.specs]} and {model.config}"
-        )
-    model.load_state_dict(source.state_dict())

@@ -36,7 +36,7 @@ class RunLog:
         folder.mkdir(parents=True, exist_ok=True)
         self._file = folder / "log.jsonl"
         self._length = length
-        self._console = Console(highlight=False, soft_wrap=True)
+        self._console = _console()
         self._wandb = _start_wandb(folder, wandb_config, settings)
 
     def say(self, text: str) -> None:
@@ -57,16 +57,18 @@ class RunLog:
                 unfinished.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
 
     def train(self, progress: Progress, values: Mapping[str, float], *, seconds_left: float) -> None:
-        """Means since the last line: `loss`, `loss/<term>`, `lr`, `grad_norm`, `tokens_per_s`, `clips_per_s` ..."""
+        """Means since the last line: `loss`, `loss/<term>`, `lr`, `grad_norm`, `tokens_per_s`, `clips_per_s`, `mfu`,
+        `fill` ..."""
         self._write("train", progress, values)
         terms = "  ".join(
             f"{name.removeprefix('loss/')} {value:.3f}" for name, value in values.items() if "loss/" in name
         )
         tokens_per_s = f"{_short(values['tokens_per_s'])} tokens/s  " if values.get("tokens_per_s") else ""
+        mfu = f"mfu {100 * values['mfu']:.1f} %  " if "mfu" in values else ""
         self.say(
             f"step {progress.step}{self._of_total()} {100 * self._length.fraction(progress):3.0f} %  "
             f"loss {values['loss']:.4f}  {terms}  lr {values['lr']:.2e}  {tokens_per_s}"
-            f"{values['clips_per_s']:.1f} clips/s  left {timedelta(seconds=round(seconds_left))}"
+            f"{values['clips_per_s']:.1f} clips/s  {mfu}left {timedelta(seconds=round(seconds_left))}"
         )
 
     def evaluation(self, progress: Progress, measurements: Sequence[Measurement]) -> None:
@@ -77,8 +79,8 @@ class RunLog:
             if item.marginal is not None:
                 values[f"{item.group}/{item.name}/place_marginal"] = item.marginal
         self._write("evaluation", progress, values)
-        if measurements:
-            self._console.print(_table(progress, measurements))
+        title = f"validation after {progress.step} steps, {progress.clips} clips"
+        show_measurements(title, measurements, self._console)
 
     def close(self, *, failed: bool = False) -> None:
         if self._wandb is not None:
@@ -109,9 +111,19 @@ class RunLog:
             self._wandb.log({f"{kind}/{name}": value for name, value in values.items()}, step=progress.step)
 
 
-def _table(progress: Progress, measurements: Sequence[Measurement]) -> Table:
+def show_measurements(title: str, measurements: Sequence[Measurement], console: Console | None = None) -> None:
+    """A table on the console; nothing where nothing was measured."""
+    if measurements:
+        (console or _console()).print(_table(title, measurements))
+
+
+def _console() -> Console:
+    return Console(highlight=False, soft_wrap=True)
+
+
+def _table(title: str, measurements: Sequence[Measurement]) -> Table:
     has_marginals = any(item.marginal is not None for item in measurements)
-    table = Table(title=f"validation after {progress.step} steps, {progress.clips} clips", title_justify="left")
+    table = Table(title=title, title_justify="left")
     table.add_column("task")
     table.add_column("measured")
     table.add_column("loss (nats)" if has_marginals else "value", justify="right")

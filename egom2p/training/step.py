@@ -3,16 +3,16 @@
 K loss terms.
 """
 
-import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from egom2p.training.distributed import Ranks
+from egom2p.training.parallel import TouchAll, gradient_exchange, is_sharded_model
+from egom2p.training.precision import autocast
 from egom2p.training.task import Task
 
 
@@ -40,9 +40,11 @@ def forward_backward(
     ranks: Ranks,
     dtype: torch.dtype,
     reference_denominator: bool = False,
+    scaler: torch.amp.GradScaler | None = None,
 ) -> StepLosses:
     """Gradients of the whole step's loss in `.grad` of every trainable parameter, equal on all ranks.
 
+    Sharded models have their part of the gradients; with a `scaler` (float16) they are multiplied by its scale.
     window   the micro-batches of this rank
     counts   K counts of all micro-batches of all ranks: the denominators
     """
@@ -50,8 +52,8 @@ def forward_backward(
     for index, batch in enumerate(window):
         batch = batch.to(ranks.device, non_blocking=True)
         is_last = index == len(window) - 1
-        with _gradient_exchange(model, wanted=is_last):
-            with torch.autocast(ranks.device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+        with gradient_exchange(model, wanted=is_last):
+            with autocast(ranks.device, dtype):
                 output = task.loss(model, batch)
             if reference_denominator:
                 loss = task.combine(output.sums.float(), output.counts) / (len(window) * ranks.world_size)
@@ -60,9 +62,11 @@ def forward_backward(
             losses.append(loss.detach())
             sums.append(output.sums.detach())
             if ranks.world_size > 1:
-                # Gradients are averaged over ranks by the wrapper, but the shares of the ranks are to be summed.
-                loss = _TouchAll.apply(loss * ranks.world_size, *_trainable(model))
-            loss.backward()
+                # Gradients are averaged over ranks, but the shares of the ranks are to be summed.
+                loss = loss * ranks.world_size
+                if not is_sharded_model(model):
+                    loss = TouchAll.apply(loss, *_trainable(model))
+            (loss if scaler is None else scaler.scale(loss)).backward()
     for parameter in _trainable(model):
         # A parameter that no clip of the step used has gradient 0, on one rank as on many.
         if parameter.grad is None:
@@ -78,27 +82,32 @@ class StepSums:
         self._names: tuple[str, ...] = ()
         self._counts: list[int] = []
         self._num_steps = 0
-        self._values: Tensor | None = None  # loss, gradient norm, then K sums
+        self._values: Tensor | None = None  # loss, gradient norm, skipped steps, then K sums
 
     def add(self, step: StepLosses) -> None:
-        values = torch.cat([step.loss.reshape(1), torch.zeros_like(step.loss).reshape(1), step.sums]).double()
+        values = torch.cat([step.loss.reshape(1), step.loss.new_zeros(2), step.sums]).double()
         self._values = values if self._values is None else self._values + values
         self._counts = [a + b for a, b in zip(self._counts or [0] * len(step.counts), step.counts, strict=True)]
         self._names = step.names
         self._num_steps += 1
 
-    def add_norm(self, norm: Tensor) -> None:
-        # Every rank has the same norm; its share keeps the sum over ranks right.
+    def add_norm(self, norm: Tensor, is_skipped: Tensor) -> None:
+        # Every rank has the same two; its share keeps the sums over ranks right.
         self._values[1] += norm / self._ranks.world_size
+        self._values[2] += is_skipped / self._ranks.world_size
 
     def take(self) -> dict[str, float]:
-        """Mean loss, mean per term (nats per row) and mean gradient norm since the last call. Waits for the device."""
-        loss, norm, *sums = self._ranks.sum_tensor(self._values).tolist()
+        """Mean loss, mean per term (nats per row), mean gradient norm and number of skipped steps since the last call.
+
+        Waits for the device.
+        """
+        loss, norm, num_skipped, *sums = self._ranks.sum_tensor(self._values).tolist()
         values = {"loss": loss / self._num_steps}
         for name, total, count in zip(self._names, sums, self._counts, strict=True):
             if count:
                 values[f"loss/{name}"] = total / count
         values["grad_norm"] = norm / self._num_steps
+        values["skipped_steps"] = round(num_skipped)
         self._values, self._counts, self._num_steps = None, [], 0
         return values
 
@@ -120,30 +129,6 @@ class StepSums:
         self._values = values if self._ranks.is_first else torch.zeros_like(values)
         self._counts = state["counts"].tolist()
         self._num_steps = int(state["num_steps"])
-
-
-class _TouchAll(torch.autograd.Function):
-    """The loss itself, with a zero gradient to every parameter.
-
-    DistributedDataParallel waits for the gradient of each parameter; a modality that no clip of this rank has would
-    leave its parameters without one. Searching the graph for them at every step costs more than these zeros.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, loss: Tensor, *parameters: Tensor) -> Tensor:
-        ctx.parameters = parameters
-        return loss.clone()
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
-        zero = torch.zeros((), device=gradient.device)
-        return gradient, *(zero.to(parameter.dtype).expand(parameter.shape) for parameter in ctx.parameters)
-
-
-def _gradient_exchange(model: nn.Module, *, wanted: bool) -> contextlib.AbstractContextManager[None]:
-    if isinstance(model, DistributedDataParallel) and not wanted:
-        return model.no_sync()
-    return contextlib.nullcontext()
 
 
 def _trainable(model: nn.Module) -> list[nn.Parameter]:

@@ -4,7 +4,7 @@ K loss terms: the modalities when pretraining, the parts of the loss when traini
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,11 +20,20 @@ class BatchSize:
     clips   clips of the batch
     tokens  real tokens (input and target)
     slots   slots of the published "total tokens": the sum of the clips' budgets, filled or not
+    flops   floating-point operations the model needs for it, forward and backward; 0: not known
+    rows    tokens it has room for, in batches of a fixed shape; 0: no more than it holds
+    trimmed tokens left out to meet a fixed shape
     """
 
     clips: int
     tokens: int = 0
     slots: int = 0
+    flops: int = 0
+    rows: int = 0
+    trimmed: int = 0
+
+    def __add__(self, other: "BatchSize") -> "BatchSize":
+        return BatchSize(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
 
 @dataclass(frozen=True)

@@ -84,6 +84,13 @@ class TokenEvaluation:
                 self._loaders[group] = (set_name, loader)
         self._check_tasks(config.tasks)
 
+    def check_name(self, name: str) -> None:
+        """ValueError unless this is the name of a group, or of a modality measured in it (`group/modality`)."""
+        group, modality = (name, None) if name in self._loaders else name.rpartition("/")[::2]
+        if group not in self._loaders or modality not in (None, *(spec.name for spec in self._specs)):
+            modalities = [spec.name for spec in self._specs]
+            raise ValueError(f"keep_best is {name!r}; wanted one of {list(self._loaders)}, or with one of {modalities}")
+
     def _check_tasks(self, tasks: Mapping[str, TransferTaskConfig]) -> None:
         """A task that no validation set can measure would be left out of every table without a word."""
         held = {set_name: set(loader.modalities) for set_name, loader in self._loaders.values()}
@@ -122,7 +129,9 @@ class TokenEvaluation:
             sources = {set_name: sources[set_name]} if set_name in sources else sources
             values: list[float | None] = []
             for index, (spec, count) in enumerate(zip(self._specs, counts, strict=True)):
-                if spec.kind == "sequence" or not count:
+                # In hidden spans the place of a word is another one than in the text.
+                is_in_spans = spec.kind == "sequence" and not loader.takes_whole_texts
+                if is_in_spans or not count:
                     values.append(None)
                     continue
                 ids_N, places_N = target_rows(loader, index)

@@ -10,13 +10,17 @@ from egom2p.config import from_plain, strict, to_plain
 from egom2p.contracts import AlignedClip, LossOutput
 from egom2p.data.clip_store import ClipStore
 from egom2p.storage import load_json
-from egom2p.tokenizers.pretrained import TokenizerNetworkConfig, build_network, save_tokenizer
+from egom2p.tokenizers.codec_losses import CodecLossesConfig, CodecWithLosses
+from egom2p.tokenizers.pretrained import TokenizerNetworkConfig, build_network, load_tokenizer, save_tokenizer
 from egom2p.tokenizers.protocol import TokenizerBatch, TrainableTokenizer
+from egom2p.tokenizers.video_codec import VideoCodec
 from egom2p.training.clip_inputs import ClipInputs
 from egom2p.training.distributed import Ranks, ranks_of_launch
 from egom2p.training.interruption import end_if_stopped
 from egom2p.training.loop import FitResult, fit
+from egom2p.training.plan_config import PlanConfig
 from egom2p.training.randomness import seeded
+from egom2p.training.schedule import Progress
 from egom2p.training.task import BatchSize, Measurement
 from egom2p.training.training_config import TrainingConfig
 
@@ -46,11 +50,25 @@ class TokenizerTrainingConfig:
     normalisation_clips: int = 2000  # training clips whose statistics normalise the signal
     cache_gb: float = 4.0  # clips kept in memory; what does not fit is read again from disk
     licence: str | None = None  # of the weights, for their card
+    init_from: str | None = None  # start from the weights of this tokenizer (folder, or owner/name on the Hub)
+    losses: CodecLossesConfig | None = None  # of video codecs, beside the reconstruction error
     training: TrainingConfig
+
+    dry_run: bool = False  # check everything and tell what the run would be; train nothing
+    plan: PlanConfig = PlanConfig()
+
+    def __post_init__(self) -> None:
+        if self.losses is not None and self.network.architecture != "video_codec":
+            raise ValueError(f"losses are for video codecs, network.architecture is {self.network.architecture!r}")
 
 
 def train_tokenizer(config: TokenizerTrainingConfig) -> FitResult:
     """Train, measure and write `<output_dir>/final`; ends the process with a code when a signal stopped it."""
+    if config.dry_run:
+        from egom2p.training.tokenizer_plan import dry_run_tokenizer  # it imports this file
+
+        dry_run_tokenizer(config)
+        return FitResult(Progress(), 0, ())
     with ranks_of_launch(config.training.device) as ranks:
         task = TokenizerTask(config, ranks)
         result = fit(
@@ -73,13 +91,19 @@ class TokenizerTask:
         self.config, self.ranks = config, ranks
         with seeded(config.seed, 0):
             network = build_network(config.network)
-        assert isinstance(network, nn.Module)
-        self.model: nn.Module = network
+            assert isinstance(network, nn.Module)
+            self.model: nn.Module = network
+            if config.losses is not None:
+                assert isinstance(network, VideoCodec)
+                self.model = CodecWithLosses(network, config.losses)
         self.network: TrainableTokenizer = network
         self.clips = ClipSequence(config.train, network.stream)
         self.validation_clips = ClipSequence(config.validation, network.stream)
         self.inputs = ClipInputs(self.clips, network, seed=config.seed, cache_bytes=int(config.cache_gb * 1e9))
-        network.fit_normalisation(self._spread(config.normalisation_clips))
+        if config.init_from is None:
+            network.fit_normalisation(self._spread(config.normalisation_clips))
+        else:
+            _take_weights(network, config.init_from)
         self.metrics: dict[str, float] = {}
 
     def batches(self, first_clip: int) -> Iterator[TokenizerBatch]:
@@ -91,7 +115,7 @@ class TokenizerTask:
             start += step_clips
 
     def counts(self, batch: TokenizerBatch) -> tuple[int, ...]:
-        return batch.counts
+        return self.model.counts(batch) if isinstance(self.model, CodecWithLosses) else batch.counts
 
     def size(self, batch: TokenizerBatch) -> BatchSize:
         tokens = batch.num_clips * self.network.spec.num_tokens
@@ -101,11 +125,11 @@ class TokenizerTask:
         return model(batch)
 
     def combine(self, sums: Tensor, denominators: tuple[int, ...]) -> Tensor:
-        terms = zip(self.network.loss_weights, sums.unbind(), denominators, strict=True)
+        terms = zip(self.model.loss_weights, sums.unbind(), denominators, strict=True)
         return torch.stack([weight * total / max(count, 1) for weight, total, count in terms]).sum()
 
     def after_step(self) -> None:
-        self.network.after_step()
+        self.model.after_step()
 
     def evaluate(self, model: nn.Module) -> Iterable[Measurement]:
         """Encode-decode errors in physical units and the use of the codebook; every rank measures the same clips."""
@@ -132,12 +156,22 @@ class TokenizerTask:
             "seed": self.config.seed,
             "num_steps": self.config.training.num_steps,
         }
+        if self.config.init_from is not None:
+            data["init_from"] = self.config.init_from
         save_tokenizer(self.network, directory, training_data=data, metrics=self.metrics, licence=self.config.licence)
 
     def _spread(self, count: int) -> list[AlignedClip]:
         """About `count` training clips, evenly spread."""
         stride = max(1, len(self.clips) // max(count, 1))
         return [self.clips[index] for index in range(0, len(self.clips), stride)]
+
+
+def _take_weights(network: nn.Module, source: str) -> None:
+    """Weights, normalisation and codebook of a finished tokenizer; ValueError when its network is another one."""
+    try:
+        network.load_state_dict(load_tokenizer(source).network.state_dict())
+    except RuntimeError as error:
+        raise ValueError(f"init_from {source}: its weights do not fit this network: {error}") from error
 
 
 class ClipSequence(Sequence[AlignedClip]):

@@ -3,9 +3,13 @@
 from typing import Literal
 
 from egom2p.config import strict
+from egom2p.training.ema import EmaConfig
 from egom2p.training.optim import OptimizerConfig
+from egom2p.training.parallel import ParallelConfig
+from egom2p.training.precision import Dtype
+from egom2p.training.profiling import ProfileConfig
 from egom2p.training.run_log import WandbConfig
-from egom2p.training.schedule import LearningRate, Length
+from egom2p.training.schedule import LearningRate, Length, Shape, WeightDecay
 
 _LENGTHS = ("num_steps", "total_slots", "total_tokens", "epochs")
 _LR_BATCH = 256  # `blr` is the learning rate of a batch of this many clips
@@ -31,20 +35,28 @@ class TrainingConfig:
     # learning rate
     lr: float | None = None
     blr: float | None = None
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: Shape = "cosine"
     warmup_start_lr: float = 0.0
     min_lr: float = 0.0
+    cooldown: float = 0.0  # the last part, in the unit of the length; inverse_sqrt and warmup_stable_decay only
+    timescale: float | None = None  # of inverse_sqrt, in the unit of the length; null: that of the warm-up
     optimizer: OptimizerConfig = OptimizerConfig()
+    ema: EmaConfig | None = None  # moving average of the weights
 
     # batch
+    batching: Literal["clips", "tokens"] = "clips"  # what a micro-batch has a fixed number of
     batch_size: int = 8  # clips of one micro-batch on one rank
+    batch_tokens: int | None = None  # with batching=tokens: input and target tokens of one micro-batch on one rank
     accumulation: int = 1  # micro-batches per optimizer step
     reference_denominator: bool = False  # average per rank and micro-batch, as published, not over the whole step
     num_workers: int = 0  # processes that load data; 0: in this process
 
     # machine
     device: str = "auto"
-    dtype: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 on GPU, fp32 on CPU (where bf16 is slower)
+    dtype: Dtype = "auto"  # auto: bf16 on GPU, fp32 on CPU (where bf16 is slower); weights are fp32 in any case
+    parallel: ParallelConfig = ParallelConfig()
+    activation_checkpointing: bool = False  # recompute blocks in the backward pass: less memory, more time
+    compile: Literal[False, "blocks"] = False  # blocks: torch.compile of each transformer block
     num_threads: int | None = None  # null: torch's default, or OMP_NUM_THREADS
 
     # what the run tells and keeps
@@ -55,6 +67,10 @@ class TrainingConfig:
     checkpoint_minutes: float | None = 10.0
     keep_last: int = 1
     keep_every: int | None = None  # checkpoints at multiples of this many steps are never removed
+    keep_best: str | None = None  # a measurement (`group/name`, or `group`: its mean) whose lowest value stays too
+    scratch_dir: str = "outputs/scratch"  # where a run lives whose output_dir is an S3 address
+    profile: ProfileConfig | None = None  # steps whose trace is written to <output_dir>/profile
+    peak_tflops: float | None = None  # of one device, for model-FLOPs utilisation; null: that of its data sheet
     resume: bool = True  # go on from the newest checkpoint in output_dir
     wandb: WandbConfig = WandbConfig()
 
@@ -67,6 +83,11 @@ class TrainingConfig:
         for name in ("num_threads", "evaluate_every", "checkpoint_every", "keep_every", "epoch_clips"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1 or null, got {getattr(self, name)}")
+        _check_schedule(self)
+        if (self.batching == "tokens") != (self.batch_tokens is not None):
+            raise ValueError(f"batching=tokens needs batch_tokens (and only it does), got {self.batch_tokens}")
+        if self.batching == "tokens" and self.blr is not None:
+            raise ValueError("blr is a rate per 256 clips, and with batching=tokens their number varies; say lr")
         if self.epochs is None and self.epoch_clips is not None:
             raise ValueError("epoch_clips has a meaning only together with epochs")
 
@@ -86,7 +107,34 @@ class TrainingConfig:
     def learning_rate(self, length: Length, world_size: int) -> LearningRate:
         step_clips = self.batch_size * self.accumulation * world_size
         peak = self.lr if self.lr is not None else self.blr * step_clips / _LR_BATCH
-        return LearningRate(length, peak, start=self.warmup_start_lr, end=self.min_lr, shape=self.schedule)
+        return LearningRate(
+            length,
+            peak,
+            start=self.warmup_start_lr,
+            end=self.min_lr,
+            shape=self.schedule,
+            cooldown=self.in_units(length, self.cooldown),
+            timescale=None if self.timescale is None else self.in_units(length, self.timescale),
+        )
+
+    def in_units(self, length: Length, amount: float) -> float:
+        """An amount of the YAML in the unit of the length: `epochs` counts clips, in the YAML stand epochs."""
+        return amount * length.total / self.epochs if self.epochs else amount
+
+    def weight_decay(self, length: Length) -> WeightDecay | None:
+        """Its course, where it has an end value of its own."""
+        end = self.optimizer.weight_decay_end
+        return None if end is None else WeightDecay(length, self.optimizer.weight_decay, end)
+
+
+def _check_schedule(config: TrainingConfig) -> None:
+    shape = config.schedule
+    if config.cooldown and shape not in ("inverse_sqrt", "warmup_stable_decay"):
+        raise ValueError(f"schedule {shape} has no cooldown; choose inverse_sqrt or warmup_stable_decay")
+    if shape == "warmup_stable_decay" and not config.cooldown:
+        raise ValueError("schedule warmup_stable_decay needs cooldown, the part in which it decays")
+    if config.timescale is not None and (shape != "inverse_sqrt" or config.timescale <= 0):
+        raise ValueError(f"timescale is positive and belongs to inverse_sqrt, got {config.timescale} with {shape}")
 
 
 def _exactly_one(config: TrainingConfig, names: tuple[str, ...], purpose: str) -> None:

@@ -243,3 +243,81 @@ def test_text_among_grids(rng):
         if "tok_text" in masked.target_ids:
             assert masked.query_ids["tok_text"][0] == TEXT.sentinel_ids[0]
     assert len(seen) == 4
+
+
+def spans_written_from_the_description(words, is_kept, num_input, sentinels):
+    """Input and target of a text, as 4M describes span masking; nothing clever."""
+    is_kept = list(is_kept)
+    while True:
+        runs, start = [], 0  # (first, end, is kept)
+        for i in range(1, len(words) + 1):
+            if i == len(words) or is_kept[i] != is_kept[start]:
+                runs.append((start, i, is_kept[start]))
+                start = i
+        num_hidden = sum(not kept for _, _, kept in runs)
+        num_shown = sum(end - first for first, end, kept in runs if kept) + num_hidden
+        if num_hidden <= len(sentinels) and num_shown <= num_input:
+            break
+        shortest = min((end - first, first, end) for first, end, kept in runs if kept)
+        for i in range(shortest[1], shortest[2]):
+            is_kept[i] = False
+    shown, spelled, number = [], [], 0
+    for first, end, kept in runs:
+        if kept:
+            shown += words[first:end]
+        else:
+            shown.append(sentinels[number])
+            spelled += [sentinels[number], *words[first:end]]
+            number += 1
+    spelled.append(TEXT.eos_id)
+    return shown, spelled[1:] if number else [], spelled[:-1] if number else []
+
+
+@pytest.mark.parametrize("scheme", ["all", "random", "binary"])
+def test_spans_equal_the_description(scheme):
+    for seed in range(400):
+        rng = np.random.default_rng(seed)
+        words = rng.integers(5, TEXT.vocab_size, int(rng.integers(1, 12))).tolist()
+        num_input, num_target = int(rng.integers(1, 14)), int(rng.integers(1, 20))
+        ids = np.array([*words, TEXT.eos_id, TEXT.pad_id], dtype=np.int32)
+        found = mask_sequence(ids, TEXT, num_input, num_target, scheme, np.random.default_rng(seed))
+        # The same draws: how many words stay, then which.
+        again = np.random.default_rng(seed)
+        num_keep = min(len(words), num_input)
+        if scheme == "random":
+            num_keep = int(again.integers(0, num_keep + 1))
+        elif scheme == "binary":
+            num_keep *= int(again.integers(0, 2))
+        is_kept = np.zeros(len(words), bool)
+        if num_keep:
+            is_kept[again.choice(len(words), num_keep, replace=False)] = True
+        shown, spelled, fed = spans_written_from_the_description(words, is_kept, num_input, TEXT.sentinel_ids)
+        assert found.input_ids.tolist() == (shown if num_keep else [])
+        assert found.target_ids.tolist() == spelled[:num_target]
+        assert found.query_ids.tolist() == fed[:num_target]
+
+
+def test_keep_schemes_keep_what_they_say():
+    """`all`: as many words as fit; `binary`: all of them or none; `random`: every number of words equally often."""
+    words = np.arange(5, 13, dtype=np.int32)
+    kept = {}
+    for scheme in ("all", "random", "binary"):
+        kept[scheme] = [
+            int((mask_sequence(words, TEXT, 8, 99, scheme, np.random.default_rng(seed)).input_ids >= 5).sum())
+            for seed in range(900)
+        ]
+    assert set(kept["all"]) == {8}
+    assert set(kept["binary"]) == {0, 8} and 0.42 < np.mean(np.array(kept["binary"]) == 8) < 0.58
+    assert set(kept["random"]) >= {0, 1, 2, 3, 8} and 0.08 < np.mean(np.array(kept["random"]) == 8) < 0.14
+
+
+def test_sampling_weights_choose_among_dirichlet_components(rng):
+    """Two components that give everything to one modality each: their shares are the weights'."""
+    only = {
+        "tok_rgb": ModalityAlphas(input_alphas=[1.0, 1.0], target_alphas=[1.0, 0.0]),
+        "tok_depth": ModalityAlphas(input_alphas=[1.0, 1.0], target_alphas=[0.0, 1.0]),
+    }
+    masking = masking_of(AlphasConfig(alphas_mixture=only, sampling_weights=[3.0, 1.0]))
+    chosen = [tuple(masking(random_clip(SPECS, rng), rng).target_ids) for _ in range(1500)]
+    assert set(chosen) == {("tok_rgb",), ("tok_depth",)}
+    assert abs(np.mean([names == ("tok_rgb",) for names in chosen]) - 0.75) < 0.04

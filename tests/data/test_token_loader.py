@@ -269,3 +269,34 @@ def test_the_loader_travels_to_spawned_workers(config):
     loader = TokenLoader(config, SPECS, batch_size=4, seed=5)
     first = next(loader.batches())
     assert same(first, next(pickle.loads(pickle.dumps(loader)).batches()))
+
+
+def test_every_data_set_keeps_its_own_limits_and_domains(config):
+    """Clips of one mixture are masked as their own data set says: the two are told apart by their modalities."""
+    full, partial = config.datasets["full"], config.datasets["partial"]
+    datasets = {
+        "full": replace(full, max_input_tokens=3, max_target_tokens=5, out_domains=["tok_smell"]),
+        "partial": replace(partial, max_input_tokens=8, max_target_tokens=2, in_domains=["tok_depth"]),
+    }
+    mixed = replace(config, datasets=datasets)
+    modality_of = {index: spec.name for index, spec in enumerate(SPECS)}
+    seen = set()
+    for batch in take(mixed, 20):
+        for inputs, targets in zip(*_modalities_of_clips(batch), strict=True):
+            if "tok_smell" in {modality_of[index] for index in targets}:
+                seen.add("full")
+                room = 6 - sum(modality_of[index] == "tok_smell" for index in inputs)
+                assert len(inputs) == 3 and len(targets) == min(5, room)
+                assert {modality_of[index] for index in targets} == {"tok_smell"}
+            else:
+                seen.add("partial")
+                assert len(inputs) == 8 and len(targets) == 2 and {modality_of[i] for i in inputs} == {"tok_depth"}
+    assert seen == {"full", "partial"}
+
+
+def _modalities_of_clips(batch):
+    sides = (batch.input_modality, batch.input_offsets), (batch.target_modality, batch.target_offsets)
+    return [
+        [modality[start:end].tolist() for start, end in zip(offsets, offsets[1:], strict=False)]
+        for modality, offsets in sides
+    ]

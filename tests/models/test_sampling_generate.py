@@ -135,6 +135,46 @@ def test_a_constant_condition_is_encoded_once_for_all_targets(model, rng):
     assert model.num_encoded == 1
 
 
+@pytest.mark.parametrize(("guidance", "num_passes"), [(1.0, 1), (2.0, 2), (-1.0, 2)])
+def test_what_the_encoder_sees_of_a_sequence_never_changes_so_it_sees_it_once(model, rng, guidance, num_passes):
+    """Words go to the decoder; eight steps need one encoder pass per guidance pass."""
+    plan = TargetPlan(target="tok_words", temperature=3.0, guidance=guidance)
+    for seed in range(20):  # until it does not begin with the end
+        model.num_encoded = model.num_decoded = 0
+        steps = list(Sampler(model).iterate([_prompt("a", rng)], [plan], [seed]))
+        if len(steps) > 1:
+            break
+    assert len(steps) > 1 and model.num_encoded == num_passes and model.num_decoded == num_passes * len(steps)
+
+
+def test_guided_passes_are_one_batch_and_contexts_outlive_a_call(model, rng, monkeypatch):
+    calls = []
+    encode, decode = model.encode, model.decode
+    monkeypatch.setattr(model, "encode", lambda batch: calls.append(("encode", batch.num_clips)) or encode(batch))
+    monkeypatch.setattr(
+        model, "decode", lambda batch, context: calls.append(("decode", batch.num_clips)) or decode(batch, context)
+    )
+    prompts = [_prompt("a", rng, ("tok_smell", "tok_touch")), _prompt("b", rng, ("tok_smell", "tok_touch"))]
+    weights = {"tok_smell": 2.0, "tok_touch": -0.5}
+    sampler = Sampler(model, context_bytes=1 << 20)
+    sampler.generate(prompts, [TargetPlan(target="tok_sound", guidance_weights=weights)], [0, 1])
+    # Two clips seen by each condition, and nothing, which both share.
+    assert calls == [("encode", 5), ("decode", 5)]
+    sampler.generate(prompts, [TargetPlan(target="tok_sound", guidance_weights=weights)], [2, 3])
+    assert calls[2:] == [("decode", 5)]
+
+
+@pytest.mark.parametrize("budget", [1, 5, 7, 31])
+def test_long_conditions_are_cut_to_the_budget_exactly(model, rng, budget, monkeypatch):
+    shown = []
+    encode = model.encode
+    monkeypatch.setattr(model, "encode", lambda batch: shown.append(batch.input_lengths) or encode(batch))
+    prompt = _prompt("a", rng, ("tok_smell", "tok_touch"))
+    prompt.tokens["tok_words"] = np.array([5, 3, 4, 1, 0, 0, 0, 0], np.int32)  # three words, their end, padding
+    Sampler(model).generate([prompt], [TargetPlan(target="tok_sound", max_condition_tokens=budget)], [4])
+    assert shown == [(budget,)]
+
+
 def test_hot_draws_differ_by_seed_and_cold_ones_do_not(model, rng):
     prompt = _prompt("a", rng)
     for temperature, num_different in ((0.0, 1), (1.0, 4)):

@@ -91,6 +91,61 @@ def test_it_trains_resumes_to_the_bit_and_loads(clips, tmp_path, network, error,
     assert tokenizer.card["metrics"].keys() == names
 
 
+LOSSES = {"flow": {"window": 3, "levels": 1}, "adversarial": {"channels": 8, "num_levels": 1, "start_step": 3}}
+
+
+def test_further_losses_resume_to_the_bit_and_leave_no_trace_in_the_tokenizer(clips, tmp_path):
+    common = {"schedule": "constant", "checkpoint_every": 3, "keep_last": 9}
+    for folder, lengths in (("whole", [6]), ("parts", [3, 6])):
+        for num_steps in lengths:
+            given = values(clips, tmp_path / folder, DEPTH, num_steps=num_steps, **common) | {"losses": LOSSES}
+            train_tokenizer(from_plain(TokenizerTrainingConfig, given))
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+    entries = [json.loads(line) for line in (tmp_path / "whole" / "log.jsonl").read_text().splitlines()]
+    last = [entry for entry in entries if entry["kind"] == "train"][-1]
+    assert any("flow" in name for name in last) and any("critic" in name for name in last)
+    plain = train(clips, tmp_path / "plain", DEPTH, num_steps=1)
+    assert plain is not None
+    names = load_tensors(tmp_path / "plain" / "final" / "model.safetensors").keys()
+    assert load_tensors(tmp_path / "whole" / "final" / "model.safetensors").keys() == names
+    assert load_tokenizer(tmp_path / "whole" / "final").encode([make_clip(5)]).shape[0] == 1
+    with pytest.raises(ConfigError, match="losses are for video codecs"):
+        from_plain(TokenizerTrainingConfig, values(clips, tmp_path, GAZE) | {"losses": LOSSES})
+
+
+@pytest.mark.parametrize("network", [GAZE, DEPTH], ids=["gaze", "depth"])
+def test_the_average_of_weights_is_what_is_exported(clips, tmp_path, network):
+    train(clips, tmp_path / "plain", network)
+    train(clips, tmp_path / "ema", network, ema={"decay": 0.9})
+    plain, average = (load_tensors(tmp_path / name / "final" / "model.safetensors") for name in ("plain", "ema"))
+    assert plain.keys() == average.keys()
+    assert any(not torch.equal(plain[name], average[name]) for name in plain)
+    tokenizer = load_tokenizer(tmp_path / "ema" / "final")
+    clip = make_clip(5)
+    assert tokenizer.card["metrics"]["codes_used"] >= 1
+    assert np.isfinite(tokenizer.decode(tokenizer.encode([clip]))[0]).all()
+
+
+def test_training_begins_from_the_weights_of_another_tokenizer(clips, tmp_path):
+    train(clips, tmp_path / "first", GAZE)
+    final = str(tmp_path / "first" / "final")
+    given = values(clips, tmp_path / "second", GAZE, num_steps=1, lr=1e-9) | {"init_from": final}
+    train_tokenizer(from_plain(TokenizerTrainingConfig, given))
+    first, second = (load_tensors(tmp_path / name / "final" / "model.safetensors") for name in ("first", "second"))
+    assert torch.equal(first["mean"], second["mean"])
+    torch.testing.assert_close(first["encoder.conv.weight"], second["encoder.conv.weight"])
+    card = load_tokenizer(tmp_path / "second" / "final").card
+    assert card["training_data"]["init_from"] == final
+    other = values(clips, tmp_path / "third", GAZE | {"dim": 8}) | {"init_from": final}
+    with pytest.raises(ValueError, match=r"init_from .*final: its weights do not fit"):
+        train_tokenizer(from_plain(TokenizerTrainingConfig, other))
+
+
+def test_codebook_health_is_logged(clips, tmp_path):
+    result = train(clips, tmp_path, GAZE, num_steps=2)
+    assert {"codes_used", "perplexity", "dead_codes"} < {item.name for item in result.measurements}
+
+
 def test_batches_depend_on_position_alone(clips, tmp_path):
     """Whatever ranks share a step and whatever fits into memory, position p gives the same input."""
     network = DEPTH | {"window_frames": 3}

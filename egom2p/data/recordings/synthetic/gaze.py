@@ -16,6 +16,7 @@ T times, M movers. Angles in radians, left and up positive.
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -25,8 +26,15 @@ from egom2p.data.recordings.synthetic.views import Vector, View, bearing_and_ele
 
 @strict
 class GazeConfig:
-    """Parameters of the law above; pairs are ranges drawn from uniformly."""
+    """Parameters of the law above; pairs are ranges drawn from uniformly.
 
+    attention  `random` is another law: the eyes choose among the visible movers by chance, and choose again after
+               `hold_s` (or when they lose the mover). The picture then does not tell what is looked at; with
+               `head_gain` 0 neither does the way the head turns
+    """
+
+    attention: Literal["salient", "random"] = "salient"
+    hold_s: tuple[float, float] = (2.0, 4.0)
     latency_s: float = 0.1
     switch_ratio: float = 1.15
     ahead_elevation_deg: float = -12.0
@@ -97,6 +105,7 @@ def simulate_looking(seen: Surroundings, rate_hz: float, rng: np.random.Generato
     step_s = 1.0 / rate_hz
     follow, rest_pitch = 1 - math.exp(-step_s / config.head_lag_s), math.radians(config.head_pitch_deg)
     attention, head_yaw, head_pitch = _Attention(step_s, rng, config), 0.0, rest_pitch
+    whim = _Whim(step_s, rng, config) if config.attention == "random" else None
     salience_TM = seen.mover_radius / np.linalg.norm(seen.to_movers, axis=2) * seen.is_unhidden
     rows = []
     for t, heading in enumerate(seen.heading.tolist()):
@@ -107,8 +116,8 @@ def simulate_looking(seen: Surroundings, rate_hz: float, rng: np.random.Generato
             salience if salience > 0 and view.contains(mover) else 0.0
             for salience, mover in zip(salience_TM[t].tolist(), movers, strict=True)
         ]
-        best = max(range(len(movers)), key=salience_M.__getitem__)
-        best = best if salience_M[best] > 0 else AHEAD
+        best = whim.choose(salience_M) if whim else max(range(len(movers)), key=salience_M.__getitem__)
+        best = best if best >= 0 and salience_M[best] > 0 else AHEAD
         vectors = {AHEAD: ahead, **dict(enumerate(movers))}
         if away_T[t] > 0:
             attention.leave(_somewhere(view, movers, seen.to_things[t].tolist(), best, rng), float(away_T[t]))
@@ -124,6 +133,23 @@ def simulate_looking(seen: Surroundings, rate_hz: float, rng: np.random.Generato
     gaze_T2 = table[:, :2] + drift_T2
     is_valid_T = is_open_T & (gaze_T2 >= 0).all(axis=1) & (gaze_T2 < 1).all(axis=1)
     return Looking(gaze_T2, is_valid_T, table[:, 2:4], table[:, 4].astype(int), table[:, 5], table[:, 6])
+
+
+class _Whim:
+    """Which mover is chosen by chance, and for how long."""
+
+    def __init__(self, step_s: float, rng: np.random.Generator, config: GazeConfig) -> None:
+        self._step_s, self._rng, self._config = step_s, rng, config
+        self._chosen, self._left_s = AHEAD, 0.0
+
+    def choose(self, salience_M: list[float]) -> int:
+        self._left_s -= self._step_s
+        is_lost = self._chosen < 0 or salience_M[self._chosen] <= 0
+        visible = [index for index, salience in enumerate(salience_M) if salience > 0]
+        if visible and (is_lost or self._left_s <= 0):
+            self._chosen = visible[int(self._rng.integers(len(visible)))]
+            self._left_s = float(self._rng.uniform(*self._config.hold_s))
+        return self._chosen if visible else AHEAD
 
 
 class _Attention:
@@ -166,7 +192,8 @@ class _Attention:
             self._waited_s = 0.0
             return best
         present = salience_M[self.target] if self.target >= 0 else 0.0
-        wants = best == AHEAD or salience_M[best] > self._config.switch_ratio * present
+        is_better = self._config.attention == "random" or salience_M[best] > self._config.switch_ratio * present
+        wants = best == AHEAD or is_better
         self._waited_s = self._waited_s + self._step_s if wants else 0.0
         if self._waited_s < self._config.latency_s:
             return self.target

@@ -25,10 +25,15 @@ class MoversConfig:
     `companion_elevation_mean_deg`; so something to look at is nearly always in the picture, anywhere in it. It keeps
     `companion_distance_m` and, like a car on a road, a headway of `companion_headway_s` more when the wearer walks:
     its size in the picture tells of the wearer's speed.
+    num_companions: several of them, their middle bearings `companion_spread_deg` apart.
+    distinct_colours: no two movers have the same colour, as far as there are colours.
     Patch movers go round and bounce inside discs of radius `patch_radius_m`, which the wearer does not enter.
     """
 
     companion: bool = True
+    num_companions: int = 1
+    companion_spread_deg: float = 0.0
+    distinct_colours: bool = False
     companion_radius_m: tuple[float, float] = (0.2, 0.24)
     companion_distance_m: tuple[float, float] = (0.95, 1.15)
     companion_headway_s: float = 0.8
@@ -44,6 +49,8 @@ class MoversConfig:
     def __post_init__(self) -> None:
         if not self.companion and self.num_patch_movers < 1:
             raise ValueError("something must move: set companion or num_patch_movers")
+        if self.num_companions < 1:
+            raise ValueError(f"num_companions must be at least 1, got {self.num_companions}")
 
 
 @dataclass(frozen=True)
@@ -82,7 +89,7 @@ def patch_movers(
         if walk_map_left.clearance.max() < walk_clearance_m + 0.1:
             break
         radius = rng.uniform(*config.patch_mover_radius_m)
-        name, mesh, paint = _build_body(rng, radius, used={mover.name for mover in movers})
+        name, mesh, paint = _build_body(rng, radius, used={mover.name for mover in movers}, config=config)
         positions, turns = _patch_track(times_s, centre, radius, walk_map.floor_m, rng, config)
         movers.append(Mover(name, mesh, paint, radius, positions, turns))
         walk_map = walk_map_left
@@ -97,12 +104,15 @@ def companion(
     others: list[Mover],
     rng: np.random.Generator,
     config: MoversConfig,
+    *,
+    number: int = 0,
 ) -> Mover:
-    """The mover that hovers ahead of the wearer, in front of whatever stands there."""
+    """The mover that hovers ahead of the wearer, in front of whatever stands there; `number` of `num_companions`."""
     rate_hz = 1.0 / (times_s[1] - times_s[0])
     radius = rng.uniform(*config.companion_radius_m)
-    name, mesh, paint = _build_body(rng, radius, used={mover.name for mover in others})
+    name, mesh, paint = _build_body(rng, radius, used={mover.name for mover in others}, config=config)
     bearing_T, elevation_T = _companion_directions(times_s, rng, config).T
+    bearing_T = bearing_T + np.radians(config.companion_spread_deg) * (number - (config.num_companions - 1) / 2)
     flat_T = np.cos(elevation_T)
     yaw_T = walk.heading + bearing_T
     toward_T3 = np.stack([flat_T * np.cos(yaw_T), flat_T * np.sin(yaw_T), np.sin(elevation_T)], axis=1)
@@ -120,9 +130,13 @@ def _smooth_minimum(values_T: np.ndarray, reach: int) -> np.ndarray:
     return np.lib.stride_tricks.sliding_window_view(windows, 2 * reach + 1).mean(axis=1)
 
 
-def _build_body(rng: np.random.Generator, radius_m: float, *, used: set[str]) -> tuple[str, trimesh.Trimesh, Paint]:
+def _build_body(
+    rng: np.random.Generator, radius_m: float, *, used: set[str], config: MoversConfig
+) -> tuple[str, trimesh.Trimesh, Paint]:
     """Name, mesh and paint of a mover inside a sphere of this radius; its name is not among `used`."""
-    names = [f"{colour} {shape}" for colour in MOVER_COLOURS for shape in ("ball", "box", "barrel")]
+    used_colours = {name.split()[0] for name in used} if config.distinct_colours else set()
+    colours = [colour for colour in MOVER_COLOURS if colour not in used_colours] or list(MOVER_COLOURS)
+    names = [f"{colour} {shape}" for colour in colours for shape in ("ball", "box", "barrel")]
     names = [name for name in names if name not in used]
     name = names[rng.integers(len(names))]
     colour, shape = name.split()

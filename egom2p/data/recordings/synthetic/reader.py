@@ -41,6 +41,7 @@ class SyntheticWorldConfig:
     video_rate_hz: float = 8.0
     track_rate_hz: float = 30.0
     caption_every_s: float = 2.0
+    mover_views: bool = False  # also tell where in the picture every mover is
     dataset: str = "synthetic"
     scene_file: str | None = None
     scene_up_axis: Literal["y", "z"] = "z"
@@ -78,6 +79,8 @@ class SyntheticReader:
     gaze_law  (T, 2) where the law of `gaze` points, without lag, look-aways and noise; see `best_gaze_error`
     factors   (T, 3) speed m/s, turn rad/s (left positive), index of the mover that is looked at (-1 ahead, -2 away);
               the movers' names stand in `provenance.source`, JSON, with the room's seed
+    mover_views  (T, 3 M), only if asked for: of each mover where its middle is in the image (u, v), and 1 where it is
+              in the picture with nothing that stands still in front of it, else 0
     """
 
     def __init__(self, config: SyntheticWorldConfig) -> None:
@@ -155,6 +158,7 @@ class _Story:
     eye: np.ndarray
     movers: list[Mover]
     looking: Looking
+    is_unhidden: np.ndarray
 
     @classmethod
     def simulate(cls, stage: _Stage, rng: np.random.Generator, config: SyntheticWorldConfig) -> "_Story":
@@ -168,11 +172,14 @@ class _Story:
         walk = plan_walk(walk_map, num_times, _SIMULATION_HZ, rng, config.walk, where=where)
         eye_T3 = np.c_[walk.place, np.full(num_times, walk_map.floor_m + rng.uniform(*config.walk.eye_height_m))]
         if config.movers.companion:
-            movers.append(companion(stage.caster, times_s, eye_T3, walk, movers, rng, config.movers))
+            for number in range(config.movers.num_companions):
+                parts = (stage.caster, times_s, eye_T3, walk, movers)
+                movers.append(companion(*parts, rng, config.movers, number=number))
         left_T2 = np.stack([-np.sin(walk.heading), np.cos(walk.heading)], axis=1)
         eye_T3 = eye_T3 + np.c_[walk.sway[:, 1:] * left_T2, walk.sway[:, 0]]
         seen = _surroundings(stage, eye_T3, movers, walk, config.camera)
-        return cls(times_s, walk, eye_T3, movers, simulate_looking(seen, _SIMULATION_HZ, rng, config.gaze))
+        looking = simulate_looking(seen, _SIMULATION_HZ, rng, config.gaze)
+        return cls(times_s, walk, eye_T3, movers, looking, seen.is_unhidden)
 
     def at(self, times_s: np.ndarray, values_T: np.ndarray) -> np.ndarray:
         """Values (T, ...) of the simulation at other times, linear between samples."""
@@ -209,7 +216,11 @@ class _Story:
         gaze = self.at(track_s, self.looking.gaze).astype(np.float32)
         law = self.at(track_s, self.looking.law).astype(np.float32)
         is_video = np.ones(len(video_s), dtype=bool)
+        views = {}
+        if config.mover_views:
+            views["mover_views"] = Stream(self._mover_views(nearest_T, config), always, track_s, "image, seen")
         return {
+            **views,
             "rgb": Stream(rgb, is_video, video_s, "uint8"),
             "depth": Stream(depth, is_video, video_s, "m"),
             "gaze": Stream(gaze, self.looking.is_valid[nearest_T], track_s, "image"),
@@ -218,6 +229,19 @@ class _Story:
             "factors": Stream(factors_T3.astype(np.float32), always, track_s, "m/s, rad/s, mover"),
             "caption": self._captions(config),
         }
+
+    def _mover_views(self, rows_T: np.ndarray, config: SyntheticWorldConfig) -> np.ndarray:
+        """(T, 3 M) float32, u, v and whether it is seen, of every mover at rows of the simulation."""
+        cam_from_world = np.linalg.inv(self.world_from_cam(self.times_s[rows_T]))
+        positions_TM4 = np.stack([np.c_[m.positions[rows_T], np.ones(len(rows_T))] for m in self.movers], axis=1)
+        x_TM, y_TM, z_TM = np.moveaxis(np.einsum("tij,tmj->tmi", cam_from_world, positions_TM4)[:, :, :3], -1, 0)
+        intrinsics = config.camera.intrinsics()
+        ahead_TM = np.maximum(z_TM, 1e-3)
+        u_TM = 0.5 + intrinsics.fx / intrinsics.width * x_TM / ahead_TM
+        v_TM = 0.5 + intrinsics.fy / intrinsics.height * y_TM / ahead_TM
+        is_inside_TM = (z_TM > 0) & (0 <= u_TM) & (u_TM < 1) & (0 <= v_TM) & (v_TM < 1)
+        is_seen_TM = is_inside_TM & self.is_unhidden[rows_T]
+        return np.stack([u_TM, v_TM, is_seen_TM], axis=-1).reshape(len(rows_T), -1).astype(np.float32)
 
     def _captions(self, config: SyntheticWorldConfig) -> Stream:
         starts_s = np.arange(0.0, config.duration_s, config.caption_every_s)

@@ -1,0 +1,139 @@
+"""Training the any-to-any language model on conversations: its root schema and its task for the loop."""
+
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from egom2p.anytoany.chat import ChatRenderer
+from egom2p.anytoany.loader import LanguageDataConfig, LanguageLoader
+from egom2p.anytoany.model import AnyToAny, AnyToAnyConfig, build_anytoany
+from egom2p.anytoany.nouns import LanguageBatch
+from egom2p.anytoany.percept_lookup import PerceptLookup, spellings
+from egom2p.anytoany.saving import load_config_of, write_anytoany_files
+from egom2p.config import strict, to_plain
+from egom2p.contracts import LossOutput
+from egom2p.training.anytoany_memory import estimate_text
+from egom2p.training.distributed import Ranks, ranks_of_launch
+from egom2p.training.interruption import end_if_stopped
+from egom2p.training.language_evaluation import LanguageEvaluation, LanguageEvaluationConfig, as_rows
+from egom2p.training.loop import FitResult, fit
+from egom2p.training.randomness import seeded
+from egom2p.training.task import BatchSize, Measurement
+from egom2p.training.training_config import TrainingConfig
+
+
+@strict
+class AnyToAnyTrainingConfig:
+    """Root schema of `run_training_anytoany.py`.
+
+    percepts   folders of exported percepts (python -m egom2p.anytoany.perception.export); vectors need none
+    training   `batch_size` counts rows: packed ones hold several conversations; `epochs` counts conversations
+    dry_run    say what the run would take, and stop: no weights, no data
+    """
+
+    output_dir: str
+    seed: int = 0
+    dry_run: bool = False
+    model: AnyToAnyConfig
+    percepts: tuple[str, ...] = ()
+    data: LanguageDataConfig
+    evaluation: LanguageEvaluationConfig = LanguageEvaluationConfig()
+    training: TrainingConfig
+
+
+def train_anytoany(config: AnyToAnyTrainingConfig) -> FitResult | None:
+    """Train, evaluate and write `<output_dir>/final`; ends the process with a code when a signal stopped it.
+
+    None after a dry run.
+    """
+    if config.dry_run:
+        sys.stdout.write(estimate_text(config.model, config.data, config.training) + "\n")
+        return None
+    with ranks_of_launch(config.training.device) as ranks:
+        task = AnyToAnyTask(config, ranks)
+        result = fit(
+            task,
+            config.training,
+            output_dir=config.output_dir,
+            ranks=ranks,
+            seed=config.seed,
+            settings=to_plain(config),
+            num_train_clips=task.loader.num_conversations,
+        )
+    end_if_stopped(result.stopped_by)
+    if result.progress.step == 0:
+        raise ValueError(f"{config.output_dir}: the run took no optimizer step; make it longer")
+    return result
+
+
+class AnyToAnyTask:
+    """The language model with its perception as the loop's `Task`. A clip, for the loop, is a conversation."""
+
+    def __init__(self, config: AnyToAnyTrainingConfig, ranks: Ranks) -> None:
+        self.config, self.ranks = config, ranks
+        with seeded(config.seed, 0):
+            # On the device of its rank from the start: no rank holds a large model in host memory.
+            self._anytoany: AnyToAny = build_anytoany(config.model, device=ranks.device)
+        self.model: nn.Module = self._anytoany
+        self.percepts = PerceptLookup(config.model.perception, config.percepts, config.model.connector)
+        books = self._anytoany.codebooks
+        self.renderer = ChatRenderer(
+            self._anytoany.tokenizer,
+            self.percepts.span_length,
+            config.data.chat,
+            spellings=spellings(books, self.percepts),
+        )
+        self.loader = LanguageLoader(
+            config.data,
+            self.renderer,
+            self.percepts.percept,
+            batch_size=config.training.batch_size,
+            seed=config.seed,
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+        )
+        self.evaluation = LanguageEvaluation(
+            config.evaluation, self.renderer, self.percepts.percept, seed=config.seed, ranks=ranks
+        )
+
+    def batches(self, first_clip: int) -> Iterator[LanguageBatch]:
+        return self.loader.batches(first_clip)
+
+    def counts(self, batch: LanguageBatch) -> tuple[int, ...]:
+        return (batch.num_targets,)
+
+    def size(self, batch: LanguageBatch) -> BatchSize:
+        return BatchSize(clips=batch.num_clips, tokens=batch.num_tokens, slots=batch.ids.numel())
+
+    def loss(self, model: nn.Module, batch: LanguageBatch) -> LossOutput:
+        return model(batch)
+
+    def combine(self, sums: Tensor, denominators: tuple[int, ...]) -> Tensor:
+        """Mean over the target tokens of the whole step, so that each token counts the same wherever it lies."""
+        return sums[0] / max(denominators[0], 1)
+
+    def after_step(self) -> None:
+        pass
+
+    def evaluate(self, model: nn.Module) -> Iterable[Measurement]:
+        measurements = self.evaluation.measure(self._anytoany)
+        if self.ranks.is_first and self.evaluation.samples:
+            with (Path(self.config.output_dir) / "samples.jsonl").open("a", encoding="utf-8") as opened:
+                opened.write(json.dumps({"samples": list(as_rows(self.evaluation.samples))}) + "\n")
+        consumed = sum(self.loader.dropped.values())
+        return [*measurements, Measurement("data", "conversations_left_out", float(consumed))]
+
+    def check_checkpoint(self, directory: Path) -> None:
+        found, wanted = load_config_of(directory), self.config.model
+        for name in ("connector", "lora", "adapt", "codebooks"):
+            if getattr(found, name) != getattr(wanted, name):
+                raise ValueError(
+                    f"{directory} has {name} {getattr(found, name)}, the config says {getattr(wanted, name)}; choose "
+                    f"another output_dir or remove the old run"
+                )
+
+    def export(self, directory: Path) -> None:
+        write_anytoany_files(self._anytoany, directory)

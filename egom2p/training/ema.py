@@ -1,0 +1,94 @@
+"""Moving average of weights (timm's), kept where the weights are: whole on every rank, or sharded as they are."""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from egom2p.config import strict
+from egom2p.training.sharded_tensors import local_part, sharded_like
+
+
+@strict
+class EmaConfig:
+    """`average = decay * average + (1 - decay) * weights` after every step.
+
+    warmup    the decay rises with the steps, 1 - (1 + steps)^(-2/3), up to `decay`
+    evaluate  measure the average instead of the weights
+    export    checkpoints and `final` offer the average as the model; training goes on from the weights either way
+    """
+
+    decay: float
+    warmup: bool = False
+    evaluate: bool = True
+    export: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 < self.decay < 1:
+            raise ValueError(f"ema.decay must be between 0 and 1, got {self.decay}")
+
+
+class Ema:
+    """The average of everything in the model's state dict; whole numbers are copied."""
+
+    def __init__(self, model: nn.Module, config: EmaConfig) -> None:
+        # Imported here: it brings torchvision along, seconds that `--help` need not wait for.
+        from timm.utils import ModelEmaV3
+
+        self.config = config
+        self._average = ModelEmaV3(_parts(model), decay=config.decay, use_warmup=config.warmup)
+
+    def update(self, model: nn.Module, step: int) -> None:
+        """After the step with this number, the first being 1; the first average is a copy."""
+        self._average.update(_parts(model), step=step)
+
+    def restart(self, model: nn.Module) -> None:
+        """Begin again from the present weights."""
+        self._average.set(_parts(model))
+
+    def tensors(self, model: nn.Module) -> dict[str, Tensor]:
+        """The average by name, in its own memory, sharded as the model is."""
+        return {name: sharded_like(average, like) for (name, like), average in self._pairs(model)}
+
+    @contextlib.contextmanager
+    def in_place_of(self, model: nn.Module) -> Iterator[None]:
+        """The model holds the average inside the block, and its own weights again after it."""
+        self._swap(model)
+        try:
+            yield
+        finally:
+            self._swap(model)
+
+    @torch.no_grad()
+    def _swap(self, model: nn.Module) -> None:
+        for (_, tensor), average in self._pairs(model):
+            part = local_part(tensor)
+            kept = part.clone()
+            part.copy_(average)
+            average.copy_(kept)
+
+    def _pairs(self, model: nn.Module) -> Iterator[tuple[tuple[str, Tensor], Tensor]]:
+        return zip(model.state_dict().items(), self._average.module.state_dict().values(), strict=True)
+
+
+@contextlib.contextmanager
+def shown_weights(model: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+    """Inside the block `model.state_dict()` gives these tensors: whole ones of a sharded model, or an average."""
+
+    def show(module: nn.Module, state: dict[str, Tensor], prefix: str, local_metadata: dict) -> None:
+        for name in state:
+            state[name] = tensors[name]
+
+    handle = model.register_state_dict_post_hook(show)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _parts(model: nn.Module) -> nn.Module:
+    """What this rank holds of the state dict as a plain module, in the same memory: timm knows nothing of shards."""
+    return nn.ParameterList(
+        nn.Parameter(local_part(tensor), requires_grad=False) for tensor in model.state_dict().values()
+    )

@@ -1,0 +1,84 @@
+"""Where a run lives: a local folder, mirrored into a bucket where `output_dir` is an S3 address.
+
+The run itself only knows the local folder. After each checkpoint what is new goes to the bucket, complete or not at
+all; before a run starts on a machine that knows nothing of it, the newest checkpoint comes from there.
+"""
+
+import os
+import re
+from pathlib import Path
+
+from egom2p.storage import is_remote
+from egom2p.storage.remote_folders import RemoteFolder
+from egom2p.training.distributed import Ranks
+from egom2p.training.retention import Retention
+
+_CHECKPOINTS, _FINAL = "checkpoints", "final"
+_STEP = re.compile(r"step-(\d{8})")
+
+
+def local_folder(output_dir: str | Path, scratch_dir: str) -> Path:
+    """The local folder of a run: `output_dir` itself, or for `s3://bucket/path` `<scratch_dir>/bucket/path`."""
+    return Path(scratch_dir, str(output_dir).removeprefix("s3://")) if is_remote(output_dir) else Path(output_dir)
+
+
+class RunFolder:
+    """The local folder of a run (`path`) and what of it lies in a bucket."""
+
+    def __init__(self, output_dir: str | Path, scratch_dir: str) -> None:
+        self.path = local_folder(output_dir, scratch_dir)
+        self._remote = RemoteFolder(str(output_dir)) if is_remote(output_dir) else None
+        self._uploaded: set[str] = set()
+
+    def fetch(self, ranks: Ranks) -> None:
+        """Get what a restart needs: on every machine the newest checkpoint, if it has none as new."""
+        if self._remote is None:
+            return
+        if int(os.environ.get("LOCAL_RANK", "0")) == 0:
+            self._fetch_newest(self._remote)
+        ranks.wait_for_all()
+
+    def _fetch_newest(self, remote: RemoteFolder) -> None:
+        there = _steps(remote.directories(_CHECKPOINTS))
+        here = _steps(entry.name for entry in (self.path / _CHECKPOINTS).glob("step-*"))
+        if there and (not here or here[-1] < there[-1]):
+            name = _name(there[-1])
+            remote.download_directory(f"{_CHECKPOINTS}/{name}", self.path / _CHECKPOINTS / name)
+            for file in ("config.json", "log.jsonl", "wandb.json", f"{_CHECKPOINTS}/best.json"):
+                remote.download_file(file, self.path / file)
+        if _FINAL in remote.directories() and not (self.path / _FINAL).is_dir():
+            remote.download_directory(_FINAL, self.path / _FINAL)
+
+    def mirror(self, retention: Retention) -> None:
+        """Bring the bucket up to date: new checkpoints, then small files, then remove what need not stay.
+
+        First rank only. What an earlier process of the run uploaded is not uploaded again.
+        """
+        if self._remote is None:
+            return
+        there = set(self._remote.directories(_CHECKPOINTS))
+        for entry in sorted((self.path / _CHECKPOINTS).glob("step-*")):
+            if entry.name not in there:
+                self._remote.upload_directory(entry, f"{_CHECKPOINTS}/{entry.name}")
+                there.add(entry.name)
+        for file in [*sorted(self.path.glob("*.json*")), self.path / _CHECKPOINTS / "best.json"]:
+            if file.is_file():
+                self._remote.upload_file(file, file.relative_to(self.path).as_posix())
+        if (self.path / _FINAL).is_dir() and _FINAL not in self._uploaded:
+            self._remote.upload_directory(self.path / _FINAL, _FINAL)
+            self._uploaded.add(_FINAL)
+        for step in retention.removable(_steps(there)):
+            self._remote.remove_directory(f"{_CHECKPOINTS}/{_name(step)}")
+
+
+def has_checkpoint(output_dir: str | Path, scratch_dir: str) -> bool:
+    """Whether a run in this folder would resume instead of start."""
+    return any((local_folder(output_dir, scratch_dir) / _CHECKPOINTS).glob("step-*"))
+
+
+def _steps(names) -> list[int]:
+    return sorted(int(match.group(1)) for name in names if (match := _STEP.fullmatch(name)))
+
+
+def _name(step: int) -> str:
+    return f"step-{step:08d}"

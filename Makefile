@@ -19,7 +19,7 @@ $(VENV)/.installed: setup.py
 	@$(PYTHON) -c 'import sys; sys.exit(f"EgoM2P needs Python 3.11 or newer, found {sys.version.split()[0]}; try make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --upgrade --quiet pip setuptools wheel
-	$(VENV)/bin/python -m pip install --quiet --progress-bar on -e '.[dev]'
+	$(VENV)/bin/python -m pip install --quiet --progress-bar on -e '.[dev,anytoany]'
 	@touch $@
 
 test: $(ENV)  ## the fast tests
@@ -35,3 +35,5 @@ check: $(ENV)  ## format, lint, import order, fast tests
 
 include quickstart.mk
 include real_samples.mk
+include slurm.mk
+include anytoany.mk

@@ -105,12 +105,13 @@ def test_a_signal_gives_a_checkpoint_and_a_place_in_the_queue(slurm, tmp_path, n
     assert "requeue 70123" in (tmp_path / "scontrol").read_text().splitlines()
 
 
-def test_a_cancelled_job_stays_away(slurm, tmp_path):
-    process = slurm(SCRIPTS[0], JOB_STATE="CANCELLED")
+def test_a_job_that_slurm_ends_is_left_to_slurm(slurm, tmp_path):
+    """Cancelled, preempted or requeued by somebody: all are COMPLETING as long as the script runs."""
+    process = slurm(SCRIPTS[0], JOB_STATE="COMPLETING")
     wait_for(tmp_path / "started")
     process.terminate()
     output, _ = process.communicate(timeout=20)
-    assert process.returncode == 138 and "not requeued" in output
+    assert process.returncode == 138 and "Slurm has ended" in output
     assert "requeue" not in (tmp_path / "scontrol").read_text()
 
 
@@ -120,8 +121,50 @@ def test_an_error_is_an_error(slurm, tmp_path):
     assert process.returncode == 2 and "requeue" not in (tmp_path / "scontrol").read_text()
 
 
+def test_a_site_without_requeue_is_told(slurm, tmp_path):
+    (tmp_path / "scontrol").write_text(SCONTROL.replace("exit 0", '[[ "$1" != requeue ]]'))
+    process = slurm(SCRIPTS[0])
+    wait_for(tmp_path / "started")
+    process.send_signal(signal.SIGUSR1)
+    output, _ = process.communicate(timeout=20)
+    assert process.returncode == 138 and "sbatch the same script again" in output
+
+
+@pytest.mark.parametrize(("visible", "local_rank"), [("2", "0"), ("0,1,2,3", "3"), ("", "3")])
+def test_a_task_that_sees_one_gpu_takes_it(slurm, tmp_path, visible, local_rank):
+    """Sites differ: every task sees all GPUs of its node, or its own only."""
+    (tmp_path / "srun").write_text(SRUN.replace("SLURM_LOCALID=0", f"SLURM_LOCALID=3 CUDA_VISIBLE_DEVICES={visible}"))
+    process = slurm(SCRIPTS[0], EXIT_CODE="0", SLURM_CPUS_PER_TASK="16")
+    output, _ = process.communicate(timeout=20)
+    assert process.returncode == 0, output
+    rank, world_size, found, *_ = (tmp_path / "ranks").read_text().split()
+    assert (rank, world_size, found) == ("0", "1", local_rank)
+
+
+def test_every_process_gets_its_cores(slurm, tmp_path):
+    """Since Slurm 22.05 srun forgets --cpus-per-task of sbatch."""
+    (tmp_path / "python").write_text('#!/bin/bash\necho "$SRUN_CPUS_PER_TASK" > "$RECORD/cores"\n')
+    slurm(SCRIPTS[0], SLURM_CPUS_PER_TASK="16").communicate(timeout=20)
+    assert (tmp_path / "cores").read_text() == "16\n"
+
+
+def test_no_host_is_an_error(slurm, tmp_path):
+    (tmp_path / "scontrol").write_text("#!/bin/bash\nexit 0\n")
+    process = slurm(SCRIPTS[0])
+    output, _ = process.communicate(timeout=20)
+    assert process.returncode == 1 and "no host" in output
+
+
 def test_a_finished_run_is_not_started_again(slurm, tmp_path):
     (tmp_path / "run" / "final").mkdir(parents=True)
     process = slurm(SCRIPTS[0])
     output, _ = process.communicate(timeout=20)
     assert process.returncode == 0 and "nothing to do" in output and not (tmp_path / "started").exists()
+
+
+def test_the_error_of_one_task_is_not_taken_for_a_preemption_of_the_others(slurm, tmp_path):
+    """srun ends the other tasks by TERM (143) and reports the largest code: an error must be larger."""
+    (tmp_path / "srun").write_text(SRUN.replace('exec "$@"', '"$@"; code=$?; exit $((code > 143 ? code : 143))'))
+    process = slurm(SCRIPTS[0], EXIT_CODE="2")
+    output, _ = process.communicate(timeout=20)
+    assert process.returncode == 2 and "requeue" not in (tmp_path / "scontrol").read_text(), output

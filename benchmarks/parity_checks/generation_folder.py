@@ -68,7 +68,7 @@ def _prompts(case: Mapping, tensors: Mapping[str, Tensor]) -> list[TokenClip]:
 def _steps(
     name: str, case: Mapping, tensors: Mapping[str, Tensor], plans: list[TargetPlan], sampler: Sampler
 ) -> Iterator[Check]:
-    errors, num_wrong = [0.0], 0
+    errors, num_wrong, num_other = [0.0], 0, 0
     for step, wanted in enumerate(case["passes"]):
         plan = next(plan for plan in plans if plan.target == wanted["target"])
         prompts = _prompts(case, tensors)
@@ -87,8 +87,15 @@ def _steps(
         top = guided.topk(2, dim=-1)
         is_tie = top.values[..., 0] - top.values[..., 1] < _TIE
         num_wrong += int((~is_tie & (top.indices[..., 0] != tensors[f"step{step}.guided_argmax"])).sum())
+        if _is_greedy(case) and f"step{step}.chosen" in tensors:
+            # What this step wrote is what the whole generation has there: nothing is written twice.
+            output = tensors[f"output.{plan.target}"].flatten(1).gather(1, tensors[f"step{step}.positions"])
+            is_written = tensors[f"step{step}.chosen"] & ~is_tie
+            num_other += int((is_written & (top.indices[..., 0] != output)).sum())
     yield Check(f"{name}: logits of each step", max(errors), _LOGITS_TOLERANCE)
     yield count(f"{name}: best ids that differ, ties aside", num_wrong)
+    if _is_greedy(case) and "step0.chosen" in tensors:
+        yield count(f"{name}: ids written step by step that differ", num_other)
 
 
 def _whole(
@@ -102,10 +109,11 @@ def _whole(
             for clip in range(case["batch"]):
                 by_clip[clip].append(tensors[f"step{step}.positions"][clip].numpy())
     elif max(case["steps"]) > 1:
-        yield Skipped(f"{name}: generated ids", "which place MaskGIT writes first is a tie at this temperature")
+        # Which place MaskGIT writes first is a tie at this temperature: compared step by step in `_steps`.
+        if not (_is_greedy(case) and "step0.chosen" in tensors):
+            yield Skipped(f"{name}: generated ids", "which place MaskGIT writes first is not determined")
         return
-    is_greedy = all(temperature <= 0.01 for temperature in case["temps"]) or case["top_k"] == 1
-    if not is_greedy:
+    if not _is_greedy(case):
         yield Skipped(f"{name}: generated ids", "drawn at random")
         return
     seeds = list(range(case["batch"]))
@@ -114,6 +122,10 @@ def _whole(
         found = np.stack([clip.tokens[target] for clip in made])
         wanted = tensors[f"output.{target}"].flatten(1).numpy()
         yield count(f"{name}: generated ids of {target} that differ", int((found != wanted).sum()))
+
+
+def _is_greedy(case: Mapping) -> bool:
+    return all(temperature <= 0.01 for temperature in case["temps"]) or case["top_k"] == 1
 
 
 def _schedules(published: Mapping) -> Iterator[Finding]:
@@ -127,11 +139,13 @@ def _schedules(published: Mapping) -> Iterator[Finding]:
                 wrong += token_counts(found.group(1), num_steps=num_steps, num_tokens=num_tokens) != tuple(counts)
             yield count(f"{key}: schedules that differ", wrong)
         elif (
-            found := re.fullmatch(r"(linear|onex)_temp_schedule\((.*?),? ?(linear|cosine) (\d+)/(\d+).*\)", key)
+            found := re.fullmatch(
+                r"(linear|onex|decreasing)_temp_schedule\((.*?),? ?(linear|cosine) (\d+)/(\d+).*\)", key
+            )
         ) is not None:
             kind, numbers, schedule, num_steps, num_tokens = found.groups()
             values_of = [float(number) for number in re.findall(r"[\d.]+", numbers)]
-            name = kind
+            name = f"decreasing:{values_of[1]}" if kind == "decreasing" else kind
             if kind == "onex":
                 power = float(re.search(r"power ([\d.]+)", key).group(1))
                 name = f"onex:{values_of[1]}:{power}"

@@ -13,7 +13,7 @@ from egom2p.models.convert_reference import model_config
 from egom2p.models.egom2p_model import EgoM2P, ModelConfig
 from egom2p.models.weights import to_reference_state_dict
 from egom2p.tokenizers.video_codec import VideoCodec, VideoCodecConfig
-from egom2p.training.schedule import LearningRate, Length
+from egom2p.training.schedule import LearningRate, Length, WeightDecay
 from egom2p.training.training_config import TrainingConfig
 from parity_checks.check import Finding, Skipped, count, matched, near, read_json, read_tensors
 
@@ -39,8 +39,32 @@ def misc_checks(folder: Path) -> Iterator[Finding]:
                 rate = LearningRate(Length("steps", total, args["n"]), args["base"], start=1e-6, end=args["base"] / 10)
             found = torch.tensor([rate.at(step, 1) for step in range(total)], dtype=torch.float64)
             yield matched(f"{name} (in units of the base rate)", found / args["base"], wanted / args["base"], 1e-9)
+        elif name == "cosine_wd_constant":
+            decay = WeightDecay(Length("steps", len(wanted)), start=wanted[0].item(), end=wanted[-1].item())
+            found = torch.tensor([decay.at(step) for step in range(len(wanted))], dtype=torch.float64)
+            yield matched(f"{name} (in units of the first value)", found / wanted[0], wanted / wanted[0], 1e-9)
+        elif name == "inverse_sqrt":
+            yield from _inverse_sqrt(wanted, args["w"], args["base"])
         else:
-            yield Skipped(name, "no such schedule or table here")
+            yield Skipped(
+                name, "token grids have one or three axes here" if "posemb_2d" in name else "no such table here"
+            )
+
+
+def _inverse_sqrt(wanted: torch.Tensor, warmup: int, base: float) -> Iterator[Finding]:
+    """Warm-up and fall; the timescale is read off the first step after the peak, the cool-down off where it begins."""
+    timescale = 1 / ((base / wanted[warmup + 1].item()) ** 2 - 1)
+    begin = next((k for k in range(warmup + 1, len(wanted)) if wanted[k] == wanted[k - 1]), len(wanted))
+    rate = LearningRate(
+        Length("steps", len(wanted), warmup), base, shape="inverse_sqrt", timescale=timescale,
+        cooldown=len(wanted) - begin,
+    )  # fmt: skip
+    found = torch.tensor([rate.at(step, 1) for step in range(begin)], dtype=torch.float64)
+    yield matched(
+        "inverse_sqrt before its cool-down (in units of the base rate)", found / base, wanted[:begin] / base, 1e-9
+    )
+    if begin < len(wanted):
+        yield Skipped("inverse_sqrt, cool-down", "it repeats a value and reaches its end a step earlier than ours")
 
 
 def name_checks(root: Path) -> Iterator[Finding]:

@@ -4,7 +4,14 @@ from egom2p.storage.atomic import atomic_directory, atomic_file, is_unfinished, 
 from egom2p.storage.json_files import load_json, save_json
 from egom2p.storage.locks import only_writer
 from egom2p.storage.remote import is_remote, open_binary
-from egom2p.storage.tensors import fingerprint_of, load_tensor_metadata, load_tensors, save_tensors
+from egom2p.storage.tensors import (
+    fingerprint_of,
+    load_tensor_metadata,
+    load_tensors,
+    save_tensors,
+    stream_tensors,
+    tensor_shapes,
+)
 
 __all__ = [
     "atomic_directory",
@@ -20,4 +27,6 @@ __all__ = [
     "remove_unfinished",
     "save_json",
     "save_tensors",
+    "stream_tensors",
+    "tensor_shapes",
 ]

@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,17 +44,24 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapp
 
 def load_tensors(path: str | Path, device: torch.device | str = "cpu") -> dict[str, Tensor]:
     """Read a safetensors file; tied names come back as the same tensor. ValueError names a broken file."""
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    try:
-        with safe_open(str(path), framework="pt", device=str(device)) as opened:
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}
-            ties = json.loads((opened.metadata() or {}).get(_TIES, "{}"))
-    except SafetensorError as error:
-        raise ValueError(f"{path}: not a complete safetensors file ({error})") from error
+    with _opened(path, device) as (opened, ties):
+        tensors = {name: opened.get_tensor(name) for name in opened.keys()}
     tensors.update({name: tensors[stored_as] for name, stored_as in ties.items()})
     return tensors
+
+
+def stream_tensors(path: str | Path) -> Iterator[tuple[str, Tensor]]:
+    """(name, tensor) on the CPU one after another, so that no more than one is held; tied names come each."""
+    with _opened(path) as (opened, ties):
+        for name in (*opened.keys(), *ties):
+            yield name, opened.get_tensor(ties.get(name, name))
+
+
+def tensor_shapes(path: str | Path) -> dict[str, tuple[int, ...]]:
+    """Name -> shape, from the head of the file alone."""
+    with _opened(path) as (opened, ties):
+        shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}
+    return shapes | {name: shapes[stored_as] for name, stored_as in ties.items()}
 
 
 def load_tensor_metadata(path: str | Path) -> dict[str, str]:
@@ -75,6 +83,19 @@ def fingerprint_of(tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return f"sha256:{digest.hexdigest()[:16]}"
+
+
+@contextmanager
+def _opened(path: str | Path, device: torch.device | str = "cpu") -> Iterator[tuple[Any, dict[str, str]]]:
+    """The open file, and tied name -> name that is stored."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        with safe_open(str(path), framework="pt", device=str(device)) as opened:
+            yield opened, json.loads((opened.metadata() or {}).get(_TIES, "{}"))
+    except SafetensorError as error:
+        raise ValueError(f"{path}: not a complete safetensors file ({error})") from error
 
 
 def _identity(tensor: Tensor) -> tuple[Any, ...]:

@@ -8,11 +8,13 @@ from egom2p.tokenizers.pretrained import (
     save_tokenizer,
 )
 from egom2p.tokenizers.protocol import TokenizerBatch, TrainableTokenizer
+from egom2p.tokenizers.text import TextTokenizer, WordPieceConfig
 from egom2p.tokenizers.trajectory_vqvae import TrajectoryVqVae, TrajectoryVqVaeConfig
 from egom2p.tokenizers.video_codec import VideoCodec, VideoCodecConfig
 
 __all__ = [
     "PretrainedTokenizer",
+    "TextTokenizer",
     "TokenizerBatch",
     "TokenizerNetworkConfig",
     "TrainableTokenizer",
@@ -20,6 +22,7 @@ __all__ = [
     "TrajectoryVqVaeConfig",
     "VideoCodec",
     "VideoCodecConfig",
+    "WordPieceConfig",
     "build_network",
     "load_tokenizer",
     "save_tokenizer",

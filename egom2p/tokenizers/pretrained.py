@@ -20,7 +20,9 @@ from torch import Tensor, nn
 from egom2p.config import from_plain, to_plain
 from egom2p.contracts import AlignedClip, ModalitySpec, check_shape
 from egom2p.storage import atomic_directory, fingerprint_of, load_json, load_tensors, save_json, save_tensors
+from egom2p.storage.hub import fetch
 from egom2p.tokenizers.protocol import TrainableTokenizer
+from egom2p.tokenizers.text import TextTokenizer, WordPieceConfig, load_text_tokenizer
 from egom2p.tokenizers.trajectory_vqvae import TrajectoryVqVae, TrajectoryVqVaeConfig
 from egom2p.tokenizers.video_codec import VideoCodec, VideoCodecConfig
 
@@ -34,6 +36,7 @@ TokenizerNetworkConfig = Annotated[TrajectoryVqVaeConfig | VideoCodecConfig, Fie
 _ARCHITECTURES = {
     "trajectory_vqvae": (TrajectoryVqVaeConfig, TrajectoryVqVae),
     "video_codec": (VideoCodecConfig, VideoCodec),
+    "wordpiece": (WordPieceConfig, None),  # no network: see tokenizers/text.py
 }
 
 
@@ -56,6 +59,13 @@ class PretrainedTokenizer:
         self.stream = network.stream
         self.card = dict(card)
         self.batch_size = batch_size
+
+    @staticmethod
+    def from_pretrained(
+        id_or_path: str | Path, *, revision: str | None = None, device: torch.device | str = "cpu"
+    ) -> "PretrainedTokenizer | TextTokenizer":
+        """`load_tokenizer` under the name that users of the Hub expect."""
+        return load_tokenizer(id_or_path, revision=revision, device=device)
 
     def to(self, device: torch.device | str) -> "PretrainedTokenizer":
         self.network.to(device)
@@ -128,15 +138,21 @@ def save_tokenizer(
     return fingerprint
 
 
-def load_tokenizer(directory: str | Path, *, device: torch.device | str = "cpu") -> PretrainedTokenizer:
-    """Read a tokenizer folder; ValueError when weights and card do not belong together.
+def load_tokenizer(
+    id_or_path: str | Path, *, revision: str | None = None, device: torch.device | str = "cpu"
+) -> PretrainedTokenizer | TextTokenizer:
+    """Read a tokenizer folder, or a repository `owner/name` of the Hub (`storage.hub.fetch` says how).
 
-    Settings that the card does not have yet, because an earlier version wrote it, get their defaults.
+    ValueError when weights and card do not belong together. Settings that the card does not have yet, because an
+    earlier version wrote it, get their defaults.
     """
-    directory = Path(directory)
+    directory = fetch(id_or_path, revision=revision)
     card_file, weights_file = directory / CARD_FILE, directory / WEIGHTS_FILE
     card = load_json(card_file)
-    network = build_network(_config_of(card, card_file))
+    config = _config_of(card, card_file)
+    if isinstance(config, WordPieceConfig):
+        return load_text_tokenizer(directory, config)
+    network = build_network(config)
     assert isinstance(network, nn.Module)
     tensors = load_tensors(weights_file)
     _check_weights(tensors, card, weights_file)
@@ -160,18 +176,16 @@ def _checksum(tensors: Mapping[str, Tensor], fingerprint: str, config: Mapping[s
 
 def _check_weights(tensors: Mapping[str, Tensor], card: Mapping[str, Any], weights_file: Path) -> None:
     """The card's own words are hashed, not the config read from them, so that a new default cannot break a folder."""
-    if "checksum" in card:
-        kind, found = "checksum", _checksum(tensors, card["fingerprint"], card["config"])
-    else:
-        # The first cards: weights and all settings gave the fingerprint itself.
-        kind, found = "fingerprint", fingerprint_of(tensors, card["config"])
-    if found != card[kind]:
-        raise ValueError(f"{weights_file}: weights and config have {kind} {found}, {CARD_FILE} says {card[kind]}")
+    found = _checksum(tensors, card["fingerprint"], card["config"])
+    if found != card["checksum"]:
+        raise ValueError(
+            f"{weights_file}: weights and config have checksum {found}, {CARD_FILE} says {card['checksum']}"
+        )
 
 
 def _config_of(card: Any, card_file: Path) -> Any:
-    if not isinstance(card, dict) or not {"fingerprint", "config"} <= card.keys():
-        raise ValueError(f"{card_file}: a tokenizer card needs the keys fingerprint and config")
+    if not isinstance(card, dict) or not {"fingerprint", "checksum", "config"} <= card.keys():
+        raise ValueError(f"{card_file}: a tokenizer card needs the keys fingerprint, checksum and config")
     architecture = card["config"].get("architecture")
     if architecture not in _ARCHITECTURES:
         raise ValueError(f"{card_file}: architecture is {architecture!r}, known are {sorted(_ARCHITECTURES)}")

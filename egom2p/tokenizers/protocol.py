@@ -43,6 +43,17 @@ class TokenizerBatch:
         moved = {name: tensor.to(device, non_blocking=non_blocking) for name, tensor in self.tensors.items()}
         return replace(self, tensors=moved)
 
+    @staticmethod
+    def joined(batches: "Sequence[TokenizerBatch]") -> "TokenizerBatch":
+        """One batch of several."""
+        if len(batches) == 1:
+            return batches[0]
+        return TokenizerBatch(
+            tensors={name: torch.cat([batch.tensors[name] for batch in batches]) for name in batches[0].tensors},
+            counts=tuple(sum(column) for column in zip(*(batch.counts for batch in batches), strict=True)),
+            num_clips=sum(batch.num_clips for batch in batches),
+        )
+
     def pin_memory(self) -> "TokenizerBatch":
         return replace(self, tensors={name: tensor.pin_memory() for name, tensor in self.tensors.items()})
 
@@ -89,10 +100,18 @@ class TrainableTokenizer(Protocol):
         """Ids (B, L) int32, all clips in one batch on the module's device, no gradient."""
         ...
 
+    def encode_batch(self, batch: TokenizerBatch) -> Tensor:
+        """Ids (B, L) of whole clips that `batch_from_clips` prepared, on the batch's device, no gradient."""
+        ...
+
     def decode_ids(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Values (B, T, ...) in the stream's unit and validity (B, T) bool, all in one batch, no gradient."""
         ...
 
     def evaluate(self, clips: Sequence[AlignedClip]) -> dict[str, float]:
         """Errors of encode-decode in physical units, with codes used, perplexity; in evaluation mode, no gradient."""
+        ...
+
+    def clip_errors(self, clips: Sequence[AlignedClip], ids: np.ndarray) -> list[dict[str, float]]:
+        """Of each clip: errors of decoding its ids (B, L), in physical units."""
         ...

@@ -1,7 +1,16 @@
 """Published tokenizer weights under our names.
 
 Trajectory VQ-VAE of EgoM2P: place codes are computed, the codebook is split into unit rows and their lengths.
-Cosmos video codec: same names; it also stores layers that its compression never runs.
+
+Cosmos video codec: `encoder.jit`, `decoder.jit` (or `autoencoder.jit`) of nvidia/Cosmos-0.1-Tokenizer-DV4x8x8:
+
+    released name                                        ours
+    encoder.*, quant_conv.*                              the same            (encoder.jit)
+    post_quant_conv.*, decoder.*                         the same            (decoder.jit)
+    *.downsample.conv[123].*, *.upsample.conv[123].*     the same, where this compression runs them; else left out
+    quantizer.*, inv_quant.*                             left out: levels and their products, checked with the config
+    *.wavelets, *._arange                                left out: the Haar patches are computed
+Stored in bfloat16, kept in float32.
 """
 
 import re
@@ -16,6 +25,7 @@ from egom2p.tokenizers.video_codec import VideoCodec
 
 _TRUNK = re.compile(r"^(encoder|decoder)\.(blocks|norm_mlp|post_mlp)\.")
 _COMPUTED = ("position_embeddings", "_codebook.initted")
+_CODEC_COMPUTED = re.compile(r"^(quantizer|inv_quant)\.|\.(wavelets|_arange)$")
 _RESAMPLING = re.compile(r"\.(downsample|upsample)\.conv[123]\.")
 
 
@@ -29,16 +39,16 @@ def load_reference_trajectory(network: TrajectoryVqVae, reference: Mapping[str, 
             renamed["code_scale"] = tensor.norm(dim=-1)
             rows = F.normalize(tensor, dim=-1)[None]
             renamed["quantizer._codebook.embed"] = rows
-            # The library keeps sums, not means: a row times how often it was used.
-            renamed["quantizer._codebook.embed_avg"] = (
-                rows * reference["quantize._codebook.cluster_size"][None, :, None]
-            )
+            # The library keeps sums, not means: a row times how often it was used. A row that was never used has the
+            # sum that a new codebook has, itself; a sum of nothing would erase it at the next step.
+            uses = reference["quantize._codebook.cluster_size"]
+            renamed["quantizer._codebook.embed_avg"] = rows * torch.where(uses > 0, uses, 1.0)[None, :, None]
         elif name == "quantize._codebook.cluster_size":
             renamed["quantizer._codebook.cluster_size"] = tensor[None]
         elif name in ("quant_proj.weight", "post_quant_proj.weight"):
             renamed[name] = tensor.squeeze(-1)
         else:
-            renamed[_TRUNK.sub(r"\1.trunk.\2.", name)] = tensor
+            renamed[our_name(name)] = tensor
     kept = {
         name: tensor
         for name, tensor in network.state_dict().items()
@@ -48,10 +58,22 @@ def load_reference_trajectory(network: TrajectoryVqVae, reference: Mapping[str, 
     _load(network, {**renamed, **kept})
 
 
+def our_name(name: str) -> str:
+    """Our name of a parameter of the published trajectory VQ-VAE."""
+    return _TRUNK.sub(r"\1.trunk.\2.", name)
+
+
 def load_reference_codec(network: VideoCodec, reference: Mapping[str, Tensor]) -> None:
-    """Fill a codec from a published state dict; resampling layers that this compression never runs are left out."""
+    """Fill a codec from published weights; ValueError lists names that differ, or other levels than the network's."""
+    levels = next((tensor for name, tensor in reference.items() if name.endswith("._levels")), None)
+    if levels is not None and levels.flatten().tolist() != list(network.config.levels):
+        raise ValueError(f"its levels are {levels.flatten().tolist()}, the network's are {list(network.config.levels)}")
     known = network.state_dict()
-    used = {name: tensor for name, tensor in reference.items() if name in known or not _RESAMPLING.search(name)}
+    used = {
+        name: tensor.float()
+        for name, tensor in reference.items()
+        if name in known or not (_RESAMPLING.search(name) or _CODEC_COMPUTED.search(name))
+    }
     _load(network, used)
 
 

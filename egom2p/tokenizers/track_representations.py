@@ -10,21 +10,15 @@ from typing import Literal
 import numpy as np
 
 from egom2p.contracts import AlignedClip
-from egom2p.geometry import (
-    canonicalise,
-    frame_to_frame,
-    matrix_from_two_columns,
-    poses_from_parts,
-    rotation_angle,
-    two_columns_from_matrix,
-)
+from egom2p.geometry import angle_between, canonicalise, frame_to_frame, gaze_rays, rotation_angle
+from egom2p.tokenizers.camera_channels import CameraChannels, camera_poses, motion_channels, pose_channels
 
 Fill = Literal["zero", "interpolate"]
 
 
 @dataclass(frozen=True)
 class TrackRepresentation:
-    """Gaze: u, v of the image. Camera: first two rotation columns and translation relative to the first pose.
+    """Gaze: u, v of the image. Camera: as `camera_channels.py` says.
 
     A generic track passes as it is. `fill` says what stands at invalid samples: 0, or the line between neighbours.
     """
@@ -34,6 +28,7 @@ class TrackRepresentation:
     num_samples: int
     num_channels: int
     fill: Fill = "interpolate"
+    camera_channels: CameraChannels = "pose"
 
     @property
     def conventions(self) -> dict[str, str]:
@@ -59,7 +54,11 @@ class TrackRepresentation:
             sample = int(np.argmax(is_valid_S & ~is_finite_S))
             raise ValueError(f"clip {clip.key}: {self.stream} is not finite at sample {sample}, which is marked valid")
         if self.quantity == "camera":
-            values = _camera_channels(clip.key, values, is_valid_S)
+            if not is_valid_S.any():
+                raise ValueError(f"clip {clip.key}: camera has no valid sample, so it has no first pose")
+            if self.camera_channels == "motion":  # a sample without a pose stands still, nothing is to be filled
+                return motion_channels(values, is_valid_S).astype(np.float32), is_valid_S
+            values = pose_channels(values, is_valid_S)
         return _filled(values, is_valid_S, self.fill).astype(np.float32), is_valid_S
 
     def values(self, channels_BSC: np.ndarray) -> np.ndarray:
@@ -67,13 +66,8 @@ class TrackRepresentation:
         if self.quantity == "gaze":
             return np.clip(channels_BSC, 0.0, 1.0).astype(np.float32)
         if self.quantity == "camera":
-            return camera_poses(channels_BSC)
+            return camera_poses(channels_BSC, self.camera_channels)
         return channels_BSC.astype(np.float32)
-
-
-def camera_poses(channels: np.ndarray) -> np.ndarray:
-    """Poses (..., 4, 4) of nine free numbers (..., 9): two columns made perpendicular, translation."""
-    return poses_from_parts(matrix_from_two_columns(channels[..., :6]), channels[..., 6:])
 
 
 def camera_clip_errors(found: np.ndarray, wanted: np.ndarray) -> dict[str, float]:
@@ -98,7 +92,7 @@ def camera_clip_errors(found: np.ndarray, wanted: np.ndarray) -> dict[str, float
 def gaze_clip_errors(
     found: np.ndarray, found_is_valid: np.ndarray, clip: AlignedClip, *, stream: str = "gaze"
 ) -> dict[str, float]:
-    """gaze_error: mean distance in image units over valid samples (NaN without any); gaze_px with intrinsics."""
+    """gaze_error: mean distance in image units over valid samples (NaN without any); with intrinsics gaze_px, gaze_deg."""
     wanted, is_valid_S = np.asarray(clip.streams[stream].values), clip.streams[stream].is_valid
     errors = {"validity_accuracy": float((found_is_valid == is_valid_S).mean()), "gaze_error": np.nan}
     if is_valid_S.any():
@@ -106,19 +100,19 @@ def gaze_clip_errors(
         errors["gaze_error"] = float(np.linalg.norm(difference, axis=1).mean())
     if clip.intrinsics is not None:
         size = np.array([clip.intrinsics.width, clip.intrinsics.height])
-        errors["gaze_px"] = np.nan
+        errors |= {"gaze_px": np.nan, "gaze_deg": np.nan}
         if is_valid_S.any():
             errors["gaze_px"] = float(np.linalg.norm(difference * size, axis=1).mean())
+            errors["gaze_deg"] = _mean_angle_deg(found[is_valid_S], wanted[is_valid_S], clip)
     return errors
 
 
-def _camera_channels(key: str, world_from_cam: np.ndarray, is_valid_S: np.ndarray) -> np.ndarray:
-    if not is_valid_S.any():
-        raise ValueError(f"clip {key}: camera has no valid sample, so it has no first pose")
-    channels = np.zeros((len(world_from_cam), 9))
-    relative = canonicalise(world_from_cam[is_valid_S])
-    channels[is_valid_S] = np.concatenate([two_columns_from_matrix(relative[:, :3, :3]), relative[:, :3, 3]], axis=1)
-    return channels
+def _mean_angle_deg(found: np.ndarray, wanted: np.ndarray, clip: AlignedClip) -> float:
+    """Mean angle between the rays through gaze points (S, 2); points beyond what the lens sees have none."""
+    rays_found, exists_found = gaze_rays(found, clip.intrinsics)
+    rays_wanted, exists_wanted = gaze_rays(wanted, clip.intrinsics)
+    exists_S = exists_found & exists_wanted
+    return float(np.degrees(angle_between(rays_found, rays_wanted)[exists_S].mean())) if exists_S.any() else np.nan
 
 
 def _filled(values_SC: np.ndarray, is_valid_S: np.ndarray, fill: Fill) -> np.ndarray:

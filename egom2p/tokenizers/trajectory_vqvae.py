@@ -1,10 +1,11 @@
 """Trajectory VQ-VAE: a track (gaze, camera, anything sampled) to a short row of codes and back.
 
-B clips, S samples, C channels, L tokens, Z latent width, D width.
+B clips, S samples, C channels, L tokens, T time steps of the network, Q streams, Z latent width, D width.
 
 Published design: strided convolution, transformer, cosine codebook with moving averages, mirrored decoder. Sizes,
 stride and codes are a config, so that the same class is 180 M parameters at full size and a few hundred thousand in
-a run that one CPU core trains in seconds.
+a run that one CPU core trains in seconds. Beside the published design: other quantizers (`track_quantizers.py`, with Q
+ids for each of the T time steps, L = T Q), camera motions instead of poses, code noise in training.
 """
 
 from collections.abc import Sequence
@@ -13,18 +14,29 @@ from typing import Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from egom2p.config import strict
 from egom2p.contracts import AlignedClip, LossOutput, ModalitySpec, TokenGrid, check_shape
+from egom2p.tokenizers.camera_channels import CAMERA_CHANNELS, CameraChannels
 from egom2p.tokenizers.protocol import TokenizerBatch
 from egom2p.tokenizers.reconstruction_summary import code_usage, mean_errors
+from egom2p.tokenizers.track_quantizers import (
+    ChosenCodes,
+    FiniteCodes,
+    FsqConfig,
+    QuantizerConfig,
+    ResidualCodes,
+    ResidualVqConfig,
+    VqConfig,
+    with_noise,
+)
 from egom2p.tokenizers.track_representations import TrackRepresentation, camera_clip_errors, gaze_clip_errors
 from egom2p.tokenizers.trajectory_network import TrackDecoder, TrackEncoder, TrackNetwork
 
-_CHANNELS = {"gaze": 2, "camera": 9}
-# A channel that hardly moves in the training data is not blown up to unit variance.
-_SMALLEST_STD = 0.02
+# A channel that hardly moves in the training data is not blown up to unit variance; motions of a sample are small.
+_SMALLEST_STD = {"pose": 0.02, "motion": 0.0005}
 
 
 @strict
@@ -47,12 +59,16 @@ class TrajectoryVqVaeConfig:
     mlp_ratio: float = 4.0
     has_local_encoder: bool = False  # True: a code describes its own samples only, the same way at every place
     latent_dim: int = 32
-    num_codes: int = 256
+    num_codes: int = 256  # of each stream
+    quantizer: QuantizerConfig = VqConfig()
+    code_noise: float = 0.0  # share of codes replaced at random before the decoder, in training only
     ema_decay: float = 0.99
     dead_code_threshold: float = 2.0  # codes with fewer (averaged) uses per step are replaced; 0 keeps all
     kmeans_init: bool = False
     reconstruction_weight: float = 1.0  # published gaze: 2, its mean runs over samples instead of values
     motion_weight: float = 0.0  # of the squared error of the motion between neighbouring samples
+    camera_channels: CameraChannels = "pose"  # motion: from sample to sample, added up when decoded
+    path_weight: float = 0.0  # of the squared error of motions added up from the first sample (camera_channels=motion)
     commitment_weight: float = 1.0
     reconstructs_validity: bool = True  # published gaze tokenizer: False, decoded samples are all valid
     validity_weight: float = 0.1
@@ -69,6 +85,14 @@ class TrajectoryVqVaeConfig:
             raise ValueError(
                 f"num_samples {self.num_samples} must be a multiple of samples_per_token {self.samples_per_token}"
             )
+        if isinstance(self.quantizer, FsqConfig) and self.quantizer.num_codes != self.num_codes:
+            raise ValueError(
+                f"num_codes must be the product of the levels {list(self.quantizer.levels)}, "
+                f"{self.quantizer.num_codes}, got {self.num_codes}"
+            )
+        if not 0 <= self.code_noise < 1:
+            raise ValueError(f"code_noise must be in [0, 1), got {self.code_noise}")
+        self._check_camera()
         if self.dim % self.num_heads:
             raise ValueError(f"dim {self.dim} must be a multiple of num_heads {self.num_heads}")
         for name, values in (("mean", self.mean), ("std", self.std)):
@@ -77,22 +101,33 @@ class TrajectoryVqVaeConfig:
         if (self.mean is None) != (self.std is None):
             raise ValueError("give both mean and std, or neither (then they are fitted)")
 
+    def _check_camera(self) -> None:
+        if self.camera_channels != "pose" and self.quantity != "camera":
+            raise ValueError(f"camera_channels is for cameras only; quantity is {self.quantity!r}")
+        if self.path_weight and self.camera_channels != "motion":
+            raise ValueError("path_weight adds motions up; it needs camera_channels=motion")
+
     @property
     def channels(self) -> int:
-        return _CHANNELS.get(self.quantity, self.num_channels or 0)
+        if self.quantity == "camera":
+            return CAMERA_CHANNELS[self.camera_channels]
+        return 2 if self.quantity == "gaze" else self.num_channels or 0
+
+    @property
+    def num_steps(self) -> int:
+        """T: time steps of the network."""
+        return self.num_samples // self.samples_per_token
 
     @property
     def num_tokens(self) -> int:
-        return self.num_samples // self.samples_per_token
+        """L: all streams of a time step, then those of the next."""
+        return self.num_steps * self.quantizer.num_streams
 
 
 class TrajectoryVqVae(nn.Module):
     """Samples -> codes -> samples."""
 
     def __init__(self, config: TrajectoryVqVaeConfig) -> None:
-        # Imported here: it brings torch's compiler along, which takes seconds, also for those who only ask for help.
-        from vector_quantize_pytorch import VectorQuantize
-
         super().__init__()
         self.config = config
         self.stream = config.stream or config.quantity
@@ -102,13 +137,17 @@ class TrajectoryVqVae(nn.Module):
             num_samples=config.num_samples,
             num_channels=config.channels,
             fill=config.fill,
+            camera_channels=config.camera_channels,
         )
-        self.term_names = ("reconstruction", "commitment") + (("validity",) if config.reconstructs_validity else ())
-        weights = (config.reconstruction_weight, config.commitment_weight, config.validity_weight)
-        self.loss_weights = weights[: len(self.term_names)]
+        weights = {"reconstruction": config.reconstruction_weight}
+        if not isinstance(config.quantizer, FsqConfig):  # rounding commits to nothing
+            weights["commitment"] = config.commitment_weight
+        if config.reconstructs_validity:
+            weights["validity"] = config.validity_weight
+        self.term_names, self.loss_weights = tuple(weights), tuple(weights.values())
         size = TrackNetwork(
             num_channels=config.channels + config.reconstructs_validity,
-            num_tokens=config.num_tokens,
+            num_tokens=config.num_steps,
             samples_per_token=config.samples_per_token,
             dim=config.dim,
             num_heads=config.num_heads,
@@ -118,19 +157,11 @@ class TrajectoryVqVae(nn.Module):
         self.decoder = TrackDecoder(size, depth=config.decoder_depth)
         self.quant_proj = nn.Linear(config.dim, config.latent_dim)
         self.post_quant_proj = nn.Linear(config.latent_dim, config.dim)
-        self.quantizer = VectorQuantize(
-            dim=config.latent_dim,
-            codebook_size=config.num_codes,
-            decay=config.ema_decay,
-            use_cosine_sim=True,
-            threshold_ema_dead_code=config.dead_code_threshold,
-            kmeans_init=config.kmeans_init,
-            commitment_weight=0.0,
-            rotation_trick=False,
-        )
+        self.quantizer = _build_quantizer(config)
         # Published codebooks hold rows that are not of unit length; the row decides by its direction and is decoded
         # with its length.
-        self.register_buffer("code_scale", torch.ones(config.num_codes))
+        if isinstance(config.quantizer, VqConfig):
+            self.register_buffer("code_scale", torch.ones(config.num_codes))
         self.register_buffer("mean", torch.tensor(config.mean or [0.0] * config.channels))
         self.register_buffer("std", torch.tensor(config.std or [1.0] * config.channels))
 
@@ -151,18 +182,20 @@ class TrajectoryVqVae(nn.Module):
     # Network
 
     def latents(self, samples: Tensor, is_valid: Tensor) -> Tensor:
-        """Normalised samples (B, S, C) and validity (B, S) -> latents before lookup (B, L, Z)."""
+        """Normalised samples (B, S, C) and validity (B, S) -> latents before lookup (B, T, Z)."""
         inputs = samples * is_valid[..., None] if self.config.fill == "zero" else samples
         if self.config.reconstructs_validity:
             inputs = torch.cat([inputs, is_valid[..., None].to(inputs)], dim=-1)
         return self.quant_proj(self.encoder(inputs))
 
     def codes(self, ids: Tensor) -> Tensor:
-        """Ids (B, L) -> code vectors (B, L, Z)."""
-        return self.quantizer.get_codes_from_indices(ids) * self.code_scale[ids][..., None]
+        """Ids (B, L) -> code vectors (B, T, Z)."""
+        if isinstance(self.config.quantizer, VqConfig):
+            return self.quantizer.get_codes_from_indices(ids) * self.code_scale[ids][..., None]
+        return self.quantizer.vectors(rearrange(ids, "b (t q) -> b t q", q=self.config.quantizer.num_streams))
 
     def restored(self, codes: Tensor) -> Tensor:
-        """Code vectors (B, L, Z) -> normalised samples (B, S, C), and validity logits as a last channel if any."""
+        """Code vectors (B, T, Z) -> normalised samples (B, S, C), and validity logits as a last channel if any."""
         return self.decoder(self.post_quant_proj(codes))
 
     def forward(self, batch: TokenizerBatch) -> LossOutput:
@@ -178,47 +211,67 @@ class TrajectoryVqVae(nn.Module):
         valid_NC = np.concatenate([values_SC[is_valid_S] for values_SC, is_valid_S in channels]).astype(np.float64)
         if not len(valid_NC):
             raise ValueError(f"none of {len(clips)} clips has a valid sample of {self.stream}")
+        smallest = _SMALLEST_STD[self.config.camera_channels]
         self.mean.copy_(torch.from_numpy(valid_NC.mean(axis=0)))
-        self.std.copy_(torch.from_numpy(np.maximum(valid_NC.std(axis=0), _SMALLEST_STD)))
+        self.std.copy_(torch.from_numpy(np.maximum(valid_NC.std(axis=0), smallest)))
 
     def batch_from_clips(self, clips: Sequence[AlignedClip], rng: np.random.Generator | None) -> TokenizerBatch:
         """Samples in their own units and validity; nothing here is random."""
         pairs = [self.representation.channels(clip) for clip in clips]
         is_valid_BS = torch.from_numpy(np.stack([is_valid for _, is_valid in pairs]))
-        counts = (
-            int(is_valid_BS.sum()) * self.config.channels,
-            len(clips) * self.config.num_tokens * self.config.latent_dim,
-            is_valid_BS.numel(),
-        )
+        counts = {
+            "reconstruction": int(is_valid_BS.sum()) * self.config.channels,
+            "commitment": len(clips) * self.config.num_tokens * self.config.latent_dim,
+            "validity": is_valid_BS.numel(),
+        }
         samples_BSC = torch.from_numpy(np.stack([values for values, _ in pairs]))
         tensors = {"samples": samples_BSC, "is_valid": is_valid_BS}
-        return TokenizerBatch(tensors, counts[: len(self.term_names)], len(clips))
+        return TokenizerBatch(tensors, tuple(counts[name] for name in self.term_names), len(clips))
 
     def training_terms(self, batch: TokenizerBatch) -> LossOutput:
         """Squared error of valid samples (normalised), squared distance to the code, cross entropy of validity.
 
         With `motion_weight` the first term also holds the squared error of the motion from sample to sample, without
-        which a low position error may hide a trembling path.
+        which a low position error may hide a trembling path; with `path_weight` that of motions added up.
 
         In training mode the codebook's moving averages take a step.
         """
         samples, is_valid = batch.tensors["samples"], batch.tensors["is_valid"]
         normalised = (samples - self.mean) / self.std
-        latents = self.latents(normalised, is_valid)
-        _, ids, _ = self.quantizer(latents)
-        codes = self.codes(ids).detach()
-        restored = self.restored(latents + (codes - latents).detach())
+        chosen = self._choose(self.latents(normalised, is_valid))
+        restored = self.restored(self._noisy(chosen) if self.training and self.config.code_noise else chosen.codes)
         error_BSC = (restored[..., : self.config.channels] - normalised) * is_valid[..., None]
-        reconstruction = error_BSC.square().sum()
+        sums = {"reconstruction": self._track_error(error_BSC, is_valid), "commitment": chosen.commitment_sum}
+        if self.config.reconstructs_validity:
+            target = is_valid.to(restored)
+            sums["validity"] = F.binary_cross_entropy_with_logits(restored[..., -1], target, reduction="sum")
+        values = torch.stack([sums[name].float() for name in self.term_names])
+        return LossOutput(sums=values, counts=batch.counts, names=self.term_names)
+
+    def _choose(self, latents: Tensor) -> ChosenCodes:
+        if not isinstance(self.config.quantizer, VqConfig):
+            return self.quantizer(latents)
+        quantised, ids, _ = self.quantizer(latents)
+        # As they were when they were chosen: the call has moved the codebook since, and may have given a row away.
+        codes = quantised.detach() * self.code_scale[ids][..., None]
+        commitment = (latents - codes).square().sum()
+        return ChosenCodes(ids[..., None], latents + (codes - latents).detach(), commitment)
+
+    def _noisy(self, chosen: ChosenCodes) -> Tensor:
+        """Codes (B, T, Z) of which a share of the ids was replaced at random; those steps teach the encoder nothing."""
+        ids_BTQ, is_replaced_BTQ = with_noise(chosen.ids, self.config.code_noise, self.config.num_codes)
+        replaced_BTZ = self.codes(rearrange(ids_BTQ, "b t q -> b (t q)"))
+        return torch.where(is_replaced_BTQ.any(dim=-1, keepdim=True), replaced_BTZ, chosen.codes)
+
+    def _track_error(self, error_BSC: Tensor, is_valid: Tensor) -> Tensor:
+        total = error_BSC.square().sum()
         if self.config.motion_weight > 0:
             is_pair_BS = is_valid[:, 1:] & is_valid[:, :-1]
             motion = (error_BSC.diff(dim=1) * is_pair_BS[..., None]).square().sum()
-            reconstruction = reconstruction + self.config.motion_weight * motion
-        sums = [reconstruction, (latents - codes).square().sum()]
-        if self.config.reconstructs_validity:
-            target = is_valid.to(restored)
-            sums.append(F.binary_cross_entropy_with_logits(restored[..., -1], target, reduction="sum"))
-        return LossOutput(sums=torch.stack(sums).float(), counts=batch.counts, names=self.term_names)
+            total = total + self.config.motion_weight * motion
+        if self.config.path_weight > 0:
+            total = total + self.config.path_weight * error_BSC.cumsum(dim=1).square().sum()
+        return total
 
     def after_step(self) -> None:
         """Nothing: moving averages and the revival of dead codes happen in the forward pass of training."""
@@ -228,13 +281,23 @@ class TrajectoryVqVae(nn.Module):
     @torch.no_grad()
     def encode_clips(self, clips: Sequence[AlignedClip]) -> np.ndarray:
         """Ids (B, L) int32."""
-        tensors = self.batch_from_clips(clips, None).to(self.mean.device).tensors
-        normalised = (tensors["samples"] - self.mean) / self.std
-        return self.lookup(self.latents(normalised, tensors["is_valid"])).to("cpu", torch.int32).numpy()
+        batch = self.batch_from_clips(clips, None).to(self.mean.device)
+        return self.encode_batch(batch).to("cpu", torch.int32).numpy()
+
+    @torch.no_grad()
+    def encode_batch(self, batch: TokenizerBatch) -> Tensor:
+        """Ids (B, L) of clips that `batch_from_clips` prepared, on the batch's device."""
+        normalised = (batch.tensors["samples"] - self.mean) / self.std
+        return self.lookup(self.latents(normalised, batch.tensors["is_valid"]))
 
     def lookup(self, latents: Tensor) -> Tensor:
-        """Ids (B, L) of the codes nearest in direction to latents (B, L, Z); the codebook stays as it is."""
-        return (F.normalize(latents, dim=-1) @ self.quantizer.codebook.T).argmax(dim=-1)
+        """Ids (B, L) of the codes nearest (of vq: in direction) to latents (B, T, Z); codebooks stay as they are."""
+        if not isinstance(self.config.quantizer, VqConfig):
+            return rearrange(self.quantizer.lookup(latents), "b t q -> b (t q)")
+        # An average of weights over steps holds rows that are shorter than one; they too decide by direction.
+        rows = F.normalize(self.quantizer.codebook, dim=-1)
+        with torch.autocast(latents.device.type, enabled=False):  # bfloat16 cannot tell neighbouring codes apart
+            return (F.normalize(latents.float(), dim=-1) @ rows.T).argmax(dim=-1)
 
     @torch.no_grad()
     def decode_ids(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -257,10 +320,23 @@ class TrajectoryVqVae(nn.Module):
         for first in range(0, len(clips), batch_size):
             group = clips[first : first + batch_size]
             ids.append(self.encode_clips(group))
-            for clip, values, is_valid in zip(group, *self.decode_ids(ids[-1]), strict=True):
-                per_clip.append(self._errors(clip, values, is_valid))
+            per_clip += self.clip_errors(group, ids[-1])
         self.train(was_training)
-        return mean_errors(per_clip) | code_usage(np.concatenate(ids), self.config.num_codes)
+        return mean_errors(per_clip) | code_usage(np.concatenate(ids), self.config.num_codes) | self._dead_codes()
+
+    def clip_errors(self, clips: Sequence[AlignedClip], ids: np.ndarray) -> list[dict[str, float]]:
+        """Of each clip: what decoding its ids (B, L) loses."""
+        rows = zip(clips, *self.decode_ids(ids), strict=True)
+        return [self._errors(clip, values, is_valid) for clip, values, is_valid in rows]
+
+    def _dead_codes(self) -> dict[str, float]:
+        """How many codes training uses so rarely that revival replaces them at the next step."""
+        threshold, kind = self.config.dead_code_threshold, self.config.quantizer
+        if not threshold or isinstance(kind, FsqConfig):
+            return {}
+        is_single = isinstance(kind, VqConfig)
+        sizes = self.quantizer._codebook.cluster_size if is_single else self.quantizer.cluster_sizes()
+        return {"dead_codes": float((sizes < threshold).sum())}
 
     def _errors(self, clip: AlignedClip, values: np.ndarray, is_valid: np.ndarray) -> dict[str, float]:
         if self.config.quantity == "gaze":
@@ -270,3 +346,30 @@ class TrajectoryVqVae(nn.Module):
             return camera_clip_errors(values[stream.is_valid], stream.values[stream.is_valid])
         difference = (values - stream.values)[stream.is_valid]
         return {"rms_error": float(np.sqrt(np.square(difference).mean())) if len(difference) else np.nan}
+
+
+def _build_quantizer(config: TrajectoryVqVaeConfig) -> nn.Module:
+    if isinstance(config.quantizer, FsqConfig):
+        return FiniteCodes(config.quantizer, dim=config.latent_dim)
+    if isinstance(config.quantizer, ResidualVqConfig):
+        return ResidualCodes(
+            config.quantizer,
+            dim=config.latent_dim,
+            num_codes=config.num_codes,
+            decay=config.ema_decay,
+            threshold=config.dead_code_threshold,
+            kmeans_init=config.kmeans_init,
+        )
+    # Imported here: it brings torch's compiler along, which takes seconds, also for those who only ask for help.
+    from vector_quantize_pytorch import VectorQuantize
+
+    return VectorQuantize(
+        dim=config.latent_dim,
+        codebook_size=config.num_codes,
+        decay=config.ema_decay,
+        use_cosine_sim=True,
+        threshold_ema_dead_code=config.dead_code_threshold,
+        kmeans_init=config.kmeans_init,
+        commitment_weight=0.0,
+        rotation_trick=False,
+    )

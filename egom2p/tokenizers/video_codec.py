@@ -19,17 +19,12 @@ from egom2p.config import strict
 from egom2p.contracts import AlignedClip, LossOutput, ModalitySpec, TokenGrid, check_shape
 from egom2p.tokenizers.causal_video_layers import pointwise, start_as_zero
 from egom2p.tokenizers.causal_video_network import CausalVideoDecoder, CausalVideoEncoder, CausalVideoNetwork
+from egom2p.tokenizers.depth_representations import DepthKind, DepthRepresentation
 from egom2p.tokenizers.linear_codec import LinearCodec
 from egom2p.tokenizers.protocol import TokenizerBatch
 from egom2p.tokenizers.reconstruction_summary import code_usage, mean_errors
 from egom2p.tokenizers.video_padding import crop_padding, pad_video, padded_frames, padded_pixels
-from egom2p.tokenizers.video_representations import (
-    VideoRepresentation,
-    depth_errors,
-    depth_frames,
-    rgb_frames,
-    rgb_psnr,
-)
+from egom2p.tokenizers.video_representations import VideoRepresentation, depth_frames, rgb_frames
 
 # Enough blocks for a stable covariance, and little memory.
 _LINEAR_CLIPS = 64
@@ -61,6 +56,7 @@ class VideoCodecConfig:
     latent_channels: int = 16
     frame_multiple: int = 4  # frames are padded to 1 + n * frame_multiple
     pixel_multiple: int = 16  # height and width are padded to a multiple of this
+    depth_representation: DepthKind = "log_metric"  # published: inverse_per_sequence (depth_representations.py)
     depth_range_m: tuple[float, float] = (0.1, 20.0)  # log-metric depth: these become -1 and 1
     loss: Literal["l1", "mse"] = "l1"
     has_linear_path: bool = False  # beside the network, started as the best linear codec of training clips
@@ -80,6 +76,8 @@ class VideoCodecConfig:
                 f"frame_multiple {self.frame_multiple} and pixel_multiple {self.pixel_multiple} must be multiples of "
                 f"the compressions {self.temporal_compression} and {self.spatial_compression}"
             )
+        if min(self.levels, default=0) < 3:
+            raise ValueError(f"levels must be at least 3 each, got {self.levels}")
         if self.window_frames is not None and not 1 <= self.window_frames <= self.num_frames:
             raise ValueError(f"window_frames must lie in 1 ... {self.num_frames}, got {self.window_frames}")
         if self.quantity == "rgb" and self.video_channels != 3:
@@ -133,7 +131,9 @@ class VideoCodec(nn.Module):
             start_as_zero(self.quant_conv.conv3d)
             start_as_zero(self.decoder.conv_out[1].conv3d)
         self.representation = VideoRepresentation(
-            quantity=config.quantity, channels=config.video_channels, depth_range_m=config.depth_range_m
+            quantity=config.quantity,
+            channels=config.video_channels,
+            depth=DepthRepresentation(config.depth_representation, config.depth_range_m),
         )
 
     @property
@@ -191,13 +191,19 @@ class VideoCodec(nn.Module):
 
     def training_terms(self, batch: TokenizerBatch) -> LossOutput:
         """Absolute or squared error over known pixels."""
-        video = batch.tensors["video"]
+        error = self.reconstruction_error(self.reconstructed(batch.tensors["video"]), batch)
+        return LossOutput(sums=error[None].float(), counts=batch.counts, names=self.term_names)
+
+    def reconstructed(self, video: Tensor) -> Tensor:
+        """Video (B, C, F, H, W) of any size -> what its codes restore, with gradient, not clamped."""
         padded = pad_video(video, self.config.frame_multiple, self.config.pixel_multiple)
         codes, _ = self.encode_video(padded)
-        restored = crop_padding(self.decode_codes(codes), tuple(video.shape[2:]))
-        difference = (restored - video) * batch.tensors["is_known"]
-        error = difference.abs() if self.config.loss == "l1" else difference.square()
-        return LossOutput(sums=error.sum()[None].float(), counts=batch.counts, names=self.term_names)
+        return crop_padding(self.decode_codes(codes), tuple(video.shape[2:]))
+
+    def reconstruction_error(self, restored: Tensor, batch: TokenizerBatch) -> Tensor:
+        """Sum over the known values of a batch."""
+        difference = (restored - batch.tensors["video"]) * batch.tensors["is_known"]
+        return (difference.abs() if self.config.loss == "l1" else difference.square()).sum()
 
     def after_step(self) -> None:
         """FSQ has no codebook to look after."""
@@ -212,10 +218,14 @@ class VideoCodec(nn.Module):
     @torch.no_grad()
     def encode_clips(self, clips: Sequence[AlignedClip]) -> np.ndarray:
         """Ids (B, L) int32."""
-        video = torch.stack([self.representation.to_video(self._frames(clip)) for clip in clips])
-        padded = pad_video(video.to(self._device), self.config.frame_multiple, self.config.pixel_multiple)
-        _, ids_BThw = self.encode_video(padded)
-        return rearrange(ids_BThw, "b t h w -> b (t h w)").to("cpu", torch.int32).numpy()
+        batch = self.batch_from_clips(clips, None).to(self._device)
+        return self.encode_batch(batch).to("cpu", torch.int32).numpy()
+
+    @torch.no_grad()
+    def encode_batch(self, batch: TokenizerBatch) -> Tensor:
+        """Ids (B, L) of whole clips that `batch_from_clips` prepared, on the batch's device."""
+        padded = pad_video(batch.tensors["video"], self.config.frame_multiple, self.config.pixel_multiple)
+        return rearrange(self.encode_video(padded)[1], "b t h w -> b (t h w)")
 
     @torch.no_grad()
     def decode_ids(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -242,22 +252,27 @@ class VideoCodec(nn.Module):
     # Evaluation
 
     def evaluate(self, clips: Sequence[AlignedClip], *, batch_size: int = 16) -> dict[str, float]:
-        """Encode-decode errors: rgb `psnr_db`; depth `abs_rel`, `delta1`, `rmse_m`; and the use of the codes."""
+        """Encode-decode errors: rgb `psnr_db`; depth `abs_rel`, `delta1`, `rmse_m`, and `representation_...`, those of
+        the representation alone; the use of the codes.
+        """
         was_training = self.training
         self.eval()
         ids, per_clip = [], []
         for first in range(0, len(clips), batch_size):
             group = clips[first : first + batch_size]
             ids.append(self.encode_clips(group))
-            for clip, values in zip(group, self.decode_ids(ids[-1])[0], strict=True):
-                per_clip.append(self._errors(self._frames(clip), values))
+            per_clip += self.clip_errors(group, ids[-1])
         self.train(was_training)
         return mean_errors(per_clip) | code_usage(np.concatenate(ids), self.spec.vocab_size)
 
-    def _errors(self, wanted: np.ndarray, found: np.ndarray) -> dict[str, float]:
-        if self.config.quantity == "rgb":
-            return {"psnr_db": rgb_psnr(found, wanted)}
-        return depth_errors(found, wanted)
+    def clip_errors(self, clips: Sequence[AlignedClip], ids: np.ndarray) -> list[dict[str, float]]:
+        """Of each clip: what decoding its ids (B, L) loses, and what the representation alone loses."""
+        wanted = [self._frames(clip) for clip in clips]
+        found = self.decode_ids(ids)[0]
+        return [
+            self.representation.errors(*pair) | self.representation.own_errors(pair[1])
+            for pair in zip(found, wanted, strict=True)
+        ]
 
 
 def _num_halvings(compression: int, patch_size: int) -> int:

@@ -1,4 +1,4 @@
-"""What a codec sees of a clip: RGB or log-metric depth as video in [-1, 1], and back; errors in physical units.
+"""What a codec sees of a clip: RGB or depth as video in [-1, 1], and back; errors in physical units.
 
 F frames, H, W pixels.
 """
@@ -12,32 +12,29 @@ import torch
 from torch import Tensor
 
 from egom2p.contracts import AlignedClip
+from egom2p.tokenizers.depth_representations import DepthRepresentation
 
 
 @dataclass(frozen=True)
 class VideoRepresentation:
-    """RGB: bytes / 127.5 - 1. Depth: -1 ... 1 is the logarithm of depth_range_m, so relative errors count alike.
+    """RGB: bytes / 127.5 - 1. Depth: as `depth` says, on `channels` equal channels.
 
-    Depth outside the range is clamped; unknown pixels (0) are filled with the frame's mean logarithm (the range's
-    middle when nothing is known) and weigh nothing in the loss.
+    Unknown pixels of depth weigh nothing in the loss.
     """
 
     quantity: str
     channels: int
-    depth_range_m: tuple[float, float]
+    depth: DepthRepresentation
 
     @property
     def conventions(self) -> Mapping[str, str]:
-        if self.quantity == "rgb":
-            return {"values": "uint8 RGB"}
-        nearest, farthest = self.depth_range_m
-        return {"values": "metres along the camera's z axis", "range": f"{nearest:g} ... {farthest:g} m, logarithmic"}
+        return {"values": "uint8 RGB"} if self.quantity == "rgb" else self.depth.conventions
 
     def to_video(self, frames: np.ndarray) -> Tensor:
         """RGB (F, H, W, 3) uint8 or depth (F, H, W) metres -> (C, F, H, W) float32."""
         if self.quantity == "rgb":
             return torch.from_numpy(np.ascontiguousarray(frames)).permute(3, 0, 1, 2).float().div_(127.5).sub_(1.0)
-        unit = self._unit_from_depth(frames)
+        unit = self.depth.unit_from_depth(frames)
         return torch.from_numpy(unit)[None].repeat(self.channels, 1, 1, 1)
 
     def is_known(self, frames: np.ndarray) -> Tensor:
@@ -51,20 +48,27 @@ class VideoRepresentation:
         video = video.clamp(-1.0, 1.0)
         if self.quantity == "rgb":
             return video.add(1.0).mul(127.5).round().to(torch.uint8).permute(0, 2, 3, 4, 1).contiguous().numpy()
-        nearest, farthest = (log(limit) for limit in self.depth_range_m)
         unit = video.mean(dim=1)
+        if not self.depth.is_metric:
+            return (1.0 / self.depth.inverse_from_unit(unit.numpy())).astype(np.float32)
+        nearest, farthest = (log(limit) for limit in self.depth.range_m)
         return torch.exp((unit + 1.0) * (0.5 * (farthest - nearest)) + nearest).numpy()
 
-    def _unit_from_depth(self, depth_m: np.ndarray) -> np.ndarray:
-        nearest, farthest = (log(limit) for limit in self.depth_range_m)
-        is_known = depth_m > 0
-        logs = np.log(np.clip(np.where(is_known, depth_m, 1.0), *self.depth_range_m))
-        unit = (logs - nearest) * (2.0 / (farthest - nearest)) - 1.0
-        if not is_known.all():
-            num_known = is_known.sum(axis=(1, 2), keepdims=True)
-            mean = np.where(is_known, unit, 0.0).sum(axis=(1, 2), keepdims=True) / np.maximum(num_known, 1)
-            unit = np.where(is_known, unit, mean)
-        return unit.astype(np.float32)
+    def errors(self, found: np.ndarray, wanted: np.ndarray) -> dict[str, float]:
+        """Of one clip's frames: rgb `psnr_db`; depth those of `DepthRepresentation.errors`."""
+        return {"psnr_db": rgb_psnr(found, wanted)} if self.quantity == "rgb" else self.depth.errors(found, wanted)
+
+    def own_errors(self, frames: np.ndarray) -> dict[str, float]:
+        """What is lost before any network: depth there and back, and the share of known pixels cut at the range."""
+        if self.quantity == "rgb":
+            return {}
+        restored = self.from_video(self.to_video(frames)[None])[0]
+        errors = {f"representation_{name}": value for name, value in self.depth.errors(restored, frames).items()}
+        if self.depth.is_metric:
+            known, (nearest, farthest) = frames[frames > 0], self.depth.range_m
+            outside = float(((known < nearest) | (known > farthest)).mean()) if len(known) else np.nan
+            errors["representation_outside_range"] = outside
+        return errors
 
 
 def rgb_frames(clip: AlignedClip, *, num_frames: int, height: int, width: int) -> np.ndarray:
@@ -81,8 +85,10 @@ def depth_frames(clip: AlignedClip, *, num_frames: int, height: int, width: int)
     depth_m = clip.depth_m
     _check_frames(clip.key, "depth", depth_m.shape, (num_frames, height, width))
     is_valid_F = clip.streams["depth"].is_valid
-    if not np.isfinite(depth_m[is_valid_F]).all():
-        raise ValueError(f"clip {clip.key}: depth holds NaN or infinite values; unknown depth is 0")
+    is_finite_F = np.isfinite(depth_m).all(axis=(1, 2))
+    if not is_finite_F[is_valid_F].all():
+        frame = int(np.argmax(is_valid_F & ~is_finite_F))
+        raise ValueError(f"clip {clip.key}: depth holds NaN or infinite values in frame {frame}; unknown depth is 0")
     return np.where(is_valid_F[:, None, None], depth_m, 0.0)
 
 
@@ -90,20 +96,6 @@ def rgb_psnr(found: np.ndarray, wanted: np.ndarray) -> float:
     """Peak signal-to-noise ratio of uint8 videos in decibel, over all frames together."""
     mse = np.square(found.astype(np.float32) - wanted).mean()
     return float(10.0 * np.log10(255.0**2 / max(mse, 1e-10)))
-
-
-def depth_errors(found_m: np.ndarray, wanted_m: np.ndarray) -> dict[str, float]:
-    """Mean relative error, share of pixels within a factor 1.25, RMSE in metres; NaN where nothing is known."""
-    is_known = wanted_m > 0
-    if not is_known.any():
-        return {"abs_rel": np.nan, "delta1": np.nan, "rmse_m": np.nan}
-    found, wanted = found_m[is_known], wanted_m[is_known]
-    ratio = np.maximum(found / wanted, wanted / found)
-    return {
-        "abs_rel": float((np.abs(found - wanted) / wanted).mean()),
-        "delta1": float((ratio < 1.25).mean()),
-        "rmse_m": float(np.sqrt(np.square(found - wanted).mean())),
-    }
 
 
 def _check_frames(key: str, name: str, found: tuple[int, ...], wanted: tuple[int, ...]) -> None:

@@ -1,6 +1,7 @@
 """A tokenizer folder is the tokenizer: same ids after loading, and no other weights under its fingerprint."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -71,23 +72,29 @@ def test_a_setting_added_later_keeps_the_fingerprint(tmp_path):
         load_tokenizer(tmp_path / "later-False")
 
 
-@pytest.mark.parametrize("has_checksum", [True, False])
-def test_folders_of_earlier_versions_load(tmp_path, has_checksum):
-    """Written before `has_local_encoder` existed; the very first cards had no checksum either."""
+def test_folders_of_earlier_versions_load(tmp_path):
+    """Written before `has_local_encoder` existed."""
     network = tiny_trajectory()
     save_tokenizer(network, tmp_path / "tok")
     file = tmp_path / "tok" / "tokenizer.json"
     card, tensors = json.loads(file.read_text()), load_tensors(tmp_path / "tok" / "model.safetensors")
-    del card["config"]["has_local_encoder"], card["checksum"]
-    if has_checksum:
-        settings = {"fingerprint": card["fingerprint"], "config": card["config"]}
-        card["checksum"] = fingerprint_of(tensors, settings)
-    else:
-        card["fingerprint"] = fingerprint_of(tensors, card["config"])
+    del card["config"]["has_local_encoder"]
+    card["checksum"] = fingerprint_of(tensors, {"fingerprint": card["fingerprint"], "config": card["config"]})
     file.write_text(json.dumps(card))
     loaded, clips = load_tokenizer(tmp_path / "tok"), moving_clips(3)
     assert loaded.fingerprint == card["fingerprint"]
     np.testing.assert_array_equal(loaded.encode(clips), network.eval().encode_clips(clips))
+
+
+def test_shipped_tokenizers_load_with_the_fingerprints_of_their_model():
+    shipped = Path(__file__).resolve().parents[2] / "checkpoints" / "world_small"
+    wanted = {
+        spec["name"]: spec["tokenizer_fingerprint"]
+        for spec in json.loads((shipped / "model.json").read_text())["modalities"]
+    }
+    assert wanted
+    for name, fingerprint in wanted.items():
+        assert load_tokenizer(shipped / "tokenizers" / name).fingerprint == fingerprint
 
 
 def test_settings_changed_by_hand_are_refused(tmp_path):
@@ -115,6 +122,7 @@ def test_other_weights_are_refused(tmp_path):
         (lambda card: card["config"].update(architecture="os.system"), "known are"),
         (lambda card: card["config"].update(num_code=4), "num_codes"),
         (lambda card: card.pop("fingerprint"), "needs the keys"),
+        (lambda card: card.pop("checksum"), "needs the keys"),
     ],
 )
 def test_broken_cards_are_refused(tmp_path, change, words):

@@ -11,7 +11,6 @@ from egom2p.tokenizers.haar import haar_patches, haar_video
 from egom2p.tokenizers.protocol import TokenizerBatch, TrainableTokenizer
 from egom2p.tokenizers.video_codec import VideoCodec, VideoCodecConfig
 from egom2p.tokenizers.video_padding import crop_padding, pad_video
-from egom2p.tokenizers.video_representations import VideoRepresentation
 
 
 def steps(network: VideoCodec, clips, count: int, rng) -> list[float]:
@@ -125,13 +124,6 @@ def test_windows_are_drawn_from_the_generator():
     assert network.batch_from_clips(clips, None).tensors["video"].shape[2] == 16
 
 
-def test_depth_survives_its_representation_in_metres():
-    representation = VideoRepresentation("depth", 1, (0.1, 20.0))
-    depth_m = np.random.default_rng(0).uniform(0.1, 20.0, (4, 8, 8)).astype(np.float32)
-    restored = representation.from_video(representation.to_video(depth_m)[None])[0]
-    np.testing.assert_allclose(restored, depth_m, rtol=1e-5)
-
-
 def test_unknown_depth_weighs_nothing():
     network = tiny_codec("depth")
     clip = moving_clip(0)
@@ -162,7 +154,7 @@ def test_all_unknown_depth_is_legal():
 def test_bad_clips_are_named():
     depth = moving_clip(3).depth_m.copy()
     depth[2, 1, 1] = np.nan
-    with pytest.raises(ValueError, match="clip-003.*NaN"):
+    with pytest.raises(ValueError, match="clip-003.*NaN.*frame 2"):
         tiny_codec("depth").encode_clips([moving_clip(1), with_stream(moving_clip(3), "depth", values=depth)])
     with pytest.raises(ValueError, match="clip-003.*wants"):
         tiny_codec(height=64).encode_clips([moving_clip(3)])

@@ -1,0 +1,129 @@
+"""Folders of weights on the Hugging Face Hub: fetched to the disk, pushed as one commit.
+
+Only plain files travel: safetensors, JSON and text. Who is logged in (`hf auth login`) or has set HF_TOKEN reaches
+private and gated repositories; HF_ENDPOINT, HF_HOME and HF_HUB_OFFLINE mean what the Hub's library says.
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+PLAIN_FILES = ("*.safetensors", "*.json", "*.txt", "*.md")
+"""What is fetched unless another choice is given, and all that is ever pushed."""
+
+_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_PICKLES = {".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle", ".joblib", ".jit", ".npy", ".npz"}
+_ALSO_PLAIN = {"LICENSE", "NOTICE"}
+
+
+def fetch(id_or_path: str | Path, *, revision: str | None = None, files: Sequence[str] = PLAIN_FILES) -> Path:
+    """A local folder as it is, or the local copy of a repository `owner/name` of the Hub.
+
+    revision   branch, tag or commit; a local folder has none
+    files      patterns of the files wanted from the Hub
+
+    FileNotFoundError for a folder or repository that does not exist or cannot be reached; ValueError for a gated one,
+    with the page that asks for access. What was fetched before is found without a network.
+    """
+    path = Path(id_or_path)
+    if path.is_dir():
+        if revision is not None:
+            raise ValueError(f"{path}: is a local folder, revision {revision!r} has a meaning on the Hub only")
+        return path
+    name = str(id_or_path)
+    if not _ID.fullmatch(name):
+        raise FileNotFoundError(f"{name}: no such folder, and no id of the Hub (owner/name)")
+    # Imported here: slow, and only needed by those who go to the Hub.
+    from huggingface_hub import errors, snapshot_download
+
+    page = _page(name)
+    try:
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(files)))
+    except errors.GatedRepoError as error:
+        raise ValueError(
+            f"{name}: access must be asked for; accept its terms at {page}, then log in (`hf auth login`, or HF_TOKEN)"
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise FileNotFoundError(
+            f"{name}: no such local folder, and no repository at {page} (a private one needs `hf auth login` or "
+            "HF_TOKEN)"
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise FileNotFoundError(f"{name}: {page} has no revision {revision!r}") from error
+    except (errors.LocalEntryNotFoundError, errors.HfHubHTTPError, ConnectionError) as error:
+        raise FileNotFoundError(
+            f"{name}: no such local folder, and {page} cannot be reached ({_first_line(error)}); it was not fetched "
+            "before. Without a network give a local folder"
+        ) from error
+    if not any(folder.glob(pattern) for pattern in files):
+        raise FileNotFoundError(f"{name}: {page} holds none of {list(files)}")
+    return folder
+
+
+def push(
+    directory: str | Path,
+    repo_id: str,
+    *,
+    private: bool = True,
+    dry_run: bool = False,
+    readme: str | None = None,
+    message: str = "Upload folder",
+) -> list[str]:
+    """Push a folder as one commit; returns the names of the files in it.
+
+    readme     text of README.md, beside or instead of the folder's own
+    dry_run    only say which files: no network, no login
+
+    ValueError when the folder holds anything but plain files (a pickle can run code where it is loaded), or nobody is
+    logged in.
+    """
+    directory = Path(directory)
+    if not _ID.fullmatch(repo_id):
+        raise ValueError(f"a repository of the Hub is owner/name, got {repo_id!r}")
+    files = pushable_files(directory)
+    names = sorted({*files, *(["README.md"] if readme is not None else [])})
+    if dry_run:
+        return names
+    from huggingface_hub import CommitOperationAdd, HfApi, errors, get_token
+
+    if get_token() is None:
+        raise ValueError(f"pushing to {_page(repo_id)} needs a login: run `hf auth login`, or set HF_TOKEN")
+    contents: dict[str, Any] = {name: str(path) for name, path in files.items()}
+    if readme is not None:
+        contents["README.md"] = readme.encode()
+    operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=contents[name]) for name in names]
+    api = HfApi()
+    try:
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        api.create_commit(repo_id, operations, commit_message=message)
+    except errors.HfHubHTTPError as error:
+        raise ValueError(f"{_page(repo_id)}: the push was refused ({_first_line(error)})") from error
+    return names
+
+
+def pushable_files(directory: str | Path) -> dict[str, Path]:
+    """Name in the repository -> file, of a folder of plain files; hidden ones stay at home."""
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise FileNotFoundError(f"{directory}: no such folder")
+    files = {path.relative_to(directory).as_posix(): path for path in sorted(directory.rglob("*")) if path.is_file()}
+    files = {name: path for name, path in files.items() if not any(part[0] == "." for part in name.split("/"))}
+    for name, path in files.items():
+        if path.suffix.lower() in _PICKLES:
+            raise ValueError(f"{path}: pickles and programs are not pushed; write the tensors as safetensors")
+        if path.name not in _ALSO_PLAIN and not any(path.match(pattern) for pattern in PLAIN_FILES):
+            raise ValueError(f"{directory}: holds {name}; only {', '.join(PLAIN_FILES)} are pushed")
+    if not files:
+        raise ValueError(f"{directory}: nothing to push")
+    return files
+
+
+def _page(repo_id: str) -> str:
+    from huggingface_hub import constants
+
+    return f"{constants.ENDPOINT}/{repo_id}"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

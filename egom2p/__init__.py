@@ -2,8 +2,9 @@
 
 What most scripts begin with can be had from here; it is imported when it is first asked for:
 
-    model = egom2p.load_checkpoint(egom2p.shipped_checkpoint())
-    made = egom2p.generate_clips(model, list(egom2p.read_prompts("walk.mp4", model)), targets=["depth"])
+    model = egom2p.load_model("checkpoints/world_small")
+    clip = model.generate("walk.mp4", targets=["depth", "cam"], seed=0)
+    clip.depth_m, clip.world_from_cam
 """
 
 from importlib import import_module
@@ -12,6 +13,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _FRONT_DOOR = {
+    "load_model": "egom2p.pipelines.loaded_model",
     "load_checkpoint": "egom2p.pipelines.checkpoints",
     "shipped_checkpoint": "egom2p.pipelines.checkpoints",
     "read_prompts": "egom2p.pipelines.generation_inputs",

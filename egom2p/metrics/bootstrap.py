@@ -22,6 +22,7 @@ class Interval:
     mean         None when no clip has a value
     low, high    None with fewer than two values (or groups): nothing is known about the spread
     num_clips    clips with a value; num_missing: clips without one (None), left out of the mean
+    median       over the same clips: a few lost clips carry a mean away
     """
 
     mean: float | None
@@ -29,6 +30,7 @@ class Interval:
     high: float | None
     num_clips: int
     num_missing: int = 0
+    median: float | None = None
 
 
 def bootstrap_interval(
@@ -54,16 +56,16 @@ def bootstrap_interval(
         raise ValueError(f"{int((~np.isfinite(present)).sum())} of {len(present)} values are not finite")
     if len(present) == 0:
         return Interval(None, None, None, 0, num_missing)
-    mean = float(present.mean())
+    mean, median = float(present.mean()), float(np.median(present))
     sums_G, counts_G = present, np.ones(len(present))
     if groups is not None:
         _, group_of = np.unique(np.asarray(groups)[is_present], return_inverse=True)
         sums_G, counts_G = np.bincount(group_of, weights=present), np.bincount(group_of)
     if len(sums_G) == 1:
-        return Interval(mean, None, None, len(present), num_missing)
+        return Interval(mean, None, None, len(present), num_missing, median)
     tail = (1 - confidence) / 2
     low, high = np.quantile(_resampled_means(sums_G, counts_G, rng, num_resamples), [tail, 1 - tail])
-    return Interval(mean, float(low), float(high), len(present), num_missing)
+    return Interval(mean, float(low), float(high), len(present), num_missing, median)
 
 
 def paired_difference_interval(

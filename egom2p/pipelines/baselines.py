@@ -3,6 +3,7 @@
 F frames, S samples of a track, H, W pixels.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -24,6 +25,7 @@ class TrainingStatistics:
     mean_trajectory           (S, 4, 4) mean of the trajectories relative to their first pose
     mean_velocity_m           (3,) mean step from one sample to the next, in the axes of the first camera
     mean_tracks               name of any other track -> (C,) mean over valid samples
+    commonest_texts           name of a stream of texts -> the one that most clips have
     """
 
     num_clips: int
@@ -34,6 +36,7 @@ class TrainingStatistics:
     mean_trajectory: np.ndarray | None = None
     mean_velocity_m: np.ndarray | None = None
     mean_tracks: Mapping[str, np.ndarray] = field(default_factory=dict)
+    commonest_texts: Mapping[str, str] = field(default_factory=dict)
 
 
 def training_statistics(clips: Sequence[AlignedClip], *, max_clips: int | None = None) -> TrainingStatistics:
@@ -42,6 +45,7 @@ def training_statistics(clips: Sequence[AlignedClip], *, max_clips: int | None =
     rgb, depth, log_depth, gaze = _Mean(), _Mean(), _Mean(), _Mean()
     trajectories = []
     tracks: dict[str, _Mean] = {}
+    texts: dict[str, Counter[str]] = {}
     for index in np.linspace(0, len(clips) - 1, count).astype(int):
         clip = clips[int(index)]
         if "rgb" in clip:
@@ -56,7 +60,9 @@ def training_statistics(clips: Sequence[AlignedClip], *, max_clips: int | None =
         if "camera" in clip:
             trajectories.append(canonicalise(clip.world_from_cam))
         for name, stream in clip.streams.items():
-            if name not in STREAM_OF_QUANTITY and stream.values.ndim == 2:
+            if stream.values.dtype.kind == "U":
+                texts.setdefault(name, Counter())[str(stream.values[0])] += 1
+            elif name not in STREAM_OF_QUANTITY and stream.values.ndim == 2:
                 is_valid = np.repeat(stream.is_valid[:, None], stream.values.shape[1], axis=1)
                 tracks.setdefault(name, _Mean()).add(stream.values, is_valid)
     mean_frame, log_depth_m = rgb.value(), log_depth.value()
@@ -70,6 +76,7 @@ def training_statistics(clips: Sequence[AlignedClip], *, max_clips: int | None =
         mean_trajectory=None if poses is None else mean_poses(poses),
         mean_velocity_m=None if poses is None else poses[:, -1, :3, 3].mean(0) / max(poses.shape[1] - 1, 1),
         mean_tracks={name: mean.value() for name, mean in tracks.items() if mean.value() is not None},
+        commonest_texts={name: found.most_common(1)[0][0] for name, found in texts.items()},
     )
 
 
@@ -124,4 +131,6 @@ def baseline_estimates(
         return {"mean frame": np.repeat(statistics.mean_frame[None], len(truth.rgb), axis=0)}
     if quantity == "generic" and stream in statistics.mean_tracks:
         return {"mean value": np.tile(statistics.mean_tracks[stream], (len(truth.streams[stream].values), 1))}
+    if quantity == "text" and stream in statistics.commonest_texts:
+        return {"most frequent text": np.array([statistics.commonest_texts[stream]])}
     return {}

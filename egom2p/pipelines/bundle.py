@@ -19,7 +19,7 @@ from egom2p.pipelines.progress import say
 from egom2p.pipelines.results import markdown
 from egom2p.storage import atomic_directory, load_json, save_json
 
-_TOKENIZER_FILES = ("model.safetensors", "tokenizer.json")
+_TOKENIZER_FILES = ("model.safetensors", "wordpiece.json", "tokenizer.json")
 
 
 @strict
@@ -51,7 +51,7 @@ def make_bundle(config: BundleConfig) -> Path:
     with atomic_directory(config.output) as folder:
         for name, source in _tokenizer_folders(checkpoint).items():
             (folder / "tokenizers" / name).mkdir(parents=True)
-            for file in _TOKENIZER_FILES:
+            for file in (file for file in _TOKENIZER_FILES if (source / file).is_file()):
                 shutil.copyfile(source / file, folder / "tokenizers" / name / file)
         places = {name: f"tokenizers/{name}" for name in checkpoint.tokenizers}
         write_model_files(checkpoint.model, folder, places, dtype=torch.float16)

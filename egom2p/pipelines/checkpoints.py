@@ -8,14 +8,18 @@ import numpy as np
 import torch
 
 import egom2p
+from egom2p.config import to_plain
 from egom2p.contracts import AlignedClip, ModalitySpec, TokenClip, Tokenizer, check_fingerprint
 from egom2p.models.egom2p_model import EgoM2P
 from egom2p.models.generate import Sampler
 from egom2p.models.weights import load_model, tokenizer_locations
+from egom2p.storage import fingerprint_of
+from egom2p.storage.hub import fetch
 from egom2p.tokenizers.pretrained import load_tokenizer
 
 _CONTEXT_BYTES = 256 << 20
 _SHIPPED = "world_small"
+_SHIPPED_NAMES = (_SHIPPED, f"checkpoints/{_SHIPPED}")
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,11 @@ class Checkpoint:
     @property
     def specs(self) -> tuple[ModalitySpec, ...]:
         return self.sampler.specs
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the model's weights and config: a model trained again lies at the same path."""
+        return fingerprint_of(self.model.state_dict(), to_plain(self.model.config))
 
     def spec(self, word: str) -> ModalitySpec:
         """The modality meant by a name (`tok_cam`), a quantity (`camera`) or a folder (`cam`)."""
@@ -65,12 +74,13 @@ class Checkpoint:
         ]
 
 
-def load_checkpoint(directory: str | Path, *, device: str = "auto") -> Checkpoint:
-    """Model and tokenizers of a model directory; needs nothing else.
+def load_checkpoint(id_or_path: str | Path | None = None, *, device: str = "auto") -> Checkpoint:
+    """Model and tokenizers of a model directory, or of a repository `owner/name` of the Hub; needs nothing else.
 
-    Raises ValueError when a tokenizer is not the one whose tokens the model was trained on.
+    None is the checkpoint that is shipped. Raises ValueError when a tokenizer is not the one whose tokens the model
+    was trained on.
     """
-    directory = Path(directory)
+    directory = checkpoint_directory(id_or_path)
     if not (directory / "model.json").is_file():
         raise ValueError(f"{directory}: no model.json; wanted a model directory such as outputs/<run>/final")
     chosen = pick_device(device)
@@ -85,6 +95,16 @@ def load_checkpoint(directory: str | Path, *, device: str = "auto") -> Checkpoin
             )
             tokenizers[spec.name] = tokenizer
     return Checkpoint(directory, model, Sampler(model, context_bytes=_CONTEXT_BYTES), tokenizers)
+
+
+def checkpoint_directory(id_or_path: str | Path | None) -> Path:
+    """Where a checkpoint lies on this disk, fetched from the Hub if need be.
+
+    The shipped one is found by its name from anywhere, also where the project is installed without its checkout.
+    """
+    if id_or_path is None or (str(id_or_path) in _SHIPPED_NAMES and not Path(id_or_path).is_dir()):
+        return shipped_checkpoint()
+    return fetch(id_or_path)
 
 
 def shipped_checkpoint() -> Path:

@@ -1,10 +1,12 @@
 """Benchmark tables: checkpoints, trivial baselines and tokenizer ceilings on the same held-out clips."""
 
+import hashlib
+import json
 import platform
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,16 @@ from egom2p.geometry import canonicalise
 from egom2p.pipelines.baselines import TrainingStatistics, training_statistics
 from egom2p.pipelines.checkpoints import load_checkpoint
 from egom2p.pipelines.evaluation_config import EvaluationConfig
-from egom2p.pipelines.progress import progress_bar
+from egom2p.pipelines.finished_tasks import FinishedTask, FinishedTasks
+from egom2p.pipelines.progress import progress_bar, say
 from egom2p.pipelines.results import TaskResult, summarise, write_results
 from egom2p.pipelines.task_evaluation import ShownArrays, TaskEvaluator, check_task
 from egom2p.pipelines.workers import Workers
+
+# Of the config: does not change a number of a task.
+_PRESENTATION = (
+    "output tasks batch_size num_workers device progress title description training_runs stage_times page".split()
+)
 
 
 @dataclass(frozen=True)
@@ -34,7 +42,11 @@ class Evaluation:
 
 
 def run_evaluation(config: EvaluationConfig) -> Evaluation:
-    """Evaluate and write results.json, results.md, per_clip.csv and shown/*.npz below `config.output`."""
+    """Evaluate and write results.json, results.md, per_clip.csv and shown/*.npz below `config.output`.
+
+    Until all are done, each finished task is kept in `finished/`: an evaluation that was interrupted goes on with the
+    others.
+    """
     seconds: dict[str, float] = {}
     folder = Path(config.output)
     _check_training_runs(config)
@@ -49,16 +61,25 @@ def run_evaluation(config: EvaluationConfig) -> Evaluation:
             statistics = training_statistics(store, max_clips=config.max_train_clips)
     results: list[TaskResult] = []
     shown = {clip.key: _truth_arrays(clip) for clip in _held_out_clips(config)[: config.num_shown_clips]}
+    finished = FinishedTasks(folder / "finished", _deciding(config, about))
+    found = {task: finished.load(task) for task in config.tasks}
+    missing = [task for task in config.tasks if found[task] is None]
+    if len(missing) < len(config.tasks):
+        say(f"{len(config.tasks) - len(missing)} of {len(config.tasks)} tasks are already there and are kept")
     with (
         progress_bar("evaluate tasks", len(config.tasks), is_shown=config.progress) as advance,
         Workers(config.num_workers, _prepare, (config, statistics)) as workers,
     ):
-        for result, arrays, spent_s in workers.run(_evaluate, config.tasks, on_tick=lambda _: None):
-            results.append(result)
-            seconds[result.task] = spent_s
-            for key, found in arrays.items():
-                shown.get(key, {}).update(found)
+        advance(len(config.tasks) - len(missing))
+        for task_found in workers.run(_evaluate, missing, on_tick=lambda _: None):
+            finished.save(task_found)
+            found[task_found.result.task] = task_found
             advance(1)
+    for task in config.tasks:
+        results.append(found[task].result)
+        seconds[task] = found[task].seconds
+        for key, arrays in found[task].shown.items():
+            shown.get(key, {}).update(arrays)
     summary = {
         "description": config.description or "Held-out clips, the same for every row.",
         "config": to_plain(config),
@@ -71,6 +92,7 @@ def run_evaluation(config: EvaluationConfig) -> Evaluation:
     }
     write_results(folder, summary, results)
     _write_shown(folder / "shown", shown)
+    finished.forget()
     return Evaluation(folder, summary)
 
 
@@ -87,11 +109,28 @@ def _prepare(config: EvaluationConfig, statistics: TrainingStatistics | None) ->
     _Local.evaluator = TaskEvaluator(config, checkpoints, _held_out_clips(config), statistics)
 
 
-def _evaluate(task: str) -> tuple[TaskResult, ShownArrays, float]:
+def _evaluate(task: str) -> FinishedTask:
     assert _Local.evaluator is not None
     start = time.perf_counter()
     result, shown = _Local.evaluator.evaluate(task)
-    return result, shown, time.perf_counter() - start
+    return FinishedTask(result, shown, time.perf_counter() - start)
+
+
+def _deciding(config: EvaluationConfig, about: Mapping[str, Any]) -> dict[str, Any]:
+    """What the numbers of a task depend on; a task evaluated under anything else is evaluated again."""
+    plain = to_plain(config)
+    for name in _PRESENTATION:
+        plain.pop(name)
+    marks = {label: found["fingerprint"] for label, found in about.items()}
+    folders = [config.clips.root, *([config.train_clips.root] if config.train_clips else [])]
+    return plain | {"checkpoints": marks, "clip_files": {folder: _stamp(Path(folder)) for folder in folders}}
+
+
+def _stamp(folder: Path) -> str:
+    """Changes when a clip file below a folder was written again."""
+    files = [(str(path.relative_to(folder)), path.stat()) for path in sorted(folder.rglob("*.tar"))]
+    seen = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in files]
+    return hashlib.sha256(repr(seen).encode()).hexdigest()[:16]
 
 
 def _check_training_runs(config: EvaluationConfig) -> None:
@@ -138,12 +177,12 @@ def _write_shown(folder: Path, shown: ShownArrays) -> None:
 
 def _truth_arrays(clip: AlignedClip) -> dict[str, np.ndarray]:
     arrays = {}
-    for name in ("rgb", "depth", "gaze", "camera"):
-        if name in clip:
-            stream = clip.streams[name]
-            arrays[f"truth|{name}"] = canonicalise(stream.values) if name == "camera" else np.asarray(stream.values)
-            arrays[f"valid|{name}"] = stream.is_valid
-            arrays[f"times_s|{name}"] = stream.times_s - stream.times_s[0]
+    for name, stream in clip.streams.items():
+        arrays[f"truth|{name}"] = canonicalise(stream.values) if name == "camera" else np.asarray(stream.values)
+        arrays[f"valid|{name}"] = stream.is_valid
+        arrays[f"times_s|{name}"] = stream.times_s - stream.times_s[0]
+    if clip.intrinsics is not None:
+        arrays["intrinsics"] = np.array(json.dumps(asdict(clip.intrinsics)))
     return arrays
 
 
@@ -155,6 +194,7 @@ def _describe(directory: str, config: EvaluationConfig) -> dict[str, Any]:
         check_task(task, checkpoint, streams, where=f"{config.clips.root}, {config.clips.dataset}")
     return {
         "directory": directory,
+        "fingerprint": checkpoint.fingerprint,
         "num_parameters": sum(parameter.numel() for parameter in checkpoint.model.parameters()),
         "modalities": [spec.to_dict() for spec in checkpoint.specs],
     }

@@ -1,53 +1,72 @@
-"""From a video, recordings or tokens to the missing modalities, in physical units.
+"""The job of `generate.py`: from any input to files, clip by clip or whole recordings joined from windows."""
 
-B clips, L tokens of one modality, T frames or samples of a stream.
-"""
-
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
+import torch
 
 from egom2p.config import strict, to_plain
-from egom2p.contracts import AlignedClip, ModalitySpec, Provenance, Stream, TokenClip
+from egom2p.contracts import Recording
+from egom2p.data.alignment import RecordingTooShort
+from egom2p.data.recordings.reader_choice import SourceConfig, open_reader
 from egom2p.models.generation_plans import SamplingConfig
-from egom2p.pipelines.checkpoints import Checkpoint, load_checkpoint, shipped_checkpoint
-from egom2p.pipelines.generation_inputs import Prompt, read_prompts
+from egom2p.pipelines.checkpoints import Checkpoint, load_checkpoint
+from egom2p.pipelines.clip_generation import Generated, Request, clip_seed, generate_clips
+from egom2p.pipelines.generation_inputs import Prompt, clip_config_of, kind_of_input, read_prompts, read_recordings
 from egom2p.pipelines.generation_outputs import write_generated
+from egom2p.pipelines.known_parts import HiddenPart
+from egom2p.pipelines.long_generation import Join, generate_stretch, window_seeds
+from egom2p.pipelines.memory import check_joined_fits, estimate_memory, fitting_batch, free_bytes, in_smaller_batches
 from egom2p.pipelines.progress import progress_bar, say
-from egom2p.pipelines.scores import STREAM_OF_QUANTITY
-from egom2p.storage import fingerprint_of, load_json, save_json
+from egom2p.pipelines.recording_windows import Stretch, overlap_of, plan_stretches
+from egom2p.pipelines.stitching import StitchConfig
+from egom2p.pipelines.window_store import WindowStore
+from egom2p.storage import load_json, save_json
 
-_UNITS = {"rgb": "uint8", "depth": "m", "gaze": "image", "camera": "world_from_cam"}
+__all__ = ["Generated", "GenerationConfig", "generate_clips", "run_generation"]
 
 
 @strict
 class GenerationConfig:
     """One generation job.
 
-    checkpoint   model directory; it names its tokenizers. None: the one that is shipped
-    input        what to start from, see `generation_inputs.read_prompts`
+    checkpoint   model directory or id of the Hub; it names its tokenizers. None: the one that is shipped
+    input        what to start from, see `generation_inputs.kind_of_input`; or
+    source       a reader of recordings, as in data preparation
     targets      what to make, in this order: each one is a condition of the next (name, quantity or folder)
     conditions   modalities of the input to use; None: all that are not targets
     sampling     per target, or `default`
-    stride_s     recordings and videos: seconds from one clip to the next; None: clips touch
-    max_clips    stop after so many
+    hidden       per target that the input gives in part: which part is to be made (clips only, join=none)
+    join         recordings and videos: `stitch` or `condition` makes one result of each recording from overlapping
+                 windows; `none` one per clip
+    overlap_s    seconds that neighbouring windows share; None: half a clip
+    stitching    how windows are placed onto each other
+    stride_s     join=none: seconds from one clip to the next; None: clips touch
+    max_clips    stop after so many (clips, or recordings)
+    rate_hz      pictures a second, where the input is a folder of pictures
+    batch_size   clips at once; fewer where they would not fit into memory
     video        file type of the videos
     """
 
     checkpoint: str | None = None
-    input: str
+    input: str | None = None
+    source: SourceConfig | None = None
     output: str
     targets: tuple[str, ...]
     conditions: tuple[str, ...] | None = None
     sampling: dict[str, SamplingConfig] = field(default_factory=dict)
+    hidden: dict[str, HiddenPart] = field(default_factory=dict)
+    join: Join = "stitch"
+    overlap_s: float | None = None
+    stitching: StitchConfig = StitchConfig()
     seed: int = 0
     dataset: str | None = None
     stride_s: float | None = None
     max_clips: int | None = None
+    rate_hz: float | None = None
     batch_size: int = 8
     video: Literal["mp4", "webm"] = "mp4"
     device: str = "auto"
@@ -56,192 +75,184 @@ class GenerationConfig:
     def __post_init__(self) -> None:
         if not self.targets:
             raise ValueError("targets must name at least one modality")
+        if (self.input is None) == (self.source is None):
+            raise ValueError("say what to start from: either input=<path> or source={kind: ...}")
         if self.stride_s is not None and self.stride_s <= 0:
             raise ValueError(f"stride_s must be positive, got {self.stride_s}")
+        if self.stride_s is not None and self.join != "none":
+            raise ValueError("stride_s cuts separate clips: say join=none; joined windows have overlap_s")
+        if self.hidden and self.join != "none":
+            raise ValueError("hidden parts belong to single clips: say join=none")
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
 
-
-@dataclass(frozen=True)
-class Generated:
-    """A clip with its targets filled: signals, and the tokens they were decoded from.
-
-    given, made    modalities; made_streams: streams of the clip that were generated
-    """
-
-    clip: AlignedClip
-    tokens: TokenClip
-    given: tuple[str, ...]
-    made: tuple[str, ...]
-    made_streams: tuple[str, ...]
+    def request(self) -> Request:
+        return Request(self.targets, self.conditions, self.sampling, self.hidden)
 
 
 def run_generation(config: GenerationConfig) -> Path:
-    """Generate and write `<output>/<clip key>/...` and `<output>/manifest.json`; returns the manifest's path.
+    """Generate and write `<output>/<key>/...` and `<output>/manifest.json`; returns the manifest's path.
 
-    Clips that are already there, made with the same settings, are passed over.
+    What is already there, made with the same settings, is passed over.
     """
-    checkpoint = load_checkpoint(config.checkpoint or shipped_checkpoint(), device=config.device)
-    for word in (*config.targets, *(config.conditions or ())):
-        checkpoint.tokenizer(checkpoint.spec(word).name)  # for its error, before any work
-    folder = Path(config.output)
-    settings = _settings(config, checkpoint)
-    # Read as they are needed: the pictures of an hour do not fit into memory.
-    source = read_prompts(config.input, checkpoint, dataset=config.dataset, stride_s=config.stride_s)
-    prompts = enumerate(islice(source, config.max_clips))
-    keys: list[str] = []
-    num_kept = 0
-    with progress_bar("generate clips", config.max_clips, is_shown=config.progress) as advance:
-        while part := list(islice(prompts, config.batch_size)):
-            keys += [prompt.key for _, prompt in part]
-            jobs = [(index, prompt) for index, prompt in part if not _is_done(folder / prompt.key, settings)]
-            num_kept += len(part) - len(jobs)
-            _generate_part(checkpoint, jobs, config, settings)
-            advance(len(part))
+    checkpoint = load_checkpoint(config.checkpoint, device=config.device)
+    specs = config.request().specs(checkpoint)  # for its errors, before any work
+    kind = "folder" if config.input is None else kind_of_input(config.input)
+    device = next(checkpoint.model.parameters()).device
+    estimate = estimate_memory(checkpoint, config.request().plans(specs))
+    batch_size = fitting_batch(estimate, config.batch_size, free_bytes(device))
+    job = _Job(config, checkpoint, _settings(config, checkpoint), Path(config.output), batch_size)
+    is_recorded = kind in ("video", "videos", "pictures", "frames", "folder")
+    keys = job.run_recordings(_recordings(config)) if is_recorded and config.join != "none" else job.run_clips()
     if not keys:
         raise ValueError(f"{config.input}: found no clip to generate from")
-    if num_kept:
-        say(f"{num_kept} of {len(keys)} clips were already there and are kept")
-    manifest = folder / "manifest.json"
-    save_json(manifest, _manifest(folder, keys, settings))
+    if job.num_kept:
+        say(f"{job.num_kept} of {len(keys)} clips were already there and are kept")
+    manifest = job.folder / "manifest.json"
+    save_json(manifest, job.manifest(keys))
     return manifest
 
 
-def _generate_part(
-    checkpoint: Checkpoint,
-    jobs: Sequence[tuple[int, Prompt]],
-    config: GenerationConfig,
-    settings: Mapping[str, Any],
-) -> None:
-    """Generate and write some clips, each with its number in the whole input."""
-    if not jobs:
-        return
-    made = generate_clips(
-        checkpoint,
-        [prompt for _, prompt in jobs],
-        config.targets,
-        conditions=config.conditions,
-        sampling=config.sampling,
-        seeds=[config.seed * 1_000_003 + index for index, _ in jobs],
-    )
-    for item in made:
-        note = {"given": item.given, "made": item.made, "made_streams": item.made_streams, "settings": settings}
-        write_generated(Path(config.output) / item.clip.key, item.clip, item.tokens, note, video=config.video)
+def _recordings(config: GenerationConfig) -> Iterator[Recording]:
+    if config.source is not None:
+        reader = open_reader(config.source, dataset=config.dataset or "")
+        yield from (reader.read(index) for index in range(len(reader)))
+    elif config.input is not None:
+        yield from read_recordings(config.input, kind_of_input(config.input), rate_hz=config.rate_hz)
 
 
-def generate_clips(
-    checkpoint: Checkpoint,
-    prompts: Sequence[Prompt],
-    targets: Sequence[str],
-    *,
-    conditions: Sequence[str] | None = None,
-    sampling: Mapping[str, SamplingConfig] | None = None,
-    seeds: Sequence[int] | None = None,
-) -> list[Generated]:
-    """Fill the targets of clips or token clips; `sampling` by target or `default`, seeds 0, 1, ... unless given."""
-    specs = [checkpoint.spec(word) for word in targets]
-    chosen = None if conditions is None else {checkpoint.spec(word).name for word in conditions}
-    target_names = {spec.name for spec in specs}
-    token_prompts = [_prompt_tokens(checkpoint, prompt, chosen, target_names) for prompt in prompts]
-    for prompt in token_prompts:
-        if not prompt.tokens and chosen != set():
-            raise ValueError(
-                f"clip {prompt.key}: nothing of the input can be a condition (the model reads "
-                f"{[spec.name for spec in checkpoint.specs]}); for generation from nothing say conditions=[]"
+@dataclass
+class _Job:
+    """One run: what is written where, and what was there before."""
+
+    config: GenerationConfig
+    checkpoint: Checkpoint
+    settings: Mapping[str, Any]
+    folder: Path
+    batch_size: int
+    num_kept: int = 0
+    skipped: dict[str, str] = field(default_factory=dict)
+    unused_s: dict[str, float] = field(default_factory=dict)
+
+    def run_recordings(self, recordings: Iterator[Recording]) -> list[str]:
+        """One result per recording (several where streams miss for a while); keys of what is there afterwards.
+
+        A recording that is too short is an error where it is the only one; among others it is left out and reported.
+        """
+        config, clip_config = self.config, clip_config_of(self.checkpoint, span="any")
+        overlap_s = overlap_of(clip_config, config.overlap_s)
+        keys: list[str] = []
+        too_short: list[RecordingTooShort] = []
+        for number, recording in enumerate(islice(recordings, config.max_clips)):
+            try:
+                stretches = plan_stretches(recording, clip_config, overlap_s=overlap_s)
+            except RecordingTooShort as error:
+                too_short.append(error)
+                self.skipped[recording.name] = str(error)
+                continue
+            for stretch in stretches:
+                keys.append(stretch.key)
+                if self._is_done(stretch.key):
+                    self.num_kept += 1
+                else:
+                    self._make_stretch(stretch, window_seeds(config.seed, number, stretch))
+            self.unused_s[recording.name] = round(stretches[0].unused_s, 6)
+        if too_short and not keys:
+            raise too_short[0]
+        for name, why in self.skipped.items():
+            say(f"left out {name}: {why}")
+        return keys
+
+    def _make_stretch(self, stretch: Stretch, seeds: Sequence[int]) -> None:
+        config, size = self.config, stretch.config
+        num_pixels = stretch.num_samples(size.video_rate_hz) * size.height * size.width
+        check_joined_fits(stretch.key, num_pixels, free_bytes(torch.device("cpu")))
+        fingerprints = {spec.name: spec.tokenizer_fingerprint for spec in self.checkpoint.specs}
+        store = WindowStore(self.folder / f".windows_{stretch.key}", self.settings, fingerprints)
+        with self._bar(f"generate {stretch.key}", len(stretch.windows)) as advance:
+            result = generate_stretch(
+                self.checkpoint,
+                stretch,
+                config.request(),
+                seeds=seeds,
+                join=config.join,
+                stitching=config.stitching,
+                batch_size=self.batch_size,
+                store=store,
+                advance=advance,
             )
-    plans = [
-        _sampling_for(spec, word, sampling or {}).plan(spec.name) for spec, word in zip(specs, targets, strict=True)
-    ]
-    made = checkpoint.sampler.generate(token_prompts, plans, seeds if seeds is not None else range(len(prompts)))
-    values = {
-        spec.name: checkpoint.tokenizer(spec.name).decode(np.stack([clip.tokens[spec.name] for clip in made]))
-        for spec in specs
-    }
-    return [
-        _generated(
-            checkpoint, prompt, tokens, specs, {name: (found[0][row], found[1][row]) for name, found in values.items()}
+        self._write(result.generated, result.note())
+        store.remove()
+
+    def run_clips(self) -> list[str]:
+        """One result per clip; keys of what is there afterwards."""
+        config = self.config
+        # Read as they are needed: the pictures of an hour do not fit into memory.
+        prompts = enumerate(islice(self._prompts(), config.max_clips))
+        keys: list[str] = []
+        with self._bar("generate clips", config.max_clips) as advance:
+            while part := list(islice(prompts, self.batch_size)):
+                keys += [prompt.key for _, prompt in part]
+                jobs = [(index, prompt) for index, prompt in part if not self._is_done(prompt.key)]
+                self.num_kept += len(part) - len(jobs)
+                for made in in_smaller_batches(self._made_clips, jobs):
+                    self._write(made, {})
+                advance(len(part))
+        return keys
+
+    def _prompts(self) -> Iterator[Prompt]:
+        config = self.config
+        if config.input is None:
+            clip_config = clip_config_of(self.checkpoint, stride_s=config.stride_s, span="any")
+            for recording in _recordings(config):
+                for stretch in plan_stretches(recording, clip_config, overlap_s=0.0):
+                    yield from (stretch.clip(window) for window in stretch.windows)
+            return
+        yield from read_prompts(
+            config.input, self.checkpoint, dataset=config.dataset, stride_s=config.stride_s, rate_hz=config.rate_hz
         )
-        for row, (prompt, tokens) in enumerate(zip(prompts, made, strict=True))
-    ]
 
-
-def _prompt_tokens(checkpoint: Checkpoint, prompt: Prompt, chosen: set[str] | None, targets: set[str]) -> TokenClip:
-    """The condition tokens of a prompt."""
-    if isinstance(prompt, TokenClip):
-        available = set(prompt.tokens)
-    else:
-        available = {name for name, tokenizer in checkpoint.tokenizers.items() if tokenizer.stream in prompt}
-    if chosen is not None and chosen - available:
-        raise ValueError(
-            f"clip {prompt.key} has {sorted(available)}, the conditions ask for {sorted(chosen - available)}"
+    def _made_clips(self, jobs: Sequence[tuple[int, Prompt]]) -> list[Generated]:
+        """Clips, each with its number in the whole input."""
+        config = self.config
+        return generate_clips(
+            self.checkpoint,
+            [prompt for _, prompt in jobs],
+            config.targets,
+            conditions=config.conditions,
+            sampling=config.sampling,
+            hidden=config.hidden,
+            seeds=[clip_seed(config.seed, index) for index, _ in jobs],
         )
-    names = sorted((available if chosen is None else chosen) - targets)
-    if isinstance(prompt, AlignedClip):
-        return checkpoint.tokenize([prompt], names)[0]
-    return replace(prompt, tokens={name: prompt.tokens[name] for name in names})
 
+    def _write(self, made: Generated, more: Mapping[str, Any]) -> None:
+        note = {"given": made.given, "made": made.made, "made_streams": made.made_streams, "settings": self.settings}
+        folder = self.folder / made.clip.key
+        write_generated(folder, made.clip, made.tokens, note | dict(more), video=self.config.video)
 
-def _sampling_for(spec: ModalitySpec, word: str, sampling: Mapping[str, SamplingConfig]) -> SamplingConfig:
-    for key in (word, spec.name, spec.quantity, spec.folder, "default"):
-        if key in sampling:
-            return sampling[key]
-    return SamplingConfig()
+    def _is_done(self, key: str) -> bool:
+        note = self.folder / key / "clip.json"
+        return note.is_file() and load_json(note)["settings"] == self.settings
 
+    def _bar(self, title: str, total: int | None) -> Any:
+        return progress_bar(title, total, is_shown=self.config.progress)
 
-def _generated(
-    checkpoint: Checkpoint,
-    prompt: Prompt,
-    tokens: TokenClip,
-    specs: Sequence[ModalitySpec],
-    values: Mapping[str, tuple[np.ndarray, np.ndarray]],
-) -> Generated:
-    made_names = [spec.name for spec in specs]
-    given = tuple(name for name in tokens.tokens if name not in made_names)
-    streams = dict(prompt.streams) if isinstance(prompt, AlignedClip) else _decoded_inputs(checkpoint, tokens, given)
-    made_streams = [STREAM_OF_QUANTITY.get(s.quantity, checkpoint.tokenizer(s.name).stream) for s in specs]
-    start_s = min((float(stream.times_s[0]) for stream in streams.values()), default=0.0)
-    for stream, spec in zip(made_streams, specs, strict=True):
-        streams[stream] = _stream(spec, *values[spec.name], start_s=start_s)
-    empty = AlignedClip(prompt.key, {}, None, Provenance("tokens", prompt.key))
-    base = prompt if isinstance(prompt, AlignedClip) else empty
-    extra = dict(base.extra) | {"given": list(given), "made": made_names}
-    return Generated(replace(base, streams=streams, extra=extra), tokens, given, tuple(made_names), tuple(made_streams))
-
-
-def _decoded_inputs(checkpoint: Checkpoint, tokens: TokenClip, given: Sequence[str]) -> dict[str, Stream]:
-    streams = {}
-    for name in given:
-        if name in checkpoint.tokenizers:
-            values, is_valid = checkpoint.tokenizer(name).decode(tokens.tokens[name][None])
-            streams[checkpoint.tokenizer(name).stream] = _stream(checkpoint.spec(name), values[0], is_valid[0])
-    return streams
-
-
-def _stream(spec: ModalitySpec, values: np.ndarray, is_valid: np.ndarray, *, start_s: float = 0.0) -> Stream:
-    """A decoded stream on the clock of its clip, which began `start_s` into the recording."""
-    times_s = start_s + np.arange(len(values)) / (spec.rate_hz or 1.0)
-    return Stream(values, np.asarray(is_valid, bool), times_s, _UNITS.get(spec.quantity, ""))
+    def manifest(self, keys: Sequence[str]) -> dict[str, Any]:
+        clips = []
+        for key in keys:
+            note = load_json(self.folder / key / "clip.json")
+            files = sorted(path.name for path in (self.folder / key).iterdir())
+            made = {name: note[name] for name in ("given", "made", "made_streams")}
+            clips.append({"key": key, **made, "files": files})
+        about = {"settings": dict(self.settings), "num_clips": len(clips), "clips": clips}
+        return about | {"skipped": self.skipped, "unused_s": self.unused_s}
 
 
 def _settings(config: GenerationConfig, checkpoint: Checkpoint) -> dict[str, Any]:
     """What decides the result of a clip; a clip made with other settings is made again."""
     plain = to_plain(config)
-    kept = ("checkpoint", "input", "targets", "conditions", "sampling", "seed", "dataset", "stride_s", "video")
+    kept = ("checkpoint", "input", "source", "targets", "conditions", "sampling", "hidden", "join", "overlap_s")
+    kept += ("stitching", "seed", "dataset", "stride_s", "rate_hz", "video")
     plain["checkpoint"] = config.checkpoint or f"shipped {checkpoint.directory.name}"
     marks = {name: tokenizer.fingerprint for name, tokenizer in sorted(checkpoint.tokenizers.items())}
-    # A model trained again lies at the same path: its weights tell it from the one before.
-    model = fingerprint_of(checkpoint.model.state_dict(), to_plain(checkpoint.model.config))
-    return {key: plain[key] for key in kept} | {"model": model, "tokenizers": marks}
-
-
-def _is_done(folder: Path, settings: Mapping[str, Any]) -> bool:
-    note = folder / "clip.json"
-    return note.is_file() and load_json(note)["settings"] == settings
-
-
-def _manifest(folder: Path, keys: Sequence[str], settings: Mapping[str, Any]) -> dict[str, Any]:
-    clips = []
-    for key in keys:
-        note = load_json(folder / key / "clip.json")
-        files = sorted(path.name for path in (folder / key).iterdir())
-        made = {field: note[field] for field in ("given", "made", "made_streams")}
-        clips.append({"key": key, **made, "files": files})
-    return {"settings": dict(settings), "num_clips": len(clips), "clips": clips}
+    return {key: plain[key] for key in kept} | {"model": checkpoint.fingerprint, "tokenizers": marks}

@@ -4,16 +4,18 @@ F frames, S samples of a track, H, W pixels.
 """
 
 import csv
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from egom2p.contracts import AlignedClip, TokenClip
+from egom2p.contracts import AlignedClip, Stream, TokenClip
 from egom2p.data.video_files import write_video
 from egom2p.geometry import write_tum
 from egom2p.storage import atomic_directory, save_json
 
+_OWN_FILES = ("rgb", "depth", "gaze", "camera")
 _DOT = np.array([213, 94, 0], np.uint8)  # vermillion, visible to colour-blind eyes
 _RING = np.array([255, 255, 255], np.uint8)
 
@@ -26,7 +28,8 @@ def write_generated(
     clip.npz       every stream: `<name>` in its unit, `<name>_is_valid`, `<name>_times_s`
     tokens.npz     ids by modality
     rgb.<video>, depth.<video> (grey, near is bright, logarithmic between the metres noted in clip.json),
-    gaze.<video> (the point drawn on rgb), gaze.csv, camera.tum (world_from_cam), clip.json (what was given and made)
+    gaze.<video> (the point drawn on rgb), gaze.csv, camera.tum (world_from_cam), <track>.csv of any other track that
+    was made, <stream>.txt of a text, clip.json (what was given and made)
     """
     rates = {name: _rate_hz(stream.times_s) for name, stream in clip.streams.items()}
     with atomic_directory(folder) as unfinished:
@@ -47,7 +50,13 @@ def write_generated(
                 write_video(unfinished / f"gaze.{video}", gaze_on_rgb(clip), rates["rgb"])
         if "camera" in clip:
             write_tum(unfinished / "camera.tum", clip.streams["camera"].times_s, clip.world_from_cam)
-        save_json(unfinished / "clip.json", note)
+        for name, stream in clip.streams.items():
+            if np.asarray(stream.values).dtype.kind == "U":
+                (unfinished / f"{name}.txt").write_text("\n".join(stream.values) + "\n", encoding="utf-8")
+            elif name in note.get("made_streams", ()) and name not in _OWN_FILES:
+                _write_track_csv(unfinished / f"{name}.csv", stream)
+        camera = None if clip.intrinsics is None else asdict(clip.intrinsics)
+        save_json(unfinished / "clip.json", note | {"intrinsics": camera})
         return sorted(path.name for path in unfinished.iterdir())
 
 
@@ -91,6 +100,15 @@ def _write_gaze_csv(path: Path, clip: AlignedClip) -> None:
         writer.writerow(["time_s", "u", "v", "is_valid"])
         for time_s, (u, v), is_valid in zip(stream.times_s, stream.values, stream.is_valid, strict=True):
             writer.writerow([f"{time_s:.6f}", f"{u:.6f}", f"{v:.6f}", int(is_valid)])
+
+
+def _write_track_csv(path: Path, stream: Stream) -> None:
+    """A table that the plain folder reads."""
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["timestamps", *(f"channel_{number}" for number in range(stream.values.shape[1])), "valid"])
+        for time_s, values, is_valid in zip(stream.times_s, stream.values, stream.is_valid, strict=True):
+            writer.writerow([f"{time_s:.6f}", *(f"{value:.6g}" for value in values), int(is_valid)])
 
 
 def _rate_hz(times_s: np.ndarray) -> float:

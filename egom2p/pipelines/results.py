@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from egom2p.metrics.bootstrap import Interval, bootstrap_interval, paired_difference_interval
+from egom2p.metrics.perceptual import STABLE_VIDEOS
 from egom2p.storage import atomic_file, save_json
 
 MethodKind = Literal["baseline", "ceiling", "bound", "model"]
@@ -41,6 +42,7 @@ class Method:
                 model
     checkpoint  label of the checkpoint, None for baselines
     failures    clip key -> why it could not be scored
+    of_the_set  metrics of all clips together, e.g. `fvd`
     """
 
     label: str
@@ -48,6 +50,7 @@ class Method:
     values: Mapping[str, Sequence[float | None]]
     checkpoint: str | None = None
     failures: Mapping[str, str] = field(default_factory=dict)
+    of_the_set: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,9 @@ class TaskResult:
     """All methods of one task on the same clips.
 
     recordings     of each clip: clips of one are not independent, so intervals draw whole recordings
+    stream         of the clips that estimates are compared with
     token_losses   plain dicts, one per checkpoint
+    uncertainty    plain dicts as `metrics.calibration.Calibration`, one per checkpoint and estimator of several samples
     """
 
     task: str
@@ -65,6 +70,8 @@ class TaskResult:
     metrics: Sequence[Metric]
     methods: Sequence[Method]
     token_losses: Sequence[Mapping[str, Any]] = ()
+    uncertainty: Sequence[Mapping[str, Any]] = ()
+    stream: str = ""
 
 
 def summarise(result: TaskResult, *, seed: int) -> dict[str, Any]:
@@ -86,6 +93,8 @@ def summarise(result: TaskResult, *, seed: int) -> dict[str, Any]:
                 "values": {key: asdict(interval) for key, interval in intervals.items()},
                 "against_baseline": {},
                 "failures": dict(method.failures),
+                "of_the_set": dict(method.of_the_set),
+                "against_checkpoint": None,
             }
         )
     for metric in result.metrics:
@@ -95,14 +104,23 @@ def summarise(result: TaskResult, *, seed: int) -> dict[str, Any]:
         for method, row in zip(result.methods, rows, strict=True):
             if method.kind == "model" and metric.key in method.values:
                 row["against_baseline"][metric.key] = _compare(method, best, metric, result.recordings, seed)
+    for method, row in zip(result.methods, rows, strict=True):
+        first = _of_first_checkpoint(result, method)
+        if first is not None:
+            compared = {
+                metric.key: _compare(method, first, metric, result.recordings, seed) for metric in result.metrics
+            }
+            row["against_checkpoint"] = {"checkpoint": first.checkpoint, "metrics": compared}
     return {
         "task": result.task,
         "quantity": result.quantity,
         "num_clips": len(result.clip_keys),
         "num_recordings": len(set(result.recordings)),
+        "stream": result.stream,
         "metrics": [asdict(metric) for metric in result.metrics],
         "rows": rows,
         "token_losses": [dict(loss) for loss in result.token_losses],
+        "uncertainty": [dict(found) for found in result.uncertainty],
     }
 
 
@@ -117,6 +135,15 @@ def best_baseline(result: TaskResult, metric: Metric) -> Method | None:
         return None
     choose = max if metric.higher_is_better else min
     return choose(scored, key=lambda pair: pair[0])[1]
+
+
+def _of_first_checkpoint(result: TaskResult, method: Method) -> Method | None:
+    """The same estimator of the checkpoint that was named first; None for that checkpoint itself."""
+    models = [other for other in result.methods if other.kind == "model"]
+    if method.kind != "model" or method.checkpoint == models[0].checkpoint:
+        return None
+    same = (other for other in models if other.checkpoint == models[0].checkpoint and other.label == method.label)
+    return next(same, None)
 
 
 def _compare(method: Method, baseline: Method, metric: Metric, recordings: Sequence[str], seed: int) -> dict[str, Any]:
@@ -178,8 +205,12 @@ def markdown(summary: Mapping[str, Any]) -> str:
             "Columns: " + "; ".join(f"{metric['label']}: {metric['protocol']}" for metric in metrics) + ".",
             "",
         ]
+        lines += [medians_sentence(task), ""]
+        lines += [f"- {sentence}" for sentence in comparison_sentences(task)]
         for loss in task["token_losses"]:
             lines.append(f"- {token_loss_sentence(loss)}")
+        lines += [f"- {uncertainty_sentence(found)}" for found in task["uncertainty"]]
+        lines += [f"- {sentence}" for sentence in set_sentences(task)]
         failures = sum(len(row["failures"]) for row in task["rows"])
         lines += ["", f"Clips that could not be scored, over all methods: {failures}.", ""]
     lines += [
@@ -234,3 +265,53 @@ def token_loss_sentence(loss: Mapping[str, Any]) -> str:
     difference = loss["nats"]["mean"] - loss["marginal_nats"]
     side = "below" if difference < 0 else "above"
     return text + f"; place marginal {loss['marginal_nats']:.3f}: {abs(difference):.3f} {side} it"
+
+
+def uncertainty_sentence(found: Mapping[str, Any]) -> str:
+    """One line on whether the spread of the samples tells the error."""
+    level, covered = found["levels"][-1], found["coverage"][-1]
+    text = (
+        f"{found['checkpoint']}, {found['estimator']}: the range of {found['num_samples']} samples should hold "
+        f"{level:.0%} of the true values, it holds {covered:.0%}"
+    )
+    if found["correlation"] is None:
+        return text
+    return text + f"; rank correlation of spread and error over clips {found['correlation']:.2f}"
+
+
+def set_sentences(task: Mapping[str, Any]) -> list[str]:
+    """One line per metric of all clips together; there is no interval, because clips have no value of their own."""
+    names = dict.fromkeys(name for row in task["rows"] for name in row["of_the_set"])
+    sentences = []
+    for name in names:
+        values = [(row_title(row), row["of_the_set"][name]) for row in task["rows"] if name in row["of_the_set"]]
+        told = ", ".join(f"{title} {value:.2f}" for title, value in values)
+        sentences.append(f"{name} over {task['num_clips']} clips (lower is better): {told}")
+    if names and task["num_clips"] < STABLE_VIDEOS:
+        sentences.append(f"with fewer than {STABLE_VIDEOS} clips such a distance moves more by chance than by quality")
+    return sentences
+
+
+def medians_sentence(task: Mapping[str, Any]) -> str:
+    """The primary metric's median over clips, which a few lost clips do not carry away."""
+    metric = next((metric for metric in task["metrics"] if metric["is_primary"]), task["metrics"][0])
+    values = [(row_title(row), row["values"].get(metric["key"], {}).get("median")) for row in task["rows"]]
+    told = ", ".join(f"{title} {value:.{metric['decimals']}f}" for title, value in values if value is not None)
+    return f"Medians over clips of {metric['label']}: {told}."
+
+
+def comparison_sentences(task: Mapping[str, Any]) -> list[str]:
+    """How every further checkpoint stands to the one named first, clip by clip, in the primary metric."""
+    metric = next((metric for metric in task["metrics"] if metric["is_primary"]), task["metrics"][0])
+    sentences = []
+    for row in task["rows"]:
+        if row["against_checkpoint"] is None:
+            continue
+        found = row["against_checkpoint"]["metrics"][metric["key"]]
+        if found["difference"]["mean"] is None:
+            continue
+        words = {"tie": "no difference shown"}.get(found["verdict"], found["verdict"])
+        difference = format_interval(found["difference"], metric["decimals"])
+        first = row["against_checkpoint"]["checkpoint"]
+        sentences.append(f"{row_title(row)} minus {first}: {column_title(metric)} {difference}, {words}")
+    return sentences

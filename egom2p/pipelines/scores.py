@@ -3,19 +3,25 @@
 F frames, S samples of a track, H, W pixels.
 """
 
+import functools
+from typing import Any
+
 import numpy as np
 
 from egom2p.config import strict
 from egom2p.contracts import AlignedClip
+from egom2p.geometry import canonicalise
 from egom2p.metrics.camera import camera_errors
 from egom2p.metrics.depth import depth_errors
 from egom2p.metrics.gaze import gaze_errors
+from egom2p.metrics.perceptual import FvdConfig, Lpips, LpipsConfig
+from egom2p.metrics.text import text_errors
 from egom2p.metrics.track import track_errors
 from egom2p.metrics.video import video_errors
 from egom2p.pipelines.results import Metric
 
 STREAM_OF_QUANTITY = {"rgb": "rgb", "depth": "depth", "gaze": "gaze", "camera": "camera"}
-SCORED_QUANTITIES = (*STREAM_OF_QUANTITY, "generic")
+SCORED_QUANTITIES = (*STREAM_OF_QUANTITY, "generic", "text")
 
 _ALIGNMENT_WORDS = {
     "none": "no alignment",
@@ -30,10 +36,15 @@ _ALIGNMENT_WORDS = {
 
 @strict
 class ProtocolConfig:
-    """Alignments under which depth and camera are scored; the first is the one that verdicts use."""
+    """Alignments under which depth and camera are scored; the first is the one that verdicts use.
+
+    lpips, fvd   perceptual metrics of rgb, from weights on the local disk (None: not measured)
+    """
 
     depth_alignments: tuple[str, ...] = ("none", "median")
     camera_alignments: tuple[str, ...] = ("first_pose", "se3")
+    lpips: LpipsConfig | None = None
+    fvd: FvdConfig | None = None
 
     def __post_init__(self) -> None:
         if not self.depth_alignments or not self.camera_alignments:
@@ -59,15 +70,35 @@ def metrics_of(quantity: str, protocol: ProtocolConfig) -> tuple[Metric, ...]:
             Metric("mse", "MSE", "image²", f"{over} and both coordinates, image = [0, 1]", decimals=4),
         )
     if quantity == "rgb":
-        return (
+        likeness = (
             Metric("psnr_db", "PSNR", "dB", "per frame, mean over frames", True, True, 2),
             Metric("ssim", "SSIM", "", "per frame, window 11, mean over channels and frames", True),
         )
+        perceptual = Metric("lpips", "LPIPS", "", "AlexNet v0.1, per frame, mean over frames")
+        return likeness if protocol.lpips is None else (*likeness, perceptual)
     if quantity == "generic":
         return (
             Metric("rms_error", "RMS error", "", "over valid samples and channels, unit of the track", False, True),
         )
+    if quantity == "text":
+        words = "case and spaces do not count"
+        return (
+            Metric("exact", "exact", "", f"share of texts with exactly the true words, {words}", True, True),
+            Metric("word_error_rate", "WER", "", f"words to change over words of the truth, {words}"),
+        )
     raise ValueError(f"no metrics for quantity {quantity!r}")
+
+
+def _camera_errors(estimate: np.ndarray, truth: np.ndarray, alignment: str) -> dict[str, Any]:
+    """The rotation-only alignment turns about the origin, which is the first pose only when both start there."""
+    if alignment == "rotation":
+        estimate, truth = canonicalise(estimate), canonicalise(truth)
+    return camera_errors(estimate, truth, alignment)
+
+
+@functools.cache
+def _lpips(config: LpipsConfig) -> Lpips:
+    return Lpips.from_files(config)
 
 
 def _depth_metrics(alignment: str, protocol: ProtocolConfig) -> tuple[Metric, ...]:
@@ -109,7 +140,7 @@ def score(
             for metric in ("abs_rel", "rmse_m", "delta1")
         }
     if quantity == "camera":
-        found = {name: camera_errors(estimate, truth.world_from_cam, name) for name in protocol.camera_alignments}
+        found = {name: _camera_errors(estimate, truth.world_from_cam, name) for name in protocol.camera_alignments}
         values = {f"ate_m/{name}": errors["ate_m"] for name, errors in found.items()}
         first = protocol.camera_alignments[0]
         return values | {f"{metric}/{first}": found[first][metric] for metric in ("rpe_t_m", "rpe_r_deg")}
@@ -118,8 +149,13 @@ def score(
         return {key: errors[key] for key in ("distance", "distance_px", "angle_deg", "auc", "mse")}
     if quantity == "rgb":
         errors = video_errors(estimate, truth.rgb)
-        return {key: errors[key] for key in ("psnr_db", "ssim")}
+        values = {key: errors[key] for key in ("psnr_db", "ssim")}
+        if protocol.lpips is not None:
+            values["lpips"] = float(_lpips(protocol.lpips)(estimate, truth.rgb).mean())
+        return values
     if quantity == "generic":
         wanted = truth.streams[stream]
         return {"rms_error": track_errors(estimate, wanted.values, wanted.is_valid)["rms_error"]}
+    if quantity == "text":
+        return text_errors(str(estimate[0]), str(truth.streams[stream].values[0]))
     raise ValueError(f"no metrics for quantity {quantity!r}")

@@ -3,7 +3,8 @@
 B clips, K samples per clip, L tokens of one modality, T frames or samples of a stream.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -13,12 +14,15 @@ from egom2p.data.folder_set import open_clips
 from egom2p.data.marginals import marginal_cross_entropy, place_entropy, place_marginals
 from egom2p.geometry import mean_poses
 from egom2p.metrics.bootstrap import bootstrap_interval
+from egom2p.metrics.calibration import ClipSpread, calibration
+from egom2p.metrics.perceptual import VideoFeatures, frechet_distance
 from egom2p.models.generation_plans import SamplingConfig
 from egom2p.pipelines.baselines import TrainingStatistics, baseline_estimates
 from egom2p.pipelines.checkpoints import Checkpoint
 from egom2p.pipelines.evaluation_config import EstimatorConfig, EvaluationConfig, split_task
 from egom2p.pipelines.results import Method, TaskResult
 from egom2p.pipelines.scores import SCORED_QUANTITIES, STREAM_OF_QUANTITY, ProtocolConfig, metrics_of, score
+from egom2p.pipelines.spreads import sample_spread
 
 ShownArrays = dict[str, dict[str, np.ndarray]]
 """Clip key -> array name -> array, kept for the page."""
@@ -68,7 +72,8 @@ class TaskEvaluator:
         scorer = _Scorer(quantity, stream, clips, config.protocol)
         methods = [] if self._statistics is None else _baselines(scorer, self._statistics)
         methods += _bounds(scorer)
-        token_losses, shown = [], {clip.key: {} for clip in clips[: config.num_shown_clips]}
+        token_losses, uncertainty = [], []
+        shown: ShownArrays = {clip.key: {} for clip in clips[: config.num_shown_clips]}
         recordings = [clip.provenance.recording for clip in clips]
         for label, cache in self._caches.items():
             tokenizer = cache.checkpoint.tokenizer(specs[label].name)
@@ -77,19 +82,25 @@ class TaskEvaluator:
             ceiling, _ = tokenizer.decode(_ids(truth, specs[label]))
             methods.append(scorer.method("tokenizer round trip", "ceiling", ceiling, checkpoint=label))
             for name, estimator in config.estimators.items():
-                estimate, samples = _estimate(cache.checkpoint, prompts, specs[label], estimator, config)
+                estimate, samples, spreads = _estimate(
+                    cache.checkpoint, prompts, specs[label], estimator, config, scorer.spread
+                )
                 methods.append(scorer.method(name, "model", estimate, checkpoint=label))
                 _keep_shown(shown, f"{task}|{label}|{name}", estimate, samples)
+                if spreads:
+                    uncertainty.append({"checkpoint": label, "estimator": name, **asdict(calibration(spreads))})
             token_losses.append(_token_loss(label, cache.checkpoint, prompts, truth, specs[label], config, recordings))
         return (
             TaskResult(
                 task=task,
                 quantity=quantity,
+                stream=stream,
                 clip_keys=[clip.key for clip in clips],
                 recordings=recordings,
                 metrics=metrics_of(quantity, config.protocol),
                 methods=methods,
                 token_losses=token_losses,
+                uncertainty=uncertainty,
             ),
             shown,
         )
@@ -139,6 +150,9 @@ class _Scorer:
     def __init__(self, quantity: str, stream: str, clips: Sequence[AlignedClip], protocol: ProtocolConfig) -> None:
         self.quantity, self.stream, self.clips, self._protocol = quantity, stream, clips, protocol
         self._keys = [metric.key for metric in metrics_of(quantity, protocol)]
+        # Weights and program are checked here, before anything is generated.
+        self._features = VideoFeatures(protocol.fvd) if quantity == "rgb" and protocol.fvd is not None else None
+        self._true_features = None if self._features is None else self._features(clip.rgb for clip in clips)
 
     def method(
         self, label: str, kind: Any, estimates: Sequence[np.ndarray], *, checkpoint: str | None = None
@@ -156,7 +170,17 @@ class _Scorer:
                 found = {}
             for key in self._keys:
                 values[key].append(found.get(key))
-        return Method(label, kind, values, checkpoint, failures)
+        return Method(label, kind, values, checkpoint, failures, self._of_the_set(estimates))
+
+    def _of_the_set(self, estimates: Sequence[np.ndarray]) -> dict[str, float]:
+        if self._features is None or len(self.clips) < 2:
+            return {}
+        return {"FVD": frechet_distance(self._features(estimates), self._true_features)}
+
+    def spread(self, clip: int, samples: np.ndarray) -> ClipSpread | None:
+        """Spread and ranks of the samples (K, T, ...) of one clip; None where the truth has no comparable value."""
+        rng = np.random.default_rng([clip, len(samples)])
+        return sample_spread(self.quantity, samples, self.clips[clip], self.stream, rng)
 
 
 def _baselines(scorer: _Scorer, statistics: TrainingStatistics) -> list[Method]:
@@ -178,10 +202,15 @@ def _estimate(
     spec: ModalitySpec,
     estimator: EstimatorConfig,
     config: EvaluationConfig,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Mean of the decoded samples (B, T, ...), and the samples (B', K, T, ...) of the clips that are shown."""
+    spread: Callable[[int, np.ndarray], ClipSpread | None],
+) -> tuple[np.ndarray, np.ndarray, list[ClipSpread]]:
+    """Mean of the decoded samples (B, T, ...), the samples (B', K, T, ...) of the clips that are shown, and for
+    several samples the spread of every clip.
+
+    spread   of the samples (K, T, ...) of the clip with this number; None where its truth says nothing
+    """
     plan, count = estimator.sampling.plan(spec.name), estimator.num_samples
-    means, shown = [], []
+    means, shown, spreads = [], [], []
     for start in range(0, len(prompts), config.batch_size):
         part = prompts[start : start + config.batch_size]
         repeated = [prompt for prompt in part for _ in range(count)]
@@ -191,7 +220,10 @@ def _estimate(
         samples = values.reshape(len(part), count, *values.shape[1:])
         means.append(np.stack([mean_of_samples(spec.quantity, clip_samples) for clip_samples in samples]))
         shown.append(samples[: max(0, config.num_shown_clips - start)])
-    return np.concatenate(means), np.concatenate(shown)
+        if count > 1:
+            spreads += [spread(start + row, clip_samples) for row, clip_samples in enumerate(samples)]
+    known = [found for found in spreads if found is not None]
+    return np.concatenate(means), np.concatenate(shown), known
 
 
 def clip_seed(seed: int, clip: int, sample: int) -> int:
@@ -200,11 +232,17 @@ def clip_seed(seed: int, clip: int, sample: int) -> int:
 
 
 def mean_of_samples(quantity: str, samples: np.ndarray) -> np.ndarray:
-    """Mean (T, ...) of K estimates (K, T, ...): of poses the chordal mean of rotations, else of the values."""
+    """Mean (T, ...) of K estimates (K, T, ...): of poses the chordal mean of rotations, else of the values.
+
+    Of texts it is the commonest one.
+    """
     if len(samples) == 1:
         return samples[0]
     if quantity == "camera":
         return mean_poses(samples)
+    if quantity == "text":
+        texts = ["\n".join(sample) for sample in samples]
+        return samples[texts.index(max(texts, key=texts.count))]
     mean = samples.mean(0, dtype=np.float64)
     return np.round(mean).astype(np.uint8) if quantity == "rgb" else mean.astype(samples.dtype)
 
@@ -254,8 +292,8 @@ def _marginal(
     if made_by is not None and made_by != wanted:
         return None, None, f"{config.train_tokens} was made by tokenizer {made_by}, this checkpoint has {wanted}"
     counts = place_marginals(tokens, spec)
-    return marginal_cross_entropy(counts, _ids(truth, spec)), place_entropy(counts), ""
+    return marginal_cross_entropy(counts, _ids(truth, spec), pad_id=spec.pad_id), place_entropy(counts), ""
 
 
 def _ids(clips: Sequence[TokenClip], spec: ModalitySpec) -> np.ndarray:
-    return np.stack([clip.tokens[spec.name] for clip in clips])
+    return np.stack([spec.padded(clip.tokens[spec.name]) for clip in clips])

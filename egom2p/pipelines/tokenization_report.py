@@ -1,27 +1,31 @@
 """What a data set of tokens turned out to be: clips, use of the codes, what encode-decode loses. V vocabulary size."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from egom2p.contracts import Tokenizer
-from egom2p.data.clip_store import ClipStore
-from egom2p.data.shards import ShardSet, shard_pattern
+from egom2p.pipelines.token_shards import TokenShards
+from egom2p.tokenizers.reconstruction_summary import mean_errors
+
+# How much worse than the tokenizer's own card the round trip may be before a run says so.
+_SUSPICIOUS = 3.0
+_LARGER_IS_BETTER = ("psnr_db", "delta1", "validity_accuracy", "exact_round_trip")
 
 
 @dataclass(frozen=True)
 class TokenizeReport:
-    """One data set: what lies on disk, how its codes are used, what its tokenizers lose.
+    """One data set, over all ranks and runs: what lies there, how its codes are used, what its tokenizers lose.
 
+    num_shards, num_finished  shards of the clips, and those whose tokens are there; equal when all is done
     modalities   modality -> {"num_clips", "codes_used", "perplexity", "vocab_size", "fingerprint"}
-    round_trip   modality -> encode-decode errors in physical units over the check clips
+    round_trip   modality -> encode-decode errors in physical units, means over `num_checked` clips
     absent       modalities with a tokenizer whose stream these clips do not have
     untouched    streams of the clips without a tokenizer
-    num_left_out  clips of the shards on disk that were refused, in earlier runs too
-    skipped      key -> why the clip was left out (this run and rank only)
+    skipped      key -> why the clip was left out
+    clips_per_s, waiting_share   of this rank and run: its rate, and the share of time it waited for clips to be read
     """
 
     dataset: str
@@ -30,13 +34,63 @@ class TokenizeReport:
     round_trip: dict[str, dict[str, float]]
     absent: tuple[str, ...]
     untouched: tuple[str, ...]
-    num_left_out: int = 0
+    num_shards: int = 0
+    num_finished: int = 0
+    num_checked: int = 0
     skipped: dict[str, str] = field(default_factory=dict)
+    clips_per_s: float | None = None
+    waiting_share: float | None = None
+
+    @property
+    def is_complete(self) -> bool:
+        return self.num_finished == self.num_shards
+
+
+def merged_report(
+    shards: TokenShards,
+    tokenizers: Mapping[str, Tokenizer],
+    *,
+    num_shards: int,
+    absent: tuple[str, ...],
+    untouched: tuple[str, ...],
+    clips_per_s: float | None = None,
+    waiting_share: float | None = None,
+) -> TokenizeReport:
+    """The notes of all finished shards as one report."""
+    notes = {number: note for number, note in shards.finished().items() if number < num_shards}
+    counts = {folder: np.zeros(size, np.int64) for folder, size in shards.vocab_sizes.items()}
+    checks: list[Mapping[str, Any]] = []
+    skipped: dict[str, str] = {}
+    for number, note in notes.items():
+        for folder, counts_V in shards.counts(number).items():
+            counts[folder] += counts_V
+        checks += note["checks"].values()
+        skipped |= note["refused"]
+    num_clips = sum(note["num_clips"] for note in notes.values())
+    per_modality = {name: [check[name] for check in checks if name in check] for name in tokenizers}
+    return TokenizeReport(
+        dataset=shards.dataset,
+        num_clips=num_clips,
+        modalities={
+            name: _usage(counts[tokenizer.spec.folder], num_clips, tokenizer) for name, tokenizer in tokenizers.items()
+        },
+        round_trip={name: mean_errors(rows) for name, rows in per_modality.items() if rows},
+        absent=absent,
+        untouched=untouched,
+        num_shards=num_shards,
+        num_finished=len(notes),
+        num_checked=len(checks),
+        skipped=skipped,
+        clips_per_s=clips_per_s,
+        waiting_share=waiting_share,
+    )
 
 
 def summary(report: TokenizeReport) -> str:
     """The report in a few lines."""
     lines = [f"{report.dataset}: {report.num_clips} clips"]
+    if not report.is_complete:
+        lines[0] += f", {report.num_finished} of {report.num_shards} shards are finished"
     for name, about in report.modalities.items():
         errors = ", ".join(f"{key} {value:.4g}" for key, value in report.round_trip.get(name, {}).items())
         lines.append(
@@ -46,54 +100,35 @@ def summary(report: TokenizeReport) -> str:
     for title, names in (("absent here", report.absent), ("streams without tokenizer", report.untouched)):
         if names:
             lines.append(f"  {title}: {', '.join(names)}")
-    if report.num_left_out:
-        lines.append(f"  {report.num_left_out} clips left out: a tokenizer refuses them")
     if report.skipped:
         key, why = next(iter(report.skipped.items()))
-        lines.append(f"  {len(report.skipped)} clips skipped, e.g. {key}: {why}")
+        lines.append(f"  {len(report.skipped)} clips left out, e.g. {key}: {why}")
+    if report.clips_per_s:
+        lines.append(f"  {report.clips_per_s:.1f} clips/s, waited for clips {100 * (report.waiting_share or 0):.0f} %")
     return "\n".join(lines)
 
 
-def measure(
-    output: str | Path, store: ClipStore, tokenizers: Mapping[str, Tokenizer], *, num_check_clips: int
-) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, float]], set[str]]:
-    """Use of codes and encode-decode errors per modality, and the keys that have tokens, of the shards on disk."""
-    shards = {
-        name: ShardSet(shard_pattern(output, store.dataset, [tokenizer.spec.folder]))
-        for name, tokenizer in tokenizers.items()
-    }
-    keys = set(next(iter(shards.values())).keys)
-    usage = {name: _usage(shards[name], tokenizer) for name, tokenizer in tokenizers.items()}
-    with_tokens = [index for index, key in enumerate(store.keys) if key in keys]
-    check_clips = [store[index] for index in with_tokens[:num_check_clips]]
-    return usage, _round_trip(check_clips, tokenizers), keys
+def suspicions(name: str, tokenizer: Tokenizer, errors: Mapping[str, float]) -> list[str]:
+    """Errors much larger than the tokenizer's card promises: it may not be made for clips like these."""
+    promised = getattr(tokenizer, "card", {}).get("metrics", {})
+    found = []
+    for metric in errors.keys() & promised.keys():
+        value, usual = errors[metric], promised[metric]
+        if metric in _LARGER_IS_BETTER:
+            is_odd = value < usual - (6.0 if metric == "psnr_db" else 0.25)
+        else:
+            is_odd = usual > 0 and value > _SUSPICIOUS * usual and not metric.startswith("representation_")
+        if is_odd:
+            found.append(f"{name}: {metric} is {value:.4g} here, {usual:.4g} on the tokenizer's own held-out clips")
+    return sorted(found)
 
 
-def _usage(shards: ShardSet, tokenizer: Tokenizer) -> dict[str, Any]:
-    spec = tokenizer.spec
-    counts_V = np.zeros(spec.vocab_size, dtype=np.int64)
-    for index in range(len(shards)):
-        counts_V += np.bincount(shards.read_array(index, spec.folder).reshape(-1), minlength=spec.vocab_size)
-    share = counts_V[counts_V > 0] / counts_V.sum()
+def _usage(counts_V: np.ndarray, num_clips: int, tokenizer: Tokenizer) -> dict[str, Any]:
+    share = counts_V[counts_V > 0] / max(counts_V.sum(), 1)
     return {
-        "num_clips": len(shards),
+        "num_clips": num_clips,
         "codes_used": int((counts_V > 0).sum()),
         "perplexity": float(np.exp(-(share * np.log(share)).sum())),
-        "vocab_size": spec.vocab_size,
+        "vocab_size": tokenizer.spec.vocab_size,
         "fingerprint": tokenizer.fingerprint,
     }
-
-
-def _round_trip(clips: Sequence, tokenizers: Mapping[str, Tokenizer]) -> dict[str, dict[str, float]]:
-    """Errors of the tokenizers that can measure themselves; the use of codes over so few clips says nothing."""
-    errors = {}
-    for name, tokenizer in tokenizers.items():
-        network = getattr(tokenizer, "network", None)
-        if clips and hasattr(network, "evaluate"):
-            measured = network.evaluate(clips)
-            errors[name] = {key: measured[key] for key in _without(measured, ("codes_used", "perplexity"))}
-    return errors
-
-
-def _without(names: Iterable[str], left_out: Sequence[str]) -> list[str]:
-    return [name for name in names if name not in left_out]

@@ -45,7 +45,7 @@ def write_generation_page(folder: str | Path, *, max_clips: int = 24) -> Path:
     settings = manifest["settings"]
     html = page.document(
         "Generated clips",
-        lead=f"{', '.join(settings['targets'])} from {settings['input']}, by {settings['checkpoint']}.",
+        lead=f"{', '.join(settings['targets'])} from {settings['input'] or 'recordings'}, by {settings['checkpoint']}.",
         facts=[f"{manifest['num_clips']} clips", f"{len(shown)} shown", f"seed {settings['seed']}"],
         sections=[("clips", "Clips", body)],
     )
@@ -81,7 +81,14 @@ def _clip(arrays: dict[str, Any], range_m: tuple[float, float], made: Sequence[s
         content += page.figure(
             plots.gaze_plot(times_s, arrays["gaze"], arrays["gaze_is_valid"], {}, label=_origin("gaze", made))
         )
-    return f'<div class="pair">{content}</div>'
+    for name in made:
+        if name not in ("rgb", "depth", "gaze", "camera") and arrays[name].ndim == 2:
+            times_s = _from_start(arrays[f"{name}_times_s"])
+            svg = plots.track_plot(times_s, arrays[name], arrays[f"{name}_is_valid"], {}, label="generated")
+            content += page.figure(svg, name)
+    texts = [name for name, values in arrays.items() if values.dtype.kind == "U" and f"{name}_times_s" in arrays]
+    words = [f"<p><b>{_origin(name, made)} {escape(name)}:</b> {escape(str(arrays[name][0]))}</p>" for name in texts]
+    return "".join(words) + f'<div class="pair">{content}</div>'
 
 
 def _origin(stream: str, made: Sequence[str]) -> str:

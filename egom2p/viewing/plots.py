@@ -21,7 +21,7 @@ COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _KIND_COLOURS = {"baseline": "#8a94a0", "ceiling": "#009E73", "bound": "#CC79A7"}
 DEPTH_MAP = "cividis"
 
-_STYLE = {
+STYLE = {
     "font.family": "sans-serif",
     "font.size": 9.5,
     "axes.spines.top": False,
@@ -41,7 +41,7 @@ _STYLE = {
 def forest_plot(rows: Sequence[Mapping[str, Any]], metric: Mapping[str, Any], colours: Mapping[str, str]) -> str:
     """Means and intervals of all methods of a task for one metric; rows as in results.json."""
     known = [row for row in rows if row["values"].get(metric["key"], {}).get("mean") is not None]
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7.2, 0.75 + 0.33 * len(known)))
         axes = figure.add_subplot()
         for line, row in enumerate(reversed(known)):
@@ -78,7 +78,7 @@ def loss_curves(curves: Mapping[str, Mapping[str, Any]], x_label: str) -> str:
     """Validation losses (name -> {x, y, marginal}) with the loss that ignoring the input can reach as a dashed line."""
     columns = min(2 if len(curves) == 4 else 3, len(curves))
     rows = -(-len(curves) // columns)
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(3.45 * columns, 2.5 * rows))
         for number, (name, curve) in enumerate(curves.items()):
             axes = figure.add_subplot(rows, columns, number + 1)
@@ -101,7 +101,7 @@ def trajectory_plot(
 
     Camera axes: x right, y down, z forward; drawn with z forward (up in the top view) and height up.
     """
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(8.6, 3.7))
         top, space = figure.add_subplot(1, 2, 1), figure.add_subplot(1, 2, 2, projection="3d")
         everything = [truth] + [poses for poses, _, _ in estimates.values()]
@@ -159,30 +159,72 @@ def gaze_plot(
     label: str = "truth",
 ) -> str:
     """u and v over time: truth (S, 2) with gaps where invalid, estimates name -> (S, 2), samples (K, S, 2), colour."""
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(6.4, 3.3))
-        for row, (word, truth_S) in enumerate(zip(("right (u)", "down (v)"), truth.T, strict=True)):
-            axes = figure.add_subplot(2, 1, row + 1)
+    words = ("right (u)", "down (v)")
+    return track_plot(times_s, truth, is_valid, estimates, channels=words, limits=(-0.05, 1.05), label=label)
+
+
+def track_plot(
+    times_s: np.ndarray,
+    truth: np.ndarray,
+    is_valid: np.ndarray,
+    estimates: Mapping[str, tuple[np.ndarray, np.ndarray | None, str]],
+    *,
+    channels: Sequence[str] | None = None,
+    limits: tuple[float, float] | None = None,
+    label: str = "truth",
+) -> str:
+    """Every channel of a track over time, one below the other; arguments as of `gaze_plot`, with C channels.
+
+    channels   their names; None: numbers. limits: of the values, the same for all channels; None: as they fall
+    """
+    words = channels or [f"channel {number}" for number in range(truth.shape[1])]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(6.4, 0.5 + 1.4 * len(words)))
+        for row, (word, truth_S) in enumerate(zip(words, truth.T, strict=True)):
+            axes = figure.add_subplot(len(words), 1, row + 1)
             for name, (points, samples, colour) in estimates.items():
                 if samples is not None and len(samples) > 1:
                     low, high = np.quantile(samples[:, :, row], [0.1, 0.9], axis=0)
                     axes.fill_between(times_s, low, high, color=colour, alpha=0.15, lw=0)
                 axes.plot(times_s, points[:, row], color=colour, lw=1.6, label=name)
             axes.plot(times_s, np.where(is_valid, truth_S, np.nan), color=TRUTH, lw=1.9, label=label)
-            axes.set_ylim(-0.05, 1.05)
+            if limits is not None:
+                axes.set_ylim(*limits)
             axes.set_ylabel(word)
             if row == 0:
                 axes.legend(fontsize=8, ncols=3, loc="lower left", bbox_to_anchor=(0, 1.0))
+            if row + 1 < len(words):
                 axes.set_xticklabels([])
             else:
-                axes.set_xlabel("seconds; gaps: no valid gaze")
+                axes.set_xlabel("seconds; gaps: not valid")
         figure.tight_layout(h_pad=0.6)
+        return _svg(figure)
+
+
+def calibration_plot(found: Sequence[Mapping[str, Any]], unit: str, colours: Mapping[str, str]) -> str:
+    """Coverage of the samples' intervals, and error against spread per clip; `found` as in results.json."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(8.0, 3.4))
+        covered, clips = figure.add_subplot(1, 2, 1), figure.add_subplot(1, 2, 2)
+        covered.plot([0, 1], [0, 1], color="#8a94a0", lw=1, ls=(0, (4, 3)), label="calibrated")
+        for number, one in enumerate(found):
+            colour, marker = colours.get(one["checkpoint"], COLOURS[0]), "osD^v"[number % 5]
+            label = f"{one['checkpoint']}: {one['estimator']}"
+            covered.plot(one["levels"], one["coverage"], marker=marker, ms=4.5, lw=1.6, color=colour, label=label)
+            clips.plot(one["spread"], one["error"], marker, ms=3.4, alpha=0.55, mew=0, color=colour)
+        covered.set(xlim=(0, 1), ylim=(0, 1), xlabel="share an interval should hold", ylabel="share it holds")
+        covered.legend(fontsize=7.5, loc="upper left")
+        tail = f" ({unit})" if unit else ""
+        clips.set(xlabel=f"spread of the samples{tail}", ylabel=f"error of their mean{tail}")
+        clips.set_xlim(left=0)
+        clips.set_ylim(bottom=0)
+        figure.tight_layout(w_pad=2.0)
         return _svg(figure)
 
 
 def depth_colour_bar(near_m: float, far_m: float) -> str:
     """The scale shared by all depth pictures of a page, in metres."""
-    with matplotlib.rc_context(_STYLE | {"axes.grid": False}):
+    with matplotlib.rc_context(STYLE | {"axes.grid": False}):
         figure = Figure(figsize=(5.2, 0.75))
         axes = figure.add_axes((0.03, 0.55, 0.94, 0.3))
         mapped = ScalarMappable(LogNorm(near_m, far_m), cmap=DEPTH_MAP)

@@ -10,7 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from egom2p.config import run_main, strict
-from egom2p.pipelines.results import column_title, counted_clips, row_title, token_loss_sentence
+from egom2p.pipelines import spreads
+from egom2p.pipelines.results import (
+    column_title,
+    comparison_sentences,
+    counted_clips,
+    row_title,
+    set_sentences,
+    token_loss_sentence,
+    uncertainty_sentence,
+)
 from egom2p.storage import load_json
 from egom2p.viewing import page, plots
 from egom2p.viewing.shown_clips import clip_sections
@@ -132,13 +141,22 @@ def _task_section(task: Mapping[str, Any], colours: Mapping[str, str]) -> str:
         (row["kind"], [_label_cell(row), *[_value_cell(row, metric) for metric in metrics]]) for row in task["rows"]
     ]
     protocol = "; ".join(f"{metric['label']}: {metric['protocol']}" for metric in metrics)
-    losses = "".join(f"<li>{escape(token_loss_sentence(loss))}</li>" for loss in task["token_losses"])
+    told = comparison_sentences(task)
+    told += [token_loss_sentence(loss) for loss in task["token_losses"]] + set_sentences(task)
+    losses = "".join(f"<li>{escape(sentence)}</li>" for sentence in told)
     failures = [f"{row_title(row)}, {key}: {reason}" for row in task["rows"] for key, reason in row["failures"].items()]
     content = page.figure(plots.forest_plot(task["rows"], _primary(task), colours))
     content += page.table(["method", *[column_title(metric) for metric in metrics]], rows)
     content += f"<ul class='small'>{losses}</ul>" + page.note(
         f"{counted_clips(task)}, the same for every row; {protocol}. Failures: {len(failures)}."
     )
+    if task["uncertainty"]:
+        content += page.figure(
+            plots.calibration_plot(task["uncertainty"], spreads.UNITS[task["quantity"]], colours),
+            "Left: how often intervals of the samples hold the truth. Right: spread and error, one dot per clip.",
+        )
+        told = "".join(f"<li>{escape(uncertainty_sentence(found))}</li>" for found in task["uncertainty"])
+        content += f"<ul class='small'>{told}</ul>"
     if failures:
         content += page.details("failures", "<br>".join(escape(line) for line in failures))
     return page.card(content)

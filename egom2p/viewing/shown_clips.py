@@ -46,17 +46,21 @@ def _legend(colours: Mapping[str, str]) -> str:
 def _clip(arrays: Arrays, summary: Mapping[str, Any], colours: Mapping[str, str], range_m: tuple[float, float]) -> str:
     parts = []
     for task in summary["tasks"]:
-        found = _estimates(arrays, task)
+        found = best_estimates(arrays, task)
         if not found:
+            continue
+        title = f"<div class='small'><b>{escape(task['task'])}</b>, {escape(_estimator_words(found))}</div>"
+        if task["quantity"] in ("generic", "text"):
+            body = _track if task["quantity"] == "generic" else _text
+            parts.append(f"<div>{title}{body(arrays, found, colours, task['stream'])}</div>")
             continue
         body = {"depth": _depth, "rgb": _rgb, "gaze": _gaze, "camera": _camera}.get(task["quantity"])
         if body is not None:
-            title = f"<div class='small'><b>{escape(task['task'])}</b>, {escape(_estimator_words(found))}</div>"
             parts.append(f"<div>{title}{body(arrays, found, colours, range_m)}</div>")
     return f'<div class="pair">{"".join(parts)}</div>'
 
 
-def _estimates(arrays: Arrays, task: Mapping[str, Any]) -> Estimates:
+def best_estimates(arrays: Arrays, task: Mapping[str, Any]) -> Estimates:
     """Per checkpoint the estimator with the best primary metric of the whole evaluation."""
     metric = next((m for m in task["metrics"] if m["is_primary"]), task["metrics"][0])
     sign = -1 if metric["higher_is_better"] else 1
@@ -128,3 +132,16 @@ def _camera(arrays: Arrays, found: Estimates, colours: Mapping[str, str], range_
     lines = {label: (estimate, samples, colours[label]) for label, (estimate, samples, _) in found.items()}
     svg = plots.trajectory_plot(arrays["truth|camera"], lines)
     return page.figure(svg, "Relative to the first pose; arrows show where the camera looks, thin lines are samples.")
+
+
+def _track(arrays: Arrays, found: Estimates, colours: Mapping[str, str], stream: str) -> str:
+    lines = {label: (estimate, samples, colours[label]) for label, (estimate, samples, _) in found.items()}
+    truth, is_valid, times_s = (arrays[f"{part}|{stream}"] for part in ("truth", "valid", "times_s"))
+    svg = plots.track_plot(times_s, truth, is_valid, lines)
+    return page.figure(svg, f"{stream}. Band: 10 to 90 % of the samples.")
+
+
+def _text(arrays: Arrays, found: Estimates, colours: Mapping[str, str], stream: str) -> str:
+    rows = [("", ["truth", escape(str(arrays[f"truth|{stream}"][0]))])]
+    rows += [("", [escape(label), escape(str(estimate[0]))]) for label, (estimate, _, _) in found.items()]
+    return page.table(["", stream], rows)

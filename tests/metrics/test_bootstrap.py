@@ -56,9 +56,9 @@ def test_chunks_change_nothing_about_the_result(monkeypatch, rng):
 
 def test_clips_without_value_are_counted_and_too_few_have_no_interval(rng):
     found = bootstrap_interval([1.0, None, 3.0, None], rng)
-    assert (found.mean, found.num_clips, found.num_missing) == (2.0, 2, 2)
+    assert (found.mean, found.num_clips, found.num_missing, found.median) == (2.0, 2, 2, 2.0)
     assert bootstrap_interval([None, None], rng) == Interval(None, None, None, 0, 2)
-    assert bootstrap_interval([4.0], rng) == Interval(4.0, None, None, 1, 0)
+    assert bootstrap_interval([4.0], rng) == Interval(4.0, None, None, 1, 0, 4.0)
 
 
 def test_pairing_sees_what_two_separate_intervals_cannot(rng):
@@ -98,7 +98,7 @@ def test_groups_of_one_clip_change_nothing_and_one_group_has_no_interval(rng):
     names = [f"{number:02d}" for number in range(30)]
     alone = bootstrap_interval(values, np.random.default_rng(1))
     assert bootstrap_interval(values, np.random.default_rng(1), groups=names) == alone
-    assert bootstrap_interval([1.0, 2.0, None], rng, groups=["a", "a", "b"]) == Interval(1.5, None, None, 2, 1)
+    assert bootstrap_interval([1.0, 2.0, None], rng, groups=["a", "a", "b"]) == Interval(1.5, None, None, 2, 1, 1.5)
     found = paired_difference_interval([2.0, None, 4.0], [1.0, 1.0, 1.0], rng, groups=["a", "b", "c"])
     assert (found.mean, found.low, found.high) == (2.0, 1.0, 3.0)
     with pytest.raises(ValueError, match="30 values and 2 groups"):

@@ -3,6 +3,7 @@
 import csv
 import json
 from dataclasses import replace
+from functools import partialmethod
 
 import numpy as np
 import pytest
@@ -13,9 +14,9 @@ from egom2p.data.clip_store import write_clips
 from egom2p.pipelines.baselines import baseline_estimates, training_statistics
 from egom2p.pipelines.evaluation import run_evaluation
 from egom2p.pipelines.evaluation_config import ClipsConfig, EvaluationConfig, split_task
-from egom2p.pipelines.results import Method, Metric, TaskResult, summarise
+from egom2p.pipelines.results import Method, Metric, TaskResult, comparison_sentences, summarise
 from egom2p.pipelines.scores import ProtocolConfig, metrics_of, score
-from egom2p.pipelines.task_evaluation import mean_of_samples
+from egom2p.pipelines.task_evaluation import TaskEvaluator, mean_of_samples
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +64,66 @@ def test_every_task_has_baselines_ceiling_and_model_rows(evaluation):
     ]
     bound = next(row for row in by_task["rgb2gaze"]["rows"] if row["kind"] == "bound")
     assert bound["values"]["distance"]["mean"] == pytest.approx(0.02 * 2**0.5, abs=1e-4)
+
+
+def test_an_interrupted_evaluation_goes_on_with_the_missing_tasks(world, evaluation, tmp_path, monkeypatch):
+    config = EvaluationConfig(
+        output=str(tmp_path / "evaluation"),
+        checkpoints={"tiny": str(world / "model")},
+        clips=ClipsConfig(root=str(world / "clips" / "val"), dataset="tiny"),
+        tasks=("rgb2gaze", "rgb2camera"),
+        device="cpu",
+        progress=False,
+    )
+    evaluated: list[str] = []
+    real = TaskEvaluator.evaluate
+
+    def evaluate(self, task, *, is_interrupted=False):
+        if is_interrupted and task == "rgb2camera":
+            raise KeyboardInterrupt
+        evaluated.append(task)
+        return real(self, task)
+
+    def interrupt():
+        monkeypatch.setattr(TaskEvaluator, "evaluate", partialmethod(evaluate, is_interrupted=True))
+        with pytest.raises(KeyboardInterrupt):
+            run_evaluation(config)
+        monkeypatch.setattr(TaskEvaluator, "evaluate", evaluate)
+        assert evaluated == ["rgb2gaze"]
+        evaluated.clear()
+
+    interrupt()
+    again = run_evaluation(config)
+    assert evaluated == ["rgb2camera"]
+    assert not (tmp_path / "evaluation" / "finished").exists(), "what is complete is measured again when asked again"
+    at_once = run_evaluation(replace(config, output=str(tmp_path / "at_once")))
+    assert json.dumps(again.summary["tasks"]) == json.dumps(at_once.summary["tasks"])
+    evaluated.clear()
+    interrupt()
+    run_evaluation(replace(config, seed=1))
+    assert evaluated == ["rgb2gaze", "rgb2camera"], "other settings, other numbers"
+
+
+@pytest.mark.parametrize("alignment", ["rotation", "first_pose", "se3", "sim3"])
+def test_where_the_world_of_a_clip_begins_does_not_matter(alignment):
+    clip, protocol = invented_clip(3), ProtocolConfig(camera_alignments=(alignment,))
+    moved_44 = np.eye(4)
+    moved_44[:3, 3] = (4.0, -2.0, 7.0)
+    estimate = invented_clip(4).world_from_cam
+    poses = clip.streams["camera"]
+    moved = replace(clip, streams={"camera": replace(poses, values=moved_44 @ poses.values)})
+    found, wanted = score("camera", estimate, moved, protocol), score("camera", estimate, clip, protocol)
+    assert found == pytest.approx(wanted, abs=1e-9)
+
+
+def test_several_samples_are_held_against_the_truth(evaluation):
+    for task in evaluation.summary["tasks"]:
+        (found,) = task["uncertainty"]
+        assert found["num_samples"] == 8 and len(found["levels"]) == len(found["coverage"]) == 4
+        assert len(found["spread"]) == len(found["error"]) == task["num_clips"]
+        assert all(0 <= share <= 1 for share in found["coverage"]) and sorted(found["coverage"]) == list(
+            found["coverage"]
+        )
 
 
 def test_files_hold_the_same_numbers(evaluation):
@@ -146,6 +207,19 @@ def test_a_verdict_needs_an_interval_without_zero():
     rows = {row["label"]: row for row in summarise(result, seed=0)["rows"]}
     assert rows["better"]["against_baseline"]["error"]["verdict"] == "better"
     assert rows["noisy"]["against_baseline"]["error"]["verdict"] == "tie"
+
+
+def test_further_checkpoints_are_compared_with_the_first_clip_by_clip():
+    metric, keys = Metric("error", "error", "m", "as told", is_primary=True), ["a", "b", "c", "d"]
+    before = Method("one step", "model", {"error": [1.0, 2.0, 3.0, 4.0]}, "before")
+    after = Method("one step", "model", {"error": [0.5, 1.4, 2.5, 3.5]}, "after")
+    task = summarise(TaskResult("a2b", "generic", keys, keys, [metric], [before, after]), seed=0)
+    assert task["rows"][0]["against_checkpoint"] is None
+    compared = task["rows"][1]["against_checkpoint"]
+    assert compared["checkpoint"] == "before" and compared["metrics"]["error"]["verdict"] == "better"
+    assert compared["metrics"]["error"]["difference"]["mean"] == pytest.approx(-0.525)
+    (sentence,) = comparison_sentences(task)
+    assert sentence.startswith("after: one step minus before: error (m) ↓ -0.525 [") and sentence.endswith("better")
 
 
 def test_tasks_are_read_by_their_words():

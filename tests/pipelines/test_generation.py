@@ -34,6 +34,7 @@ def _config(world, output: str, **changes) -> GenerationConfig:
         "output": str(world / output),
         "input": str(world / "clips" / "val"),
         "targets": ("depth", "cam", "gaze"),
+        "join": "none",
         "device": "cpu",
         "progress": False,
     }

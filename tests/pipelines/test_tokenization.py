@@ -3,70 +3,24 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
+from tiny_clips import TRACK, tiny_clip, tiny_config
 
 from egom2p.config import load_config
-from egom2p.contracts import AlignedClip, Provenance, Stream, TokenizerMismatch
+from egom2p.contracts import TokenizerMismatch
 from egom2p.data.clip_store import ClipStore, write_clips
 from egom2p.data.modality_info import default_specs
 from egom2p.data.shards import ShardSet, shard_pattern
 from egom2p.pipelines.tokenization import TokenizeConfig, tokenize
 from egom2p.storage import save_json
-from egom2p.tokenizers import TrajectoryVqVaeConfig, VideoCodecConfig, build_network, save_tokenizer
-
-_TRACK = {"num_samples": 12, "dim": 8, "encoder_depth": 1, "decoder_depth": 1, "num_heads": 2, "num_codes": 13}
-_CODEC = {
-    "num_frames": 5,
-    "height": 16,
-    "width": 16,
-    "rate_hz": 8.0,
-    "levels": (3, 5),
-    "spatial_compression": 4,
-    "channels": 8,
-    "channel_multipliers": (1,),
-    "num_blocks": 1,
-    "attention": False,
-    "latent_channels": 4,
-}
-
-
-def _clip(key, rng, streams=("rgb", "gaze", "camera", "heart")):
-    frames_s, samples_s = np.arange(5) / 8, np.arange(12) / 30
-    poses = np.tile(np.eye(4), (12, 1, 1))
-    poses[:, :3, 3] = rng.normal(size=3) * samples_s[:, None]
-    made = {
-        "rgb": Stream(rng.integers(0, 256, (5, 16, 16, 3), dtype=np.uint8), np.ones(5, bool), frames_s, "uint8"),
-        "gaze": Stream(rng.uniform(size=(12, 2)).astype(np.float32), np.ones(12, bool), samples_s, "image"),
-        "camera": Stream(poses, np.ones(12, bool), samples_s, "world_from_cam"),
-        "heart": Stream(rng.normal(size=(12, 1)).astype(np.float32), np.ones(12, bool), samples_s, "bpm"),
-    }
-    return AlignedClip(key, {name: made[name] for name in streams}, None, Provenance("d", "r"))
+from egom2p.tokenizers import TrajectoryVqVaeConfig, build_network, save_tokenizer
 
 
 @pytest.fixture
 def made(tmp_path, rng):
     """Clips of two data sets and tokenizers for rgb, gaze, camera; the config that names them."""
-    clips = [_clip(f"c{i}", rng) for i in range(7)]
-    write_clips(tmp_path / "clips", "full", clips, clips_per_shard=3)
-    write_clips(tmp_path / "clips", "video", [_clip(f"v{i}", rng, ("rgb",)) for i in range(2)])
-    torch.manual_seed(0)
-    networks = {
-        "rgb": VideoCodecConfig(modality="tok_rgb", quantity="rgb", folder="rgb", **_CODEC),
-        "gaze": TrajectoryVqVaeConfig(modality="tok_gaze", quantity="gaze", folder="gaze", **_TRACK),
-        "cam": TrajectoryVqVaeConfig(modality="tok_cam", quantity="camera", folder="cam", **_TRACK),
-    }
-    for name, config in networks.items():
-        network = build_network(config)
-        network.fit_normalisation(clips)
-        save_tokenizer(network, tmp_path / "tokenizers" / name)
-    return TokenizeConfig(
-        clips=str(tmp_path / "clips"),
-        tokenizers_root=str(tmp_path / "tokenizers"),
-        tokenizers={"tok_rgb": "rgb", "tok_gaze": "gaze", "tok_cam": "cam"},
-        output=str(tmp_path / "tokens"),
-        batch_size=2,
-        device="cpu",
-    )
+    config = tiny_config(tmp_path, rng)
+    write_clips(tmp_path / "clips", "video", [tiny_clip(f"v{i}", rng, ("rgb",)) for i in range(2)])
+    return config
 
 
 def test_clips_become_token_shards_with_cards(made):
@@ -142,7 +96,7 @@ def test_a_modality_without_tokenizer_is_an_error_before_any_work(made, tmp_path
 
 def test_tokens_of_another_tokenizer_are_not_continued(made, tmp_path):
     tokenize(made)
-    network = build_network(TrajectoryVqVaeConfig(modality="tok_gaze", quantity="gaze", folder="gaze", **_TRACK))
+    network = build_network(TrajectoryVqVaeConfig(modality="tok_gaze", quantity="gaze", folder="gaze", **TRACK))
     network.fit_normalisation(list(ClipStore(made.clips, "full")))
     save_tokenizer(network, tmp_path / "tokenizers" / "gaze")
     with pytest.raises(TokenizerMismatch, match=r"tok_gaze were made by tokenizer sha256:\w+, but tokenizer sha256:"):
@@ -150,9 +104,9 @@ def test_tokens_of_another_tokenizer_are_not_continued(made, tmp_path):
 
 
 def test_a_clip_a_tokenizer_refuses_is_an_error_or_is_counted(made, tmp_path, rng):
-    bad = _clip("bad", rng)
+    bad = tiny_clip("bad", rng)
     bad.streams["camera"].values[3, 0, 3] = np.nan
-    write_clips(tmp_path / "clips", "broken", [_clip("g0", rng), bad, _clip("g1", rng)])
+    write_clips(tmp_path / "clips", "broken", [tiny_clip("g0", rng), bad, tiny_clip("g1", rng)])
     config = replace(made, datasets=("broken",))
     with pytest.raises(ValueError, match="bad"):
         tokenize(config)

@@ -59,7 +59,7 @@ def test_the_page_holds_everything_and_fetches_nothing(page):
     for anchor in ("glance", "task-0", "task-3", "training", "clips", "run"):
         assert f'id="{anchor}"' in html
     assert html.count("<video") == 2 * 3 and html.count("data:video/webm;base64,") == 2 * 3
-    assert html.count("<svg") == 4 + 1 + 1 + 2 * 2
+    assert html.count("<svg") == 4 + 4 + 1 + 1 + 2 * 2  # tables, calibration, training, depth scale, clips
     assert not re.findall(r'(?:src|href)="(?!data:|#)[^"]*"', html)
     assert "just &lt;trained&gt;" in html and "<trained>" not in html
     for words in ("per-pixel geometric mean depth", "stationary", "mean trajectory", "tokenizer round trip", "ceiling"):

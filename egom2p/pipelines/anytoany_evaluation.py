@@ -1,0 +1,131 @@
+"""Any-to-any models on held-out questions and texts: `python -m egom2p.pipelines.anytoany_evaluation --config FILE`.
+
+Every table of questions has the controls: true, shuffled and zero percepts.
+"""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from egom2p.anytoany.model import AnyToAny, AnyToAnyConfig, build_anytoany
+from egom2p.anytoany.perception.source import PerceptionConfig
+from egom2p.config import run_main, to_plain
+from egom2p.metrics.caption import Encoder
+from egom2p.pipelines.anytoany_config import AnyToAnyEvaluationConfig, EvaluatedModelConfig
+from egom2p.pipelines.anytoany_questions import QuestionAsker, Samples, Scores, commonest_answer, draw_samples
+from egom2p.pipelines.anytoany_report import Table, markdown, summarise, write_report
+from egom2p.pipelines.anytoany_texts import text_task
+from egom2p.pipelines.progress import say
+
+
+def evaluate_anytoany(config: AnyToAnyEvaluationConfig) -> dict[str, Any]:
+    """Evaluate, write results.json, results.md and per_sample.csv below `config.output`; returns the results.
+
+    Models are loaded one after the other; all answer the same questions.
+    """
+    device = _device(config.device)
+    samples = {name: draw_samples(name, part, seed=config.seed) for name, part in config.questions.items()}
+    rows: dict[str, list[Scores]] = {name: [] for name in (*config.questions, *config.texts)}
+    text_keys: dict[str, list[str]] = {}
+    harness: dict[str, Any] = {}
+    seconds = {}
+    for label, about in config.models.items():
+        start_s = time.perf_counter()
+        model = load_evaluated(about, device=device, is_for_texts=not config.questions)
+        _ask(label, model, about, config, samples, rows)
+        for name, task in config.texts.items():
+            text_keys[name], scores = text_task(label, model, task, batch_size=config.batch_size)
+            rows[name].append(scores)
+        harness |= _harness_results(label, model, config)
+        seconds[label] = round(time.perf_counter() - start_s, 1)
+        say(f"{label}: {seconds[label]} s")
+        del model
+    tables = [_question_table(name, config, samples[name], rows[name]) for name in config.questions]
+    tables += [Table(name, text_keys[name], text_keys[name], rows[name]) for name in config.texts]
+    summaries = [summarise(table, seed=config.seed) for table in tables]
+    about = {"config": to_plain(config), "seconds": seconds, "harness": harness}
+    write_report(Path(config.output), tables, summaries, about)
+    return {"about": about, "tables": summaries}
+
+
+def load_evaluated(about: EvaluatedModelConfig, *, device: torch.device, is_for_texts: bool) -> AnyToAny:
+    """An any-to-any directory, or a plain language model, which knows texts alone."""
+    # Imported here: it brings transformers along.
+    from egom2p.anytoany.language_model import LanguageModelConfig
+    from egom2p.anytoany.saving import load_anytoany
+
+    if (Path(about.directory) / "anytoany.json").is_file():
+        return load_anytoany(about.directory, device=device, live_encoder=about.live_encoder)
+    if not is_for_texts:
+        raise ValueError(f"{about.directory}: no any-to-any directory; a plain language model can only answer `texts`")
+    dtype = "bfloat16" if device.type == "cuda" else "float32"
+    plain = AnyToAnyConfig(
+        language_model=LanguageModelConfig(pretrained=about.directory, dtype=dtype),
+        perception=(PerceptionConfig(source="vectors", width=1),),
+        adapt="frozen",
+    )
+    return build_anytoany(plain, device=device)
+
+
+def _ask(
+    label: str,
+    model: AnyToAny,
+    about: EvaluatedModelConfig,
+    config: AnyToAnyEvaluationConfig,
+    samples: Mapping[str, Samples],
+    rows: Mapping[str, list[Scores]],
+) -> None:
+    if not config.questions:
+        return
+    asker = QuestionAsker(label, model, about, config, _encoder(config, model))
+    for name, part in config.questions.items():
+        rows[name].extend(asker.scores(part, samples[name]))
+
+
+def _question_table(name: str, config: AnyToAnyEvaluationConfig, samples: Samples, rows: list[Scores]) -> Table:
+    constant = commonest_answer(config.questions[name], samples)
+    return Table(name, samples.keys, samples.groups, [*rows, constant], samples.references)
+
+
+def _encoder(config: AnyToAnyEvaluationConfig, model: AnyToAny) -> Encoder | None:
+    if config.embedding is None:
+        return None
+    from egom2p.anytoany.text_embedding import folder_embedding, own_embedding
+
+    return own_embedding(model) if config.embedding == "own" else folder_embedding(config.embedding)
+
+
+def _harness_results(label: str, model: AnyToAny, config: AnyToAnyEvaluationConfig) -> dict[str, Any]:
+    """Last of all: lm_eval uses the model up."""
+    results: dict[str, Any] = {}
+    if config.lmms_eval is None and config.lm_eval is None:
+        return results
+    from egom2p.pipelines.harness import file_perception, run_lm_eval, run_lmms_eval
+
+    if config.lmms_eval is not None:
+        perceive = file_perception(model)
+        results["lmms_eval"] = run_lmms_eval(model, config.lmms_eval, perceive, batch_size=config.batch_size)
+    if config.lm_eval is not None:
+        results["lm_eval"] = run_lm_eval(model, config.lm_eval, batch_size=config.batch_size)
+    return {label: results}
+
+
+def _device(wanted: str) -> torch.device:
+    if wanted != "auto":
+        return torch.device(wanted)
+    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+
+
+def main(config: AnyToAnyEvaluationConfig) -> None:
+    results = evaluate_anytoany(config)
+    say(markdown(results["tables"]))
+    for label, found in results["about"]["harness"].items():
+        say(f"{label}: {found}")
+    say(f"{config.output}: results.json, results.md, per_sample.csv")
+
+
+if __name__ == "__main__":
+    run_main(AnyToAnyEvaluationConfig, main, description=str(__doc__))

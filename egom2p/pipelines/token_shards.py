@@ -1,0 +1,217 @@
+"""Where tokens go: shards that are whole or absent, a ledger that makes work resumable to the clip, a note per shard.
+
+Below `output` (a folder or an S3 prefix):
+    <folder>/<dataset>/shard-000000.tar   or, with layout `files`, <folder>/<dataset>/<key>.npy
+    <folder>/<dataset>/card.json          the modality, with the fingerprint of its tokenizer
+    .ledger/<dataset>/shard-000000.json   note of a finished shard: clips, refused clips, errors; written last
+    .ledger/<dataset>/shard-000000.npz    how often it uses each code
+While a shard is in work its clips are lines of `work_dir/<dataset>/shard-000000/rows.jsonl`, on a disk.
+V vocabulary size.
+"""
+
+import base64
+import hashlib
+import io
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from egom2p.data.array_files import encode_array
+from egom2p.data.numbered_shards import check_finished, finished_keys, shard_path, write_shard
+from egom2p.data.shards import ShardSet
+from egom2p.storage import is_remote
+from egom2p.storage.locations import joined, list_names, read_bytes, upload, write_bytes
+
+_SUFFIX = "npy"
+_NOTES = ".ledger"
+
+
+class Ledger:
+    """Clips of one shard as they are finished; a torn last line, left by a kill, is dropped."""
+
+    def __init__(self, folder: Path, header: Mapping[str, Any]) -> None:
+        """header: what the ids depend on; a ledger with another one is begun anew."""
+        self.file = folder / "rows.jsonl"
+        self.keys: set[str] = set()
+        folder.mkdir(parents=True, exist_ok=True)
+        rows = list(self._rows()) if self.file.is_file() else []
+        if rows and rows[0] == dict(header):
+            self.keys = {row["key"] for row in rows[1:]}
+        else:
+            self.file.write_text(json.dumps(header) + "\n", encoding="utf-8")
+
+    def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Rows of finished (`ids`: folder -> (L,)) or refused (`refused`: why) clips."""
+        lines = []
+        for row in rows:
+            ids = {
+                folder: base64.b64encode(ids_L.astype("<i4").tobytes()).decode() for folder, ids_L in row["ids"].items()
+            }
+            lines.append(json.dumps({**row, "ids": ids}) + "\n")
+        with self.file.open("a", encoding="utf-8") as opened:
+            opened.writelines(lines)
+        self.keys |= {row["key"] for row in rows}
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Finished and refused clips, in the order in which they were appended."""
+        for number, row in enumerate(self._rows()):
+            if number:
+                ids = {folder: np.frombuffer(base64.b64decode(text), "<i4") for folder, text in row["ids"].items()}
+                yield {**row, "ids": ids}
+
+    def _rows(self) -> Iterator[dict[str, Any]]:
+        whole = 0
+        with self.file.open("rb") as opened:
+            for line in opened:
+                if not line.endswith(b"\n"):
+                    break
+                whole += len(line)
+                yield json.loads(line)
+        if whole < self.file.stat().st_size:
+            with self.file.open("r+b") as opened:
+                opened.truncate(whole)
+
+
+class TokenShards:
+    """Shards of tokens of one data set."""
+
+    def __init__(
+        self,
+        output: str,
+        dataset: str,
+        vocab_sizes: Mapping[str, int],
+        *,
+        layout: Literal["tars", "files"] = "tars",
+        work_dir: str | None = None,
+    ) -> None:
+        """vocab_sizes: folder -> V of the tokens in it."""
+        self.output, self.dataset, self.layout = output, dataset, layout
+        self.vocab_sizes = dict(vocab_sizes)
+        if work_dir is None and is_remote(output):
+            work_dir = str(Path("outputs", "tokenize_work", hashlib.sha256(output.encode()).hexdigest()[:12]))
+        self._work = Path(work_dir or Path(output, _NOTES), dataset)
+        self._listed: dict[str, set[str]] = {}
+
+    def location(self, folder: str) -> str:
+        return joined(self.output, folder, self.dataset)
+
+    def work_folder(self, number: int) -> Path:
+        return self._work / f"shard-{number:06d}"
+
+    def note(self, number: int, keys: Sequence[str]) -> dict[str, Any] | None:
+        """What was noted of a finished shard of the clips `keys`, None if it is not finished.
+
+        ValueError when it holds other clips.
+        """
+        name = f"{number:06d}"
+        if f"shard-{name}.json" not in self._names(_NOTES):
+            return self._note_of_tars(number, keys)
+        note = json.loads(read_bytes(joined(self.output, _NOTES, self.dataset, f"shard-{name}.json")))
+        if note["source"] != keys_hash(keys):
+            raise ValueError(
+                f"{self.location('*')}: shard {number} was made of other clips ({note['num_clips']} of them), wanted "
+                f"the {len(keys)} clips of this configuration; choose another output, or remove it"
+            )
+        return note if self._holds(number, note) else None
+
+    def counts(self, number: int) -> dict[str, np.ndarray]:
+        """Folder -> how often a finished shard uses each code (V,)."""
+        content = read_bytes(joined(self.output, _NOTES, self.dataset, f"shard-{number:06d}.npz"))
+        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+            return {folder: arrays[folder] for folder in arrays.files}
+
+    def finish(self, number: int, keys: Sequence[str], ledger: Ledger) -> dict[str, Any]:
+        """Make the shard of a ledger that has all of `keys`, note it, and drop the ledger."""
+        counts = {folder: np.zeros(size, np.int64) for folder, size in self.vocab_sizes.items()}
+        refused: dict[str, str] = {}
+        checks: dict[str, Any] = {}
+        num_clips = 0
+
+        def clips() -> Iterator[tuple[str, dict[str, bytes]]]:
+            nonlocal num_clips
+            for row in ledger.rows():
+                if "refused" in row:
+                    refused[row["key"]] = row["refused"]
+                    continue
+                num_clips += 1
+                if "errors" in row:
+                    checks[row["key"]] = row["errors"]
+                for folder, ids_L in row["ids"].items():
+                    counts[folder] += np.bincount(ids_L, minlength=len(counts[folder]))
+                yield row["key"], {folder: encode_array(ids_L, _SUFFIX) for folder, ids_L in row["ids"].items()}
+
+        self._write(number, clips())
+        note = {"source": keys_hash(keys), "num_clips": num_clips, "refused": refused, "checks": checks}
+        self._save_note(number, note, counts)
+        shutil.rmtree(ledger.file.parent)
+        return note
+
+    def finished(self) -> dict[int, dict[str, Any]]:
+        """Number -> note of every shard that has one, of all ranks and runs."""
+        self._listed = {}
+        names = [name for name in self._names(_NOTES) if name.endswith(".json")]
+        folder = joined(self.output, _NOTES, self.dataset)
+        return {int(name[6:12]): json.loads(read_bytes(joined(folder, name))) for name in sorted(names)}
+
+    def _write(self, number: int, clips: Iterator[tuple[str, dict[str, bytes]]]) -> None:
+        folders = dict.fromkeys(self.vocab_sizes, _SUFFIX)
+        if self.layout == "files":
+            for key, contents in clips:
+                for folder, content in contents.items():
+                    write_bytes(joined(self.location(folder), f"{key}.{_SUFFIX}"), content)
+        elif not is_remote(self.output):
+            write_shard(self.output, self.dataset, number, folders, clips)
+        else:
+            staged = self.work_folder(number) / "tars"
+            if write_shard(staged, self.dataset, number, folders, clips):
+                for folder in folders:
+                    tar = shard_path(staged, folder, self.dataset, number)
+                    upload(tar, joined(self.location(folder), tar.name))
+
+    def _save_note(self, number: int, note: Mapping[str, Any], counts: Mapping[str, np.ndarray]) -> None:
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **counts)
+        name = joined(self.output, _NOTES, self.dataset, f"shard-{number:06d}")
+        write_bytes(f"{name}.npz", buffer.getvalue())
+        write_bytes(f"{name}.json", (json.dumps(note) + "\n").encode())
+
+    def _holds(self, number: int, note: Mapping[str, Any]) -> bool:
+        """Whether the tars that a note speaks of are there in every folder."""
+        if self.layout == "files" or not note["num_clips"]:
+            return True
+        return all(f"shard-{number:06d}.tar" in self._names(folder) for folder in self.vocab_sizes)
+
+    def _note_of_tars(self, number: int, keys: Sequence[str]) -> dict[str, Any] | None:
+        """Of shards that earlier versions wrote without a note: checked, counted, noted."""
+        if is_remote(self.output) or self.layout == "files":
+            return None
+        found = finished_keys(self.output, self.dataset, number, self.vocab_sizes)
+        if found is None:
+            return None
+        have = set(found)
+        first = shard_path(self.output, next(iter(self.vocab_sizes)), self.dataset, number)
+        check_finished(found, [key for key in keys if key in have], where=str(first))
+        tars = ShardSet(f"{self.output}/[{','.join(self.vocab_sizes)}]/{self.dataset}/{first.name}")
+        counts = {
+            folder: sum(
+                np.bincount(tars.read_array(row, folder).reshape(-1), minlength=size) for row in range(len(tars))
+            )
+            for folder, size in self.vocab_sizes.items()
+        }
+        refused = {key: "left out by an earlier run" for key in keys if key not in have}
+        note = {"source": keys_hash(keys), "num_clips": len(found), "refused": refused, "checks": {}}
+        self._save_note(number, note, counts)
+        return note
+
+    def _names(self, folder: str) -> set[str]:
+        if folder not in self._listed:
+            self._listed[folder] = set(list_names(self.location(folder))[1])
+        return self._listed[folder]
+
+
+def keys_hash(keys: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(keys).encode()).hexdigest()[:16]

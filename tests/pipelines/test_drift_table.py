@@ -1,0 +1,74 @@
+"""The drift table on short recordings with untrained artifacts: rows, files, shared windows, errors."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from tiny_artifacts import SIZE, make_tiny_world
+
+from egom2p.pipelines.drift import DriftConfig, run_drift
+
+_WORLD = {"num_rooms": 2, "first_seed": 5, "duration_s": 4.0, "camera": {"height": SIZE, "width": SIZE}}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return make_tiny_world(tmp_path_factory.mktemp("drift"), num_train=2, num_val=1)
+
+
+def _config(world, output: str, **changes) -> DriftConfig:
+    values = {
+        "checkpoint": str(world / "model"),
+        "output": str(world / output),
+        "recordings": {"rooms": {"source": {"kind": "synthetic", "world": _WORLD}, "segments_m": [0.05]}},
+        "rows": {
+            "stitch": {"overlap_s": 1.0},
+            "stitch, sim3": {"overlap_s": 1.0, "stitching": {"camera": "sim3", "depth": "scale"}},
+            "condition": {"join": "condition", "overlap_s": 1.0},
+            "round trip": {"overlap_s": 1.0, "is_ceiling": True},
+        },
+        "device": "cpu",
+        "progress": False,
+    }
+    return DriftConfig(**(values | changes))
+
+
+def test_every_row_has_every_number_of_every_recording(world, monkeypatch):
+    from egom2p.models.generate import Sampler
+
+    num_generated, generate = [], Sampler.generate
+    monkeypatch.setattr(
+        Sampler,
+        "generate",
+        lambda self, prompts, *rest: num_generated.append(len(prompts)) or generate(self, prompts, *rest),
+    )
+    folder = run_drift(_config(world, "out"))
+    # Three windows a recording: once for both stitched rows, once one by one, and never for the round trip.
+    assert num_generated == [3, 1, 1, 1] * 2
+    summary = json.loads((folder / "results.json").read_text())
+    assert [task["task"] for task in summary["tasks"]] and {task["quantity"] for task in summary["tasks"]} == {
+        "camera",
+        "depth",
+        "gaze",
+    }
+    rows = list(csv.DictReader((folder / "per_clip.csv").read_text().splitlines()))
+    camera = [row for row in rows if row["task"] == "rooms, camera" and row["metric"] == "ate_m"]
+    assert {(row["method"], row["kind"]) for row in camera} == {
+        ("stationary", "baseline"),
+        ("stitch", "model"),
+        ("stitch, sim3", "model"),
+        ("condition", "model"),
+        ("round trip", "ceiling"),
+    }
+    assert len({row["clip"] for row in camera}) == 2 and all(np.isfinite(float(row["value"])) for row in camera)
+    text = (folder / "results.md").read_text()
+    assert "2 recordings, 4.0 s" in text and "scale spread" in text and "seam" in text
+
+
+def test_recordings_without_truth_are_refused(world):
+    nothing = {"rooms": {"input": str(world / "absent")}}
+    with pytest.raises(ValueError, match="found no video"):
+        run_drift(_config(world, "x", recordings=nothing))
+    with pytest.raises(ValueError, match="either from a source or from an input"):
+        _config(world, "x", recordings={"rooms": {}})

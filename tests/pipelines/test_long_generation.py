@@ -1,0 +1,310 @@
+"""Recordings of any length: windows, joining, conditioning on the overlap, resume, memory, parts, the Python API."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from tiny_artifacts import SIZE, make_tiny_world
+
+import egom2p
+from egom2p.contracts import AlignedClip, Provenance, Recording, Stream
+from egom2p.data.alignment import RecordingTooShort
+from egom2p.data.video_files import open_video, write_video
+from egom2p.models.generation_plans import SamplingConfig
+from egom2p.pipelines.checkpoints import load_checkpoint
+from egom2p.pipelines.clip_generation import Request, generate_clips
+from egom2p.pipelines.generation import GenerationConfig, run_generation
+from egom2p.pipelines.generation_inputs import clip_config_of
+from egom2p.pipelines.known_parts import HiddenPart, encode_known, known_places
+from egom2p.pipelines.loaded_model import LoadedModel
+from egom2p.pipelines.long_generation import generate_stretch
+from egom2p.pipelines.memory import (
+    MemoryEstimate,
+    check_joined_fits,
+    estimate_memory,
+    fitting_batch,
+    in_smaller_batches,
+)
+from egom2p.pipelines.recording_windows import common_step_s, overlap_of, plan_stretches
+
+HOT = {"default": SamplingConfig(temperature=1.0, num_steps=2)}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    root = make_tiny_world(tmp_path_factory.mktemp("long"), num_val=1)
+    write_video(root / "walk.mp4", _frames(5.3, 16.0), 16.0)
+    return root
+
+
+@pytest.fixture(scope="module")
+def checkpoint(world):
+    return load_checkpoint(world / "model", device="cpu")
+
+
+def _frames(duration_s: float, rate_hz: float) -> np.ndarray:
+    times_s = np.arange(round(duration_s * rate_hz)) / rate_hz
+    ramp = np.linspace(0, 1, 2 * SIZE)
+    wave = 127 + 127 * np.sin(4 * ramp[None, None] + 3 * ramp[None, :, None] + times_s[:, None, None])
+    return np.repeat(wave[..., None], 3, axis=-1).astype(np.uint8)
+
+
+def _recording(duration_s: float, *, missing_s: tuple[float, float] | None = None) -> Recording:
+    frames = _frames(duration_s, 8.0)
+    times_s = np.arange(len(frames)) / 8.0
+    is_valid = np.ones(len(frames), bool)
+    if missing_s is not None:
+        is_valid &= ~((times_s >= missing_s[0]) & (times_s < missing_s[1]))
+    return Recording("walk", {"rgb": Stream(frames, is_valid, times_s, "uint8")}, None, Provenance("x", "walk"))
+
+
+def _config(world, output: str, **changes) -> GenerationConfig:
+    values = {
+        "checkpoint": str(world / "model"),
+        "output": str(world / output),
+        "input": str(world / "walk.mp4"),
+        "targets": ("depth", "cam", "gaze"),
+        "device": "cpu",
+        "progress": False,
+    }
+    return GenerationConfig(**(values | changes))
+
+
+def test_windows_start_where_all_clocks_have_a_sample(checkpoint):
+    assert common_step_s((8.0, 30.0)) == 0.5 and common_step_s((8.0, 8.0)) == 0.125
+    config = clip_config_of(checkpoint, span="any")
+    assert overlap_of(config) == 1.0 and overlap_of(config, 1.5) == 1.5
+    with pytest.raises(ValueError, match=r"overlap_s must be one of 0, 0.5, 1, 1.5 .*got 0.7"):
+        overlap_of(config, 0.7)
+    (stretch,) = plan_stretches(_recording(7.2), config, overlap_s=1.0)
+    # Every second, and the last one as late as the recording allows, so that under half a second is left over.
+    assert [window.start_s for window in stretch.windows] == [0, 1, 2, 3, 4, 5]
+    assert stretch.duration_s == 7.0 and stretch.unused_s == pytest.approx(0.2, abs=0.1)
+    (stretch,) = plan_stretches(_recording(3.5), config, overlap_s=0.5)
+    assert [window.start_s for window in stretch.windows] == [0, 1.5]
+    (stretch,) = plan_stretches(_recording(4.0), config, overlap_s=0.5)
+    assert [window.start_s for window in stretch.windows] == [0, 1.5, 2.0]
+
+
+def test_a_recording_with_a_hole_becomes_two_stretches(checkpoint):
+    config = clip_config_of(checkpoint, span="any")
+    first, second = plan_stretches(_recording(9.0, missing_s=(4.0, 5.0)), config, overlap_s=1.0)
+    assert (first.key, first.duration_s) == ("walk", 4.0)
+    assert (second.key, second.start_s, second.duration_s) == ("walk_part2", 5.0, 4.0)
+    with pytest.raises(RecordingTooShort, match=r"walk: found rgb 0.000-1.375 s \(12 samples\); wanted 2 s"):
+        plan_stretches(_recording(1.5), config, overlap_s=1.0)
+
+
+@pytest.mark.parametrize("join", ["stitch", "condition"])
+def test_a_long_video_becomes_one_result(world, join):
+    manifest = run_generation(_config(world, f"whole_{join}", join=join))
+    about = json.loads(manifest.read_text())
+    (clip,) = about["clips"]
+    assert clip["key"] == "walk" and not list(manifest.parent.glob(".windows*"))
+    assert about["unused_s"]["walk"] < 0.5
+    with np.load(manifest.parent / "walk" / "clip.npz") as arrays:
+        assert arrays["depth"].shape == (40, SIZE, SIZE) and arrays["depth"].min() > 0
+        assert arrays["camera"].shape == (150, 4, 4) and arrays["gaze"].shape == (150, 2)
+        assert arrays["rgb"].shape == (40, SIZE, SIZE, 3)
+        np.testing.assert_allclose(arrays["camera_times_s"], np.arange(150) / 30, atol=1e-9)
+        np.testing.assert_allclose(
+            arrays["camera"][:, :3, :3] @ arrays["camera"][:, :3, :3].swapaxes(1, 2),
+            np.eye(3)[None].repeat(150, 0),
+            atol=1e-6,
+        )
+    note = json.loads((manifest.parent / "walk" / "clip.json").read_text())
+    assert note["windows_s"] == [0, 1, 2, 3] and note["seams"]["camera"]["mean"]["num_seams"] == 3
+    with np.load(manifest.parent / "walk" / "tokens.npz") as arrays:
+        assert arrays["tok_cam"].shape[0] == 4
+    assert len(open_video(manifest.parent / "walk" / "depth.mp4")) == 40
+
+
+def test_windows_alone_and_in_batches_give_the_same_recording(checkpoint):
+    (stretch,) = plan_stretches(_recording(5.0), clip_config_of(checkpoint, span="any"), overlap_s=1.0)
+    request = Request(("depth", "cam"), sampling=HOT)
+    one, all_ = (
+        generate_stretch(checkpoint, stretch, request, seeds=[5, 6, 7, 8], batch_size=size).generated for size in (1, 8)
+    )
+    assert all(np.array_equal(one.tokens.tokens[name], ids) for name, ids in all_.tokens.tokens.items())
+    np.testing.assert_allclose(one.clip.world_from_cam, all_.clip.world_from_cam, atol=1e-5)
+    np.testing.assert_allclose(one.clip.depth_m, all_.clip.depth_m, rtol=1e-4)
+
+
+def test_conditioned_windows_hold_the_tokens_of_the_overlap(checkpoint, monkeypatch):
+    """What the line holds of a window reaches the sampler as given tokens, and is not rewritten."""
+    seen = []
+    generate = checkpoint.sampler.generate
+    monkeypatch.setattr(
+        checkpoint.sampler,
+        "generate",
+        lambda prompts, plans, seeds: seen.append((prompts[0].tokens, made := generate(prompts, plans, seeds))) or made,
+    )
+    (stretch,) = plan_stretches(_recording(4.0), clip_config_of(checkpoint, span="any"), overlap_s=1.0)
+    generate_stretch(
+        checkpoint, stretch, Request(("depth", "cam", "gaze"), sampling=HOT), seeds=[1, 2, 3], join="condition"
+    )
+    assert set(seen[0][0]) == {"tok_rgb"} and len(seen) == 3
+    for given, made in seen[1:]:
+        for name, share in (("tok_cam", 0.5), ("tok_gaze", 0.5), ("tok_depth", 0.4)):
+            is_given = given[name] >= 0
+            # 30 of 60 samples; of 16 frames the first eight, which hold two whole steps of five.
+            assert is_given.mean() == pytest.approx(share)
+            assert np.array_equal(made[0].tokens[name][is_given], given[name][is_given])
+
+
+def test_an_interrupted_recording_goes_on_where_it_was(world, monkeypatch):
+    config = _config(world, "resumed", targets=("cam",), batch_size=1, sampling=HOT)
+    whole = np.load(run_generation(_config(world, "at_once", targets=("cam",), sampling=HOT)).parent / "walk/clip.npz")
+    from egom2p.models.generate import Sampler
+
+    generate, calls = Sampler.generate, []
+
+    def failing(self, prompts, *rest, **more):
+        calls.append(len(prompts))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return generate(self, prompts, *rest, **more)
+
+    monkeypatch.setattr(Sampler, "generate", failing)
+    with pytest.raises(KeyboardInterrupt):
+        run_generation(config)
+    assert not (world / "resumed" / "walk").exists()
+    resumed = np.load(run_generation(config).parent / "walk" / "clip.npz")
+    assert len(calls) == 3 + 2  # the two finished windows were not made again
+    np.testing.assert_allclose(resumed["camera"], whole["camera"], atol=1e-5)
+
+
+def test_a_folder_of_videos_is_a_batch_and_short_ones_are_told(world, capsys):
+    folder = world / "several"
+    folder.mkdir()
+    for name, duration_s in (("a", 3.0), ("b", 1.0), ("c", 2.0)):
+        write_video(folder / f"{name}.mp4", _frames(duration_s, 8.0), 8.0)
+    about = json.loads(run_generation(_config(world, "several_out", input=str(folder), targets=("gaze",))).read_text())
+    assert [clip["key"] for clip in about["clips"]] == ["a", "c"]
+    assert "b.mp4: found rgb" in about["skipped"]["b"] and "left out b" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"b.mp4: found rgb 0.000-0.875 s \(8 samples\); wanted 2 s") as error:
+        run_generation(_config(world, "short", input=str(folder / "b.mp4"), targets=("gaze",)))
+    assert "duration_s" not in str(error.value)
+
+
+def test_pictures_are_frames_at_a_rate(world):
+    from PIL import Image
+
+    folder = world / "pictures"
+    folder.mkdir()
+    for number, frame in enumerate(_frames(2.5, 10.0)):
+        Image.fromarray(frame).save(folder / f"{number:04d}.png")
+    with pytest.raises(ValueError, match="rate_hz=30"):
+        run_generation(_config(world, "pictures_out", input=str(folder), targets=("gaze",)))
+    config = _config(world, "pictures_out", input=str(folder), targets=("gaze",), rate_hz=10.0)
+    assert json.loads(run_generation(config).read_text())["clips"][0]["key"] == "pictures"
+
+
+def test_a_reader_of_recordings_is_an_input(world):
+    small = {"num_rooms": 1, "first_seed": 7, "duration_s": 2.5, "camera": {"height": SIZE, "width": SIZE}}
+    config = _config(
+        world,
+        "reader",
+        input=None,
+        source={"kind": "synthetic", "world": small},
+        targets=("gaze",),
+        conditions=("rgb",),
+    )
+    assert json.loads(run_generation(config).read_text())["clips"][0]["given"] == ["tok_rgb"]
+    with pytest.raises(ValueError, match="either input=<path> or source"):
+        _config(world, "x", input=None)
+
+
+def test_joined_tokens_are_an_input_again(world, checkpoint):
+    manifest = run_generation(_config(world, "tokens_first", targets=("gaze",)))
+    tokens = str(manifest.parent / "walk" / "tokens.npz")
+    again = run_generation(_config(world, "tokens_again", input=tokens, targets=("depth",)))
+    assert json.loads(again.read_text())["num_clips"] == 4
+
+
+def test_smaller_batches_when_memory_runs_out(capsys):
+    sizes = []
+
+    def work(items):
+        sizes.append(len(items))
+        if len(items) > 2:
+            raise torch.OutOfMemoryError("out of memory")
+        return [item * 10 for item in items]
+
+    assert list(in_smaller_batches(work, [1, 2, 3, 4, 5])) == [10, 20, 30, 40, 50]
+    assert sizes == [5, 2, 3, 1, 2] and "do not fit, going on with 2" in capsys.readouterr().err
+    with pytest.raises(RuntimeError, match="shape"):
+        list(in_smaller_batches(lambda items: (_ for _ in ()).throw(RuntimeError("shape")), [1, 2]))
+
+
+def test_the_batch_is_chosen_before_the_work(checkpoint, capsys):
+    assert fitting_batch(MemoryEstimate(100, 10), 8, free=1000) == 8
+    assert fitting_batch(MemoryEstimate(100, 10), 8, free=None) == 8
+    assert fitting_batch(MemoryEstimate(100, 100), 8, free=600) == 3 and "3 at once" in capsys.readouterr().err
+    assert fitting_batch(MemoryEstimate(10_000, 100), 8, free=600) == 1
+    check_joined_fits("walk", 1000, free=10**6)
+    with pytest.raises(ValueError, match="walk: as one result .*join=none"):
+        check_joined_fits("walk", 10**6, free=10**6)
+    plain = estimate_memory(checkpoint, [SamplingConfig().plan("tok_depth")])
+    guided = estimate_memory(checkpoint, [SamplingConfig(guidance=2.0).plan("tok_depth")])
+    assert guided.per_clip >= plain.per_clip > 0
+
+
+def test_what_is_hidden_does_not_reach_the_tokens_of_the_rest(checkpoint, world):
+    """Tokens of the known part are the same whatever stands in the hidden part."""
+    model = LoadedModel(checkpoint)
+    clip = model.generate(_recording(2.0), ["depth", "cam", "gaze"], sampling=HOT)
+    for name, count in (("tok_gaze", 60), ("tok_cam", 60), ("tok_depth", 16), ("tok_rgb", 16)):
+        tokenizer = checkpoint.tokenizer(name)
+        stream = clip.streams[tokenizer.stream]
+        is_known = np.arange(count) < count // 2
+        changed = np.array(stream.values)
+        changed[count // 2 :] = changed[::-1][count // 2 :]
+        other = AlignedClip(
+            "b", {tokenizer.stream: Stream(changed, stream.is_valid, stream.times_s, "")}, None, clip.provenance
+        )
+        ids = encode_known(tokenizer, clip, is_known)
+        assert np.array_equal(ids, encode_known(tokenizer, other, is_known)), name
+        assert np.array_equal(ids >= 0, known_places(tokenizer.spec, is_known)) and (ids >= 0).any()
+
+
+def test_the_second_half_of_gaze_and_of_rgb_is_predicted_from_the_first(checkpoint):
+    clip = LoadedModel(checkpoint).generate(_recording(2.0), ["depth", "gaze"], sampling=HOT)
+    for target, stream, half in (("gaze", "gaze", 30), ("rgb", "rgb", 8)):
+        hidden = {target: HiddenPart(seconds=(1.0, 2.0))}
+        made = generate_clips(checkpoint, [clip], [target], conditions=["depth"], hidden=hidden, sampling=HOT)[0]
+        values, given = made.clip.streams[stream].values, clip.streams[stream].values
+        assert np.array_equal(values[:half], given[:half]) and not np.array_equal(values[half:], given[half:])
+    box = {"rgb": HiddenPart(box=(0.0, 0.0, 0.5, 0.5))}
+    made = generate_clips(checkpoint, [clip], ["rgb"], conditions=["depth"], hidden=box, sampling=HOT)[0]
+    assert np.array_equal(made.clip.rgb[:, SIZE // 2 :], clip.rgb[:, SIZE // 2 :])
+    assert not np.array_equal(made.clip.rgb[:, : SIZE // 2, : SIZE // 2], clip.rgb[:, : SIZE // 2, : SIZE // 2])
+    with pytest.raises(ValueError, match="first camera pose"):
+        poses = LoadedModel(checkpoint).generate(_recording(2.0), ["cam"])
+        generate_clips(checkpoint, [poses], ["cam"], hidden={"cam": HiddenPart(seconds=(0.0, 1.0))})
+    with pytest.raises(ValueError, match="hidden names .*no targets"):
+        generate_clips(checkpoint, [clip], ["gaze"], hidden={"depth": HiddenPart(seconds=(0.0, 1.0))})
+
+
+def test_five_lines_of_python(world):
+    from egom2p import load_model
+
+    model = load_model(world / "model")
+    clip = model.generate(str(world / "walk.mp4"), targets=["depth", "cam", "gaze"], seed=0)
+    assert clip.depth_m.shape == (40, SIZE, SIZE) and clip.world_from_cam.shape == (150, 4, 4)
+    assert clip.gaze.shape == (150, 2)
+    # The same seed gives what generate.py writes.
+    with np.load(run_generation(_config(world, "cli")).parent / "walk" / "clip.npz") as arrays:
+        np.testing.assert_allclose(arrays["camera"], clip.world_from_cam, atol=1e-5)
+    again = model.generate(str(world / "walk.mp4"), targets=["gaze"], seed=1, sampling=HOT)
+    other = model.generate(str(world / "walk.mp4"), targets=["gaze"], seed=2, sampling=HOT)
+    assert not np.array_equal(again.gaze, other.gaze)
+    with pytest.raises(ValueError, match="several recordings"):
+        model.generate(str(world / "tokens/train/[rgb,depth]/tiny/shard-{000000..000000}.tar"), targets=["cam"])
+
+
+def test_the_shipped_checkpoint_is_found_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in (None, "checkpoints/world_small", "world_small"):
+        assert {spec.quantity for spec in egom2p.load_model(name, device="cpu").modalities} >= {"depth", "camera"}

@@ -1,0 +1,174 @@
+"""Windows of known signals, joined: exact recovery up to the freedom each signal has, fades, validity."""
+
+import numpy as np
+import pytest
+from scipy.spatial.transform import Rotation
+
+from egom2p.geometry import canonicalise, poses_from_parts, rotation_angle
+from egom2p.pipelines.stitching import StitchConfig, fade_in, joined_stream, place_depth, seam_summary
+
+_LENGTH, _WINDOW, _STRIDE = 150, 60, 30
+
+
+def _walk(rng: np.random.Generator, num_samples: int = _LENGTH) -> np.ndarray:
+    turns = np.cumsum(rng.normal(0, 0.03, (num_samples, 3)), axis=0)
+    positions = np.cumsum(rng.normal(0.01, 0.02, (num_samples, 3)), axis=0)
+    return poses_from_parts(Rotation.from_rotvec(turns).as_matrix(), positions)
+
+
+def _starts(stride: int = _STRIDE, window: int = _WINDOW) -> range:
+    return range(0, _LENGTH - window + 1, stride)
+
+
+def _join(quantity, windows, starts, **config):
+    line = joined_stream(quantity, _LENGTH, StitchConfig(**config))
+    for start, (values, is_valid) in zip(starts, windows, strict=True):
+        line.add(start, values, is_valid)
+    assert line.end == _LENGTH
+    return line
+
+
+def _all_valid(values):
+    return values, np.ones(len(values), bool)
+
+
+@pytest.mark.parametrize("mode", ["se3", "sim3", "one_pose", "motion"])
+def test_windows_in_worlds_of_their_own_give_the_trajectory_back(rng, mode):
+    truth = _walk(rng)
+    windows = [_all_valid(canonicalise(truth[start : start + _WINDOW])) for start in _starts()]
+    line = _join("camera", windows, _starts(), camera=mode)
+    np.testing.assert_allclose(line.part(0, _LENGTH)[0], canonicalise(truth), atol=1e-8)
+    assert all(report["seam_m"] < 1e-8 and report["num_overlap"] == 30 for report in line.reports)
+
+
+def test_a_similarity_per_window_is_undone_by_sim3_and_not_by_se3(rng):
+    truth = _walk(rng)
+    windows = []
+    for start in _starts():
+        window = canonicalise(truth[start : start + _WINDOW])
+        window[:, :3, 3] *= 1.0 if start == 0 else rng.uniform(0.5, 2)
+        windows.append(_all_valid(window))
+    found = _join("camera", windows, _starts(), camera="sim3").part(0, _LENGTH)[0]
+    np.testing.assert_allclose(found, canonicalise(truth), atol=1e-8)
+    wrong = _join("camera", windows, _starts(), camera="se3").part(0, _LENGTH)[0]
+    assert np.abs(wrong[:, :3, 3] - canonicalise(truth)[:, :3, 3]).max() > 0.01
+
+
+def test_a_head_that_stands_still_is_joined_by_its_rotation(rng):
+    truth = _walk(rng)
+    truth[:, :3, 3] = 0.0
+    windows = [_all_valid(canonicalise(truth[start : start + _WINDOW])) for start in _starts()]
+    for mode in ("se3", "sim3"):
+        found = _join("camera", windows, _starts(), camera=mode).part(0, _LENGTH)[0]
+        np.testing.assert_allclose(found, canonicalise(truth), atol=1e-9)
+
+
+def test_windows_that_touch_go_on_as_they_moved(rng):
+    steady = poses_from_parts(
+        Rotation.from_rotvec(np.outer(np.arange(_LENGTH), [0, 0.01, 0])).as_matrix(),
+        np.zeros((_LENGTH, 3)),
+    )
+    steady[:, :3, 3] = 0.02 * np.cumsum(steady[:, :3, 2], axis=0)  # a circle, each step alike
+    windows = [_all_valid(canonicalise(steady[start : start + 50])) for start in (0, 50, 100)]
+    found = _join("camera", windows, (0, 50, 100)).part(0, _LENGTH)[0]
+    np.testing.assert_allclose(found, canonicalise(steady), atol=1e-3)
+
+
+def test_noise_on_the_overlap_is_averaged(rng):
+    """Fitting the whole overlap beats going through one of its poses."""
+    errors = {"se3": [], "one_pose": []}
+    for _ in range(20):
+        truth = _walk(rng)
+        windows = []
+        for start in _starts():
+            window = canonicalise(truth[start : start + _WINDOW])
+            window[:, :3, :3] = window[:, :3, :3] @ Rotation.from_rotvec(rng.normal(0, 0.05, (_WINDOW, 3))).as_matrix()
+            windows.append(_all_valid(window))
+        for mode, found in errors.items():
+            joined = _join("camera", windows, _starts(), camera=mode).part(0, _LENGTH)[0]
+            wanted = canonicalise(truth)[-1, :3, :3]
+            found.append(rotation_angle(joined[-1, :3, :3].T @ wanted))
+    assert np.mean(errors["se3"]) < 0.6 * np.mean(errors["one_pose"])
+
+
+def test_motions_that_several_windows_tell_are_averaged(rng):
+    """Windows whose motions err independently: the more windows see a motion, the straighter the line."""
+    errors = {30: [], 15: []}
+    for _ in range(10):
+        truth = _walk(rng)
+        for stride, found in errors.items():
+            windows = []
+            for start in range(0, _LENGTH - _WINDOW + 1, stride):
+                turns = Rotation.from_rotvec(np.cumsum(rng.normal(0, 0.02, (_WINDOW, 3)), axis=0)).as_matrix()
+                window = canonicalise(truth[start : start + _WINDOW])
+                window[:, :3, :3] = window[:, :3, :3] @ turns
+                windows.append(_all_valid(window))
+            joined = _join("camera", windows, range(0, _LENGTH - _WINDOW + 1, stride), camera="motion")
+            wanted = canonicalise(truth)[-1, :3, :3]
+            found.append(rotation_angle(joined.part(0, _LENGTH)[0][-1, :3, :3].T @ wanted))
+    assert np.mean(errors[15]) < np.mean(errors[30])
+
+
+def test_depth_windows_of_other_scales_become_one(rng):
+    truth = rng.uniform(0.5, 5, (_LENGTH, 4, 5)).astype(np.float32)
+    truth[:, 0, 0] = 0.0  # never known
+    factors = [1.0, 1.3, 0.7, 2.0]
+    windows = [_all_valid(truth[s : s + _WINDOW] * f) for s, f in zip(_starts(), factors, strict=True)]
+    line = _join("depth", windows, _starts(), depth="scale", anchor=0.0)
+    np.testing.assert_allclose(line.part(0, _LENGTH)[0], truth, rtol=1e-4)
+    assert (line.part(0, _LENGTH)[0][:, 0, 0] == 0).all()
+    np.testing.assert_allclose([report["scale"] for report in line.reports], 1 / np.array(factors[1:]), rtol=1e-4)
+    moved = [_all_valid(np.where(w > 0, 1.2 * w + 0.3, 0).astype(np.float32)) for w, _ in windows[1:]]
+    line = _join("depth", [windows[0], *moved], _starts(), depth="scale_shift", anchor=0.0)
+    np.testing.assert_allclose(line.part(0, _LENGTH)[0], truth, rtol=1e-3)
+
+
+def test_an_anchor_keeps_chained_scales_from_walking_away(rng):
+    """Seams that always say `a bit larger`: the chain grows without end, the anchored one stays near the metres."""
+    flat = np.full((_WINDOW, 3, 3), 2.0, np.float32)
+    windows = []
+    for start in _starts():
+        biased = flat.copy()
+        biased[_STRIDE:] *= 1.1  # the end of every window is 10 % too far, so its successor looks too near
+        windows.append(_all_valid(biased))
+        assert start % _STRIDE == 0
+    ends = {
+        a: _join("depth", windows, _starts(), depth="scale", anchor=a).part(0, _LENGTH)[0][-1].mean()
+        for a in (0.0, 1.0)
+    }
+    assert ends[0.0] > 2.2 * 1.1**3 * 0.97 and ends[1.0] < 2.2 * 1.12
+
+
+def test_depth_without_common_pixels_stays_as_it_is():
+    line = (np.zeros((4, 2, 2), np.float32), np.ones(4, bool))
+    placed, report = place_depth(line, line, _all_valid(np.ones((8, 2, 2), np.float32)))
+    assert (placed == 1).all() and report["scale"] == 1
+
+
+def test_gaze_fades_and_takes_the_valid_side(rng):
+    early, late = np.zeros((_WINDOW, 2), np.float32), np.ones((_WINDOW, 2), np.float32)
+    is_valid = np.ones(_WINDOW, bool)
+    gone = is_valid.copy()
+    gone[_STRIDE : _STRIDE + 10] = False  # the first ten samples of the overlap, in the early window
+    starts = _starts()
+    line = _join("gaze", [(early, gone)] + [(late, is_valid)] * (len(starts) - 1), starts)
+    values, valid = line.part(0, _LENGTH)
+    assert (values[_STRIDE : _STRIDE + 10] == 1).all()  # the only side that saw something
+    faded = values[_STRIDE + 10 : _WINDOW, 0]
+    np.testing.assert_allclose(faded, fade_in(30)[10:], atol=1e-6)
+    # Valid where the valid sides weigh at least half: not where only the window's first, light samples speak.
+    assert not valid[_STRIDE : _STRIDE + 10].any() and valid[_WINDOW:].all() and valid[:_STRIDE].all()
+
+
+def test_pictures_and_equal_windows_pass_unchanged(rng):
+    video = rng.integers(0, 256, (_LENGTH, 3, 4, 3), dtype=np.uint8)
+    line = _join("rgb", [_all_valid(video[s : s + _WINDOW]) for s in _starts()], _starts())
+    assert np.array_equal(line.part(0, _LENGTH)[0], video)
+    assert seam_summary(line.reports) == {"num_seams": 3, "seam": 0.0}
+
+
+def test_a_gap_is_refused():
+    line = joined_stream("gaze", _LENGTH, StitchConfig())
+    line.add(0, *_all_valid(np.zeros((10, 2), np.float32)))
+    with pytest.raises(ValueError, match=r"window 20..30 does not continue a line of 10 of 150"):
+        line.add(20, *_all_valid(np.zeros((10, 2), np.float32)))

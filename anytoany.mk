@@ -1,0 +1,76 @@
+# The any-to-any language model: the published commands, and a quickstart without a network. Included by the Makefile.
+# OPTIONS="key=value ..." is passed on to the command; SOURCE=synthetic makes tiny stand-ins instead of downloading.
+SOURCE ?= hub
+OPTIONS ?=
+IMAGE ?= egom2p
+CFG_ANY := cfgs/default/anytoany
+MODEL ?= outputs/anytoany/8B_lora/final
+DOCKER_RUN = docker run -it --rm --ipc=host --ulimit memlock=-1 --gpus=all -v $(CURDIR):/app
+
+.PHONY: build-and-run sh sh-headless image download-everything download-base-model download-datasets eval_baseline eval_finetune \
+        mm_eval gen mmgen anytoany-quickstart clean-anytoany-quickstart
+
+image:  ## docker image with everything installed
+	docker build -t $(IMAGE) -f Dockerfile .
+
+build-and-run: image sh-headless  ## build the image, run it as the container a2a, and enter it
+
+sh:  ## a shell in a fresh container
+	$(DOCKER_RUN) $(IMAGE) bash
+
+sh-headless:
+	$(DOCKER_RUN) --detach --name a2a $(IMAGE) bash
+	docker attach a2a
+
+download-everything: $(ENV)  ## base model and data sets of the 8B run (SOURCE=synthetic: tiny ones, made here)
+	$(PY) -m egom2p.anytoany.download source=$(SOURCE) $(OPTIONS)
+
+download-base-model: $(ENV)
+	$(PY) -m egom2p.anytoany.download source=$(SOURCE) what=[base] $(OPTIONS)
+
+download-datasets: $(ENV)
+	$(PY) -m egom2p.anytoany.download source=$(SOURCE) what=[datasets] $(OPTIONS)
+
+finetune-x%: $(ENV)  ## finetune-x1, finetune-x8 ...: the 8B run on so many GPUs of this machine
+	OMP_NUM_THREADS=1 $(PY) -m torch.distributed.run --standalone --nproc_per_node=$* run_training_anytoany.py --config $(CFG_ANY)/8B_lora.yaml $(OPTIONS)
+
+eval_baseline eval_finetune mm_eval: $(ENV)  ## text tasks before and after, and questions about pictures
+	$(PY) -m egom2p.pipelines.anytoany_evaluation --config $(CFG_ANY)/evaluation/$@.yaml $(OPTIONS)
+
+gen: $(ENV)  ## an example: text out of text
+	$(PY) -m egom2p.anytoany.generate model=$(MODEL) 'prompt="Define inference in one word."' $(OPTIONS)
+
+mmgen: $(ENV)  ## an example: text about a picture (IMAGE_FILE=<vector or clip>)
+	$(PY) -m egom2p.anytoany.generate model=$(MODEL) 'prompt="Caption the image.\n{image}"' image=$(IMAGE_FILE) $(OPTIONS)
+
+# --- quickstart: no network, two cores. First the world of codes, then rendered video; finished stages are reused.
+ANY := outputs/anytoany
+QUICK_RANKS ?= $(shell [ $(WORKERS) -ge 2 ] && echo 2 || echo 1)
+QUICK_TRAIN = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PY) -m torch.distributed.run --standalone --nproc_per_node=$(QUICK_RANKS) run_training_anytoany.py
+PERCEIVE = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PY) -m egom2p.anytoany.perception.export --config $(CFG_ANY)/world_percepts.yaml
+
+anytoany-quickstart: $(ENV)  ## a tiny language model captions clips never seen, a few minutes on 2 cores
+	@$(MAKE) --no-print-directory -j2 $(ANY)/quickstart/.done $(ANY)/world/.done
+
+$(ANY)/downloads/.synthetic-done:
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PY) -m egom2p.anytoany.download source=synthetic
+	@touch $@
+
+$(ANY)/quickstart/.done: $(ANY)/downloads/.synthetic-done
+	$(QUICK_TRAIN) --config $(CFG_ANY)/quickstart.yaml training.batch_size=$$(( 2 / $(QUICK_RANKS) ))
+	HF_HUB_OFFLINE=1 $(PY) -m egom2p.anytoany.merge model=$(ANY)/quickstart/final output=$(ANY)/quickstart/merged
+	@touch $@
+
+$(ANY)/world_data/.done-%:
+	OMP_NUM_THREADS=1 $(PY) run_prepare_data.py --config cfgs/default/data_preparation/gaze_questions.yaml output=$(ANY)/world_data/clips/$* $(ROOMS_$*)
+	$(PERCEIVE) input=$(ANY)/world_data/clips/$* output=$(ANY)/world_data/percepts/$*
+	@touch $@
+ROOMS_train := source.world.num_rooms=120
+ROOMS_val := source.world.num_rooms=24 source.world.first_seed=300000
+
+$(ANY)/world/.done: $(ANY)/world_data/.done-train $(ANY)/world_data/.done-val $(ANY)/quickstart/.done
+	$(QUICK_TRAIN) --config $(CFG_ANY)/world.yaml training.batch_size=$$(( 4 / $(QUICK_RANKS) ))
+	@touch $@
+
+clean-anytoany-quickstart:  ## remove what it made
+	rm -rf $(ANY)/quickstart $(ANY)/world $(ANY)/world_data $(ANY)/downloads/synthetic $(ANY)/downloads/.synthetic-done

@@ -1,0 +1,244 @@
+"""From percepts to perception tokens: rows of the language model's width.
+
+N percept rows of I media items, W their width, P tokens of an item, M tokens of all items, C inner width, D width of
+the language model, S slots of a space-time cell.
+
+All but `global_mlp` cost parameters linear in P, or none per token.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from egom2p.anytoany.nouns import KINDS, Percept
+from egom2p.anytoany.perception.tower import PerceptRows
+from egom2p.config import strict
+from egom2p.layers.attention import AttentionLayout
+from egom2p.layers.blocks import BlockConfig, CrossAttention, Mlp, initialize_linear, layer_norm
+
+# Longest wavelength of place codes: percept grids have tens of places, not thousands.
+_PERIOD = 100.0
+
+
+@strict
+class ConnectorConfig:
+    """How percepts become perception tokens.
+
+    kind         global_mlp: the mean percept through two layers, as published (parameters grow with num_tokens squared)
+                 st_shuffle: cells of neighbouring places become one token each
+                 resampler: learned queries look at the percept
+                 gated_xattn: a resampler whose rows stand beside the text; gated layers in the language model look at
+                 them. The text holds one position per media item
+    num_tokens   P, or P by kind of media; of st_shuffle the count follows from the percept and this is not used
+    nested       (global_mlp, resampler) further counts that training draws from: the first p of P tokens work alone
+    cell         st_shuffle: places along t, y, x that become one token
+    dim          C; depth: cross-attention blocks of the resampler
+    every        gated_xattn: a gated layer before every so many layers of the language model
+    """
+
+    kind: Literal["global_mlp", "st_shuffle", "resampler", "gated_xattn"] = "resampler"
+    num_tokens: int | dict[str, int] = 8
+    nested: tuple[int, ...] = ()
+    cell: tuple[int, int, int] = (1, 1, 1)
+    dim: int = 256
+    depth: int = 2
+    num_heads: int = 4
+    every: int = 1
+
+    def __post_init__(self) -> None:
+        counts = self.num_tokens if isinstance(self.num_tokens, dict) else {"num_tokens": self.num_tokens}
+        if isinstance(self.num_tokens, dict) and (unknown := sorted(set(counts) - set(KINDS))):
+            raise ValueError(f"num_tokens: no kind of media {unknown[0]!r}; kinds are {KINDS}")
+        if not counts or min(counts.values()) < 1:
+            raise ValueError(f"num_tokens must be at least 1, got {self.num_tokens}")
+        if self.nested and self.kind not in ("global_mlp", "resampler"):
+            raise ValueError(f"nested counts need a connector of kind global_mlp or resampler, got {self.kind}")
+        if self.nested and not 1 <= min(self.nested) <= max(self.nested) <= self.max_tokens:
+            raise ValueError(f"nested counts must lie in 1 ... {self.max_tokens} (num_tokens), got {self.nested}")
+        if min(*self.cell, self.depth, self.every) < 1:
+            raise ValueError(f"cell, depth and every must be at least 1, got {self.cell}, {self.depth}, {self.every}")
+        if self.dim % self.num_heads:
+            raise ValueError(f"dim must be a multiple of num_heads, got {self.dim} and {self.num_heads}")
+
+    @property
+    def max_tokens(self) -> int:
+        return max(self.num_tokens.values()) if isinstance(self.num_tokens, dict) else self.num_tokens
+
+    def tokens_of_kind(self, kind: str) -> int:
+        """P of a kind of media."""
+        if not isinstance(self.num_tokens, dict):
+            return self.num_tokens
+        if kind not in self.num_tokens:
+            raise ValueError(f"connector.num_tokens names no count for {kind}; it has {sorted(self.num_tokens)}")
+        return self.num_tokens[kind]
+
+    def span_length(self, percept: Percept, kind: str, wanted: int | None = None) -> int:
+        """Positions of a media item in the text. `wanted`: one of `nested`, in place of the full count."""
+        if self.kind == "st_shuffle":
+            return len(np.unique(self._cells(percept), axis=0))
+        if wanted is not None and wanted not in (*self.nested, self.tokens_of_kind(kind)):
+            raise ValueError(f"{wanted} perception tokens are none of the trained counts {self.nested}")
+        if self.kind == "gated_xattn":
+            return 1
+        return wanted or self.tokens_of_kind(kind)
+
+    def _cells(self, percept: Percept) -> np.ndarray:
+        return np.concatenate([percept.source[:, None], percept.place // np.asarray(self.cell, np.int16)], axis=1)
+
+
+class GlobalMlp(nn.Module):
+    """Mean of the rows -> Linear(W, P D), GELU, LayerNorm, Linear(P D, P D): the published projector."""
+
+    def __init__(self, config: ConnectorConfig, width: int, out_width: int) -> None:
+        super().__init__()
+        self.num_tokens = config.max_tokens
+        total = self.num_tokens * out_width
+        self.layers = nn.Sequential(nn.Linear(width, total), nn.GELU(), nn.LayerNorm(total), nn.Linear(total, total))
+
+    def forward(self, rows: PerceptRows, counts: Sequence[int]) -> Tensor:
+        """Tokens (M, D), item after item; `counts`: tokens of each item."""
+        num_items = len(rows.lengths)
+        owner_N = _repeated(range(num_items), rows.lengths, rows.features.device)
+        sums_IW = rows.features.new_zeros(num_items, rows.features.shape[1]).index_add(0, owner_N, rows.features)
+        lengths_I1 = torch.tensor(rows.lengths, dtype=sums_IW.dtype).clamp(min=1)[:, None].to(sums_IW.device)
+        tokens_PD = self.layers(sums_IW / lengths_I1).unflatten(-1, (self.num_tokens, -1)).flatten(0, 1)
+        return tokens_PD[_first_of_each(counts, self.num_tokens, tokens_PD.device)]
+
+
+class SpaceTimeShuffle(nn.Module):
+    """Cells of S = cell t x y x x places: Linear(W, C) per place, then one Linear(S C, D) per cell.
+
+    Places that a percept does not have are 0. Tokens are ordered by item, source, t, y, x.
+    """
+
+    def __init__(self, config: ConnectorConfig, width: int, out_width: int, num_sources: int) -> None:
+        super().__init__()
+        self.register_buffer("cell", torch.tensor(config.cell), persistent=False)
+        self.num_slots = math.prod(config.cell)
+        self.norm = layer_norm(width, use_bias=True)
+        self.reduce = nn.Linear(width, config.dim)
+        self.source_table = nn.Parameter(torch.randn(num_sources, config.dim) * 0.02)
+        self.out = nn.Linear(self.num_slots * config.dim, out_width)
+
+    def forward(self, rows: PerceptRows, counts: Sequence[int]) -> Tensor:
+        hidden_NC = self.reduce(self.norm(rows.features)) + self.source_table[rows.source.long()]
+        place_N3 = rows.place.long()
+        cells_N3, inner_N3 = place_N3 // self.cell, place_N3 % self.cell
+        slot_N = (inner_N3[:, 0] * self.cell[1] + inner_N3[:, 1]) * self.cell[2] + inner_N3[:, 2]
+        item_N = _repeated(range(len(rows.lengths)), rows.lengths, place_N3.device)
+        # int16 places leave 15 bits for each axis.
+        inside_N = ((rows.source.long() << 45) | (cells_N3[:, 0] << 30)) | ((cells_N3[:, 1] << 15) | cells_N3[:, 2])
+        number_N, num_cells = _cell_numbers(item_N, inside_N)
+        total = sum(counts)
+        torch._assert_async(num_cells == total, f"the percepts have other cells than the {total} positions of the text")
+        number_N = number_N.clamp(max=max(total - 1, 0))
+        cells = hidden_NC.new_zeros(total * self.num_slots, hidden_NC.shape[1])
+        filled = cells.index_copy(0, number_N * self.num_slots + slot_N, hidden_NC)
+        return self.out(filled.view(total, -1))
+
+
+class Resampler(nn.Module):
+    """P learned queries look at each percept. Queries do not see one another: the first p work alone."""
+
+    def __init__(self, config: ConnectorConfig, width: int, out_width: int, num_sources: int) -> None:
+        super().__init__()
+        block = BlockConfig(dim=config.dim, num_heads=config.num_heads, activation="gelu", use_bias=True)
+        self.num_tokens = config.max_tokens
+        self.norm = layer_norm(width, use_bias=True)
+        self.reduce = nn.Linear(width, config.dim)
+        self.source_table = nn.Parameter(torch.randn(num_sources, config.dim) * 0.5)
+        self.queries = nn.Parameter(torch.randn(self.num_tokens, config.dim) * 0.5)
+        self.context_norm = layer_norm(config.dim, use_bias=True)
+        self.blocks = nn.ModuleList(_ResamplerBlock(block) for _ in range(config.depth))
+        self.out_norm = layer_norm(config.dim, use_bias=True)
+        self.out = nn.Linear(config.dim, out_width)
+        self.blocks.apply(initialize_linear)
+
+    def forward(self, rows: PerceptRows, counts: Sequence[int]) -> Tensor:
+        context_NC = self.reduce(self.norm(rows.features)) + self.source_table[rows.source.long()]
+        context_NC = self.context_norm(context_NC + place_codes(rows.place, context_NC.shape[1]).to(context_NC.dtype))
+        if max(counts, default=0) > self.num_tokens:
+            raise ValueError(f"{max(counts)} perception tokens asked for, the connector has {self.num_tokens}")
+        device = context_NC.device
+        number_M = torch.from_numpy(_concatenated([np.arange(count) for count in counts])).to(device)
+        hidden_MC = self.queries[number_M].to(context_NC.dtype)
+        layout = AttentionLayout(_offsets(counts, device), _offsets(rows.lengths, device), tuple(counts), rows.lengths)
+        for block in self.blocks:
+            hidden_MC = block(hidden_MC, context_NC, layout)
+        return self.out(self.out_norm(hidden_MC))
+
+
+class _ResamplerBlock(nn.Module):
+    def __init__(self, config: BlockConfig) -> None:
+        super().__init__()
+        self.norm1 = layer_norm(config.dim, use_bias=True)
+        self.attn = CrossAttention(config)
+        self.norm2 = layer_norm(config.dim, use_bias=True)
+        self.mlp = Mlp(config)
+
+    def forward(self, hidden: Tensor, context: Tensor, layout: AttentionLayout) -> Tensor:
+        hidden = hidden + self.attn(self.norm1(hidden), context, layout)
+        return hidden + self.mlp(self.norm2(hidden))
+
+
+def build_connector(config: ConnectorConfig, *, width: int, out_width: int, num_sources: int) -> nn.Module:
+    """width W of percept features -> out_width D. `num_sources`: values that `source` of a row can have."""
+    if config.kind == "global_mlp":
+        return GlobalMlp(config, width, out_width)
+    if config.kind == "st_shuffle":
+        return SpaceTimeShuffle(config, width, out_width, num_sources)
+    return Resampler(config, width, out_width, num_sources)
+
+
+@torch.no_grad()
+def match_scale(connector: nn.Module, table: Tensor) -> None:
+    """Make new perception tokens as large as the language model's own embeddings (V, D); not for the published MLP."""
+    out = getattr(connector, "out", None)
+    if out is not None:
+        sample = table[:: max(1, len(table) // 1024)].float()
+        # What `out` is fed has variance about 1 per number.
+        nn.init.normal_(out.weight, std=float(sample.square().mean().sqrt()) / math.sqrt(out.in_features))
+        nn.init.zeros_(out.bias)
+
+
+def place_codes(place: Tensor, dim: int) -> Tensor:
+    """Sines and cosines (N, dim) of places (N, 3), a third of the width for each axis; what is left over is 0."""
+    num_angles = dim // 6
+    rates_E = _PERIOD ** -(torch.arange(num_angles, device=place.device, dtype=torch.float32) / max(num_angles, 1))
+    angles_NE = (place.float()[:, :, None] * rates_E).flatten(1)
+    return F.pad(torch.cat([angles_NE.sin(), angles_NE.cos()], dim=1), (0, dim - 6 * num_angles))
+
+
+def _cell_numbers(item_N: Tensor, inside_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Number of each row's cell among all cells sorted by (item, cell), and how many there are; no waiting."""
+    order_N = torch.argsort(inside_N, stable=True)
+    order_N = order_N[torch.argsort(item_N[order_N], stable=True)]
+    item, inside = item_N[order_N], inside_N[order_N]
+    is_new = (item.diff() != 0) | (inside.diff() != 0)
+    number_sorted = F.pad(is_new.cumsum(0), (min(1, len(item)), 0))
+    number_N = torch.empty_like(number_sorted).index_copy_(0, order_N, number_sorted)
+    return number_N, number_sorted[-1:].sum() + min(1, len(item))
+
+
+def _first_of_each(counts: Sequence[int], num_tokens: int, device: torch.device) -> Tensor:
+    if max(counts, default=0) > num_tokens:
+        raise ValueError(f"{max(counts)} perception tokens asked for, the connector has {num_tokens}")
+    rows = [number * num_tokens + np.arange(count) for number, count in enumerate(counts)]
+    return torch.from_numpy(_concatenated(rows)).to(device)
+
+
+def _concatenated(parts: Sequence[np.ndarray]) -> np.ndarray:
+    return np.concatenate([np.zeros(0, np.int64), *parts])
+
+
+def _repeated(values: Sequence[int], lengths: Sequence[int], device: torch.device) -> Tensor:
+    return torch.from_numpy(np.repeat(np.asarray(values, np.int64), np.asarray(lengths, np.int64))).to(device)
+
+
+def _offsets(lengths: Sequence[int], device: torch.device) -> Tensor:
+    return torch.tensor([0, *lengths]).cumsum(0, dtype=torch.int32).to(device, non_blocking=True)

@@ -1,0 +1,182 @@
+"""Base model and data sets, from a manifest: `python -m egom2p.anytoany.download [what=[base,datasets]] [source=...]`.
+
+Who may download what is found out for every repository before the first byte; each file is checked (size, hash,
+columns); a run that was interrupted goes on. `source=synthetic` makes stand-ins here, with the same names.
+"""
+
+import shutil
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from egom2p.anytoany.synthetic_data import SyntheticDataConfig, build_like_manifest, build_synthetic
+from egom2p.anytoany.table_files import TableFiles
+from egom2p.config import cfgs_root, from_plain, load_plain, run_main, strict
+from egom2p.storage import load_json, save_json
+from egom2p.storage.hub_files import RepoKind, access_problem, fetch_file, files_on_hub, sha256_of
+
+_LEDGER = "downloaded.json"
+What = Literal["base", "datasets"]
+
+
+@strict
+class ManifestFile:
+    """One file. `size` (bytes) and `sha256` may be left out: what the Hub says is then checked and noted.
+
+    columns   that a table must have
+    """
+
+    name: str
+    size: int | None = None
+    sha256: str | None = None
+    columns: tuple[str, ...] = ()
+
+
+@strict
+class ManifestEntry:
+    """Files of one repository, and where they go below the output.
+
+    accept_at   page where its terms must be accepted first; null: none
+    """
+
+    repo: str
+    kind: RepoKind
+    folder: str
+    licence: str
+    revision: str | None = None
+    accept_at: str | None = None
+    files: tuple[ManifestFile, ...]
+
+    def __post_init__(self) -> None:
+        if not self.files:
+            raise ValueError(f"{self.repo}: names no files")
+
+
+@strict
+class Manifest:
+    """Content of a manifest file."""
+
+    base: dict[str, ManifestEntry]
+    datasets: dict[str, ManifestEntry]
+
+
+@strict
+class DownloadConfig:
+    """What to get, and from where.
+
+    only      names of entries; empty: all of `what`
+    dry_run   say what would be downloaded, and what is in the way, and stop
+    """
+
+    output: str
+    source: Literal["hub", "synthetic"] = "hub"
+    what: tuple[What, ...] = ("base", "datasets")
+    only: tuple[str, ...] = ()
+    manifest: str = "default/anytoany/download/manifest.yaml"
+    dry_run: bool = False
+    synthetic: SyntheticDataConfig = SyntheticDataConfig()
+
+
+@dataclass(frozen=True)
+class PlannedFile:
+    """One file to be: its entry, the size and hash it must have."""
+
+    entry: ManifestEntry
+    file: ManifestFile
+    size: int
+    sha256: str | None
+
+    def path(self, output: Path) -> Path:
+        return output / self.entry.folder / self.file.name
+
+
+def download(config: DownloadConfig) -> list[str]:
+    """Get everything; returns lines for people. ValueError lists all repositories that are out of reach, with pages."""
+    entries, output = _chosen(config), Path(config.output)
+    if config.source == "synthetic":
+        made = [*build_synthetic(output / "synthetic", config.synthetic)]
+        tables = {output / entry.folder / file.name: file.columns for entry in entries.values() for file in entry.files}
+        made += build_like_manifest(tables, config.synthetic)
+        return [f"{path} (made here)" for path in made]
+    problems = [problem for entry in entries.values() if (problem := access_problem(entry.repo, entry.kind))]
+    if problems:
+        raise ValueError("nothing was downloaded:\n  " + "\n  ".join(problems))
+    planned = [file for entry in entries.values() for file in _plan(entry)]
+    ledger = load_json(output / _LEDGER) if (output / _LEDGER).is_file() else {}
+    missing = [file for file in planned if not _is_there(file, output, ledger)]
+    lines = [f"{len(planned) - len(missing)} of {len(planned)} files are there already"]
+    _check_room(missing, output)
+    for file in missing:
+        lines.append(f"{file.path(output)}: {file.size / 1e9:.2f} GB, {file.entry.licence}")
+        if not config.dry_run:
+            ledger[str(file.path(output).relative_to(output))] = _fetch(file, output)
+            save_json(output / _LEDGER, ledger)
+    return lines
+
+
+def load_manifest(file: str) -> Manifest:
+    """A manifest by path, or below the folder of the shipped configs."""
+    path = Path(file) if Path(file).is_file() else cfgs_root() / file
+    return from_plain(Manifest, load_plain(path), where=str(path))
+
+
+def _chosen(config: DownloadConfig) -> dict[str, ManifestEntry]:
+    manifest = load_manifest(config.manifest)
+    entries = {name: entry for what in config.what for name, entry in getattr(manifest, what).items()}
+    unknown = sorted(set(config.only) - set(entries))
+    if unknown:
+        raise ValueError(f"only: the manifest has no {unknown[0]!r} among {sorted(entries)}")
+    return {name: entry for name, entry in entries.items() if not config.only or name in config.only}
+
+
+def _plan(entry: ManifestEntry) -> list[PlannedFile]:
+    """Files with size and hash; ValueError where the manifest and the Hub tell differently."""
+    on_hub = files_on_hub(entry.repo, entry.kind, [file.name for file in entry.files], revision=entry.revision)
+    planned = []
+    for file in entry.files:
+        there = on_hub[file.name]
+        for name in ("size", "sha256"):
+            wanted, found = getattr(file, name), getattr(there, name)
+            if wanted is not None and found is not None and wanted != found:
+                raise ValueError(f"{entry.repo}/{file.name}: {name} is {found} on the Hub, the manifest says {wanted}")
+        planned.append(PlannedFile(entry, file, there.size, file.sha256 or there.sha256))
+    return planned
+
+
+def _is_there(file: PlannedFile, output: Path, ledger: Mapping[str, str]) -> bool:
+    """Whether a file was downloaded and checked before; a file of another size is not it."""
+    path = file.path(output)
+    known = ledger.get(str(path.relative_to(output)))
+    is_same = path.is_file() and path.stat().st_size == file.size
+    return known is not None and is_same and (file.sha256 is None or known == file.sha256)
+
+
+def _check_room(missing: list[PlannedFile], output: Path) -> None:
+    output.mkdir(parents=True, exist_ok=True)
+    wanted, free = sum(file.size for file in missing), shutil.disk_usage(output).free
+    if wanted > free:
+        raise ValueError(f"{output}: {wanted / 1e9:.1f} GB are to come, {free / 1e9:.1f} GB are free")
+
+
+def _fetch(file: PlannedFile, output: Path) -> str:
+    """Download and check; returns the hash of what came."""
+    folder = output / file.entry.folder
+    path = fetch_file(file.entry.repo, file.entry.kind, file.file.name, folder, revision=file.entry.revision)
+    found = sha256_of(path)
+    if file.sha256 is not None and found != file.sha256:
+        path.unlink()
+        raise ValueError(f"{path}: came with hash {found}, wanted {file.sha256}; it was removed, try again")
+    if file.file.columns:
+        TableFiles([str(path)], file.file.columns)
+    return found
+
+
+def main(config: DownloadConfig) -> None:
+    for line in download(config):
+        sys.stdout.write(line + "\n")
+
+
+if __name__ == "__main__":
+    run_main(DownloadConfig, main, default_config="default/anytoany/download.yaml", description=str(__doc__))

@@ -1,0 +1,153 @@
+"""Ask a model: `python -m egom2p.anytoany.generate model=<directory> 'prompt="Describe {video}"' video=walk.mp4`.
+
+Without media it generates text alone. Answers go to standard output, speed and memory to standard error.
+"""
+
+import resource
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from egom2p.anytoany.conversations import PLACEHOLDER
+from egom2p.anytoany.generation import Answer, AnswerConfig, Question
+from egom2p.anytoany.nouns import KINDS, Percept
+from egom2p.anytoany.rendering import token_clip_of, write_tokens
+from egom2p.anytoany.responder import PerceivedClip, Responder
+from egom2p.anytoany.windows import caption_windows, joined
+from egom2p.config import run_main, strict
+
+Files = str | tuple[str, ...]
+
+
+@strict
+class GenerateConfig:
+    """One prompt.
+
+    model       any-to-any directory
+    prompt      placeholders {video} {image} {audio} {gaze} {cam} {depth} take the files of their kind in order
+    video ...   files: a video, a clip's tokens (.npz), vectors (.npy, file.parquet#row), as the model perceives them
+    windows     a video longer than a clip: caption every window instead of the first clip alone; one placeholder
+    stride_s    seconds from window to window; null: they touch
+    num_tokens  perception tokens per media item, one of the connector's nested counts; null: all
+    num_answers answers to the prompt, with seeds seed, seed + 1, ...
+    tokens_out  .npz for modality codes of the (last) answer, an input of generate.py
+    """
+
+    model: str
+    prompt: str
+    video: Files = ()
+    image: Files = ()
+    audio: Files = ()
+    gaze: Files = ()
+    cam: Files = ()
+    depth: Files = ()
+    windows: bool = False
+    stride_s: float | None = None
+    num_tokens: int | None = None
+    answer: AnswerConfig = AnswerConfig()
+    num_answers: int = 1
+    seed: int = 0
+    tokens_out: str | None = None
+    device: str = "auto"
+
+    def files(self) -> list[tuple[str, str]]:
+        """(kind, file) in the order of the prompt's placeholders; ValueError when they differ in number."""
+        given = {kind: getattr(self, kind) for kind in KINDS}
+        waiting = {kind: [files] if isinstance(files, str) else list(files) for kind, files in given.items()}
+        chosen = []
+        for found in PLACEHOLDER.finditer(self.prompt):
+            if not waiting[found.group(1)]:
+                raise ValueError(f"prompt: no file is left for {found.group()}; say {found.group(1)}=<file>")
+            chosen.append((found.group(1), waiting[found.group(1)].pop(0)))
+        left = [(kind, files[0]) for kind, files in waiting.items() if files]
+        if left:
+            raise ValueError(f"prompt: no placeholder {{{left[0][0]}}} is left for {left[0][1]}")
+        return chosen
+
+
+def question_of_files(responder: Responder, config: GenerateConfig) -> Question:
+    """The prompt about the first clip of each file."""
+    media = [
+        (kind, _first(responder.perceive_file(kind, file, stride_s=config.stride_s), file))
+        for kind, file in config.files()
+    ]
+    return responder.question(config.prompt, media, num_tokens=config.num_tokens)
+
+
+def main(config: GenerateConfig) -> None:
+    # Imported here: it brings transformers along.
+    from egom2p.anytoany.saving import load_anytoany
+
+    config.files()  # for its error, before seconds of loading
+    device = _device(config.device)
+    times_s = [time.perf_counter()]
+    responder = Responder(load_anytoany(config.model, device=device))
+    times_s.append(time.perf_counter())
+    if config.windows:
+        times_s.append(time.perf_counter())
+        num_tokens = _write_captions(responder, config)
+    else:
+        question = question_of_files(responder, config)
+        times_s.append(time.perf_counter())
+        seeds = list(range(config.seed, config.seed + config.num_answers))
+        answers = responder.answer([question] * config.num_answers, config.answer, seeds=seeds)
+        num_tokens = sum(len(answer.ids) for answer in answers)
+        _write_answers(responder, config, answers)
+    times_s.append(time.perf_counter())
+    load_s, perceive_s, answer_s = (end - start for start, end in zip(times_s, times_s[1:], strict=False))
+    sys.stderr.write(
+        f"loaded in {load_s:.2f} s, perceived in {perceive_s:.2f} s, {num_tokens} tokens in {answer_s:.2f} s "
+        f"({num_tokens / answer_s:.1f} tokens/s); {_memory(device)}\n"
+    )
+
+
+def _write_answers(responder: Responder, config: GenerateConfig, answers: Sequence[Answer]) -> None:
+    for said in answers:
+        sys.stdout.write(said.text + "\n")
+        for kind, codes in said.spans:
+            sys.stdout.write(f"{kind}: {' '.join(map(str, codes.tolist()))}\n")
+    if config.tokens_out is not None:
+        clip = token_clip_of(answers[-1], responder.model.codebooks, key=Path(config.tokens_out).stem)
+        if not clip.tokens:
+            raise ValueError("tokens_out: the answer holds no modality codes; ask for them with answer.spans=[gaze]")
+        write_tokens(clip, config.tokens_out)
+
+
+def _write_captions(responder: Responder, config: GenerateConfig) -> int:
+    files = config.files()
+    if len(files) != 1:
+        raise ValueError(f"windows needs a prompt with one placeholder, found {len(files)}")
+    kind, file = files[0]
+    clips = responder.perceive_file(kind, file, stride_s=config.stride_s)
+    captions = list(caption_windows(responder, clips, config.answer, prompt=config.prompt, kind=kind))
+    if not captions:
+        raise ValueError(f"{file}: shorter than one clip")
+    for caption in joined(captions):
+        sys.stdout.write(f"{caption.start_s:8.2f} {caption.end_s:8.2f}  {caption.text}\n")
+    return sum(len(responder.model.tokenizer.encode(caption.text)) for caption in captions)
+
+
+def _first(clips: Iterator[PerceivedClip], file: str) -> Percept:
+    clip = next(clips, None)
+    if clip is None:
+        raise ValueError(f"{file}: shorter than one clip")
+    return clip.percept
+
+
+def _device(wanted: str) -> torch.device:
+    if wanted != "auto":
+        return torch.device(wanted)
+    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+
+
+def _memory(device: torch.device) -> str:
+    peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    text = f"peak memory {peak_gb:.2f} GB"
+    return f"{text}, on the GPU {torch.cuda.max_memory_allocated() / 1e9:.2f} GB" if device.type == "cuda" else text
+
+
+if __name__ == "__main__":
+    run_main(GenerateConfig, main, default_config="default/anytoany/generate.yaml", description=str(__doc__))

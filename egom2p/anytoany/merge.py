@@ -1,0 +1,65 @@
+"""A trained model as a plain language model: `python -m egom2p.anytoany.merge model=<directory> output=<folder>`.
+
+The folder is read back by plain transformers, and must give the same logits for spliced embeddings as the model did.
+"""
+
+import sys
+
+import torch
+
+from egom2p.anytoany.model import AnyToAny
+from egom2p.anytoany.saving import load_anytoany, save_merged
+from egom2p.config import run_main, strict
+
+_NUM_POSITIONS = 24
+
+
+@strict
+class MergeConfig:
+    """`tolerance`: largest difference of a logit, times the largest logit where that is above 1."""
+
+    model: str
+    output: str
+    tolerance: float = 1e-5
+
+
+@torch.inference_mode()
+def merge(config: MergeConfig) -> float:
+    """Write the merged model; returns the largest difference found. ValueError where it is above the tolerance."""
+    from transformers import AutoModelForCausalLM
+
+    model = load_anytoany(config.model)
+    ids_1T, embeddings_1TD = _probe(model)
+    before = _plain_logits(model.lm, embeddings_1TD)
+    save_merged(model, config.output)
+    plain = AutoModelForCausalLM.from_pretrained(config.output, dtype=model.lm.dtype).eval()
+    num_known = before.shape[-1]
+    of_embeddings = plain(inputs_embeds=embeddings_1TD, use_cache=False).logits[..., :num_known]
+    of_ids = (plain.get_input_embeddings()(ids_1T) - embeddings_1TD).abs().max()
+    largest = max(1.0, before.abs().max().item())
+    difference = max((of_embeddings - before).abs().max().item(), of_ids.item()) / largest
+    if not difference <= config.tolerance:
+        raise ValueError(
+            f"{config.output}: the merged model differs by {difference:.2e}, wanted {config.tolerance:.0e}"
+        )
+    return difference
+
+
+def _probe(model: AnyToAny) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids (1, T) of known and of new tokens, and their embeddings (1, T, D) in the model."""
+    last = len(model.tokenizer) - 1
+    ids_1T = torch.linspace(0, last, _NUM_POSITIONS, device=model.device).round().long()[None]
+    return ids_1T, model.embed_ids(ids_1T)
+
+
+def _plain_logits(lm: torch.nn.Module, embeddings: torch.Tensor) -> torch.Tensor:
+    return lm(inputs_embeds=embeddings, use_cache=False).logits
+
+
+def main(config: MergeConfig) -> None:
+    difference = merge(config)
+    sys.stdout.write(f"{config.output}: a plain language model; logits differ by at most {difference:.1e}\n")
+
+
+if __name__ == "__main__":
+    run_main(MergeConfig, main, default_config="default/anytoany/merge.yaml", description=str(__doc__))

@@ -1,0 +1,1 @@
+"""Where what the language model perceives comes from: EgoM2P's encoder, plain codes, vectors, image towers."""

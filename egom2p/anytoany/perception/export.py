@@ -1,0 +1,76 @@
+"""Percepts of many clips, computed once: `python -m egom2p.anytoany.perception.export source=... input=... output=...`.
+
+Resumable: what the ledger of the output names is not computed again. A killed run leaves no half shard.
+"""
+
+import sys
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from egom2p.anytoany.perception.media_files import read_clips
+from egom2p.anytoany.perception.source import Clip, PerceptionConfig, build_source
+from egom2p.anytoany.perception.store import PerceptWriter
+from egom2p.config import run_main, strict, to_plain
+from egom2p.storage import only_writer
+
+
+@strict
+class ExportConfig:
+    """What to perceive and where to keep it.
+
+    perception   the source; an encoder must be `precomputed: true`
+    input        as for `generate.py`: token shards, stored clips, a folder of recordings, a video, a token file
+    dtype        float16 halves the files
+    shard_clips  clips per shard: what is lost at most when the run is killed
+    """
+
+    perception: PerceptionConfig
+    input: str
+    output: str
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    batch_size: int = 16
+    shard_clips: int = 256
+    max_clips: int | None = None
+    device: str = "cpu"
+
+
+def export(config: ExportConfig) -> tuple[int, int]:
+    """Numbers of clips computed now, and of those that were there already."""
+    source = build_source(config.perception, device=config.device)
+    card = {
+        "source": config.perception.source,
+        "names": list(source.names),
+        "width": source.width,
+        "fingerprint": source.fingerprint,
+        "perception": to_plain(config.perception),
+    }
+    # Ids beyond 2048 are not numbers of half precision.
+    dtype = torch.float32 if config.perception.gives_ids else getattr(torch, config.dtype)
+    num_made = num_kept = 0
+    with only_writer(config.output):
+        writer = PerceptWriter(config.output, card, dtype=dtype)
+        clips: Iterator[Clip] = islice(read_clips(config.input, config.perception), config.max_clips)
+        while part := list(islice(clips, config.shard_clips)):
+            missing = [clip for clip in part if clip.key not in writer.done]
+            num_kept += len(part) - len(missing)
+            num_made += len(missing)
+            if missing:
+                batches = [missing[at : at + config.batch_size] for at in range(0, len(missing), config.batch_size)]
+                percepts = [percept for batch in batches for percept in source.perceive(batch)]
+                writer.write([clip.key for clip in missing], percepts)
+    if not num_made + num_kept:
+        raise ValueError(f"{config.input}: found no clip to perceive")
+    return num_made, num_kept
+
+
+def main(config: ExportConfig) -> None:
+    num_made, num_kept = export(config)
+    sys.stderr.write(f"{Path(config.output)}: {num_made} percepts written, {num_kept} were there already\n")
+
+
+if __name__ == "__main__":
+    run_main(ExportConfig, main, default_config="default/anytoany/export_features.yaml", description=str(__doc__))

@@ -1,0 +1,189 @@
+"""The any-to-any model on disk, and as a plain language model.
+
+A directory holds
+  anytoany.json            the config it was made with
+  parts.safetensors        connector, new token rows, gated layers, what is trained of the perception towers
+  adapter_config.json, adapter_model.safetensors   LoRA in peft's format: loads on the base model with plain peft
+  tokenizer/               with reserved tokens and chat template
+  codebooks.json           where the codes of modalities lie in the vocabulary
+  language_model/          the whole language model, where it was trained in full or made from a description
+  perception/<number>/     the EgoM2P checkpoint of a source, tokenizers included
+The base model of an adapter is not copied: the config names its folder or Hub id.
+"""
+
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from egom2p.anytoany.model import AnyToAny, AnyToAnyConfig, build_anytoany
+from egom2p.config import from_plain, to_plain
+from egom2p.layers.lora import adapter_settings, has_lora, load_lora_state, lora_state, merge_lora
+from egom2p.models.weights import tokenizer_locations
+from egom2p.storage import atomic_directory, load_json, load_tensors, save_json, save_tensors
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_CARD, _PARTS = "anytoany.json", "parts.safetensors"
+_ADAPTER, _ADAPTER_CARD = "adapter_model.safetensors", "adapter_config.json"
+_LANGUAGE_MODEL, _TOKENIZER, _PERCEPTION = "language_model", "tokenizer", "perception"
+
+
+def save_anytoany(model: AnyToAny, directory: str | Path) -> None:
+    """Write a directory atomically."""
+    with atomic_directory(directory) as unfinished:
+        write_anytoany_files(model, unfinished)
+
+
+def write_anytoany_files(model: AnyToAny, folder: Path) -> None:
+    """The files of a directory, into a folder that the caller makes atomic (a checkpoint)."""
+    config = model.config
+    save_json(folder / _CARD, {"config": to_plain(config)})
+    save_tensors(folder / _PARTS, _own_parts(model))
+    save_json(folder / "codebooks.json", model.codebooks.to_plain())
+    model.tokenizer.save_pretrained(folder / _TOKENIZER)
+    if has_lora(model.lm):
+        settings = adapter_settings(model.lm)
+        settings |= {"base_model_name_or_path": config.language_model.pretrained, "task_type": "CAUSAL_LM"}
+        save_json(folder / _ADAPTER_CARD, settings | {"inference_mode": True})
+        save_tensors(folder / _ADAPTER, lora_state(model.lm), {"format": "pt"})
+    if config.adapt == "full" or config.language_model.pretrained is None:
+        _write_language_model(model.lm, folder / _LANGUAGE_MODEL)
+    for number, source in enumerate(config.perception):
+        if source.checkpoint is not None:
+            _copy_checkpoint(Path(source.checkpoint), folder / _PERCEPTION / str(number))
+
+
+def load_anytoany(directory: str | Path, *, device: torch.device | str = "cpu", live_encoder: bool = False) -> AnyToAny:
+    """The model of a directory on a device, in evaluation mode. ValueError names the file that does not fit.
+
+    live_encoder   a model trained on exported states of an encoder gets the encoder itself, and perceives ids
+    """
+    directory = Path(directory)
+    if not (directory / _CARD).is_file():
+        raise ValueError(f"{directory}: no {_CARD}; wanted a directory that save_anytoany wrote")
+    config = load_config_of(directory)
+    if live_encoder:
+        config = replace(config, perception=tuple(replace(source, precomputed=False) for source in config.perception))
+    with torch.random.fork_rng(devices=[]):  # what is drawn for a start is overwritten
+        model = build_anytoany(config, device=device)
+    _load_parts(model, load_tensors(directory / _PARTS), source=directory / _PARTS)
+    if has_lora(model.lm):
+        load_lora_state(model.lm, load_tensors(directory / _ADAPTER))
+    return model.eval()
+
+
+def load_config_of(directory: str | Path) -> AnyToAnyConfig:
+    """The config of a directory, with what it holds itself in place of the paths it was made from."""
+    directory = Path(directory)
+    config = from_plain(AnyToAnyConfig, load_json(directory / _CARD)["config"], where=str(directory / _CARD))
+    language_model = replace(config.language_model, tokenizer=str(directory / _TOKENIZER), chat_template="own")
+    if (directory / _LANGUAGE_MODEL).is_dir():
+        language_model = replace(
+            language_model, pretrained=str(directory / _LANGUAGE_MODEL), architecture=None, revision=None
+        )
+    copies = [directory / _PERCEPTION / str(number) for number in range(len(config.perception))]
+    perception = tuple(
+        replace(source, checkpoint=str(copy)) if copy.is_dir() else source
+        for source, copy in zip(config.perception, copies, strict=True)
+    )
+    return replace(config, language_model=language_model, perception=perception)
+
+
+@torch.no_grad()
+def merge_into_plain(model: AnyToAny) -> "PreTrainedModel":
+    """The language model alone, adapters folded in and new tokens in its own tables, for plain transformers.
+
+    The model itself is used up: its language model is the result. ValueError with gated layers, which no plain
+    language model has.
+    """
+    if model.gated is not None:
+        raise ValueError("a model with gated_xattn cannot become a plain language model; choose another connector")
+    lm = merge_lora(model.lm) if has_lora(model.lm) else model.lm
+    if model.new_tokens is not None:
+        _add_rows(lm, model)
+    lm.set_attn_implementation("sdpa")
+    lm.requires_grad_(False)
+    return lm.eval()
+
+
+def save_merged(model: AnyToAny, directory: str | Path) -> None:
+    """Merge (see `merge_into_plain`) and write a folder that AutoModelForCausalLM and AutoTokenizer read."""
+    lm = merge_into_plain(model)
+    with atomic_directory(directory) as unfinished:
+        lm.save_pretrained(unfinished)
+        model.tokenizer.save_pretrained(unfinished)
+
+
+def _own_parts(model: AnyToAny) -> dict[str, Tensor]:
+    """Everything but the language model and what is frozen of the towers."""
+    return {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if not name.startswith("lm.") and (parameter.requires_grad or not name.startswith("towers."))
+    }
+
+
+@torch.no_grad()
+def _load_parts(model: AnyToAny, state: Mapping[str, Tensor], *, source: Path) -> None:
+    wanted = _own_parts(model)
+    for name in sorted(wanted.keys() | state.keys()):
+        found_shape = tuple(state[name].shape) if name in state else "nothing"
+        wanted_shape = tuple(wanted[name].shape) if name in wanted else "nothing"
+        if found_shape != wanted_shape:
+            raise ValueError(f"{source}: {name} should be {wanted_shape}, found {found_shape}")
+        wanted[name].copy_(state[name])
+
+
+def _add_rows(lm: "PreTrainedModel", model: AnyToAny) -> None:
+    new, first = model.new_tokens, model.media_id
+    assert new is not None
+    end = first + new.rows.shape[0]
+    if lm.get_input_embeddings().weight.shape[0] < end:
+        lm.resize_token_embeddings(end, mean_resizing=False)
+    table, head = lm.get_input_embeddings(), lm.get_output_embeddings()
+    table.weight[first:end] = new.rows.to(table.weight.dtype)
+    emitted = new.emitted_rows()
+    if head.weight is not table.weight:
+        head.weight[first:end] = 0.0 if emitted is None else emitted.to(head.weight.dtype)
+        if getattr(head, "bias", None) is not None:
+            head.bias[first:end] = 0.0
+    if emitted is None:
+        # The model never learned when not to say these.
+        lm.generation_config.suppress_tokens = list(range(first, end))
+
+
+def _write_language_model(lm: nn.Module, folder: Path) -> None:
+    """Base weights under their own names, whether or not adapters hang on them."""
+    state = {
+        name.replace(".base_layer.", "."): tensor
+        for name, tensor in lm.state_dict().items()
+        if not any(part.startswith("lora_") for part in name.split("."))
+    }
+    lm.save_pretrained(folder, state_dict=state)
+
+
+def _copy_checkpoint(source: Path, target: Path) -> None:
+    """A model directory with its tokenizers inside; files are linked where the file system can."""
+    target.mkdir(parents=True)
+    card = load_json(source / "model.json")
+    places = {name: Path(place) for name, place in tokenizer_locations(source).items()}
+    _link_or_copy(source / "model.safetensors", target / "model.safetensors")
+    for name, place in places.items():
+        if place.is_dir():
+            shutil.copytree(place, target / "tokenizers" / name, copy_function=_link_or_copy)
+            card["tokenizers"][name] = f"tokenizers/{name}"
+    save_json(target / "model.json", card)
+
+
+def _link_or_copy(source: str | Path, target: str | Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

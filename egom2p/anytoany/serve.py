@@ -1,0 +1,170 @@
+"""Captions over HTTP on this machine: `python -m egom2p.anytoany.serve model=<directory>`.
+
+POST /api/v1/inference {"embedding": [B * W numbers]} -> {"texts": [B captions]}, W = 1024 for ImageBind's vectors.
+GET /api/v1/health -> {"status": "ok", "width": W, "max_batch": B}. Errors: {"error": "..."} with status 4xx or 5xx.
+"""
+
+import json
+import logging
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, Literal
+
+import numpy as np
+
+from egom2p.anytoany.generation import AnswerConfig
+from egom2p.anytoany.perception.vectors import percept_of_vectors
+from egom2p.anytoany.responder import Responder
+from egom2p.config import run_main, strict
+
+INFERENCE, HEALTH = "/api/v1/inference", "/api/v1/health"
+# A number in JSON with all its digits, sign, exponent and comma.
+_BYTES_PER_NUMBER = 32
+_log = logging.getLogger(__name__)
+
+
+@strict
+class ServeConfig:
+    """One server.
+
+    model      any-to-any directory whose perception source is `vectors`
+    prompt     with one placeholder of media
+    port       0: a free one
+    max_batch  vectors of one request; a longer body is refused before it is read
+    timeout_s  a client that sends nothing for so long is dropped
+    """
+
+    model: str
+    prompt: str = "Video:\n{video}\nCaption the previous video."
+    kind: Literal["video", "image", "audio"] = "video"
+    answer: AnswerConfig = AnswerConfig(max_new_tokens=300)
+    host: Literal["127.0.0.1", "localhost", "::1"] = "127.0.0.1"
+    port: int = 8080
+    max_batch: int = 64
+    timeout_s: float = 30.0
+    device: str = "cpu"
+
+
+class RefusedRequest(Exception):
+    """A request that is not answered: HTTP status, and what was wrong with it."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class CaptionServer(ThreadingHTTPServer):
+    """Answers one request at a time with the model; others wait. `server_port` tells the port."""
+
+    daemon_threads = True
+
+    def __init__(self, config: ServeConfig, responder: Responder) -> None:
+        self.config, self.responder = config, responder
+        self.width = responder.vector_width
+        self.max_bytes = config.max_batch * self.width * _BYTES_PER_NUMBER + 1024
+        self._model_lock = threading.Lock()
+        super().__init__((config.host, config.port), _Handler)
+
+    def captions(self, body: bytes) -> list[str]:
+        """Texts for the body of a request."""
+        vectors_BW = self._vectors(body)
+        percepts = [percept_of_vectors(vector_W) for vector_W in vectors_BW]
+        config = self.config
+        with self._model_lock:
+            questions = [self.responder.question(config.prompt, [(config.kind, percept)]) for percept in percepts]
+            return [said.text for said in self.responder.answer(questions, config.answer)]
+
+    def _vectors(self, body: bytes) -> np.ndarray:
+        try:
+            content = json.loads(body)
+        except (ValueError, RecursionError):
+            raise RefusedRequest(400, "the body is not valid JSON") from None
+        if not isinstance(content, dict) or "embedding" not in content:
+            raise RefusedRequest(400, 'wanted an object with the key "embedding"')
+        numbers = content["embedding"]
+        if not isinstance(numbers, list) or not all(type(number) in (int, float) for number in numbers):
+            raise RefusedRequest(400, "embedding must be one flat list of numbers")
+        if not numbers or len(numbers) % self.width:
+            raise RefusedRequest(400, f"embedding has {len(numbers)} numbers, wanted a multiple of {self.width}")
+        if len(numbers) > self.config.max_batch * self.width:
+            raise RefusedRequest(413, f"{len(numbers) // self.width} vectors, at most {self.config.max_batch} at once")
+        vectors_BW = np.array(numbers, dtype=np.float64).reshape(-1, self.width)
+        if not (np.abs(vectors_BW) < np.finfo(np.float32).max).all():
+            raise RefusedRequest(400, "embedding holds numbers that are not finite")
+        return vectors_BW.astype(np.float32)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: CaptionServer
+    protocol_version = "HTTP/1.1"
+
+    def setup(self) -> None:
+        self.timeout = self.server.config.timeout_s
+        super().setup()
+
+    def do_GET(self) -> None:
+        if self.path == HEALTH:
+            return self._send(
+                200, {"status": "ok", "width": self.server.width, "max_batch": self.server.config.max_batch}
+            )
+        return self._refuse(RefusedRequest(405 if self.path == INFERENCE else 404, f"wanted POST {INFERENCE}"))
+
+    def do_POST(self) -> None:
+        try:
+            self._send(200, {"texts": self.server.captions(self._body())})
+        except RefusedRequest as refused:
+            self._refuse(refused)
+        except Exception:  # noqa: BLE001, one broken request must not end the server
+            _log.exception("a request failed")
+            self._refuse(RefusedRequest(500, "the model failed; the server's log tells why"))
+
+    def _body(self) -> bytes:
+        if self.path != INFERENCE:
+            raise RefusedRequest(405 if self.path == HEALTH else 404, f"wanted POST {INFERENCE}")
+        length = self.headers.get("Content-Length", "")
+        if not length.isdecimal():
+            raise RefusedRequest(411, "a request needs a Content-Length")
+        if int(length) > self.server.max_bytes:
+            raise RefusedRequest(413, f"the body has {length} bytes, at most {self.server.max_bytes} are read")
+        try:
+            body = self.rfile.read(int(length))
+        except TimeoutError:
+            raise RefusedRequest(408, "the body did not arrive in time") from None
+        if len(body) < int(length):
+            raise RefusedRequest(400, f"the body ended after {len(body)} of {length} bytes")
+        return body
+
+    def _refuse(self, refused: RefusedRequest) -> None:
+        self.close_connection = True  # what was not read would be taken for the next request
+        self._send(refused.status, {"error": str(refused)})
+
+    def _send(self, status: int, content: dict[str, Any]) -> None:
+        body = json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        if self.close_connection:
+            self.send_header("Connection", "close")
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *values: Any) -> None:
+        _log.info("%s %s", self.address_string(), format % values)
+
+
+def main(config: ServeConfig) -> None:
+    """Serve until interrupted."""
+    # Imported here: it brings transformers along.
+    from egom2p.anytoany.saving import load_anytoany
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    with CaptionServer(config, Responder(load_anytoany(config.model, device=config.device))) as server:
+        _log.info("serving %s on http://%s:%d%s", config.model, config.host, server.server_port, INFERENCE)
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            _log.info("stopped")
+
+
+if __name__ == "__main__":
+    run_main(ServeConfig, main, default_config="default/anytoany/serve.yaml", description=str(__doc__))

@@ -1,0 +1,184 @@
+"""The published run on stand-ins made here: it learns, resumes, and adds up over ranks and accumulation."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from egom2p.anytoany.download import DownloadConfig, download
+from egom2p.anytoany.synthetic_data import SyntheticDataConfig
+from egom2p.config import ConfigError, load_config
+from egom2p.storage import load_tensors
+from egom2p.training.anytoany_task import AnyToAnyTask, AnyToAnyTrainingConfig, train_anytoany
+from egom2p.training.distributed import Ranks
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = "cfgs/default/anytoany/8B_lora.yaml"
+LLAMA = {
+    "model_type": "llama",
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def downloads(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("downloads")
+    synthetic = SyntheticDataConfig(clips_per_combination=1, vocab_size=600, architecture=LLAMA)
+    download(DownloadConfig(output=str(folder), source="synthetic", synthetic=synthetic))
+    return folder
+
+
+def overrides(downloads, output, **more):
+    data = downloads / "datasets"
+    values = {
+        "output_dir": output,
+        "model.language_model.pretrained": downloads / "base" / "Meta-Llama-3-8B-Instruct",
+        "model.language_model.dtype": "float32",
+        "data.datasets.coco_llava_instruct.files": f"[{data}/coco_llava_instruct/output.parquet]",
+        "data.datasets.vision_flan.files": f"[{data}/vision_flan/output.parquet]",
+        "data.datasets.sam_llava.files": f"[{data}/sam_llava/output.parquet]",
+        "evaluation.datasets.sam_llava.files": f"[{data}/sam_llava/output.parquet]",
+        "evaluation.max_conversations": 4,
+        "data.window": 64,
+        "training.epochs": "null",
+        "training.num_steps": 4,
+        "training.warmup": 0,
+        "training.accumulation": 2,
+        "training.dtype": "fp32",
+        "training.num_threads": 1,
+        "training.checkpoint_minutes": "null",
+    } | more
+    return [f"{key}={value}" for key, value in values.items()]
+
+
+def config_of(downloads, output, **more):
+    return load_config(AnyToAnyTrainingConfig, ROOT / CONFIG, overrides(downloads, output, **more))
+
+
+def losses(folder):
+    entries = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [(entry["loss"], entry["grad_norm"]) for entry in entries if entry["kind"] == "train"]
+
+
+def test_the_published_config_takes_steps_and_resumes_to_the_bit(downloads, tmp_path):
+    """`finetune-x1` once took no optimizer step, and no run could be continued inside an epoch."""
+    result = train_anytoany(config_of(downloads, tmp_path / "whole"))
+    assert result.progress.step == 4 and result.progress.clips == 4 * 4 * 2
+    adapter = load_tensors(tmp_path / "whole" / "final" / "adapter_model.safetensors")
+    assert all(tensor.abs().max() > 0 for name, tensor in adapter.items() if "lora_B" in name)
+    assert {name.split(".")[-3] for name in adapter} == {"q_proj", "v_proj"}
+
+    train_anytoany(
+        config_of(downloads, tmp_path / "parts", **{"training.num_steps": 2, "training.schedule": "constant"})
+    )
+    part = {"training.schedule": "constant"}
+    train_anytoany(config_of(downloads, tmp_path / "parts2", **part))
+    (tmp_path / "parts" / "final").rename(tmp_path / "first_final")
+    train_anytoany(config_of(downloads, tmp_path / "parts", **part))
+    assert losses(tmp_path / "parts") == losses(tmp_path / "parts2")
+    samples = [json.loads(line) for line in (tmp_path / "whole" / "samples.jsonl").read_text().splitlines()]
+    assert {"key", "reference", "said"} == set(samples[0]["samples"][0])
+    kept = load_tensors(tmp_path / "whole" / "checkpoints" / "step-00000004" / "training.safetensors")
+    assert not [name for name in kept if "base_layer" in name or "embed_tokens" in name], "frozen weights were copied"
+
+
+def test_unknown_keys_are_refused(downloads, tmp_path):
+    """`gradient-accumulation-steps=32` was accepted and did nothing."""
+    for wrong in ("gradient-accumulation-steps=32", "training.gradient_accumulation_steps=32", "model.lora.r=4"):
+        with pytest.raises(ConfigError, match="unknown key"):
+            load_config(AnyToAnyTrainingConfig, ROOT / CONFIG, [wrong])
+
+
+def test_everything_trained_is_float32_and_nothing_trained_is_unused(downloads, tmp_path):
+    """Bfloat16 weights under AdamW lose small steps; a head that nothing used was trained and shipped."""
+    task = AnyToAnyTask(config_of(downloads, tmp_path, **{"model.language_model.dtype": "bfloat16"}), Ranks())
+    trained = {name: p for name, p in task.model.named_parameters() if p.requires_grad}
+    assert {parameter.dtype for parameter in trained.values()} == {torch.float32}
+    with torch.autocast("cpu", torch.bfloat16):
+        task.model(next(task.batches(0))).sums.sum().backward()
+    unused = [name for name, parameter in trained.items() if parameter.grad is None]
+    assert not unused
+
+
+def step_gradients(downloads, tmp_path, *, batch_size, accumulation):
+    more = {"training.batch_size": batch_size, "data.batching": "single"}
+    task = AnyToAnyTask(config_of(downloads, tmp_path, **more), Ranks())
+    batches = task.batches(0)
+    window = [next(batches) for _ in range(accumulation)]
+    count = tuple(sum(column) for column in zip(*(task.counts(batch) for batch in window), strict=True))
+    total = 0.0
+    for batch in window:
+        loss = task.combine(task.loss(task.model, batch).sums, count)
+        loss.backward()
+        total += loss.item()
+    return total, {name: p.grad.clone() for name, p in task.model.named_parameters() if p.grad is not None}
+
+
+def test_accumulation_changes_nothing(downloads, tmp_path):
+    """Means of micro-batch means weigh tokens by where they lie."""
+    loss, gradients = step_gradients(downloads, tmp_path, batch_size=8, accumulation=1)
+    for batch_size, accumulation in ((4, 2), (1, 8)):
+        other, parts = step_gradients(downloads, tmp_path, batch_size=batch_size, accumulation=accumulation)
+        assert other == pytest.approx(loss, abs=1e-6)
+        for name, gradient in gradients.items():
+            assert torch.allclose(parts[name], gradient, atol=1e-6), name
+
+
+def test_a_micro_batch_without_targets_is_no_nan(downloads, tmp_path):
+    from dataclasses import replace
+
+    task = AnyToAnyTask(config_of(downloads, tmp_path), Ranks())
+    batch = next(task.batches(0))
+    silent = replace(batch, labels=torch.full_like(batch.labels, -100), num_targets=0)
+    loss = task.combine(task.loss(task.model, silent).sums, task.counts(silent))
+    loss.backward()
+    assert loss.item() == 0
+    assert all(torch.isfinite(p.grad).all() for p in task.model.parameters() if p.grad is not None)
+
+
+@pytest.mark.slow
+def test_two_ranks_equal_one_with_accumulation(downloads, tmp_path):
+    more = {"training.batch_size": 4, "data.batching": "single", "training.log_every": 1}
+    train_anytoany(config_of(downloads, tmp_path / "one", **more))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    two = more | {"training.accumulation": 1}
+    arguments = [
+        *command,
+        "run_training_anytoany.py",
+        "--config",
+        CONFIG,
+        *overrides(downloads, tmp_path / "two", **two),
+    ]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(arguments, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for one, other in zip(losses(tmp_path / "one"), losses(tmp_path / "two"), strict=True):
+        assert one == pytest.approx(other, abs=1e-5)
+    weights = [load_tensors(tmp_path / name / "final" / "parts.safetensors") for name in ("one", "two")]
+    for name, tensor in weights[0].items():
+        assert torch.allclose(tensor, weights[1][name], atol=1e-4), name
+
+
+def test_a_dry_run_of_the_published_model_fits_its_card():
+    """48 GB and Llama's 8.03 billion parameters, LoRA on q and v, the published projector; nothing is loaded."""
+    from egom2p.training.anytoany_memory import estimate
+
+    sizes = "hidden_size: 4096, intermediate_size: 14336, num_hidden_layers: 32, num_attention_heads: 32"
+    architecture = f"{{model_type: llama, {sizes}, num_key_value_heads: 8, vocab_size: 128256}}"
+    more = ["model.language_model.pretrained=null", "model.language_model.tokenizer=none"]
+    config = load_config(
+        AnyToAnyTrainingConfig, ROOT / CONFIG, [*more, f"+model.language_model.architecture={architecture}"]
+    )
+    size, footprint = estimate(config.model, config.data, config.training)
+    assert size.language_model == 8_030_261_248
+    assert size.adapters == 32 * 8 * ((4096 + 4096) + (4096 + 1024))
+    assert size.connector == 1024 * 8192 + 8192 + 2 * 8192 + 8192 * 8192 + 8192
+    assert footprint.weights > 2 * size.language_model and footprint.fits(48e9)

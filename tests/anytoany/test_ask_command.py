@@ -1,0 +1,83 @@
+"""The command line: a prompt with files, answers on standard output."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from model_toys import BOOKS, toy_config, toy_model
+from tiny_artifacts import make_tiny_world
+
+from egom2p.anytoany.generate import GenerateConfig, main
+from egom2p.anytoany.generation import AnswerConfig
+from egom2p.anytoany.model import build_anytoany
+from egom2p.anytoany.perception.source import PerceptionConfig
+from egom2p.anytoany.perception.vectors import percept_of_vectors
+from egom2p.anytoany.responder import Responder
+from egom2p.anytoany.saving import save_anytoany
+from egom2p.config import load_config
+from egom2p.data.video_files import write_video
+
+ANSWER = AnswerConfig(max_new_tokens=10)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("asked")
+    model = toy_model(folder, codebooks=BOOKS, noise=0.3)
+    save_anytoany(model, folder / "model")
+    np.save(folder / "v.npy", np.random.default_rng(0).normal(size=(1, 10)).astype(np.float32))
+    return folder, model
+
+
+def test_answers_and_speed_are_written(saved, capsys, tmp_path):
+    folder, model = saved
+    file = str(folder / "v.npy")
+    settings = {"model": str(folder / "model"), "answer": ANSWER, "device": "cpu"}
+    main(GenerateConfig(prompt="{video} what?", video=file, num_answers=2, **settings))
+    found = capsys.readouterr()
+    question = Responder(model).question("{video} what?", [("video", percept_of_vectors(np.load(file)))])
+    (wanted,) = Responder(model).answer([question], ANSWER)
+    assert found.out.startswith(wanted.text + "\n") and found.out.count(wanted.text) >= 2
+    assert re.search(r"perceived in [\d.]+ s, \d+ tokens in [\d.]+ s \([\d.]+ tokens/s\); peak memory", found.err)
+    main(GenerateConfig(prompt="hello", tokens_out=str(tmp_path / "said.npz"), **{**settings, "answer": spoken()}))
+    assert "gaze: " in capsys.readouterr().out
+    assert np.load(tmp_path / "said.npz")["tok_gaze"].shape == (4,)
+
+
+def spoken():
+    return AnswerConfig(max_new_tokens=10, spans=("gaze",))
+
+
+def test_wrong_prompts_are_found_before_anything_is_loaded():
+    settings = {"model": "nowhere"}
+    with pytest.raises(ValueError, match="no file is left for {video}"):
+        main(GenerateConfig(prompt="{video}", **settings))
+    with pytest.raises(ValueError, match="no placeholder {gaze} is left for a.npz"):
+        main(GenerateConfig(prompt="hi", gaze="a.npz", **settings))
+    with pytest.raises(ValueError, match=r"no anytoany\.json"):
+        main(GenerateConfig(prompt="hi", **settings))
+    overrides = ["model=m", "video=[a.mp4]", "prompt='{video} ?'"]
+    config = load_config(GenerateConfig, "default/anytoany/generate.yaml", overrides)
+    assert config.files() == [("video", "a.mp4")]
+
+
+def test_a_video_file_and_its_windows(tmp_path, capsys):
+    world = make_tiny_world(tmp_path / "world")
+    frames = (np.random.default_rng(0).random((40, 16, 16, 3)) * 255).astype(np.uint8)
+    write_video(tmp_path / "walk.mp4", frames, 8.0)
+    source = PerceptionConfig(source="egom2p_encoder", checkpoint=str(world / "model"), modalities=("tok_rgb",))
+    with torch.random.fork_rng():
+        model = build_anytoany(toy_config(tmp_path, perception=(source,)))
+    save_anytoany(model, tmp_path / "model")
+    settings = {"model": str(tmp_path / "model"), "prompt": "{video} what?", "answer": ANSWER, "device": "cpu"}
+    main(GenerateConfig(video=str(tmp_path / "walk.mp4"), windows=True, stride_s=1.0, **settings))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines and float(lines[0].split()[0]) == 0.0 and float(lines[-1].split()[1]) >= 4.0
+    # The checkpoint is inside the directory: what it was made from may go.
+    for name in ("model.safetensors", "model.json"):
+        (world / "model" / name).unlink()
+    main(GenerateConfig(video=str(tmp_path / "walk.mp4"), **settings))
+    with pytest.raises(ValueError, match="perceives video as vectors"):
+        vectors = toy_model(tmp_path)
+        list(Responder(vectors).perceive_file("video", str(tmp_path / "walk.mp4")))

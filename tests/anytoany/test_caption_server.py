@@ -1,0 +1,113 @@
+"""The HTTP contract: vectors in, texts out; everything else a clear refusal."""
+
+import http.client
+import json
+import socket
+import threading
+
+import numpy as np
+import pytest
+from model_toys import WIDTH, toy_model
+
+from egom2p.anytoany.generation import AnswerConfig
+from egom2p.anytoany.perception.source import PerceptionConfig
+from egom2p.anytoany.perception.vectors import percept_of_vectors
+from egom2p.anytoany.responder import Responder
+from egom2p.anytoany.serve import INFERENCE, CaptionServer, ServeConfig
+
+CONFIG = ServeConfig(
+    model="-", prompt="{video} what?", port=0, max_batch=3, timeout_s=1.0, answer=AnswerConfig(max_new_tokens=5)
+)
+
+
+@pytest.fixture(scope="module")
+def responder(tmp_path_factory):
+    return Responder(toy_model(tmp_path_factory.mktemp("tokenizer"), noise=0.3))
+
+
+@pytest.fixture(scope="module")
+def server(responder):
+    with CaptionServer(CONFIG, responder) as running:
+        thread = threading.Thread(target=running.serve_forever, daemon=True)
+        thread.start()
+        yield running
+        running.shutdown()
+
+
+def request(server, body=None, *, path=INFERENCE, method="POST", headers=None):
+    connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=10)
+    connection.request(method, path, body, headers or {})
+    answer = connection.getresponse()
+    content = json.loads(answer.read())
+    connection.close()
+    return answer.status, content
+
+
+def vectors(count):
+    return np.random.default_rng(0).normal(size=(count, WIDTH)).astype(np.float32)
+
+
+def test_texts_are_those_of_the_model(server, responder):
+    shown = vectors(3)
+    status, content = request(server, json.dumps({"embedding": shown.flatten().tolist()}))
+    asked = [responder.question(CONFIG.prompt, [("video", percept_of_vectors(vector))]) for vector in shown]
+    assert status == 200 and content == {"texts": [said.text for said in responder.answer(asked, CONFIG.answer)]}
+    assert len(set(content["texts"])) > 1
+    alone = request(server, json.dumps({"embedding": shown[1].tolist()}))[1]["texts"]
+    assert alone == content["texts"][1:2]
+    assert request(server, method="GET", path="/api/v1/health")[1] == {"status": "ok", "width": WIDTH, "max_batch": 3}
+
+
+@pytest.mark.parametrize(
+    "body, status, message",
+    [
+        ("{", 400, "not valid JSON"),
+        (b"\xff\xfe", 400, "not valid JSON"),
+        ("[" * 1500, 400, "not valid JSON"),
+        ("[1]", 400, "embedding"),
+        ('{"embeddings": []}', 400, "embedding"),
+        ('{"embedding": []}', 400, "multiple of 10"),
+        ('{"embedding": [1, 2, 3]}', 400, "multiple of 10"),
+        (json.dumps({"embedding": [[0.0] * 10]}), 400, "flat list"),
+        (json.dumps({"embedding": [True] * 10}), 400, "flat list"),
+        (json.dumps({"embedding": ["0"] * 10}), 400, "flat list"),
+        ('{"embedding": [NaN,1,1,1,1,1,1,1,1,1]}', 400, "not finite"),
+        ('{"embedding": [1e300,1,1,1,1,1,1,1,1,1]}', 400, "not finite"),
+        (json.dumps({"embedding": [0] * 40}), 413, "4 vectors"),
+        (" " * 3000, 413, "at most"),
+    ],
+)
+def test_bad_bodies_are_refused_and_the_server_lives(server, body, status, message):
+    found, content = request(server, body)
+    assert found == status and message in content["error"]
+    assert request(server, json.dumps({"embedding": [0.5] * WIDTH}))[0] == 200
+
+
+def test_bad_requests_are_refused(server):
+    assert request(server, "{}", path="/api/v2/inference")[0] == 404
+    assert request(server, method="GET")[0] == 405
+    assert request(server, "{}", path="/api/v1/health")[0] == 405
+    for headers, status in (({"Content-Length": "-5"}, 411), ({"Content-Length": "x"}, 411)):
+        assert request(server, headers=headers)[0] == status
+    # Promised, never sent: the server waits no longer than it says, and serves others meanwhile.
+    with socket.create_connection(("127.0.0.1", server.server_port), timeout=10) as lazy:
+        lazy.sendall(f"POST {INFERENCE} HTTP/1.1\r\nContent-Length: 100\r\n\r\n".encode())
+        assert request(server, json.dumps({"embedding": [0.5] * WIDTH}))[0] == 200
+        assert b"408" in lazy.recv(1000)
+
+
+def test_a_failure_of_the_model_is_an_answer_too(server, monkeypatch):
+    def broken(*_, **__):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(server.responder, "answer", broken)
+    status, content = request(server, json.dumps({"embedding": [0.5] * WIDTH}))
+    assert status == 500 and "out of memory" not in content["error"]
+
+
+def test_only_models_of_vectors_can_be_served(tmp_path):
+    two = tuple(PerceptionConfig(source="vectors", width=4, kinds=(kind,)) for kind in ("video", "audio"))
+    with pytest.raises(ValueError, match="one perception source of vectors"):
+        CaptionServer(CONFIG, Responder(toy_model(tmp_path, perception=two)))
+    with pytest.raises(ValueError):
+        ServeConfig(model="-", host="0.0.0.0")

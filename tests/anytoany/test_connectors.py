@@ -1,0 +1,157 @@
+"""From percepts to perception tokens: cost, nesting, independence of neighbours."""
+
+import numpy as np
+import pytest
+import torch
+from model_toys import percept_of, renderer_of, talks, toy_batch, toy_model, toy_percept
+
+from egom2p.anytoany.connectors import ConnectorConfig, build_connector
+from egom2p.anytoany.nouns import Percept
+from egom2p.anytoany.packed_attention import packed_hidden, packed_layout
+from egom2p.anytoany.packing import collate
+from egom2p.anytoany.perception.tower import rows_of
+
+KINDS = ("global_mlp", "st_shuffle", "resampler")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("tokenizer")
+
+
+def made(kind, *, width=10, out=12, **settings):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = ConnectorConfig(
+            kind=kind, **{"dim": 24, "num_heads": 2, "num_tokens": 4, "cell": (2, 2, 1), **settings}
+        )
+        return config, build_connector(config, width=width, out_width=out, num_sources=3)
+
+
+def grid_percept(seed=0, shape=(3, 4, 2), *, drop=0):
+    rng = np.random.default_rng(seed)
+    place = np.stack(np.unravel_index(np.arange(np.prod(shape)), shape), axis=1)[drop:].astype(np.int16)
+    return Percept(
+        rng.normal(size=(len(place), 10)).astype(np.float32), place, rng.integers(0, 3, len(place)).astype(np.int16)
+    )
+
+
+def size_at_8b(kind, num_tokens, **settings):
+    config = ConnectorConfig(kind=kind, num_tokens=num_tokens, **settings)
+    with torch.device("meta"):
+        connector = build_connector(config, width=768, out_width=4096, num_sources=4)
+    return sum(parameter.numel() for parameter in connector.parameters())
+
+
+def test_parameters_are_linear_in_the_number_of_tokens():
+    """The published projector needs 75 M at 2 tokens and 69 G at 64."""
+    sizes = [size_at_8b("resampler", count, dim=512, depth=2, num_heads=8) for count in (16, 32, 64)]
+    assert sizes[2] < 20e6 and sizes[2] - sizes[1] == 2 * (sizes[1] - sizes[0]) == 32 * 512
+    assert size_at_8b("st_shuffle", 64, dim=48, cell=(5, 4, 4)) < 20e6
+    with torch.device("meta"):
+        published = build_connector(
+            ConnectorConfig(kind="global_mlp", num_tokens=2), width=1024, out_width=4096, num_sources=1
+        )
+    assert 75e6 < sum(parameter.numel() for parameter in published.parameters()) < 76e6
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_item_does_not_depend_on_its_neighbours(kind):
+    config, connector = made(kind)
+    percepts = [grid_percept(seed, drop=seed) for seed in range(4)]
+    counts = [config.span_length(percept, "video") for percept in percepts]
+    together = connector(rows_of(percepts), counts).split(counts)
+    for percept, count, tokens in zip(percepts, counts, together, strict=True):
+        assert tokens.shape == (count, 12)
+        assert torch.allclose(connector(rows_of([percept]), [count]), tokens, atol=1e-5)
+        # Nor on the order in which its rows come.
+        order = np.random.default_rng(1).permutation(len(percept.features))
+        mixed = Percept(percept.features[order], percept.place[order], percept.source[order])
+        assert torch.allclose(connector(rows_of([mixed]), [count]), tokens, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["global_mlp", "resampler"])
+def test_the_first_tokens_work_alone(kind):
+    """Nested (Matryoshka) counts: fewer tokens are a prefix of all."""
+    _, connector = made(kind, num_tokens=8, nested=(1, 2, 4))
+    percepts = [grid_percept(seed) for seed in range(3)]
+    whole = connector(rows_of(percepts), [8, 8, 8]).split(8)
+    part = connector(rows_of(percepts), [1, 4, 2]).split([1, 4, 2])
+    for all_tokens, first in zip(whole, part, strict=True):
+        assert torch.allclose(all_tokens[: len(first)], first, atol=1e-6)
+    with pytest.raises(ValueError, match="the connector has 8"):
+        connector(rows_of(percepts), [8, 9, 8])
+
+
+def test_shuffle_lays_neighbours_into_one_token():
+    config, connector = made("st_shuffle")
+    percept = grid_percept(0, drop=5)
+    hidden = connector.reduce(connector.norm(torch.from_numpy(percept.features)))
+    hidden = hidden + connector.source_table[percept.source.astype(int)]
+    cells = {}
+    for row, (source, place) in enumerate(zip(percept.source, percept.place, strict=True)):
+        cell = (int(source), int(place[0]) // 2, int(place[1]) // 2, int(place[2]))
+        slot = (int(place[0]) % 2) * 2 + int(place[1]) % 2
+        cells.setdefault(cell, torch.zeros(4, 24))[slot] = hidden[row]
+    wanted = torch.stack([connector.out(cells[cell].flatten()) for cell in sorted(cells)])
+    assert config.span_length(percept, "video") == len(cells)
+    assert torch.allclose(connector(rows_of([percept]), [len(cells)]), wanted, atol=1e-5)
+    with pytest.raises(RuntimeError, match="other cells"):
+        connector(rows_of([percept]), [len(cells) + 1])
+
+
+def test_span_lengths():
+    per_kind = ConnectorConfig(num_tokens={"video": 8, "gaze": 2}, nested=(1, 4))
+    percept = toy_percept(0)
+    assert [per_kind.span_length(percept, kind) for kind in ("video", "gaze")] == [8, 2]
+    assert per_kind.span_length(percept, "video", 4) == 4
+    assert ConnectorConfig(kind="gated_xattn", num_tokens=8).span_length(percept, "video") == 1
+    with pytest.raises(ValueError, match="trained counts"):
+        per_kind.span_length(percept, "video", 3)
+    with pytest.raises(ValueError, match="no count for audio"):
+        per_kind.span_length(percept, "audio")
+    for wrong in ({"nested": (9,)}, {"num_tokens": 0}, {"num_tokens": {"smell": 1}}, {"dim": 10, "num_heads": 4}):
+        with pytest.raises(ValueError):
+            ConnectorConfig(**wrong)
+
+
+def test_new_tokens_are_as_large_as_the_embeddings(folder):
+    model = toy_model(folder, noise=0.0)
+    batch = toy_batch(model, rows=((2,),))
+    tokens = model.perceive(batch).detach()
+    table = model.lm.get_input_embeddings().weight.detach()
+    assert 0.3 < float(tokens.square().mean().sqrt() / table.square().mean().sqrt()) < 3
+
+
+def test_gated_layers_start_as_the_language_model_itself(folder):
+    """Gates begin at tanh(0): at step 0 the model equals the one it is made from."""
+    settings = {"kind": "gated_xattn", "num_tokens": 4, "dim": 24, "num_heads": 2}
+    model = toy_model(folder, noise=0.0, connector=ConnectorConfig(**settings))
+    batch = toy_batch(model, rows=((0, 2), (1,)))
+    before = model.token_losses(batch)
+    model.gated.look_at(None)
+    embeddings = model.embed(batch)
+    model.gated.look_at(None)
+    hidden = packed_hidden(model.lm.base_model, embeddings, batch.positions, packed_layout(batch))
+    plain = torch.nn.functional.cross_entropy(
+        model.logits(hidden)[batch.labels >= 0], batch.labels[batch.labels >= 0], reduction="none"
+    )
+    assert torch.equal(before, plain)
+
+
+def test_gated_layers_look_at_the_last_item_of_their_conversation(folder):
+    settings = {"kind": "gated_xattn", "num_tokens": 4, "dim": 24, "num_heads": 2}
+    model = toy_model(folder, noise=0.3, connector=ConnectorConfig(**settings))
+    rendered = [renderer_of(model).render(talk) for talk in talks(3)]
+
+    def losses(shown):
+        return model.token_losses(collate([[rendered[0], rendered[1], rendered[2]]], shown, pad_id=0))
+
+    base = losses(percept_of)
+    counts = [int(item.is_target.sum()) for item in rendered]
+    # talks(3)[1] shows item 1, talks(3)[2] items 2 and 3 before its only answer.
+    for changed, moved in ((1, [False, True, False]), (3, [False, False, True])):
+        swapped = toy_percept(77, rows=1 + changed % 4)
+        other = losses(lambda media, c=str(changed), new=swapped: new if media.ref == c else percept_of(media))
+        pairs = zip(base.split(counts), other.split(counts), strict=True)
+        assert [bool((one - two).abs().max() > 1e-4) for one, two in pairs] == moved

@@ -1,0 +1,102 @@
+"""Downloading by a manifest: asked first, checked after, gone on with; the Hub is played by functions."""
+
+import hashlib
+
+import pyarrow
+import pytest
+from pyarrow import parquet
+
+from egom2p.anytoany import download as module
+from egom2p.anytoany.download import DownloadConfig, download, load_manifest
+from egom2p.storage.hub_files import HubFile
+
+MANIFEST = """
+base:
+  lm:
+    {repo: me/lm, kind: model, folder: base, licence: MIT, accept_at: "https://hub/me/lm", files: [{name: config.json}]}
+datasets:
+  captions: {repo: me/data, kind: dataset, folder: data, licence: MIT, files: [{name: a.parquet, columns: [caption]}]}
+"""
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """Files of the Hub by repository, what was fetched, and who is refused."""
+    source = tmp_path / "hub"
+    source.mkdir()
+    parquet.write_table(pyarrow.table({"caption": ["x"]}), source / "a.parquet")
+    (source / "config.json").write_text("{}")
+    state = {"fetched": [], "problems": {}, "source": source}
+
+    def facts(repo, kind, names, revision=None):
+        found = {name: (source / name).read_bytes() for name in names}
+        return {name: HubFile(name, len(data), hashlib.sha256(data).hexdigest()) for name, data in found.items()}
+
+    def fetch(repo, kind, name, folder, revision=None):
+        state["fetched"].append(name)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(state.get("data", (source / name).read_bytes()))
+        return folder / name
+
+    monkeypatch.setattr(module, "access_problem", lambda repo, kind: state["problems"].get(repo))
+    monkeypatch.setattr(module, "files_on_hub", facts)
+    monkeypatch.setattr(module, "fetch_file", fetch)
+    (tmp_path / "manifest.yaml").write_text(MANIFEST)
+    state["config"] = lambda **more: DownloadConfig(
+        output=str(tmp_path / "out"), manifest=str(tmp_path / "manifest.yaml"), **more
+    )
+    return state
+
+
+def test_what_is_there_is_not_fetched_again_and_what_was_cut_off_is(hub, tmp_path):
+    download(hub["config"](dry_run=True))
+    assert hub["fetched"] == []
+    download(hub["config"]())
+    assert hub["fetched"] == ["config.json", "a.parquet"]
+    download(hub["config"]())
+    assert len(hub["fetched"]) == 2
+    (tmp_path / "out" / "data" / "a.parquet").write_bytes(b"half")
+    download(hub["config"]())
+    assert hub["fetched"][2:] == ["a.parquet"]
+
+
+def test_a_missing_licence_is_found_before_anything_is_downloaded(hub):
+    hub["problems"]["me/lm"] = "me/lm: accept the licence at https://hub/me/lm"
+    with pytest.raises(ValueError, match="nothing was downloaded(?s:.*)https://hub/me/lm"):
+        download(hub["config"]())
+    assert hub["fetched"] == []
+    download(hub["config"](what=("datasets",)))
+    assert hub["fetched"] == ["a.parquet"]
+
+
+def test_wrong_bytes_and_wrong_columns_are_noticed(hub, tmp_path):
+    hub["data"] = b"other"
+    with pytest.raises(ValueError, match="came with hash"):
+        download(hub["config"](what=("base",)))
+    assert not (tmp_path / "out" / "base" / "config.json").exists()
+    del hub["data"]
+    parquet.write_table(pyarrow.table({"text": ["x"]}), hub["source"] / "a.parquet")
+    with pytest.raises(ValueError, match="no column 'caption'"):
+        download(hub["config"](what=("datasets",)))
+
+
+def test_a_manifest_that_the_hub_contradicts(hub, tmp_path):
+    (tmp_path / "manifest.yaml").write_text(MANIFEST.replace("{name: config.json}", "{name: config.json, size: 5}"))
+    with pytest.raises(ValueError, match="size is 2 on the Hub, the manifest says 5"):
+        download(hub["config"]())
+    with pytest.raises(ValueError, match="no 'nothing'"):
+        download(hub["config"](only=("nothing",)))
+
+
+def test_the_shipped_manifest_names_the_model_that_the_config_uses():
+    """The published one downloaded another base model than its config read."""
+    from egom2p.config import load_plain
+
+    manifest = load_manifest("default/anytoany/download/manifest.yaml")
+    config = load_plain("cfgs/default/anytoany/8B_lora.yaml")
+    root = load_plain("cfgs/default/anytoany/download.yaml")["output"]
+    folders = {f"{root}/{entry.folder}" for entry in manifest.base.values()}
+    assert config["model"]["language_model"]["pretrained"] in folders
+    files = {f"{root}/{e.folder}/{file.name}" for e in manifest.datasets.values() for file in e.files}
+    assert {file for data in config["data"]["datasets"].values() for file in data["files"]} == files
+    assert all(entry.licence for entry in (*manifest.base.values(), *manifest.datasets.values()))

@@ -1,0 +1,221 @@
+"""What is perceived: codes, states of EgoM2P's encoder, vectors of files, patches of image towers; kept on disk."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from tiny_artifacts import invented_clip, make_tiny_world
+
+from egom2p.anytoany.perception.export import ExportConfig, export
+from egom2p.anytoany.perception.source import PerceptionConfig, build_source, source_of_kind
+from egom2p.anytoany.perception.store import LEDGER, PerceptStore, PerceptWriter
+from egom2p.anytoany.perception.timm_frames import TimmFrames
+from egom2p.anytoany.perception.token_percepts import percept_of_tokens
+from egom2p.anytoany.perception.tower import EncoderTower, build_tower, rows_of
+from egom2p.anytoany.perception.vectors import VectorFiles
+from egom2p.contracts import ModalitySpec, TokenClip, TokenGrid, TokenizerMismatch
+from egom2p.layers.lora import LoraConfig
+from egom2p.models.egom2p_model import EgoM2P, ModelConfig
+from egom2p.models.prompt_batches import KnownTokens, PromptRow, pack_prompts
+from egom2p.models.weights import save_model
+
+SPECS = (
+    ModalitySpec("tok_rgb", "grid", "rgb", TokenGrid((2, 3, 4)), 11, "rgb"),
+    ModalitySpec("tok_gaze", "track", "gaze", TokenGrid((5,)), 7, "gaze", tokenizer_fingerprint="sha256:a"),
+    ModalitySpec("tok_smell", "track", "generic", TokenGrid((3,)), 13, "smell"),
+)
+PLAIN = tuple(spec.to_dict() for spec in SPECS)
+
+
+def clip_of(seed, names=("tok_rgb", "tok_gaze", "tok_smell")):
+    rng = np.random.default_rng(seed)
+    return TokenClip(
+        f"clip{seed}",
+        {s.name: rng.integers(0, s.vocab_size, s.num_tokens).astype(np.int32) for s in SPECS if s.name in names},
+    )
+
+
+CLIPS = [clip_of(0), clip_of(1, ("tok_gaze",)), clip_of(2, ("tok_rgb", "tok_smell"))]
+
+
+@pytest.fixture(scope="module", params=[0, 2], ids=["plain", "registers"])
+def checkpoint(request, tmp_path_factory):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = EgoM2P(
+            ModelConfig(dim=24, num_heads=2, encoder_depth=3, decoder_depth=1, num_registers=request.param), SPECS
+        )
+        for parameter in model.parameters():
+            parameter.data += 0.1 * torch.randn_like(parameter)
+    folder = tmp_path_factory.mktemp("model") / "final"
+    save_model(model, folder)
+    return model.eval(), str(folder)
+
+
+def test_codes_carry_their_places():
+    percept = percept_of_tokens(CLIPS[0], SPECS)
+    assert percept.features.shape == (24 + 5 + 3, 1) and percept.source.tolist() == [0] * 24 + [1] * 5 + [2] * 3
+    assert percept.features[:, 0].tolist() == np.concatenate(list(CLIPS[0].tokens.values())).tolist()
+    assert percept.place[7].tolist() == [0, 1, 3] and percept.place[24 + 4].tolist() == [4, 0, 0]
+    partly = TokenClip("p", {"tok_gaze": np.array([3, -1, 2, -1, -1])})
+    assert percept_of_tokens(partly, SPECS).place[:, 0].tolist() == [0, 2]
+    with pytest.raises(ValueError, match="none of the perceived"):
+        percept_of_tokens(CLIPS[1], SPECS[:1])
+    with pytest.raises(ValueError, match="wanted at most 5 below 7"):
+        percept_of_tokens(TokenClip("p", {"tok_gaze": np.full(5, 7)}), SPECS)
+    with pytest.raises(TokenizerMismatch):
+        percept_of_tokens(TokenClip("p", {"tok_gaze": np.zeros(5)}, {"tok_gaze": "sha256:b"}), SPECS)
+
+
+@pytest.mark.parametrize("layer", [None, 1])
+@pytest.mark.parametrize("modalities", [(), ("tok_gaze", "tok_rgb")])
+def test_states_are_those_of_the_encoder(checkpoint, modalities, layer):
+    model, folder = checkpoint
+    config = PerceptionConfig(source="egom2p_encoder", checkpoint=folder, modalities=modalities, layer=layer)
+    source = build_source(config)
+    assert source.names == (("tok_rgb", "tok_gaze") if modalities else tuple(spec.name for spec in SPECS))
+    percepts = source.perceive(CLIPS)
+    tower = build_tower(config)
+    states = tower(rows_of(percepts)).split([len(percept.features) for percept in percepts])
+    for clip, percept, ours in zip(CLIPS, percepts, states, strict=True):
+        known = [
+            KnownTokens(number, clip.tokens[spec.name], np.arange(spec.num_tokens))
+            for number, spec in enumerate(SPECS)
+            if spec.name in clip.tokens and (not modalities or spec.name in modalities)
+        ]
+        num_registers = model.config.num_registers
+        batch = pack_prompts([PromptRow(tuple(known))], model.modalities, num_registers=num_registers)
+        whole, model.encoder = model.encoder, model.encoder[:layer]
+        with torch.no_grad():
+            wanted = model.encoder_output(batch)[num_registers:]
+        model.encoder = whole
+        assert len(percept.features) == len(wanted) and torch.allclose(ours, wanted, atol=1e-5)
+    exported = build_source(PerceptionConfig(**{**vars_of(config), "precomputed": True})).perceive(CLIPS)
+    assert all(np.allclose(one.features, two.numpy(), atol=1e-5) for one, two in zip(exported, states, strict=True))
+    assert all((one.place == two.place).all() for one, two in zip(exported, percepts, strict=True))
+
+
+def vars_of(config):
+    return {name: getattr(config, name) for name in ("source", "checkpoint", "modalities", "layer")}
+
+
+def test_what_of_the_encoder_is_trained(checkpoint):
+    folder = checkpoint[1]
+
+    def trained(**settings):
+        tower = build_tower(PerceptionConfig(source="egom2p_encoder", checkpoint=folder, **settings))
+        assert isinstance(tower, EncoderTower) and not any("decoder" in name for name, _ in tower.named_parameters())
+        source = build_source(PerceptionConfig(source="egom2p_encoder", checkpoint=folder))
+        states = tower.train()(rows_of(source.perceive(CLIPS)))
+        assert states.requires_grad == (settings.get("train", "frozen") != "frozen")
+        return [name for name, parameter in tower.named_parameters() if parameter.requires_grad]
+
+    assert trained() == []
+    assert all("lora_" in name for name in trained(train="lora", lora=LoraConfig(rank=2))) and trained(train="full")
+    for wrong in ({"train": "lora"}, {"train": "full", "precomputed": True}, {"checkpoint": None}):
+        with pytest.raises(ValueError):
+            PerceptionConfig(**{"source": "egom2p_encoder", "checkpoint": folder, **wrong})
+    with pytest.raises(ValueError, match=r"1 \.\.\. 3"):
+        build_tower(PerceptionConfig(source="egom2p_encoder", checkpoint=folder, layer=4))
+
+
+def test_codes_without_a_checkpoint_and_kinds():
+    config = PerceptionConfig(source="codes", width=8, modality_specs=PLAIN, modalities=("tok_smell",))
+    tower, percepts = build_tower(config), build_source(config).perceive([CLIPS[0]])
+    table = tower.embeddings.token_table
+    assert torch.equal(tower(rows_of(percepts)), table[torch.from_numpy(CLIPS[0].tokens["tok_smell"]).long()])
+    sources = (config, PerceptionConfig(source="vectors", width=4, kinds=("audio",)))
+    with pytest.raises(ValueError, match="audio need exactly one"):
+        source_of_kind(sources, "audio")
+    assert source_of_kind(sources, "gaze") == 0
+    with pytest.raises(ValueError, match="no modality 'tok_taste'"):
+        build_source(PerceptionConfig(source="codes", width=8, modality_specs=PLAIN, modalities=("tok_taste",)))
+
+
+def test_signals_are_tokenized_on_the_way(tmp_path):
+    world = make_tiny_world(tmp_path)
+    config = PerceptionConfig(source="egom2p_encoder", checkpoint=str(world / "model"))
+    source = build_source(config)
+    clip = invented_clip(0)
+    tokens = {name: tokenizer.encode([clip])[0] for name, tokenizer in source.tokenizers.items()}
+    (ours,) = source.perceive([clip])
+    assert ours.features[:, 0].tolist() == np.concatenate([tokens[spec.name] for spec in source.specs]).tolist()
+
+    out = tmp_path / "percepts"
+    settings = {"perception": PerceptionConfig(**{**vars_of(config), "precomputed": True}), "output": str(out)}
+    found = ExportConfig(input=str(world / "clips" / "train"), shard_clips=2, max_clips=3, **settings)
+    assert export(found) == (3, 0)
+    # Killed while writing: a shard without its entry, and half an entry.
+    (out / "percepts-000002.safetensors").write_bytes(b"half")
+    with (out / LEDGER).open("a") as opened:
+        opened.write('{"shard": "perc')
+    again = ExportConfig(input=str(world / "clips" / "train"), shard_clips=2, **settings)
+    assert export(again) == (2, 3) and export(again) == (0, 5)
+    store = PerceptStore(out)
+    assert len(store) == 5 and store.card["names"] == list(source.names)
+    wanted = build_source(settings["perception"]).perceive([invented_clip(3)])[0]
+    assert np.allclose(store["clip_003"].features, wanted.features, atol=1e-5)
+    with pytest.raises(KeyError, match="'nobody'"):
+        store["nobody"]
+    with pytest.raises(ValueError, match="choose another folder"):
+        export(ExportConfig(input=found.input, output=str(out), perception=config))
+
+
+def test_the_first_item_is_written_and_none_twice(tmp_path):
+    """The published exporter dropped item 0 and lost the last archive."""
+    percept = percept_of_tokens(CLIPS[0], SPECS)
+    writer = PerceptWriter(tmp_path, {"source": "codes", "names": [], "width": 1})
+    writer.write(["0", "1"], [percept, percept])
+    writer.write(["2"], [percept])
+    assert PerceptStore(tmp_path).refs == ("0", "1", "2")
+    for refs in (["0"], ["3", "3"]):
+        with pytest.raises(ValueError, match="there already"):
+            writer.write(refs, [percept] * len(refs))
+
+
+def test_vectors_of_files(tmp_path):
+    vectors = np.random.default_rng(0).normal(size=(4, 6)).astype(np.float32)
+    table = pa.table({"video_embed": [vector.tolist() for vector in vectors], "description": list("abcd")})
+    pq.write_table(table, tmp_path / "v.parquet")
+    np.savez(tmp_path / "v.npz", a=vectors[0], b=vectors)
+    np.save(tmp_path / "v.npy", vectors)
+    files = VectorFiles(6)
+    for ref, wanted in (
+        ("v.parquet#2", vectors[2:3]),
+        ("v.npz#a", vectors[:1]),
+        ("v.npz#b", vectors),
+        ("v.npy#3", vectors[3:]),
+    ):
+        percept = files[str(tmp_path / ref)]
+        assert np.allclose(percept.features, wanted) and percept.place[:, 0].tolist() == list(range(len(wanted)))
+    for ref, message in (
+        ("v.parquet#4", "from 0 to 3"),
+        ("v.parquet", "from 0 to 3"),
+        ("v.npz#c", "no array 'c'"),
+        ("w.npy", "no such file"),
+    ):
+        with pytest.raises((ValueError, FileNotFoundError), match=message):
+            files[str(tmp_path / ref)]
+    with pytest.raises(ValueError, match="wanted 7 numbers"):
+        VectorFiles(7)[str(tmp_path / "v.npy")]
+    np.save(tmp_path / "bad.npy", np.full(6, np.nan))
+    with pytest.raises(ValueError, match="not finite"):
+        files[str(tmp_path / "bad.npy")]
+    pq.write_table(pa.table({"text": ["a"]}), tmp_path / "w.parquet")
+    with pytest.raises(ValueError, match="none of the columns"):
+        files[str(tmp_path / "w.parquet") + "#0"]
+
+
+@pytest.mark.slow
+def test_image_towers():
+    clip = invented_clip(0)
+    for tower, width, shape in (("vit_tiny_patch16_224", 192, (16, 14, 14)), ("resnet18", 512, (16, 7, 7))):
+        source = TimmFrames(PerceptionConfig(source="timm_frames", tower=tower, width=width, tower_weights="random"))
+        (percept,) = source.perceive([clip])
+        assert percept.features.shape == (np.prod(shape), width)
+        assert (percept.place.max(0) + 1).tolist() == list(shape) and np.isfinite(percept.features).all()
+    with pytest.raises(ValueError, match="has 512 features"):
+        TimmFrames(PerceptionConfig(source="timm_frames", tower="resnet18", width=8, tower_weights="random"))
+    with pytest.raises(ValueError, match="needs pictures"):
+        source.perceive([CLIPS[0]])

@@ -43,6 +43,7 @@ EXTRAS = {
     "anytoany": ["transformers>=5.0", "peft>=0.17", "datasets>=3.0"],
     "dev": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.9", "evo>=1.30", "moto[s3]>=5"],
 }
+EXTRAS["dev"] += EXTRAS["viz"] + EXTRAS["anytoany"]  # the tests of both run wherever the others do
 
 # Folders beside the package that become packages inside it: configs, and the checkpoint generate.py uses by default.
 DATA = {"egom2p.cfgs": "cfgs", "egom2p.shipped": "checkpoints"}

@@ -111,6 +111,7 @@ def test_an_invented_modality_goes_all_the_way(tmp_path, rng):
         input=str(tmp_path / "recordings" / "val" / "val0" / "video.mp4"),
         output=str(tmp_path / "generated"),
         targets=("smell",),
+        join="none",
         device="cpu",
         progress=False,
     )

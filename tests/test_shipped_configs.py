@@ -13,7 +13,8 @@ from egom2p.training.pretrain_task import PretrainConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted((ROOT / "cfgs" / "default").rglob("*.yaml"))
-FRAGMENTS = ("models/size", "data/ego/main", "alphas_mixture/main", "tokenization/network", "evaluation/shared")
+FRAGMENTS = ("models/size", "data/ego/main", "alphas_mixture/main", "tokenization/network", "tokenization/losses")
+FRAGMENTS += ("evaluation/shared", "anytoany/templates", "anytoany/download")
 RECIPE = "default/egom2p/models/main/ego-b_mod4_500b_clariden_2048_camcv_depthdenoise.yaml"
 
 
@@ -28,8 +29,8 @@ def command(file: Path) -> list[str] | None:
     if found is None:
         return None
     words = shlex.split(re.sub(r"<[^>]*>", "given", found.group(1)).replace("\\\n", " "))
-    first = next(i for i, word in enumerate(words) if word.endswith(".py") or word == "-m")
-    return words[first:]
+    programs = [i for i, word in enumerate(words) if word.endswith(".py") or word == "-m"]
+    return words[programs[0] :] if programs else None  # a target of the Makefile
 
 
 def entry_point(words: list[str]) -> tuple[type, str | None, list[str]]:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from egom2p.config import ConfigError, from_plain, load_config, run_main, save_config, strict, to_plain
+from egom2p.config import ConfigError, cfgs_root, from_plain, load_config, run_main, save_config, strict, to_plain
+from egom2p.config.composition import find_config_file
 
 
 @strict
@@ -106,6 +107,13 @@ def test_mistakes_in_a_file_are_explained(config_file):
         assert part in str(caught.value)
     with pytest.raises(ConfigError, match="no config file nowhere.yaml"):
         load_config(JobConfig, "nowhere.yaml")
+
+
+def test_shipped_configs_are_found_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    wanted = cfgs_root() / "default/egom2p/generation/any2any.yaml"
+    for name in ("default/egom2p/generation/any2any", "cfgs/default/egom2p/generation/any2any.yaml"):
+        assert find_config_file(name) == wanted
 
 
 def test_saved_configs_read_back(config_file, tmp_path):

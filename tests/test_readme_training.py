@@ -31,7 +31,7 @@ PROGRAMS = {
     "egom2p.pipelines.probe": (ProbeConfig, "default/egom2p/probe/world_small.yaml"),
     "egom2p.models.convert_reference": (ConvertModelConfig, "default/egom2p/convert/released.yaml"),
     "egom2p.tokenizers.convert_reference": (ConvertTokenizerConfig, None),
-    "upload_ckpt_hf.py": (PushModelConfig, "default/egom2p/push.yaml"),
+    "egom2p.models.push": (PushModelConfig, "default/egom2p/push.yaml"),
     "egom2p.training.convert_config": (ConvertConfigConfig, "default/egom2p/convert/config.yaml"),
 }
 

@@ -47,9 +47,11 @@ def build(schema: type[SchemaT], tree: DictConfig, *, where: str) -> SchemaT:
 
 
 def find_config_file(file: str | Path) -> Path:
-    """The YAML itself: as given, else below the cfgs root; the suffix may be left out."""
+    """The YAML itself: as given, else below the cfgs root, with or without `cfgs/`; the suffix may be left out."""
     given = Path(file)
-    tried = [base / name for base in (Path.cwd(), cfgs_root()) for name in (given, Path(f"{given}.yaml"))]
+    tried = [
+        base / name for base in (Path.cwd(), cfgs_root(), cfgs_root().parent) for name in (given, Path(f"{given}.yaml"))
+    ]
     for path in tried:
         if path.is_file() and path.suffix in (".yaml", ".yml"):
             return path.resolve()

@@ -48,6 +48,7 @@ class ModalitySpec:
     rate_hz                rate of the signal the tokens stand for (frames or track samples per second); None for text
     tokenizer_fingerprint  identity of the tokenizer that makes these ids; None when unknown
     pad_id, eos_id, sentinel_ids   sequences only
+    num_streams            tracks only: how many neighbouring places stand for the same samples (residual codes: 2)
     conventions            free words for people: value range, unit, frame
     """
 
@@ -63,6 +64,7 @@ class ModalitySpec:
     eos_id: int | None = None
     sentinel_ids: tuple[int, ...] = ()
     conventions: Mapping[str, str] = field(default_factory=dict)
+    num_streams: int = 1
 
     def __post_init__(self) -> None:
         if self.kind not in _KINDS:
@@ -73,6 +75,10 @@ class ModalitySpec:
             raise ValueError(f"{self.name}: vocab_size must be positive, got {self.vocab_size}")
         if (self.kind == "grid") != (len(self.grid.shape) == 3):
             raise ValueError(f"{self.name}: kind {self.kind!r} does not fit the grid {self.grid.shape}")
+        if self.num_streams != 1 and (
+            self.kind != "track" or self.num_streams < 1 or self.num_tokens % self.num_streams
+        ):
+            raise ValueError(f"{self.name}: {self.num_streams} streams do not fit a {self.kind} of {self.num_tokens}")
         if self.kind == "sequence" and (self.pad_id is None or self.eos_id is None):
             raise ValueError(f"{self.name}: a sequence needs pad_id and eos_id")
 
@@ -112,6 +118,7 @@ class ModalitySpec:
             "eos_id": self.eos_id,
             "sentinel_ids": list(self.sentinel_ids),
             "conventions": dict(self.conventions),
+            **({"num_streams": self.num_streams} if self.num_streams != 1 else {}),
         }
 
     @classmethod

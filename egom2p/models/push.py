@@ -1,6 +1,6 @@
 """A model folder to the Hub, with a README made from its card.
 
-python upload_ckpt_hf.py directory=outputs/quickstart/pretrain/final repo_id=me/egom2p dry_run=true
+python -m egom2p.models.push directory=outputs/quickstart/pretrain/final repo_id=me/egom2p dry_run=true
 """
 
 import sys
@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from egom2p.config import strict
+from egom2p.config import run_main, strict
 from egom2p.models.weights import find_model, load_model
 from egom2p.storage import load_json
 from egom2p.storage.hub import push
@@ -16,7 +16,7 @@ from egom2p.storage.hub import push
 
 @strict
 class PushModelConfig:
-    """Root schema of `upload_ckpt_hf.py`.
+    """Root schema of this command.
 
     directory   a model folder, or the folder of a run: its `final`
     licence     of the weights; null: as model.json tells
@@ -127,3 +127,12 @@ def push_model(config: PushModelConfig) -> None:
         sys.stdout.write(model_readme(find_model(config.directory), config.repo_id, licence=config.licence) + "\n")
     what = "would push" if config.dry_run else "pushed"
     sys.stdout.write(f"{what} to {config.repo_id}: {', '.join(files)}\n")
+
+
+if __name__ == "__main__":
+    run_main(
+        PushModelConfig,
+        push_model,
+        default_config="default/egom2p/push.yaml",
+        description="Push an EgoM2P model with its tokenizers and a model card to the Hugging Face Hub.",
+    )

@@ -64,7 +64,7 @@ class TextTaskConfig:
 
 @strict
 class HarnessConfig:
-    """Tasks of lm_eval or lmms_eval, which are installed apart (`pip install lm_eval`, `pip install lmms_eval`)."""
+    """Tasks of lm_eval or lmms_eval, which are installed apart (extra `harness`)."""
 
     tasks: tuple[str, ...]
     limit: int | None = None

@@ -7,7 +7,7 @@ through the tokenizers window by window is joined as well: what the model could 
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,11 +37,15 @@ class _Tables:
     """Values of one group of recordings: quantity -> row -> metric -> one value per recording."""
 
     segments_m: Sequence[float]
-    names: list[str] = field(default_factory=list)
+    names: dict[str, list[str]] = field(default_factory=dict)  # quantity -> recordings that have its truth
     values: dict[str, dict[str, dict[str, list[float | None]]]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     travelled_m: list[float] = field(default_factory=list)
     duration_s: list[float] = field(default_factory=list)
+
+    def begin(self, recording: str, quantities: Iterable[str]) -> None:
+        for quantity in quantities:
+            self.names.setdefault(quantity, []).append(recording)
 
     def add(self, quantity: str, row: str, found: Mapping[str, float | None]) -> None:
         columns = self.values.setdefault(quantity, {}).setdefault(row, {})
@@ -75,7 +79,7 @@ def run_drift(config: DriftConfig) -> Path:
         results += _results(label, tables)
         about[label] = {
             "segments_m": list(source.segments_m),
-            "num_recordings": len(tables.names),
+            "num_recordings": len(tables.duration_s),
             "duration_s": tables.duration_s,
             "travelled_m": tables.travelled_m,
             "seconds": {row: round(value, 2) for row, value in tables.seconds.items()},
@@ -117,8 +121,10 @@ def _measure(checkpoint: Checkpoint, recording: Recording, number: int, config: 
         word for word in config.targets if checkpoint.tokenizer(checkpoint.spec(word).name).stream in recording.streams
     )
     if not targets:
+        say(f"left out {recording.name}: it has {sorted(recording.streams)}, no truth of {list(config.targets)}")
         return
-    tables.names.append(recording.name)
+    quantities = {checkpoint.spec(word).quantity for word in targets} & set(METRICS)
+    tables.begin(recording.name, quantities)
     kept: dict[Any, _Kept] = {}
     truth: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     with progress_bar(f"drift of {recording.name}", len(config.rows), is_shown=config.progress) as advance:
@@ -132,7 +138,7 @@ def _measure(checkpoint: Checkpoint, recording: Recording, number: int, config: 
                 tables.duration_s.append(stretch.duration_s)
                 camera = truth.get("camera")
                 tables.travelled_m.append(path_length_m(camera[0]) if camera else 0.0)
-                if camera and "camera" in {checkpoint.spec(word).quantity for word in targets}:
+                if camera and "camera" in quantities:
                     still = np.tile(np.eye(4), (len(camera[0]), 1, 1))
                     tables.add("camera", "stationary", camera_drift(still, camera[0], tables.segments_m))
             request = Request(targets, config.conditions, row.sampling)
@@ -190,7 +196,7 @@ def _results(label: str, tables: _Tables) -> list[TaskResult]:
     results = []
     for quantity, rows in tables.values.items():
         methods = [Method(row, _kind(row), values) for row, values in rows.items()]
-        names = tables.names
+        names = tables.names[quantity]
         results.append(TaskResult(f"{label}, {quantity}", quantity, names, names, METRICS[quantity], methods))
     return results
 

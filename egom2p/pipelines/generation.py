@@ -141,7 +141,7 @@ class _Job:
         """
         config, clip_config = self.config, clip_config_of(self.checkpoint, span="any")
         overlap_s = overlap_of(clip_config, config.overlap_s)
-        keys: list[str] = []
+        keys: dict[str, None] = {}
         too_short: list[RecordingTooShort] = []
         for number, recording in enumerate(islice(recordings, config.max_clips)):
             try:
@@ -151,7 +151,7 @@ class _Job:
                 self.skipped[recording.name] = str(error)
                 continue
             for stretch in stretches:
-                keys.append(stretch.key)
+                _add_new(keys, stretch.key)
                 if self._is_done(stretch.key):
                     self.num_kept += 1
                 else:
@@ -161,7 +161,7 @@ class _Job:
             raise too_short[0]
         for name, why in self.skipped.items():
             say(f"left out {name}: {why}")
-        return keys
+        return list(keys)
 
     def _make_stretch(self, stretch: Stretch, seeds: Sequence[int]) -> None:
         config, size = self.config, stretch.config
@@ -189,16 +189,17 @@ class _Job:
         config = self.config
         # Read as they are needed: the pictures of an hour do not fit into memory.
         prompts = enumerate(islice(self._prompts(), config.max_clips))
-        keys: list[str] = []
+        keys: dict[str, None] = {}
         with self._bar("generate clips", config.max_clips) as advance:
             while part := list(islice(prompts, self.batch_size)):
-                keys += [prompt.key for _, prompt in part]
+                for _, prompt in part:
+                    _add_new(keys, prompt.key)
                 jobs = [(index, prompt) for index, prompt in part if not self._is_done(prompt.key)]
                 self.num_kept += len(part) - len(jobs)
                 for made in in_smaller_batches(self._made_clips, jobs):
                     self._write(made, {})
                 advance(len(part))
-        return keys
+        return list(keys)
 
     def _prompts(self) -> Iterator[Prompt]:
         config = self.config
@@ -248,6 +249,13 @@ class _Job:
         return about | {"skipped": self.skipped, "unused_s": self.unused_s}
 
 
+def _add_new(keys: dict[str, None], key: str) -> None:
+    """Note a key; a second clip of the same one would be taken for finished, and never made."""
+    if key in keys:
+        raise ValueError(f"two recordings or clips of the input are called {key!r}; give one of them another name")
+    keys[key] = None
+
+
 def _settings(config: GenerationConfig, checkpoint: Checkpoint) -> dict[str, Any]:
     """What decides the result of a clip; a clip made with other settings is made again."""
     plain = to_plain(config)
@@ -255,4 +263,13 @@ def _settings(config: GenerationConfig, checkpoint: Checkpoint) -> dict[str, Any
     kept += ("stitching", "seed", "dataset", "stride_s", "rate_hz", "video")
     plain["checkpoint"] = config.checkpoint or f"shipped {checkpoint.directory.name}"
     marks = {name: tokenizer.fingerprint for name, tokenizer in sorted(checkpoint.tokenizers.items())}
-    return {key: plain[key] for key in kept} | {"model": checkpoint.fingerprint, "tokenizers": marks}
+    about = {"input_file": _file_stamp(config.input), "model": checkpoint.fingerprint, "tokenizers": marks}
+    return {key: plain[key] for key in kept} | about
+
+
+def _file_stamp(source: str | None) -> list[int] | None:
+    """Changes when the file that is the whole input was written again; None for folders and patterns."""
+    if source is None or not Path(source).is_file():
+        return None
+    found = Path(source).stat()
+    return [found.st_size, found.st_mtime_ns]

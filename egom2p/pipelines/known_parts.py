@@ -80,7 +80,8 @@ def known_places(spec: ModalitySpec, is_known_T: np.ndarray) -> np.ndarray:
     is padded half on each side, the odd frame at the end.
     """
     if spec.kind != "grid":
-        return is_known_T.reshape(spec.num_tokens, -1).all(axis=1)
+        is_known_step = is_known_T.reshape(spec.num_tokens // spec.num_streams, -1).all(axis=1)
+        return np.repeat(is_known_step, spec.num_streams)
     steps, height, width = spec.grid.shape
     if steps == 1:
         return np.full(spec.num_tokens, bool(is_known_T.all()))

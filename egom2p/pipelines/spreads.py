@@ -10,14 +10,14 @@ from egom2p.geometry import canonicalise
 from egom2p.metrics.calibration import ClipSpread, clip_spread
 
 UNITS = {"gaze": "image sizes", "camera": "m", "depth": "log depth", "rgb": "grey levels", "generic": "", "text": ""}
-_MAX_VALUES = 4096  # of one clip: neighbouring pixels say the same
+_MAX_VALUES = 4096  # of one clip, drawn at random: neighbouring pixels say the same
 
 
 def sample_spread(
     quantity: str, samples: np.ndarray, clip: AlignedClip, stream: str, rng: np.random.Generator
 ) -> ClipSpread | None:
     """Spread of samples (K, T, ...): gaze coordinates and track channels where the truth is valid, camera positions
-    from the first pose on, log depth where the truth has depth, and colours of evenly spaced pixels.
+    from the first pose on, log depth where the truth has depth, and colours.
 
     None when the truth has no such value (a text), or the samples are of another size.
     """
@@ -40,5 +40,7 @@ def _of_values(samples: np.ndarray, truth: np.ndarray, rng: np.random.Generator)
     samples, truth = samples.reshape(len(samples), -1), truth.reshape(-1)
     if truth.size == 0 or not (np.isfinite(samples).all() and np.isfinite(truth).all()):
         return None
-    step = -(-truth.size // _MAX_VALUES)
-    return clip_spread(samples[:, ::step], truth[::step], rng)
+    if truth.size > _MAX_VALUES:  # drawn, since a step that divides the picture's width keeps to a few columns
+        kept = rng.choice(truth.size, _MAX_VALUES, replace=False)
+        samples, truth = samples[:, kept], truth[kept]
+    return clip_spread(samples, truth, rng)

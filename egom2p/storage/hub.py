@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-PLAIN_FILES = ("*.safetensors", "*.json", "*.txt", "*.md")
+from egom2p.storage.hub_files import first_line, repo_page
+
+PLAIN_FILES = ("*.safetensors", "*.json", "*.txt", "*.md", "*.jinja")
 """What is fetched unless another choice is given, and all that is ever pushed."""
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -37,7 +39,7 @@ def fetch(id_or_path: str | Path, *, revision: str | None = None, files: Sequenc
     # Imported here: slow, and only needed by those who go to the Hub.
     from huggingface_hub import errors, snapshot_download
 
-    page = _page(name)
+    page = repo_page(name, "model")
     try:
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(files)))
     except errors.GatedRepoError as error:
@@ -53,7 +55,7 @@ def fetch(id_or_path: str | Path, *, revision: str | None = None, files: Sequenc
         raise FileNotFoundError(f"{name}: {page} has no revision {revision!r}") from error
     except (errors.LocalEntryNotFoundError, errors.HfHubHTTPError, ConnectionError) as error:
         raise FileNotFoundError(
-            f"{name}: no such local folder, and {page} cannot be reached ({_first_line(error)}); it was not fetched "
+            f"{name}: no such local folder, and {page} cannot be reached ({first_line(error)}); it was not fetched "
             "before. Without a network give a local folder"
         ) from error
     if not any(folder.glob(pattern) for pattern in files):
@@ -88,7 +90,9 @@ def push(
     from huggingface_hub import CommitOperationAdd, HfApi, errors, get_token
 
     if get_token() is None:
-        raise ValueError(f"pushing to {_page(repo_id)} needs a login: run `hf auth login`, or set HF_TOKEN")
+        raise ValueError(
+            f"pushing to {repo_page(repo_id, 'model')} needs a login: run `hf auth login`, or set HF_TOKEN"
+        )
     contents: dict[str, Any] = {name: str(path) for name, path in files.items()}
     if readme is not None:
         contents["README.md"] = readme.encode()
@@ -98,7 +102,7 @@ def push(
         api.create_repo(repo_id, private=private, exist_ok=True)
         api.create_commit(repo_id, operations, commit_message=message)
     except errors.HfHubHTTPError as error:
-        raise ValueError(f"{_page(repo_id)}: the push was refused ({_first_line(error)})") from error
+        raise ValueError(f"{repo_page(repo_id, 'model')}: the push was refused ({first_line(error)})") from error
     return names
 
 
@@ -117,13 +121,3 @@ def pushable_files(directory: str | Path) -> dict[str, Path]:
     if not files:
         raise ValueError(f"{directory}: nothing to push")
     return files
-
-
-def _page(repo_id: str) -> str:
-    from huggingface_hub import constants
-
-    return f"{constants.ENDPOINT}/{repo_id}"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

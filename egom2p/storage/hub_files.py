@@ -27,6 +27,11 @@ def repo_page(repo: str, kind: RepoKind) -> str:
     return f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{repo}"
 
 
+def first_line(error: Exception) -> str:
+    """What an error of the Hub's library says, without its advice."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def access_problem(repo: str, kind: RepoKind) -> str | None:
     """Why this user may not download from a repository, with the page to visit; None where nothing is in the way."""
     # Imported here: slow, and only needed by those who go to the Hub.
@@ -42,7 +47,7 @@ def access_problem(repo: str, kind: RepoKind) -> str | None:
         login = "" if get_token() else " to those who are not logged in (`hf auth login`, or HF_TOKEN)"
         return f"{repo}: there is no {page}{login}"
     except (errors.HfHubHTTPError, errors.OfflineModeIsEnabled, OSError) as error:
-        return f"{repo}: {page} cannot be reached ({(str(error).strip().splitlines() or [type(error).__name__])[0]})"
+        return f"{repo}: {page} cannot be reached ({first_line(error)})"
     return None
 
 

@@ -2,10 +2,9 @@
 
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
 from egom2p.storage.atomic import atomic_file
-from egom2p.storage.remote import is_remote, open_binary
+from egom2p.storage.remote import bucket_and_key, is_remote, open_binary
 
 
 def joined(location: str | Path, *parts: str) -> str:
@@ -20,7 +19,7 @@ def list_names(folder: str | Path) -> tuple[list[str], list[str]]:
     if not is_remote(folder):
         entries = sorted(Path(folder).iterdir()) if Path(folder).is_dir() else []
         return [entry.name for entry in entries if entry.is_dir()], [e.name for e in entries if e.is_file()]
-    bucket, prefix = _bucket_and_key(f"{str(folder).rstrip('/')}/")
+    bucket, prefix = bucket_and_key(f"{str(folder).rstrip('/')}/")
     folders, files = [], []
     pages = _client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix, Delimiter="/")
     for page in pages:
@@ -38,7 +37,7 @@ def read_bytes(location: str | Path) -> bytes:
 def write_bytes(location: str | Path, content: bytes) -> None:
     """A whole file, there completely or not at all."""
     if is_remote(location):
-        bucket, key = _bucket_and_key(str(location))
+        bucket, key = bucket_and_key(str(location))
         _client().put_object(Bucket=bucket, Key=key, Body=content)
         return
     with atomic_file(location) as unfinished:
@@ -47,13 +46,8 @@ def write_bytes(location: str | Path, content: bytes) -> None:
 
 def upload(file: str | Path, address: str) -> None:
     """Send a file of any size to an S3 address; it appears there when complete."""
-    bucket, key = _bucket_and_key(address)
+    bucket, key = bucket_and_key(address)
     _client().upload_file(str(file), bucket, key)
-
-
-def _bucket_and_key(address: str) -> tuple[str, str]:
-    parsed = urlparse(address)
-    return parsed.netloc, parsed.path.lstrip("/")
 
 
 def _client() -> Any:

@@ -12,6 +12,14 @@ def is_remote(url: str | Path) -> bool:
     return str(url).startswith("s3://")
 
 
+def bucket_and_key(url: str | Path) -> tuple[str, str]:
+    """The two parts of an S3 address; the key is empty for a whole bucket. ValueError for anything else."""
+    address = urlparse(str(url))
+    if address.scheme != "s3" or not address.netloc:
+        raise ValueError(f"{url}: an address in a bucket is s3://bucket/path")
+    return address.netloc, address.path.lstrip("/")
+
+
 def open_binary(url: str | Path) -> BinaryIO:
     """A seekable file for reading: a local path, `file://...` or `s3://bucket/key` (read by ranges, never whole).
 
@@ -66,8 +74,7 @@ def _open_s3(url: str) -> BinaryIO:
     import boto3
     from botocore.exceptions import ClientError
 
-    address = urlparse(url)
-    bucket, key = address.netloc, address.path.lstrip("/")
+    bucket, key = bucket_and_key(url)
     client = boto3.client("s3")
     try:
         size = client.head_object(Bucket=bucket, Key=key)["ContentLength"]

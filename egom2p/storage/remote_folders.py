@@ -7,9 +7,9 @@ ask for the list and never meet half a checkpoint.
 import json
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
 from egom2p.storage.atomic import atomic_directory, atomic_file
+from egom2p.storage.remote import bucket_and_key
 
 _CONTENTS = ".complete.json"
 
@@ -21,11 +21,10 @@ class RemoteFolder:
         # Imported here: slow, and only needed by those who use a bucket.
         import boto3
 
-        address = urlparse(url)
-        if address.scheme != "s3" or not address.netloc or not address.path.strip("/"):
-            raise ValueError(f"{url}: an address in a bucket is s3://bucket/path")
         self.url = url.rstrip("/")
-        self._bucket, self._prefix = address.netloc, address.path.strip("/")
+        self._bucket, self._prefix = bucket_and_key(self.url)
+        if not self._prefix:
+            raise ValueError(f"{url}: names a whole bucket, wanted a folder in it: s3://bucket/path")
         self._client = boto3.client("s3")
 
     def upload_file(self, file: str | Path, name: str) -> None:

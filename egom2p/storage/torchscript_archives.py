@@ -9,6 +9,7 @@ import hashlib
 import pickle
 import warnings
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,10 @@ _STORAGES = {
     "ByteStorage": torch.uint8,
     "BoolStorage": torch.bool,
 }
+
+# What pickle, zip and torch say of bytes that are no archive, or a maimed one.
+_BROKEN = (pickle.UnpicklingError, EOFError, LookupError, AttributeError, ValueError, TypeError, OverflowError)
+_BROKEN += (RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 def is_torchscript(path: str | Path) -> bool:
@@ -60,7 +65,7 @@ def read_torchscript_tensors(path: str | Path) -> dict[str, Tensor]:
         try:
             with archive.open(described) as opened:
                 module = _InertUnpickler(opened, archive, f"{root}data/").load()
-        except (pickle.UnpicklingError, EOFError, KeyError, ValueError, TypeError, RuntimeError, IndexError) as error:
+        except _BROKEN as error:
             raise ValueError(f"{path}: not a readable TorchScript archive ({error})") from None
     tensors = dict(_named_tensors(module, ""))
     if not tensors:

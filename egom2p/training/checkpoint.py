@@ -3,7 +3,7 @@
 `step-00000100/` has the files of `Task.export`, and beside them
     training.safetensors   all parameters and buffers, optimizer moments and moving averages by parameter name, sums
                            since the last log line
-    training.json          progress (steps, clips, tokens, slots), state of the loss scale, launch
+    training.json          progress (steps, clips, tokens, slots), name of the optimizer, loss scale, launch
 Written to a temporary sibling and renamed, so a folder with this name is complete. Tensors are whole, so a checkpoint
 does not depend on the number of ranks or on what each of them holds.
 """
@@ -102,7 +102,9 @@ class CheckpointFolder:
                     task.export(unfinished)
                 tensors |= {f"unlogged/{name}": tensor for name, tensor in unlogged.items()}
                 save_tensors(unfinished / "training.safetensors", tensors)
-                save_json(unfinished / "training.json", {"progress": asdict(progress), "loss_scale": scale, **note})
+                kind = type(learner.optimizer).__name__
+                state = {"progress": asdict(progress), "optimizer": kind, "loss_scale": scale, **note}
+                save_json(unfinished / "training.json", state)
         return path
 
     def prune(self, retention: Retention) -> None:
@@ -130,6 +132,12 @@ def restore(path: Path, learner: Learner) -> tuple[Progress, dict[str, Tensor]]:
     with the restored weights. ValueError names the checkpoint and the first names or shapes that do not fit.
     """
     note = load_json(path / "training.json")
+    found, wanted = note.get("optimizer"), type(learner.optimizer).__name__
+    if found not in (None, wanted):
+        raise ValueError(
+            f"{path}: the checkpoint holds the state of {found}, the config trains with {wanted}. Choose another "
+            f"output_dir, or the optimizer.kind this run was started with"
+        )
     shapes = tensor_shapes(path / "training.safetensors")
     held = dict(learner.tensors())
     _check_fits(path, _named(shapes, "model/"), {name: tuple(t.shape) for name, t in _named(held, "model/").items()})

@@ -1,7 +1,7 @@
 """Moving average of weights (timm's), kept where the weights are: whole on every rank, or sharded as they are."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -54,19 +54,13 @@ class Ema:
     @contextlib.contextmanager
     def in_place_of(self, model: nn.Module) -> Iterator[None]:
         """The model holds the average inside the block, and its own weights again after it."""
-        self._swap(model)
+        pairs = [(local_part(tensor), average) for (_, tensor), average in self._pairs(model)]
+        _swap(pairs)
         try:
             yield
         finally:
-            self._swap(model)
-
-    @torch.no_grad()
-    def _swap(self, model: nn.Module) -> None:
-        for (_, tensor), average in self._pairs(model):
-            part = local_part(tensor)
-            kept = part.clone()
-            part.copy_(average)
-            average.copy_(kept)
+            # Backwards: of a tensor with two names (tied weights) the first name's average holds the weights.
+            _swap(reversed(pairs))
 
     def _pairs(self, model: nn.Module) -> Iterator[tuple[tuple[str, Tensor], Tensor]]:
         return zip(model.state_dict().items(), self._average.module.state_dict().values(), strict=True)
@@ -85,6 +79,14 @@ def shown_weights(model: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[N
         yield
     finally:
         handle.remove()
+
+
+@torch.no_grad()
+def _swap(pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
+    for weights, average in pairs:
+        kept = weights.clone()
+        weights.copy_(average)
+        average.copy_(kept)
 
 
 def _parts(model: nn.Module) -> nn.Module:

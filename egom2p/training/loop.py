@@ -150,6 +150,8 @@ class _Run:
         model.train()
         prepare_blocks(model, recompute=config.activation_checkpointing, compile_blocks=config.compile == "blocks")
         is_sharded = config.parallel.kind == "fsdp" and ranks.world_size > 1
+        if is_sharded and hasattr(model, "state_to_keep"):
+            raise ValueError(f"parallel.kind=fsdp needs whole checkpoints, {type(model).__name__} keeps parts; use ddp")
         if is_sharded:
             shard(model, config.parallel, ranks=ranks, dtype=self.dtype)
         return is_sharded
@@ -265,7 +267,7 @@ class _Run:
             return False
         if self.progress.amount(self.length.unit) < self.frozen.until:
             return True
-        self.say(f"step {self.progress.step}: from here on everything trains")
+        self.say(f"step {self.progress.step}: everything trains")
         self.frozen.forget()
         self.frozen = None
         return False

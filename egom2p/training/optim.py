@@ -90,38 +90,39 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
     for group in groups:
         group["is_decayed"] = group["weight_decay"] > 0
         group["weight_decay"] = config.weight_decay if group["is_decayed"] else 0.0
+    groups = _split_by_rate(groups, model)
     if config.kind == "adamw":
-        return _adamw(_split_by_rate(groups, model), config)
+        return _adamw(groups, config)
     if config.kind == "sgd":
-        return PlainSgd([{"params": group["params"], "is_decayed": False} for group in groups], lr=0.0)
+        return PlainSgd([{**group, "weight_decay": 0.0, "is_decayed": False} for group in groups], lr=0.0)
     linear = {layer.weight for layer in model.modules() if isinstance(layer, nn.Linear) and layer.weight.requires_grad}
     if not linear:
         raise ValueError("optimizer.kind is muon, but the model has no linear layer to train; choose adamw")
-    muon = Muon(
-        [parameter for parameter in model.parameters() if parameter in linear],
-        lr=0.0,
-        weight_decay=config.weight_decay,
-        momentum=config.muon_momentum,
-    )
-    for group in muon.param_groups:
-        group["lr_scale"] = config.muon_lr_scale
-        group["is_decayed"] = True
-    rest = [{**group, "params": [p for p in group["params"] if p not in linear]} for group in groups]
-    return MuonWithAdamW(muon, _adamw(rest, config))
+    matrices = [
+        {**group, "lr_scale": config.muon_lr_scale * group["lr_scale"]}
+        for group in _chosen(groups, lambda parameter: parameter in linear)
+    ]
+    muon = Muon(matrices, lr=0.0, weight_decay=config.weight_decay, momentum=config.muon_momentum)
+    rest = _chosen(groups, lambda parameter: parameter not in linear)
+    return MuonWithAdamW(muon, _adamw(rest, config)) if rest else muon  # adapters (LoRA) are matrices only
 
 
 def _split_by_rate(groups: list[dict[str, Any]], model: nn.Module) -> list[dict[str, Any]]:
     """Groups whose parameters share a factor on the learning rate; a model with `lr_multipliers` names those not 1."""
-    if not hasattr(model, "lr_multipliers"):
-        return groups
     named = dict(model.named_parameters())
-    factors = {named[name]: factor for name, factor in model.lr_multipliers().items()}
-    rates = sorted({1.0, *factors.values()})
+    multipliers = model.lr_multipliers() if hasattr(model, "lr_multipliers") else {}
+    factors = {named[name]: factor for name, factor in multipliers.items()}
     return [
-        {**group, "params": [p for p in group["params"] if factors.get(p, 1.0) == rate], "lr_scale": rate}
-        for group in groups
-        for rate in rates
+        {**part, "lr_scale": rate}
+        for rate in sorted({1.0, *factors.values()})
+        for part in _chosen(groups, lambda parameter, rate=rate: factors.get(parameter, 1.0) == rate)
     ]
+
+
+def _chosen(groups: list[dict[str, Any]], is_chosen: Callable[[nn.Parameter], bool]) -> list[dict[str, Any]]:
+    """The groups with those of their parameters that are chosen; groups without any are left out."""
+    parts = [{**group, "params": [p for p in group["params"] if is_chosen(p)]} for group in groups]
+    return [part for part in parts if part["params"]]
 
 
 def set_weight_decay(optimizer: torch.optim.Optimizer, weight_decay: float) -> None:
@@ -153,7 +154,7 @@ def apply_gradients(
     if clip_grad_norm is not None:
         torch.nn.utils.clip_grads_with_norm_(parameters, clip_grad_norm, norm)
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate * group.get("lr_scale", 1.0)
+        group["lr"] = learning_rate * group["lr_scale"]
     largest = math.inf if skip_grad_norm is None else skip_grad_norm
     is_skipped = (torch.isfinite(norm) & (norm <= largest)).logical_not().to(torch.float32)
     optimizer.found_inf = is_skipped
@@ -165,5 +166,4 @@ def apply_gradients(
 
 
 def _adamw(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.AdamW:
-    groups = [group for group in groups if group["params"]]
     return torch.optim.AdamW(groups, lr=0.0, betas=config.betas, eps=config.eps, fused=True)

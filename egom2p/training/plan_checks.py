@@ -13,6 +13,7 @@ from egom2p.data.shards import check_same_keys
 from egom2p.data.token_set import TokenSet
 from egom2p.data.unified_datasets import DataConfig, DatasetConfig, data_specs
 from egom2p.storage import is_remote, load_json
+from egom2p.training.tokenizer_folders import differing_fields
 
 _SHOWN = 1  # files named of a longer list
 
@@ -90,10 +91,10 @@ def check_tokenizers(folders: Mapping[str, Path] | None, specs: Sequence[Modalit
             continue
         card = load_json(folder / "tokenizer.json")
         made = ModalitySpec.from_dict(card["spec"])
-        for field in ("name", "kind", "grid", "vocab_size"):
-            if getattr(made, field) != getattr(spec, field):
-                found, wanted = getattr(made, field), getattr(spec, field)
-                problems.append(f"tokenizers: {folder} makes {field} {found}, {spec.name} of the data has {wanted}")
+        problems += [
+            f"tokenizers: {folder} makes {field} {found}, {spec.name} of the data has {wanted}"
+            for field, found, wanted in differing_fields(made, spec)
+        ]
         known = spec.tokenizer_fingerprint
         if known is not None and known != card["fingerprint"]:
             problems.append(

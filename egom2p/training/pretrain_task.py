@@ -1,8 +1,6 @@
 """Pretraining of EgoM2P on token shards: its root schema and its task for the loop."""
 
-import os
-import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,9 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from egom2p.config import strict, to_plain
-from egom2p.contracts import LossOutput, ModalitySpec, PackedBatch, check_fingerprint
-from egom2p.data.shard_paths import split_folders
-from egom2p.data.unified_datasets import DataConfig, TokenLoader, data_specs
+from egom2p.contracts import LossOutput, ModalitySpec, PackedBatch
+from egom2p.data.unified_datasets import DataConfig, TokenLoader
 from egom2p.layers.lora import LoraConfig, adapter_settings, attach_lora, lora_state, merged_state
 from egom2p.models.egom2p_model import EgoM2P, ModelConfig
 from egom2p.models.flops import training_flops
@@ -34,6 +31,7 @@ from egom2p.training.run_log import show_measurements
 from egom2p.training.schedule import Progress
 from egom2p.training.task import BatchSize, Measurement
 from egom2p.training.token_evaluation import TokenEvaluation, TokenEvaluationConfig
+from egom2p.training.tokenizer_folders import copy_tokenizer, resolve_specs, token_identity
 from egom2p.training.training_config import TrainingConfig
 
 _TOKENIZERS = "tokenizers"
@@ -207,10 +205,10 @@ class PretrainTask:
 
     def check_checkpoint(self, directory: Path) -> None:
         found = [ModalitySpec.from_dict(values) for values in load_json(directory / "model.json")["modalities"]]
-        if [_identity(spec) for spec in found] != [_identity(spec) for spec in self.specs]:
+        if [token_identity(spec) for spec in found] != [token_identity(spec) for spec in self.specs]:
             raise ValueError(
-                f"{directory} was trained on {[_identity(spec) for spec in found]}, but the data now holds "
-                f"{[_identity(spec) for spec in self.specs]}; choose another output_dir or remove the old run"
+                f"{directory} was trained on {[token_identity(spec) for spec in found]}, but the data now holds "
+                f"{[token_identity(spec) for spec in self.specs]}; choose another output_dir or remove the old run"
             )
 
     def export(self, directory: Path) -> None:
@@ -254,10 +252,10 @@ def evaluate_model(config: PretrainConfig, ranks: Ranks) -> tuple[Measurement, .
     """
     folder = find_model(config.evaluate_only)
     model = load_model(folder, ranks.device)
-    known = {_identity(spec) for spec in model.specs}
+    known = {token_identity(spec) for spec in model.specs}
     for spec in resolve_specs(config.data, config.tokenizer_folders):
-        if _identity(spec) not in known:
-            raise ValueError(f"{folder} was trained on {sorted(known)}; the data holds {_identity(spec)}")
+        if token_identity(spec) not in known:
+            raise ValueError(f"{folder} was trained on {sorted(known)}; the data holds {token_identity(spec)}")
     if not config.data.validation:
         raise ValueError("evaluate_only measures data.validation, which names no set")
     evaluation = TokenEvaluation(
@@ -279,66 +277,3 @@ def evaluate_model(config: PretrainConfig, ranks: Ranks) -> tuple[Measurement, .
         output_dir = local_folder(config.output_dir, config.training.scratch_dir)
         save_json(output_dir / "evaluation.json", {"model": str(folder), "measurements": rows})
     return measurements
-
-
-def resolve_specs(data: DataConfig, tokenizers: Mapping[str, Path] | None) -> tuple[ModalitySpec, ...]:
-    """Modalities of the data, in the model's order, with the fingerprints of the named tokenizers.
-
-    ValueError for a modality without tokenizer, a tokenizer without modality or with other tokens; TokenizerMismatch
-    when the data was made by another tokenizer.
-    """
-    specs = data_specs(data)
-    if tokenizers is None:
-        return specs
-    names = {spec.name for spec in specs}
-    if names - set(tokenizers):
-        raise ValueError(
-            f"modality {sorted(names - set(tokenizers))[0]} of the data has no tokenizer; `tokenizers` names "
-            f"{sorted(tokenizers)}. Add its folder, or say tokenizers=null to train on tokens alone"
-        )
-    if set(tokenizers) - names:
-        raise ValueError(f"tokenizer {sorted(set(tokenizers) - names)[0]} has no modality in the data {sorted(names)}")
-    return tuple(_matched(spec, tokenizers[spec.name], _shards_of(spec, data)) for spec in specs)
-
-
-def copy_tokenizer(source: Path, target: Path) -> None:
-    """Copy a tokenizer folder; weights share their disk space where the file system can (files are never rewritten)."""
-    target.mkdir(parents=True)
-    for file in sorted(path for path in source.iterdir() if path.is_file()):
-        if file.suffix == ".safetensors":
-            try:
-                os.link(file, target / file.name)
-                continue
-            except OSError:
-                pass  # another disk, or a file system without links
-        shutil.copy2(file, target / file.name)
-
-
-def _shards_of(spec: ModalitySpec, data: DataConfig) -> str:
-    """Pattern of the first data set that has a modality, for messages."""
-    for dataset in data.datasets.values():
-        if (dataset.folder_names or {}).get(spec.name, spec.folder) in split_folders(dataset.shards):
-            return dataset.shards
-    return "the data"
-
-
-def _matched(spec: ModalitySpec, folder: Path, shards: str) -> ModalitySpec:
-    card = load_json(folder / "tokenizer.json")
-    made = ModalitySpec.from_dict(card["spec"])
-    for field in ("name", "kind", "grid", "vocab_size"):
-        if getattr(made, field) != getattr(spec, field):
-            raise ValueError(
-                f"{folder}: the tokenizer makes {field} {getattr(made, field)}, {spec.name} in {shards} has "
-                f"{getattr(spec, field)}"
-            )
-    check_fingerprint(
-        spec.name,
-        found=spec.tokenizer_fingerprint,
-        wanted=card["fingerprint"],
-        where=f"{shards}, with {folder} for {spec.name}",
-    )
-    return spec.with_fingerprint(card["fingerprint"])
-
-
-def _identity(spec: ModalitySpec) -> tuple[str, tuple[int, ...], int, str | None]:
-    return spec.name, spec.grid.shape, spec.vocab_size, spec.tokenizer_fingerprint

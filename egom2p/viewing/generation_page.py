@@ -3,7 +3,7 @@
 Reads manifest.json and every clip.npz; writes index.html beside them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,9 @@ from egom2p.viewing import page, plots
 from egom2p.viewing.panels import coloured_depth, depth_range, enlarged, samples_at_frames, side_by_side, with_gaze
 
 _PANEL_HEIGHT = 224
+_SEAMS = {  # of a joined result, as `stitching` reports them -> unit
+    "seam_m": "m", "seam_deg": "deg", "seam_log_placed": "log", "seam": "image sizes",
+}  # fmt: skip
 
 
 @strict
@@ -36,9 +39,12 @@ def write_generation_page(folder: str | Path, *, max_clips: int = 24) -> Path:
     clips = {clip["key"]: dict(np.load(folder / clip["key"] / "clip.npz")) for clip in shown}
     depths = [arrays["depth"] for arrays in clips.values() if "depth" in arrays]
     range_m = depth_range(depths) if depths else (1.0, 2.0)
-    body = page.card(page.figure(plots.depth_colour_bar(*range_m))) if depths else ""
+    bar = page.figure(plots.depth_colour_bar(*range_m), "Depth, the same scale in every picture.") if depths else ""
+    body = page.card(bar) if depths else ""
     for clip in shown:
-        words = f"given {', '.join(clip['given']) or 'nothing'}; generated {', '.join(clip['made'])}"
+        nothing = "nothing else" if manifest["settings"]["hidden"] else "nothing"
+        words = f"given {', '.join(clip['given']) or nothing}; generated {', '.join(clip['made'])}"
+        words += _hidden(manifest["settings"]) + _windows(load_json(folder / clip["key"] / "clip.json"))
         body += f"<h3>{escape(clip['key'])}</h3>" + page.card(
             page.note(words) + _clip(clips[clip["key"]], range_m, clip["made_streams"])
         )
@@ -46,10 +52,39 @@ def write_generation_page(folder: str | Path, *, max_clips: int = 24) -> Path:
     html = page.document(
         "Generated clips",
         lead=f"{', '.join(settings['targets'])} from {settings['input'] or 'recordings'}, by {settings['checkpoint']}.",
-        facts=[f"{manifest['num_clips']} clips", f"{len(shown)} shown", f"seed {settings['seed']}"],
+        facts=[_counted(manifest["num_clips"], "clip"), f"{len(shown)} shown", f"seed {settings['seed']}"],
         sections=[("clips", "Clips", body)],
     )
     return page.save_page(folder / "index.html", html)
+
+
+def _counted(number: int, word: str) -> str:
+    return f"{number} {word}{'' if number == 1 else 's'}"
+
+
+def _hidden(settings: Mapping[str, Any]) -> str:
+    """Which part of a target was made, where the rest of it was given."""
+    told = []
+    for word, part in settings["hidden"].items():
+        when = "" if part["seconds"] is None else " from {:g} to {:g} s".format(*part["seconds"])
+        box = part["box"]
+        where = "" if box is None else f" in u {box[0]:g} to {box[2]:g}, v {box[1]:g} to {box[3]:g} of the picture"
+        told.append(f"{word}{when}{where}")
+    return f"; only {', '.join(told)} is made, the rest of it is given" if told else ""
+
+
+def _windows(note: Mapping[str, Any]) -> str:
+    """From how many windows a long result was joined, and how far neighbours were apart on what they share."""
+    windows_s = note.get("windows_s", ())
+    if len(windows_s) < 2:
+        return ""
+    told = []
+    for stream, found in note["seams"].items():
+        means = {label: found["mean"].get(key) for key, label in _SEAMS.items()}
+        told += [f"{stream} {value:.3g} {unit}" for unit, value in means.items() if value is not None]
+    apart = f"; neighbours differ on their overlap by {', '.join(told)} (mean over seams)" if told else ""
+    starts = f"beginning at {windows_s[0]:g} to {windows_s[-1]:g} s"
+    return f". Joined from {len(windows_s)} windows, {starts}{apart}"
 
 
 def _clip(arrays: dict[str, Any], range_m: tuple[float, float], made: Sequence[str]) -> str:

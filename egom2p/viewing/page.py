@@ -105,12 +105,16 @@ def figure(svg: str, caption: str = "") -> str:
     return f"<figure>{svg}{below}</figure>"
 
 
+_PANEL_WIDTH_PX = 480  # of small pictures enlarged further nothing new is seen
+
+
 def video(webm: bytes, panels: Sequence[str]) -> str:
     """A looping video whose panels lie side by side, with a label under each."""
     data = base64.b64encode(webm).decode("ascii")
     labels = "".join(f"<span>{escape(label)}</span>" for label in panels)
     return (
-        f'<figure><video src="data:video/webm;base64,{data}" loop muted playsinline controls preload="auto" '
+        f'<figure style="max-width: {_PANEL_WIDTH_PX * len(panels)}px">'
+        f'<video src="data:video/webm;base64,{data}" loop muted playsinline controls preload="auto" '
         f'aria-label="{escape(", ".join(panels))}"></video>'
         f'<div class="panels" style="grid-template-columns: repeat({len(panels)}, 1fr)">{labels}</div></figure>'
     )

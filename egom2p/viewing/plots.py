@@ -213,11 +213,12 @@ def calibration_plot(found: Sequence[Mapping[str, Any]], unit: str, colours: Map
             covered.plot(one["levels"], one["coverage"], marker=marker, ms=4.5, lw=1.6, color=colour, label=label)
             clips.plot(one["spread"], one["error"], marker, ms=3.4, alpha=0.55, mew=0, color=colour)
         covered.set(xlim=(0, 1), ylim=(0, 1), xlabel="share an interval should hold", ylabel="share it holds")
-        covered.legend(fontsize=7.5, loc="upper left")
+        covered.legend(fontsize=7.5, loc="lower left", bbox_to_anchor=(0, 1.0))
         tail = f" ({unit})" if unit else ""
         clips.set(xlabel=f"spread of the samples{tail}", ylabel=f"error of their mean{tail}")
         clips.set_xlim(left=0)
         clips.set_ylim(bottom=0)
+        clips.axline((0, 0), slope=1, color="#8a94a0", lw=1, ls=(0, (4, 3)))
         figure.tight_layout(w_pad=2.0)
         return _svg(figure)
 

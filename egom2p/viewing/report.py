@@ -15,6 +15,7 @@ from egom2p.pipelines.results import (
     column_title,
     comparison_sentences,
     counted_clips,
+    medians_sentence,
     row_title,
     set_sentences,
     token_loss_sentence,
@@ -141,7 +142,7 @@ def _task_section(task: Mapping[str, Any], colours: Mapping[str, str]) -> str:
         (row["kind"], [_label_cell(row), *[_value_cell(row, metric) for metric in metrics]]) for row in task["rows"]
     ]
     protocol = "; ".join(f"{metric['label']}: {metric['protocol']}" for metric in metrics)
-    told = comparison_sentences(task)
+    told = [medians_sentence(task), *comparison_sentences(task)]
     told += [token_loss_sentence(loss) for loss in task["token_losses"]] + set_sentences(task)
     losses = "".join(f"<li>{escape(sentence)}</li>" for sentence in told)
     failures = [f"{row_title(row)}, {key}: {reason}" for row in task["rows"] for key, reason in row["failures"].items()]
@@ -153,7 +154,8 @@ def _task_section(task: Mapping[str, Any], colours: Mapping[str, str]) -> str:
     if task["uncertainty"]:
         content += page.figure(
             plots.calibration_plot(task["uncertainty"], spreads.UNITS[task["quantity"]], colours),
-            "Left: how often intervals of the samples hold the truth. Right: spread and error, one dot per clip.",
+            "Left: how often intervals of the samples hold the truth; below the dashed line the model is too sure of "
+            "itself. Right: spread and error, one dot per clip; dashed: as large as each other.",
         )
         told = "".join(f"<li>{escape(uncertainty_sentence(found))}</li>" for found in task["uncertainty"])
         content += f"<ul class='small'>{told}</ul>"

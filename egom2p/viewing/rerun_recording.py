@@ -173,7 +173,8 @@ class _Branch:
         for sample, time_s in enumerate(stream.times_s):
             self._at(time_s)
             if not (stream.is_valid[sample] and exists_S[sample]):
-                self._log(f"{self.canvas}/rgb/gaze_{self.label}", rr.Clear(recursive=False))
+                if self.canvas is not None:
+                    self._log(f"{self.canvas}/rgb/gaze_{self.label}", rr.Clear(recursive=False))
                 self._log(f"world/{self.label}/gaze", rr.Clear(recursive=False))
                 continue
             if self.canvas is not None:

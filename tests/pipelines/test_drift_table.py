@@ -2,11 +2,13 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from tiny_artifacts import SIZE, make_tiny_world
 
+from egom2p.data.recordings.synthetic import SyntheticReader
 from egom2p.pipelines.drift import DriftConfig, run_drift
 
 _WORLD = {"num_rooms": 2, "first_seed": 5, "duration_s": 4.0, "camera": {"height": SIZE, "width": SIZE}}
@@ -64,6 +66,23 @@ def test_every_row_has_every_number_of_every_recording(world, monkeypatch):
     assert len({row["clip"] for row in camera}) == 2 and all(np.isfinite(float(row["value"])) for row in camera)
     text = (folder / "results.md").read_text()
     assert "2 recordings, 4.0 s" in text and "scale spread" in text and "seam" in text
+
+
+def test_every_table_counts_the_recordings_that_have_its_truth(world, monkeypatch, capsys):
+    read = SyntheticReader.read
+    lacking = {0: {"gaze"}, 2: {"gaze", "depth", "camera"}}
+
+    def reduced(self, index):
+        recording = read(self, index)
+        streams = {name: stream for name, stream in recording.streams.items() if name not in lacking.get(index, ())}
+        return replace(recording, streams=streams)
+
+    monkeypatch.setattr(SyntheticReader, "read", reduced)
+    rooms = {"rooms": {"source": {"kind": "synthetic", "world": _WORLD | {"num_rooms": 3}}, "segments_m": [0.05]}}
+    folder = run_drift(_config(world, "uneven", recordings=rooms, rows={"stitch": {"overlap_s": 1.0}}))
+    tasks = json.loads((folder / "results.json").read_text())["tasks"]
+    assert {task["quantity"]: task["num_clips"] for task in tasks} == {"camera": 2, "depth": 2, "gaze": 1}
+    assert "left out" in capsys.readouterr().err
 
 
 def test_recordings_without_truth_are_refused(world):

@@ -188,6 +188,25 @@ def test_a_folder_of_videos_is_a_batch_and_short_ones_are_told(world, capsys):
     assert "duration_s" not in str(error.value)
 
 
+def test_two_videos_of_one_name_are_refused(world):
+    for suffix in ("mp4", "webm"):
+        write_video(world / "twins" / f"walk.{suffix}", _frames(2.5, 16.0), 16.0)
+    with pytest.raises(ValueError, match="two recordings or clips of the input are called 'walk'"):
+        run_generation(_config(world, "twins_out", input=str(world / "twins"), targets=("cam",)))
+
+
+def test_a_video_that_was_replaced_is_made_again(world, capsys):
+    video = world / "changing.mp4"
+    config = _config(world, "changed", input=str(video), targets=("cam",))
+    for duration_s, num_kept in ((2.5, 0), (2.5, 1), (4.0, 0)):
+        if not num_kept:
+            write_video(video, _frames(duration_s, 16.0), 16.0)
+        manifest = run_generation(config)
+        assert ("already there" in capsys.readouterr().err) == bool(num_kept)
+    with np.load(manifest.parent / "changing" / "clip.npz") as arrays:
+        assert len(arrays["rgb"]) == 32, "4 s at 8 Hz"
+
+
 def test_pictures_are_frames_at_a_rate(world):
     from PIL import Image
 

@@ -1,114 +1,26 @@
-"""The Hub, played by a server on the loopback: plain files travel, errors say where to go."""
+"""Fetching and pushing: plain files travel, errors say where to go."""
 
 import json
-import os
-import subprocess
-import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from fake_hub import answers, hub_with
 
 from egom2p.storage.hub import fetch, push, pushable_files
 
-COMMIT = "a" * 40
 FILES = {"model.safetensors": b"weights", "tokenizer.json": b"{}", "evil.pth": b"pickle", "sub/card.md": b"# card"}
-
-
-class FakeHub(BaseHTTPRequestHandler):
-    """The few routes of the Hub that fetching and pushing use; repositories by name."""
-
-    log: list = []
-
-    def do_HEAD(self):
-        self._answer(send_body=False)
-
-    def do_GET(self):
-        self._answer(send_body=True)
-
-    def do_POST(self):
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        self.log.append((self.path, body, self.headers.get("Authorization")))
-        if "/api/validate-yaml" in self.path:
-            return self._send(200, {"errors": [], "warnings": []})
-        if "preupload" in self.path:
-            files = json.loads(body)["files"]
-            return self._send(
-                200, {"files": [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in files]}
-            )
-        if self.path.endswith("/api/repos/create"):
-            return self._send(200, {"url": self._url("me/tok"), "name": "me/tok"})
-        return self._send(200, {"commitUrl": self._url(f"me/tok/commit/{COMMIT}"), "commitOid": COMMIT})
-
-    def log_message(self, *_):
-        pass
-
-    def _answer(self, send_body):
-        if "gated" in self.path:
-            return self._send(403, {"error": "restricted"}, {"X-Error-Code": "GatedRepo"})
-        if "absent" in self.path:
-            return self._send(404, {"error": "Repository not found"}, {"X-Error-Code": "RepoNotFound"})
-        if "/revision/no-such" in self.path:
-            return self._send(404, {"error": "Invalid rev"}, {"X-Error-Code": "RevisionNotFound"})
-        if "/tree/" in self.path:
-            rows = [{"type": "file", "path": p, "size": len(c), "oid": "0" * 40} for p, c in FILES.items()]
-            return self._send(200, rows)
-        if self.path.startswith("/api/models/"):
-            return self._send(200, {"id": "me/tok", "sha": COMMIT, "siblings": [{"rfilename": p} for p in FILES]})
-        name = self.path.partition(f"/resolve/{COMMIT}/")[2]
-        self.log.append((self.path, None, None))
-        headers = {"ETag": '"' + name.replace("/", "-") + '"', "X-Repo-Commit": COMMIT}
-        return self._send(200, FILES[name], headers, send_body)
-
-    def _url(self, path):
-        return f"http://{self.headers['Host']}/{path}"
-
-    def _send(self, code, content, headers=None, send_body=True):
-        body = content if isinstance(content, bytes) else json.dumps(content).encode()
-        self.send_response(code)
-        for key, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
-            self.send_header(key, value)
-        self.end_headers()
-        if send_body:
-            self.wfile.write(body)
+IMPORTS = "from egom2p.storage.hub import fetch, push"
 
 
 @pytest.fixture(scope="module")
 def hub():
-    FakeHub.log = []
-    server = ThreadingHTTPServer(("127.0.0.1", 0), FakeHub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
+    with hub_with(FILES) as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     return tmp_path_factory.mktemp("home")
-
-
-PROGRAM = """
-import sys
-from egom2p.storage.hub import fetch, push
-for line in sys.argv[1:]:
-    try:
-        print("->", eval(line))
-    except Exception as error:
-        print(type(error).__name__, str(error).replace(chr(10), " "))
-"""
-
-
-def answers(calls, home, **environment):
-    """What calls return or raise, in a new process: the library reads its environment once, when imported."""
-    settings = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
-    settings |= {"HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", **environment}
-    command = [sys.executable, "-c", PROGRAM, *calls]
-    done = subprocess.run(command, capture_output=True, text=True, env=settings, timeout=60)
-    lines = done.stdout.splitlines()
-    assert len(lines) == len(calls), done.stderr
-    return lines
 
 
 def write_folder(folder):
@@ -133,15 +45,16 @@ def online(hub, home, tmp_path_factory):
         "revision": "fetch('me/tok', revision='no-such')",
         "pushed": f"push({str(folder)!r}, 'me/tok', private=True, readme='# Card')",
     }
-    found = answers(calls.values(), home, HF_ENDPOINT=hub, HF_TOKEN="hf_test")
-    return dict(zip(calls, found, strict=True)), list(FakeHub.log)
+    address, log = hub
+    found = answers(IMPORTS, calls.values(), home, HF_ENDPOINT=address, HF_TOKEN="hf_test")
+    return dict(zip(calls, found, strict=True)), list(log)
 
 
 @pytest.fixture(scope="module")
 def offline(online, home, hub, tmp_path_factory):
     folder = write_folder(tmp_path_factory.mktemp("made") / "tok")
     calls = {"fetched": "fetch('me/tok')", "other": "fetch('me/other')", "pushed": f"push({str(folder)!r}, 'me/tok')"}
-    found = answers(calls.values(), home, HF_HUB_OFFLINE="1", HF_ENDPOINT=hub)
+    found = answers(IMPORTS, calls.values(), home, HF_HUB_OFFLINE="1", HF_ENDPOINT=hub[0])
     return dict(zip(calls, found, strict=True))
 
 

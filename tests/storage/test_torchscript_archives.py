@@ -88,6 +88,19 @@ def test_storages_that_do_not_hold_what_they_announce_are_refused(tmp_path):
         read_torchscript_tensors(tmp_path / "short.jit")
 
 
+@pytest.mark.parametrize(
+    "program",
+    [b"", b"no pickle", b"\x80\x02]K\x01K\x02s.", b"\x80\x02K\x01K\x02a.", b"\x80\x02ctorch\nFloatStorage\n)R."],
+)
+def test_maimed_descriptions_are_named(tmp_path, program):
+    released(tmp_path / "good.jit")
+    with zipfile.ZipFile(tmp_path / "good.jit") as good, zipfile.ZipFile(tmp_path / "maimed.jit", "w") as maimed:
+        for name in good.namelist():
+            maimed.writestr(name, program if name.endswith("/data.pkl") else good.read(name))
+    with pytest.raises(ValueError, match=r"maimed\.jit: (not a readable|the archive holds no)"):
+        read_torchscript_tensors(tmp_path / "maimed.jit")
+
+
 def test_running_it_needs_permission_and_the_known_hash(tmp_path):
     file = tmp_path / "encoder.jit"
     module = released(file)

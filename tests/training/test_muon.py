@@ -10,6 +10,7 @@ from toy_task import run_toy
 
 from egom2p.config import ConfigError, from_plain
 from egom2p.storage import load_tensors
+from egom2p.training.muon import Muon
 from egom2p.training.optim import MuonWithAdamW, OptimizerConfig, apply_gradients, build_optimizer
 
 CONFIG = OptimizerConfig(kind="muon", weight_decay=0.1, muon_lr_scale=5.0, muon_momentum=0.9)
@@ -98,11 +99,36 @@ def test_resumed_run_equals_the_uninterrupted_one_to_the_bit(tmp_path):
         assert torch.equal(found[name], tensor), name
 
 
+def test_moments_of_another_optimizer_are_refused(tmp_path):
+    run_toy(tmp_path, num_steps=2, **MUON)
+    with pytest.raises(ValueError, match="holds the state of MuonWithAdamW, the config trains with AdamW"):
+        run_toy(tmp_path, num_steps=4, optimizer={"kind": "adamw"})
+
+
 def test_it_learns(tmp_path):
     run_toy(tmp_path, num_steps=60, **MUON)
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in lines if line["kind"] == "train"]
     assert losses[-1] < 0.6 * losses[0]
+
+
+def test_groups_of_muon_keep_their_decay_and_rate():
+    """`no_decay` and a model's own factors on the rate count for matrices too; no tables, no AdamW."""
+    model = small_model()
+    model.lr_multipliers = lambda: {"narrow.weight": 0.5, "table.weight": 3.0}
+    optimizer = build_optimizer(model, replace(CONFIG, no_decay=("wide.*",)))
+    found = {
+        id(p): (group["weight_decay"], group["lr_scale"]) for group in optimizer.param_groups for p in group["params"]
+    }
+    assert [found[id(p)] for p in (model.wide.weight, model.narrow.weight)] == [(0.0, 5.0), (0.1, 2.5)]
+    assert [found[id(p)] for p in (model.table.weight, model.norm.weight)] == [(0.1, 3.0), (0.0, 1.0)]
+    assert len(found) == len(list(model.parameters()))
+    before = model.wide.weight.detach().clone()
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    apply_gradients(optimizer, learning_rate=0.01, clip_grad_norm=None)
+    assert torch.equal(model.wide.weight, before)
+    assert isinstance(build_optimizer(nn.Linear(3, 2, bias=False), CONFIG), Muon)
 
 
 def test_what_muon_cannot_be_is_refused():

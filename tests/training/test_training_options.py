@@ -75,6 +75,22 @@ def test_average_is_timms(generator, warmup):
         assert torch.equal(ours.tensors(model)[name], wanted), name
 
 
+def test_tied_weights_are_back_after_the_average_was_shown():
+    model = nn.ModuleDict({"table": nn.Embedding(3, 2), "head": nn.Linear(2, 3, bias=False)})
+    model["head"].weight = model["table"].weight
+    ema = Ema(model, EmaConfig(decay=0.75))
+    ema.update(model, 1)
+    first = model["head"].weight.detach().clone()
+    model["head"].weight.data.add_(1)
+    ema.update(model, 2)
+    for _ in range(2):
+        with ema.in_place_of(model):
+            torch.testing.assert_close(model["head"].weight, first + 0.25)
+        torch.testing.assert_close(model["head"].weight, first + 1)
+    for average in ema.tensors(model).values():
+        torch.testing.assert_close(average, first + 0.25)
+
+
 def test_average_is_evaluated_exported_and_resumed_to_the_bit(tmp_path):
     ema = {"ema": {"decay": 0.6}}
     run_spread(tmp_path / "whole", ranks=Ranks(), num_steps=6, **ema)

@@ -80,6 +80,13 @@ def test_a_clip_without_intrinsics_says_what_is_assumed(tmp_path):
     assert "not known" in _contents(write_rerun(tmp_path / "a.rrd", {"made": Source(streams)}, intrinsics=None))
 
 
+def test_gaze_without_a_picture_is_a_ray_alone(tmp_path):
+    streams = _streams(np.random.default_rng(0))
+    alone = {"gaze": streams["gaze"], "camera": streams["camera"]}
+    text = _contents(write_rerun(tmp_path / "clip.rrd", {"model": Source(alone)}, intrinsics=CAMERA))
+    assert "/world/model/gaze" in text and "/None" not in text
+
+
 def test_a_folder_that_nothing_wrote_is_named(tmp_path):
     save_json(tmp_path / "other.json", {})
     with pytest.raises(ValueError, match="manifest.json"):

@@ -1,0 +1,289 @@
+"""Evaluation of any-to-any models: controls, intervals, texts, files, and the public harnesses by contract."""
+
+import csv
+import json
+import sys
+import types
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from egom2p.anytoany.connectors import ConnectorConfig
+from egom2p.anytoany.factor_world import factor_clip, factor_rows, factor_specs
+from egom2p.anytoany.language_model import LanguageModelConfig
+from egom2p.anytoany.likelihood import continuation, likelihoods
+from egom2p.anytoany.model import AnyToAnyConfig, build_anytoany
+from egom2p.anytoany.nouns import Conversation, Media, Turn
+from egom2p.anytoany.percept_lookup import select_modalities
+from egom2p.anytoany.perception.source import PerceptionConfig
+from egom2p.anytoany.perception.store import PerceptStore, PerceptWriter
+from egom2p.anytoany.perception.token_percepts import TokenSource
+from egom2p.anytoany.saving import load_anytoany, save_anytoany, save_merged
+from egom2p.anytoany.text_embedding import own_embedding
+from egom2p.anytoany.text_tokenizer import train_tokenizer
+from egom2p.config import from_plain, to_plain
+from egom2p.pipelines.anytoany_config import AnyToAnyEvaluationConfig, EvaluatedModelConfig, HarnessConfig
+from egom2p.pipelines.anytoany_evaluation import evaluate_anytoany, load_evaluated
+from egom2p.pipelines.anytoany_questions import letters_of
+from egom2p.pipelines.harness import answer_config, lmms_adapter, run_lm_eval, run_lmms_eval
+from egom2p.storage import load_json
+
+SPECS = [spec.to_dict() for spec in factor_specs()]
+TINY = {
+    "model_type": "llama",
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """Data of the world of codes, and two untrained models of it: with and without the gaze."""
+    root = tmp_path_factory.mktemp("world")
+    rows = factor_rows("looked_at", "unseen", 1)[:12]
+    (root / "looked_at_unseen.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = TokenSource(PerceptionConfig(source="codes", width=1, modality_specs=SPECS))
+    card = {"source": "codes", "names": list(source.names), "width": 1, "fingerprint": source.fingerprint}
+    card["perception"] = to_plain(PerceptionConfig(source="codes", width=1, modality_specs=SPECS))
+    clips = [row["clip"] for row in rows]
+    PerceptWriter(root / "percepts", card).write(clips, source.perceive([factor_clip(clip) for clip in clips]))
+    train_tokenizer([row["description"] for row in rows], 300).save_pretrained(root / "tokenizer")
+    for name, modalities in (("rgb", ("code_rgb",)), ("gaze", ("code_rgb", "code_gaze"))):
+        perception = PerceptionConfig(source="codes", width=8, modalities=modalities, modality_specs=SPECS)
+        config = AnyToAnyConfig(
+            language_model=LanguageModelConfig(architecture=TINY, tokenizer=str(root / "tokenizer")),
+            connector=ConnectorConfig(kind="st_shuffle", cell=(4, 1, 1), dim=8, num_heads=2),
+            perception=(perception,),
+            adapt="full",
+        )
+        with torch.random.fork_rng():
+            torch.manual_seed(1)
+            model = build_anytoany(config)
+            model.lm.lm_head.weight.data *= 20  # answers that differ
+        save_anytoany(model, root / name)
+    return root
+
+
+def config_of(world: Path, output: Path, **changes) -> AnyToAnyEvaluationConfig:
+    rows = [{"prompt": "red", "completion": "mug"}, {"prompt": "one two", "completion": "three"}]
+    (world / "completions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rows = [{"question": "red or", "choices": ["blue", "a mug"], "answer": 0}]
+    (world / "choices.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (world / "passages.jsonl").write_text(json.dumps({"text": "the wearer picks up the red mug"}) + "\n")
+    plain = {
+        "output": str(output),
+        "models": {
+            "rgb": {"directory": str(world / "rgb"), "percepts": [str(world / "percepts")]},
+            "rgb+gaze": {
+                "directory": str(world / "gaze"),
+                "percepts": [str(world / "percepts")],
+                "controls": ["true", "shuffled code_gaze", "without code_gaze"],
+            },
+        },
+        "questions": {
+            "looked_at": {
+                "dataset": {
+                    "kind": "captions",
+                    "files": [str(world / "looked_at_unseen.jsonl")],
+                    "ref": "clip",
+                    "templates": {"file": "looked_at"},
+                },
+                "max_conversations": 6,
+                "group": r"(looked_at-unseen-\d)-.*",
+            }
+        },
+        "texts": {
+            name: {"kind": kind, "files": [str(world / f"{name}.jsonl")]}
+            for name, kind in (("passages", "perplexity"), ("choices", "choices"), ("completions", "completion"))
+        },
+        "answer": {"max_new_tokens": 6},
+        "embedding": "own",
+        "device": "cpu",
+    }
+    return from_plain(AnyToAnyEvaluationConfig, plain | changes, where="test")
+
+
+@pytest.mark.filterwarnings("ignore:.*:UserWarning:torch")
+def test_a_report_has_every_control_interval_difference_and_file(world, tmp_path):
+    results = evaluate_anytoany(config_of(world, tmp_path / "out"))
+    tables = {table["name"]: table for table in results["tables"]}
+    assert set(tables) == {"looked_at", "passages", "choices", "completions"}
+    rows = {(row["model"], row["control"]): row["values"] for row in tables["looked_at"]["rows"]}
+    assert set(rows) == {
+        *(("rgb", control) for control in ("true", "shuffled", "zero")),
+        *(("rgb+gaze", control) for control in ("true", "shuffled code_gaze", "without code_gaze")),
+        ("commonest answer", ""),
+    }
+    assert set(rows["rgb", "true"]) > {"exact_match", "cider_d", "embedding_cosine"}
+    assert tables["looked_at"]["num_samples"] == 6 and 1 < tables["looked_at"]["num_groups"] < 6
+    differences = {(row["minuend"], row["subtrahend"]) for row in tables["looked_at"]["differences"]}
+    assert ("rgb, true", "rgb, zero") in differences and ("rgb+gaze, true", "rgb, true") in differences
+    assert ("rgb+gaze, shuffled code_gaze", "rgb, true") in differences
+    perplexity = tables["passages"]["rows"][0]["of_the_set"]["perplexity"]
+    assert perplexity == pytest.approx(np.exp(tables["passages"]["rows"][0]["values"]["nats_per_token"]["mean"]))
+
+    assert load_json(tmp_path / "out/results.json")["tables"] == json.loads(json.dumps(results["tables"]))
+    text = (tmp_path / "out/results.md").read_text()
+    assert "| rgb+gaze | shuffled code_gaze |" in text and "| rgb+gaze, true minus rgb, true |" in text
+    with (tmp_path / "out/per_sample.csv").open() as opened:
+        samples = [row for row in csv.DictReader(opened) if row["table"] == "looked_at" and row["model"] == "rgb"]
+    own = [row for row in samples if row["control"] == "true" and row["metric"] == "exact_match"]
+    assert len(own) == 6 and all(row["reference"].startswith("the ") for row in own)
+    mean = np.mean([float(row["value"]) for row in own])
+    assert rows["rgb", "true"]["exact_match"]["mean"] == pytest.approx(mean)
+    assert all((row["said"] == row["reference"]) == (float(row["value"]) == 1) for row in own)
+
+
+def test_likelihoods_do_not_depend_on_the_batch_and_match_a_plain_forward(world):
+    model = load_evaluated(
+        EvaluatedModelConfig(directory=str(world / "rgb")), device=torch.device("cpu"), is_for_texts=True
+    )
+    rows = [continuation(model, "the wearer", text) for text in (" picks up", " looks at the red mug", " a")]
+    together = likelihoods(model, rows, batch_size=3)
+    alone = [likelihoods(model, [row], batch_size=1)[0] for row in rows]
+    for one, other, row in zip(together, alone, rows, strict=True):
+        assert one.nats == pytest.approx(other.nats, abs=1e-4) and one.num_tokens == other.num_tokens
+        ids = torch.from_numpy(row.ids).long()[None]
+        with torch.no_grad():
+            logits = model.lm(inputs_embeds=model.embed_ids(ids), use_cache=False).logits[0]
+        plain = -logits.log_softmax(-1)[:-1].gather(1, ids[0, 1:, None])[:, 0]
+        asked = torch.from_numpy(row.is_target[1:])
+        assert one.nats == pytest.approx(float(plain[asked].sum()), abs=1e-4)
+        assert one.num_tokens == int(asked.sum())
+        assert one.is_greedy == bool((logits[:-1].argmax(-1) == ids[0, 1:])[asked].all())
+
+
+def test_the_targets_of_a_continuation_are_its_own_tokens(world):
+    model = load_evaluated(
+        EvaluatedModelConfig(directory=str(world / "rgb")), device=torch.device("cpu"), is_for_texts=True
+    )
+    row = continuation(model, "the wearer", " picks up")
+    assert model.tokenizer.decode(row.ids[row.is_target].tolist()) == " picks up"
+    whole = continuation(model, "", "the wearer")
+    assert whole.is_target[1:].all() and not whole.is_target[0]
+    with pytest.raises(ValueError, match="the first of which nothing predicts"):
+        continuation(model, "", "")
+
+
+def test_a_model_of_plain_transformers_answers_texts_and_no_questions(world, tmp_path):
+    save_merged(load_anytoany(world / "rgb"), tmp_path / "plain")
+    models = {"base": {"directory": str(tmp_path / "plain")}, "rgb": {"directory": str(world / "rgb")}}
+    config = config_of(world, tmp_path / "out", models=models, questions={}, embedding=None)
+    tables = {table["name"]: table for table in evaluate_anytoany(config)["tables"]}
+    base, own = (row["values"]["nats_per_token"]["mean"] for row in tables["passages"]["rows"])
+    assert base == pytest.approx(own, abs=1e-4), "merging changes no text"
+    with pytest.raises(ValueError, match="can only answer `texts`"):
+        evaluate_anytoany(replace(config, questions=config_of(world, tmp_path).questions))
+
+
+def test_choices_are_letters_that_the_question_offers():
+    def asked(text, answer):
+        return Conversation("k", (Turn("user", (Media("video", "c"), text)), Turn("assistant", (answer,))))
+
+    assert letters_of(asked("What is it? A) a mug B) a bowl", "B")) == ["A", "B"]
+    for text, answer in (("What is it?", "B"), ("A) a mug A) a bowl", "A"), ("A) a mug B) a bowl", "C")):
+        with pytest.raises(ValueError, match="offers the answers"):
+            letters_of(asked(text, answer))
+
+
+def test_settings_are_checked(world, tmp_path):
+    with pytest.raises(ValueError, match="'true' beside them"):
+        config_of(world, tmp_path, controls=["zero"])
+    with pytest.raises(ValueError, match="nothing to evaluate"):
+        config_of(world, tmp_path, questions={}, texts={})
+    with pytest.raises(ValueError, match="at least one model"):
+        config_of(world, tmp_path, models={})
+
+
+def test_own_embeddings_do_not_depend_on_padding(world):
+    model = load_evaluated(
+        EvaluatedModelConfig(directory=str(world / "rgb")), device=torch.device("cpu"), is_for_texts=True
+    )
+    embed = own_embedding(model)
+    together, alone = embed(["a red mug", "the wearer looks at it for long"]), embed(["a red mug"])
+    assert np.allclose(together[0], alone[0], atol=1e-5) and not np.allclose(together[0], together[1], atol=1e-3)
+
+
+class FakeHarness(types.ModuleType):
+    """What is used of the interface of lm_eval and lmms_eval."""
+
+    def __init__(self, name):
+        super().__init__(name)
+        self.asked = []
+
+    def simple_evaluate(self, **given):
+        self.asked.append(given)
+        return {"results": {task: {"acc,none": 0.5} for task in given["tasks"]}}
+
+
+def test_lm_eval_gets_the_merged_model_as_a_folder(world, monkeypatch):
+    def evaluate(**given):
+        folder = Path(given["model_args"].removeprefix("pretrained="))
+        assert (folder / "model.safetensors").is_file() and (folder / "tokenizer.json").is_file()
+        return FakeHarness("x").simple_evaluate(**given)
+
+    fake = FakeHarness("lm_eval")
+    fake.simple_evaluate = evaluate
+    monkeypatch.setitem(sys.modules, "lm_eval", fake)
+    model = load_evaluated(
+        EvaluatedModelConfig(directory=str(world / "rgb")), device=torch.device("cpu"), is_for_texts=True
+    )
+    found = run_lm_eval(model, HarnessConfig(tasks=("piqa",), limit=3), batch_size=2)
+    assert found == {"piqa": {"acc,none": 0.5}}
+
+
+def test_lmms_eval_asks_through_the_adapter(world, monkeypatch):
+    class Base:
+        def __init__(self):
+            self.task_dict = {"t": {"test": [{"media": ["clip.mp4"]}, {"media": []}]}}
+
+    fake, api = FakeHarness("lmms_eval"), types.ModuleType("lmms_eval.api.model")
+    api.lmms = Base
+    for name, module in (("lmms_eval", fake), ("lmms_eval.api", types.ModuleType("a")), ("lmms_eval.api.model", api)):
+        monkeypatch.setitem(sys.modules, name, module)
+    model = load_evaluated(
+        EvaluatedModelConfig(directory=str(world / "gaze")), device=torch.device("cpu"), is_for_texts=True
+    )
+    seen = []
+
+    def perceive(kind, shown):
+        seen.append((kind, shown))
+        store = PerceptStore(world / "percepts")
+        return select_modalities(store[store.refs[-1]], store.card["names"], ["code_gaze", "code_rgb"])
+
+    assert run_lmms_eval(model, HarnessConfig(tasks=("t",)), perceive, batch_size=2) == {"t": {"acc,none": 0.5}}
+    adapter = fake.asked[0]["model"]
+    assert isinstance(adapter, Base)
+
+    def request(number):
+        given = {"max_new_tokens": 4, "until": ["\n\n"], "do_sample": False}
+        arguments = ("What is {this}? <image>", given, lambda row: row["media"], number, "t", "test")
+        return types.SimpleNamespace(args=arguments)
+
+    answers = adapter.generate_until([request(0), request(1)])
+    assert len(answers) == 2 and all(isinstance(text, str) for text in answers)
+    assert seen == [("video", "clip.mp4")]
+    with pytest.raises(NotImplementedError, match="generating"):
+        adapter.loglikelihood([])
+    assert answer_config({"temperature": 0.7, "do_sample": True}, batch_size=1).temperature == 0.7
+    assert answer_config({"temperature": 0.7, "do_sample": False}, batch_size=1).temperature == 0.0
+    assert lmms_adapter(Base, model, perceive, batch_size=1).task_dict
+
+
+@pytest.mark.parametrize("package", ["lm_eval", "lmms_eval"])
+def test_a_missing_harness_is_named_with_the_way_to_get_it(world, monkeypatch, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    model = load_evaluated(
+        EvaluatedModelConfig(directory=str(world / "rgb")), device=torch.device("cpu"), is_for_texts=True
+    )
+    with pytest.raises(ValueError, match=f"pip install {package}"):
+        if package == "lm_eval":
+            run_lm_eval(model, HarnessConfig(tasks=("piqa",)), batch_size=1)
+        else:
+            run_lmms_eval(model, HarnessConfig(tasks=("t",)), lambda kind, shown: None, batch_size=1)

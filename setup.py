@@ -40,6 +40,7 @@ BASE = [
 EXTRAS = {
     "viz": ["rerun-sdk>=0.23"],
     "aria": ["projectaria-tools>=2.0"],
+    "harness": ["lm_eval>=0.4.9", "lmms_eval>=0.3"],
     "anytoany": ["transformers>=5.0", "peft>=0.17", "datasets>=3.0"],
     "dev": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.9", "evo>=1.30", "moto[s3]>=5"],
 }

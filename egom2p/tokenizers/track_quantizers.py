@@ -1,8 +1,8 @@
 """Quantizers of a trajectory tokenizer beside the published cosine codebook: residual codes and finite scalars.
 
-B clips, L time steps (groups of samples), Q streams, Z latent width, V codes of one stream.
+B clips, T time steps (groups of samples), Q streams, Z latent width, V codes of one stream.
 
-Every time step gets Q ids. They stand one after the other in the token row (B, L Q), each place with its own meaning
+Every time step gets Q ids. They stand one after the other in the token row (B, T Q), each place with its own meaning
 and all of the same vocabulary, so that a model treats them as a longer track.
 """
 
@@ -67,8 +67,8 @@ QuantizerConfig = Annotated[VqConfig | ResidualVqConfig | FsqConfig, Field(discr
 class ChosenCodes:
     """What quantizing latents gives.
 
-    ids              (B, L, Q) int64
-    codes            (B, L, Z), with a gradient that goes straight through to the latents
+    ids              (B, T, Q) int64
+    codes            (B, T, Z), with a gradient that goes straight through to the latents
     commitment_sum   squared distances of latents (and residuals) to their codes; 0 where nothing commits
     """
 
@@ -77,41 +77,53 @@ class ChosenCodes:
     commitment_sum: Tensor
 
 
+def build_track_quantizer(
+    config: QuantizerConfig, *, dim: int, num_codes: int, decay: float, threshold: float, kmeans_init: bool
+) -> nn.Module:
+    """The quantizer of latents of width `dim`: the library's own for vq, else ResidualCodes or FiniteCodes.
+
+    decay, threshold, kmeans_init   of codebooks: moving averages, uses below which a code is replaced, first rows
+    """
+    if isinstance(config, FsqConfig):
+        return FiniteCodes(config, dim=dim)
+    # Imported here: it brings torch's compiler along, which takes seconds, also for those who only ask for help.
+    from vector_quantize_pytorch import ResidualVQ, VectorQuantize
+
+    codebook = {
+        "dim": dim,
+        "codebook_size": num_codes,
+        "decay": decay,
+        "threshold_ema_dead_code": threshold,
+        "kmeans_init": kmeans_init,
+        "rotation_trick": False,
+    }
+    if isinstance(config, ResidualVqConfig):
+        return ResidualCodes(ResidualVQ(num_quantizers=config.num_streams, commitment_weight=1.0, **codebook))
+    return VectorQuantize(use_cosine_sim=True, commitment_weight=0.0, **codebook)
+
+
 class ResidualCodes(nn.Module):
-    """Codebooks in a row."""
+    """Codebooks in a row: `books` is the library's ResidualVQ."""
 
-    def __init__(
-        self, config: ResidualVqConfig, *, dim: int, num_codes: int, decay: float, threshold: float, kmeans_init: bool
-    ) -> None:
-        from vector_quantize_pytorch import ResidualVQ  # brings torch's compiler along, which takes seconds
-
+    def __init__(self, books: nn.Module) -> None:
         super().__init__()
-        self.books = ResidualVQ(
-            dim=dim,
-            num_quantizers=config.num_streams,
-            codebook_size=num_codes,
-            decay=decay,
-            threshold_ema_dead_code=threshold,
-            kmeans_init=kmeans_init,
-            commitment_weight=1.0,
-            rotation_trick=False,
-        )
+        self.books = books
 
-    def forward(self, latents_BLZ: Tensor) -> ChosenCodes:
+    def forward(self, latents_BTZ: Tensor) -> ChosenCodes:
         """In training mode the codebooks' moving averages take a step."""
-        quantised, ids_BLQ, losses_Q = self.books(latents_BLZ)
-        codes = latents_BLZ + (quantised - latents_BLZ).detach()
-        return ChosenCodes(ids_BLQ, codes, losses_Q.sum() * latents_BLZ.numel())
+        quantised, ids_BTQ, losses_Q = self.books(latents_BTZ)
+        codes = latents_BTZ + (quantised - latents_BTZ).detach()
+        return ChosenCodes(ids_BTQ, codes, losses_Q.sum() * latents_BTZ.numel())
 
-    def vectors(self, ids_BLQ: Tensor) -> Tensor:
-        """Codes (B, L, Z): the sum over streams."""
+    def vectors(self, ids_BTQ: Tensor) -> Tensor:
+        """Codes (B, T, Z): the sum over streams."""
         books = self.books.codebooks
-        return torch.stack([books[stream][ids] for stream, ids in enumerate(ids_BLQ.unbind(-1))]).sum(0)
+        return torch.stack([books[stream][ids] for stream, ids in enumerate(ids_BTQ.unbind(-1))]).sum(0)
 
-    def lookup(self, latents_BLZ: Tensor) -> Tensor:
-        """Ids (B, L, Q); the codebooks stay as they are."""
-        residual, ids = latents_BLZ.float(), []
-        with torch.autocast(latents_BLZ.device.type, enabled=False):
+    def lookup(self, latents_BTZ: Tensor) -> Tensor:
+        """Ids (B, T, Q); the codebooks stay as they are."""
+        residual, ids = latents_BTZ.float(), []
+        with torch.autocast(latents_BTZ.device.type, enabled=False):
             for book_VZ in self.books.codebooks:
                 ids.append(torch.cdist(residual, book_VZ[None].float()).argmin(dim=-1))
                 residual = residual - book_VZ[ids[-1]]
@@ -126,23 +138,23 @@ class FiniteCodes(nn.Module):
     """A linear map to a few numbers, rounding, and a linear map back."""
 
     def __init__(self, config: FsqConfig, *, dim: int) -> None:
-        from vector_quantize_pytorch import FSQ
+        from vector_quantize_pytorch import FSQ  # as above
 
         super().__init__()
         self.grid = FSQ(list(config.levels), dim=dim, num_codebooks=config.num_streams, keep_num_codebooks_dim=True)
 
-    def forward(self, latents_BLZ: Tensor) -> ChosenCodes:
-        codes, ids_BLQ = self.grid(latents_BLZ)
-        return ChosenCodes(ids_BLQ.long(), codes, latents_BLZ.new_zeros(()))
+    def forward(self, latents_BTZ: Tensor) -> ChosenCodes:
+        codes, ids_BTQ = self.grid(latents_BTZ)
+        return ChosenCodes(ids_BTQ.long(), codes, latents_BTZ.new_zeros(()))
 
-    def vectors(self, ids_BLQ: Tensor) -> Tensor:
-        """Codes (B, L, Z)."""
-        return self.grid.indices_to_codes(ids_BLQ)
+    def vectors(self, ids_BTQ: Tensor) -> Tensor:
+        """Codes (B, T, Z)."""
+        return self.grid.indices_to_codes(ids_BTQ)
 
-    def lookup(self, latents_BLZ: Tensor) -> Tensor:
-        """Ids (B, L, Q)."""
-        with torch.autocast(latents_BLZ.device.type, enabled=False):
-            return self.grid(latents_BLZ.float())[1].long()
+    def lookup(self, latents_BTZ: Tensor) -> Tensor:
+        """Ids (B, T, Q)."""
+        with torch.autocast(latents_BTZ.device.type, enabled=False):
+            return self.grid(latents_BTZ.float())[1].long()
 
 
 def with_noise(ids: Tensor, share: float, num_codes: int) -> tuple[Tensor, Tensor]:

@@ -92,7 +92,7 @@ def camera_clip_errors(found: np.ndarray, wanted: np.ndarray) -> dict[str, float
 def gaze_clip_errors(
     found: np.ndarray, found_is_valid: np.ndarray, clip: AlignedClip, *, stream: str = "gaze"
 ) -> dict[str, float]:
-    """gaze_error: mean distance in image units over valid samples (NaN without any); with intrinsics gaze_px, gaze_deg."""
+    """gaze_error: mean distance in image units of valid samples (NaN: none); gaze_px, gaze_deg with intrinsics."""
     wanted, is_valid_S = np.asarray(clip.streams[stream].values), clip.streams[stream].is_valid
     errors = {"validity_accuracy": float((found_is_valid == is_valid_S).mean()), "gaze_error": np.nan}
     if is_valid_S.any():

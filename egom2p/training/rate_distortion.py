@@ -19,6 +19,7 @@ from egom2p.data.marginals import marginal_cross_entropy, place_marginals
 from egom2p.storage import load_json, save_json
 from egom2p.tokenizers.pretrained import load_tokenizer
 from egom2p.tokenizers.reconstruction_summary import mean_errors
+from egom2p.tokenizers.track_representations import camera_clip_errors, gaze_clip_errors
 from egom2p.tokenizers.trajectory_vqvae import TrajectoryVqVae, TrajectoryVqVaeConfig
 from egom2p.training.tokenizer_task import ClipSequence, ClipSourceConfig, TokenizerTrainingConfig, train_tokenizer
 from egom2p.training.training_config import TrainingConfig
@@ -97,20 +98,42 @@ def run_variants(config: RateDistortionConfig) -> Iterator[dict[str, Any]]:
                 yield _run_one(config, name, seed, held_out)
 
 
+def references(config: RateDistortionConfig) -> list[dict[str, Any]]:
+    """What no bits at all give, in the form of results: a camera that stands still, a gaze at the middle."""
+    absent, found = absent_sets(config), []
+    shares = [f"{share:g}" for share in (0.0, *config.noise_shares)]
+    for quantity, name in (("camera", "stationary"), ("gaze", "image centre")):
+        sets = {}
+        for which, about in config.held_out.items():
+            if which not in absent and quantity in about.quantities:
+                clips = list(ClipSequence(about.clips, quantity))
+                errors = mean_errors([_still_errors(clip, quantity) for clip in clips])
+                sets[which] = {"num_clips": len(clips), "errors": dict.fromkeys(shares, errors)}
+        about = {"name": name, "seed": 0, "settings": {"quantity": quantity}, "sets": sets}
+        found.append(about | {"num_tokens": 0, "num_codes": 0, "bits": 0.0, "place_bits": 0.0})
+    return found
+
+
+def _still_errors(clip: AlignedClip, quantity: str) -> dict[str, float]:
+    stream = clip.streams[quantity]
+    if quantity == "camera":
+        poses = stream.values[stream.is_valid]
+        return camera_clip_errors(np.tile(np.eye(4), (len(poses), 1, 1)), poses)
+    return gaze_clip_errors(np.full_like(stream.values, 0.5), np.ones(len(stream.values), bool), clip)
+
+
 def _is_there(config: HeldOutConfig) -> bool:
     root = Path(config.clips.root)
     return all((root / q / dataset).is_dir() for q in config.quantities for dataset in config.clips.datasets)
 
 
-def _run_one(
-    config: RateDistortionConfig, name: str, seed: int, held_out: Sequence[HeldOutClips]
-) -> dict[str, Any]:
+def _run_one(config: RateDistortionConfig, name: str, seed: int, held_out: Sequence[HeldOutClips]) -> dict[str, Any]:
     folder = Path(config.output_dir) / name / f"seed{seed}"
     network, settings = config.network(name), to_plain(config.network(name))
     file = folder / RESULT_FILE
     found = load_json(file) if file.is_file() else None
-    if found is not None and found["settings"] != settings:
-        raise ValueError(f"{file}: was made with other settings; choose another output_dir or remove it")
+    if found is not None and (found["settings"], found["num_steps"]) != (settings, config.training.num_steps):
+        raise ValueError(f"{file}: was made with other settings; choose another output_dir or remove the run")
     started = time.perf_counter()
     if found is None:
         usable = [which for which in held_out if network.quantity in which.config.quantities]

@@ -197,10 +197,13 @@ def build_connector(config: ConnectorConfig, *, width: int, out_width: int, num_
 
 @torch.no_grad()
 def match_scale(connector: nn.Module, table: Tensor) -> None:
-    """Make new perception tokens as large as the language model's own embeddings (V, D); not for the published MLP."""
-    out = getattr(connector, "out", None)
-    if out is not None:
-        sample = table[:: max(1, len(table) // 1024)].float()
+    """Make new perception tokens of cells as large as the language model's own embeddings (V, D).
+
+    Others keep the size that linear layers start with. A resampler learns slowly from weights so small that a step of
+    Adam is as large as they are: 10 % of unseen captions right instead of 100 % after the same 150 steps.
+    """
+    if isinstance(connector, SpaceTimeShuffle):
+        out, sample = connector.out, table[:: max(1, len(table) // 1024)].float()
         # What `out` is fed has variance about 1 per number.
         nn.init.normal_(out.weight, std=float(sample.square().mean().sqrt()) / math.sqrt(out.in_features))
         nn.init.zeros_(out.bias)

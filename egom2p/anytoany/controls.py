@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 
 from egom2p.anytoany.nouns import Media, Percept
+from egom2p.data.clip_order import clip_rng
 
 PerceptOf = Callable[[Media], Percept]
 _WHOLE = ("true", "shuffled", "zero")
@@ -57,12 +58,17 @@ def controlled(
 
 
 def partners(items: Iterable[Media]) -> dict[Media, Media]:
-    """Another item of the same kind for each: a shift by half of them, so nobody keeps its own where there are two."""
+    """Another item of the same kind for each; nobody keeps its own where there are two.
+
+    The items stand in a ring of random order and each gets its neighbour: a shift in their own order would meet the
+    regular order in which a set lists its factors, and leave some of them as they were.
+    """
     unique = list(dict.fromkeys(items))
     partner: dict[Media, Media] = {}
     for kind in dict.fromkeys(item.kind for item in unique):
         same = [item for item in unique if item.kind == kind]
-        partner |= {item: same[(number + (len(same) + 1) // 2) % len(same)] for number, item in enumerate(same)}
+        ring = [same[number] for number in clip_rng(0, f"partners among {kind}").permutation(len(same))]
+        partner |= dict(zip(ring, [*ring[1:], ring[0]], strict=True))
     return partner
 
 

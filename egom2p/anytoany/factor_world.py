@@ -2,6 +2,7 @@
 
 A clip is a few codes of known factors, a tenth of them wrong. Captions name an action, an object and a direction;
 some combinations are kept back. `looked_at` shows several objects side by side, and only the gaze says which is meant.
+`plan` is movement alone, of camera and eyes in two halves, without wrong codes.
 A clip is a function of its name.
 """
 
@@ -13,7 +14,7 @@ import numpy as np
 from egom2p.contracts import ModalitySpec, TokenClip, TokenGrid
 from egom2p.data.clip_order import clip_rng
 
-Ask = Literal["caption", "looked_at"]
+Ask = Literal["caption", "looked_at", "plan"]
 Split = Literal["train", "unseen"]
 ACTIONS = ("picks up", "puts down", "pushes", "opens", "wipes", "turns over")
 OBJECTS = ("red mug", "blue bowl", "green box", "white plate", "black pan", "yellow jar")
@@ -47,10 +48,13 @@ def factor_rows(ask: Ask, split: Split, clips_per_combination: int) -> list[dict
 def combinations(ask: Ask, split: Split) -> list[tuple[int, ...]]:
     """Factors of all clips of a split; every fifth combination is unseen, spread so that each value occurs in training.
 
-    `caption`: (action, object, direction); `looked_at`: (object of each slot ..., slot that is looked at)
+    `caption`: (action, object, direction); `looked_at`: (object of each slot ..., slot that is looked at);
+    `plan`: (direction, slot) of the first half and of the second
     """
     if ask == "caption":
         every = list(product(range(len(ACTIONS)), range(len(OBJECTS)), range(len(DIRECTIONS))))
+    elif ask == "plan":
+        every = list(product(*[range(len(DIRECTIONS)), range(_NUM_SLOTS)] * 2))
     else:
         objects = [row for row in product(range(len(OBJECTS)), repeat=_NUM_SLOTS) if len(set(row)) == _NUM_SLOTS]
         every = [(*row, slot) for row, slot in product(objects, range(_NUM_SLOTS))]
@@ -69,7 +73,7 @@ def answer(ask: Ask, factors: tuple[int, ...]) -> str:
 def factor_clip(name: str) -> TokenClip:
     """The codes of a clip; ValueError for a name that is no clip of this world."""
     ask, _, *numbers = name.split("-")
-    if ask not in ("caption", "looked_at") or not all(number.isdigit() for number in numbers):
+    if ask not in ("caption", "looked_at", "plan") or not all(number.isdigit() for number in numbers):
         raise ValueError(f"{name!r} is no clip of the world of codes")
     *factors, _ = (int(number) for number in numbers)
     rng = clip_rng(0, name)
@@ -78,6 +82,9 @@ def factor_clip(name: str) -> TokenClip:
         seen = [_noisy(action, 0, len(ACTIONS), rng), _noisy(thing, len(ACTIONS), len(OBJECTS), rng)]
         rgb_TX = np.stack([*seen, np.full(_TIMES, -1)], axis=1)  # -1: nothing there
         return TokenClip(name, {"code_cam": _noisy(direction, 0, len(DIRECTIONS), rng), "code_rgb": rgb_TX.reshape(-1)})
+    if ask == "plan":
+        way_H, slot_H = (np.asarray(factors[start::2], np.int32) for start in (0, 1))
+        return TokenClip(name, {"code_cam": way_H.repeat(_TIMES // 2), "code_gaze": slot_H.repeat(_TIMES // 2)})
     *things, slot = factors
     rgb_TX = np.stack([_noisy(thing, len(ACTIONS), len(OBJECTS), rng) for thing in things], axis=1)
     return TokenClip(name, {"code_gaze": _noisy(slot, 0, _NUM_SLOTS, rng), "code_rgb": rgb_TX.reshape(-1)})

@@ -5,7 +5,7 @@ So every rank knows all rows and takes its own, resuming is a seek, and what is 
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -60,6 +60,7 @@ class LanguageLoader:
 
     percept_of   what perception says about a media item; asked for this rank's rows only
     batch_size   rows of a batch
+    nested       renderers that give media fewer perception tokens; each conversation draws one of all renderers
     dropped      (data set, reason) -> conversations left out so far
     """
 
@@ -73,7 +74,9 @@ class LanguageLoader:
         seed: int,
         rank: int = 0,
         world_size: int = 1,
+        nested: Sequence[ChatRenderer] = (),
     ) -> None:
+        self._renderers = (renderer, *nested)
         self.config, self.renderer, self.percept_of = config, renderer, percept_of
         self.datasets: dict[str, ConversationSet] = {
             name: open_dataset(dataset) for name, dataset in config.datasets.items()
@@ -139,12 +142,18 @@ class LanguageLoader:
             for position, row in enumerate(rows)
         ]
 
+    def _renderer(self, name: str, before: int) -> ChatRenderer:
+        if len(self._renderers) == 1:
+            return self.renderer
+        rng = clip_rng(self._seed, f"perception tokens of {name}", before)
+        return self._renderers[int(rng.integers(len(self._renderers)))]
+
     def _render(self, place: int) -> Rendered | None:
         """Conversation at a place of the stream; None, counted, where it is left out."""
         name, before, index = self.mix.locate(place)
         try:
             conversation = self.datasets[name].conversation(index, clip_rng(self._seed, f"template of {name}", before))
-            rendered = self.renderer.render(conversation)
+            rendered = self._renderer(name, before).render(conversation)
         except ValueError:
             if self.config.bad_rows == "error":
                 raise

@@ -51,11 +51,14 @@ class PerceptLookup:
                 self._cache.popitem(last=False)
         return self._cache[media]
 
-    def span_length(self, media: Media) -> int:
-        """Positions of an item in the text; only connectors whose count depends on the percept look at it."""
+    def span_length(self, media: Media, wanted: int | None = None) -> int:
+        """Positions of an item in the text; only connectors whose count depends on the percept look at it.
+
+        wanted   one of the connector's nested counts, in place of the full one
+        """
         if self._connector.kind == "st_shuffle":
             return self._connector.span_length(self.percept(media), media.kind)
-        return 1 if self._connector.kind == "gated_xattn" else self._connector.tokens_of_kind(media.kind)
+        return 1 if self._connector.kind == "gated_xattn" else wanted or self._connector.tokens_of_kind(media.kind)
 
     def codes(self, media: Media, modality: str) -> np.ndarray:
         """Ids (L,) of one modality of an item, in place order, from a store of ids."""

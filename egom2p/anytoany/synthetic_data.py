@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from egom2p.anytoany.factor_world import Ask, Split, factor_clip, factor_rows, factor_specs
+from egom2p.anytoany.code_conversations import experiment_rows, plan_clips
+from egom2p.anytoany.factor_world import Ask, Split, answer, combinations, factor_clip, factor_rows, factor_specs
 from egom2p.anytoany.language_model import LanguageModelConfig, load_language_model
 from egom2p.anytoany.perception.source import PerceptionConfig
 from egom2p.anytoany.perception.store import PerceptWriter
@@ -40,8 +41,11 @@ def build_synthetic(output: str | Path, config: SyntheticDataConfig) -> list[Pat
     """Write what is missing below `output`; returns the files and folders.
 
     captions_train.jsonl, captions_unseen.jsonl, looked_at_*.jsonl   rows {clip, description}
+    looked_at_balanced.jsonl   new clips, of every three objects one for each that may be looked at: without the gaze
+                               nobody is right more often than in a third of them
     fusion_train.jsonl, fusion_unseen.jsonl   interleaved: camera codes asked for, and read
-    percepts/    codes of all these clips     text.jsonl   conversations without media
+    dialogues_*, which_*, say_*, read_*, captions_noisy.jsonl   of the experiments, see code_conversations
+    percepts/    codes of all these clips     text.jsonl, text_unseen.jsonl   conversations without media
     tokenizer/   trained on these texts
     """
     output = Path(output)
@@ -52,10 +56,16 @@ def build_synthetic(output: str | Path, config: SyntheticDataConfig) -> list[Pat
         for split in ("train", "unseen")
     }
     made = [_write_rows(output / table_name(*key), rows) for key, rows in tables.items()]
+    balanced = _balanced_rows()
+    made.append(_write_rows(output / "looked_at_balanced.jsonl", balanced))
     for split in ("train", "unseen"):
         made.append(_write_rows(output / f"fusion_{split}.jsonl", _fusion_rows(tables["caption", split])))
-    made.append(_write_rows(output / "text.jsonl", _text_rows(tables["caption", "train"])))
-    made.append(_write_percepts(output / "percepts", [row["clip"] for rows in tables.values() for row in rows]))
+    experiments = experiment_rows({split: tables["caption", split] for split in ("train", "unseen")})
+    made += [_write_rows(output / name, rows) for name, rows in experiments.items()]
+    for name, split in (("text", "train"), ("text_unseen", "unseen")):
+        made.append(_write_rows(output / f"{name}.jsonl", _text_rows(tables["caption", split])))
+    names = [row["clip"] for rows in (*tables.values(), balanced) for row in rows]
+    made.append(_write_percepts(output / "percepts", [*names, *plan_clips()]))
     return [*made, _write_tokenizer(output / "tokenizer", config)]
 
 
@@ -106,6 +116,17 @@ def _write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> Path:
         with atomic_file(path) as unfinished:
             unfinished.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
+
+
+def _balanced_rows() -> list[dict[str, Any]]:
+    every = sorted([*combinations("looked_at", "train"), *combinations("looked_at", "unseen")])
+    return [
+        {
+            "clip": "-".join(["looked_at", "balanced", *map(str, factors), "0"]),
+            "description": answer("looked_at", factors),
+        }
+        for factors in every
+    ]
 
 
 def _text_rows(captions: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -18,13 +18,15 @@ from egom2p.config import strict
 from egom2p.contracts import AlignedClip
 from egom2p.data.clip_store import ClipStore, stored_streams
 
-Question = Literal["caption", "looked_at", "looked_at_choice", "motion", "order"]
+Question = Literal["caption", "looked_at", "looked_at_choice", "motion", "order", "place"]
 _MAIN_SHARE = 0.6  # of the clip that the eyes are on the one thing a question is about
 _ORDER_SHARE = 0.25  # of the clip for each of the two things in an order
 _SEEN_SHARE = 0.5  # of the clip that a candidate is in the picture
 _STILL_MPS, _WALK_MPS = 0.1, 0.35  # between them it is not clear whether the wearer walks
 _STRAIGHT_RAD_PER_S, _TURN_RAD_PER_S = np.radians(6), np.radians(14)
 _LETTERS = "ABCDEFGH"
+_SIDES = ("on the left", "in the middle", "on the right")
+_APART = 0.05  # image widths between neighbours, so that left and right are clear
 
 
 @strict
@@ -59,6 +61,7 @@ class ClipFacts:
     speed_mps, turn_rad_per_s   means over the clip, left positive
     names       of the movers
     is_seen     for each mover, whether it is in the picture and unhidden for most of the clip; None: not stored
+    across      for each mover, where it is in the picture on average, 0 left to 1 right; None: not stored
     """
 
     key: str
@@ -68,6 +71,7 @@ class ClipFacts:
     turn_rad_per_s: float
     names: tuple[str, ...]
     is_seen: tuple[bool, ...] | None
+    across: tuple[float, ...] | None = None
 
     @classmethod
     def of(cls, clip: AlignedClip) -> "ClipFacts":
@@ -76,10 +80,11 @@ class ClipFacts:
             raise ValueError(f"clip {clip.key} has no stream `factors`; it is not of the synthetic world")
         factors_S3 = clip.streams["factors"].values
         names = tuple(json.loads(clip.provenance.source)["movers"])
-        is_seen = None
+        is_seen = across = None
         if "mover_views" in clip:
             views_SM3 = clip.streams["mover_views"].values.reshape(len(factors_S3), -1, 3)
             is_seen = tuple(bool(share >= _SEEN_SHARE) for share in (views_SM3[:, :, 2] > 0.5).mean(axis=0))
+            across = tuple(views_SM3[:, :, 0].mean(axis=0).tolist())
         return cls(
             key=clip.key,
             caption=clip.caption if "caption" in clip else "",
@@ -88,6 +93,7 @@ class ClipFacts:
             turn_rad_per_s=float(factors_S3[:, 1].mean()),
             names=names,
             is_seen=is_seen,
+            across=across,
         )
 
     @property
@@ -127,6 +133,18 @@ class ClipFacts:
         is_clear = min(len(first), len(then)) >= _ORDER_SHARE * len(self.targets)
         return (self.names[first[0]], self.names[then[0]]) if is_clear else None
 
+    @property
+    def row(self) -> tuple[str, ...] | None:
+        """Three things that are seen side by side, from left to right."""
+        if self.across is None or len(self.candidates) != len(_SIDES):
+            return None
+        seen = self.is_seen or ()
+        placed = sorted(
+            (at, name) for at, name, is_there in zip(self.across, self.names, seen, strict=True) if is_there
+        )
+        is_clear = all(right[0] - left[0] >= _APART for left, right in zip(placed, placed[1:], strict=False))
+        return tuple(name for _, name in placed) if is_clear else None
+
 
 def answer_to(question: Question, facts: ClipFacts, *, min_candidates: int) -> str | None:
     """The answer in words; None where there is no clear one."""
@@ -138,6 +156,8 @@ def answer_to(question: Question, facts: ClipFacts, *, min_candidates: int) -> s
         return with_article(found) if found is not None and is_asked else None
     if question == "motion":
         return facts.motion
+    if question == "place":
+        return facts.row and with_article(facts.row[0])
     order = facts.order
     return f"first {with_article(order[0])}, then {with_article(order[1])}" if order else None
 
@@ -171,6 +191,9 @@ class WorldQuestionSet:
                 f"{letter}) {option}" for letter, option in zip(_LETTERS, options, strict=False)
             )
             found = _LETTERS[options.index(found)]
+        if question == "place":
+            side = int(rng.integers(len(_SIDES)))
+            texts["side"], found = _SIDES[side], with_article((facts.row or ())[side])
         key = f"{facts.key}/{question}"
         return captioned(key, fill(template, texts), [Media("video", facts.key)], found)
 

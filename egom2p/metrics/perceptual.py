@@ -23,6 +23,7 @@ from egom2p.storage.torchscript_archives import load_torchscript
 _SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 _ALEXNET = ((0, 64, 11, 4, 2), (3, 192, 5, 1, 2), (6, 384, 3, 1, 1), (8, 256, 3, 1, 1), (10, 256, 3, 1, 1))
 _POOLED_BEFORE = (3, 6)  # indices of the convolutions that a 3x3 maximum with stride 2 stands before
+_SMALLEST = 31  # pixels; of smaller pictures AlexNet leaves nothing to compare
 _FRAMES_AT_ONCE = 32
 _VIDEOS_AT_ONCE = 8
 STABLE_VIDEOS = 256  # with fewer videos FVD moves more by chance than by quality
@@ -80,6 +81,9 @@ class Lpips(nn.Module):
     def __call__(self, estimate: np.ndarray, reference: np.ndarray) -> np.ndarray:
         """Distances (F,) of frames (F, H, W, 3) uint8."""
         check_shape("estimate", estimate, "f h w c", **check_shape("reference", reference, "f h w c"))
+        if min(reference.shape[1:3]) < _SMALLEST:
+            size = "x".join(map(str, reference.shape[1:3]))
+            raise ValueError(f"LPIPS wants pictures of at least {_SMALLEST}x{_SMALLEST} pixels, found {size}")
         found = [np.zeros(0)]
         for start in range(0, len(reference), _FRAMES_AT_ONCE):
             part = slice(start, start + _FRAMES_AT_ONCE)

@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from egom2p.training.interruption import end_if_stopped
 from egom2p.training.language_evaluation import LanguageEvaluation, LanguageEvaluationConfig, as_rows
 from egom2p.training.loop import FitResult, fit
 from egom2p.training.randomness import seeded
+from egom2p.training.run_folder import local_folder
 from egom2p.training.task import BatchSize, Measurement
 from egom2p.training.training_config import TrainingConfig
 
@@ -80,12 +82,14 @@ class AnyToAnyTask:
         self.model: nn.Module = self._anytoany
         self.percepts = PerceptLookup(config.model.perception, config.percepts, config.model.connector)
         books = self._anytoany.codebooks
-        self.renderer = ChatRenderer(
-            self._anytoany.tokenizer,
-            self.percepts.span_length,
-            config.data.chat,
-            spellings=spellings(books, self.percepts),
-        )
+        said = spellings(books, self.percepts)
+
+        def renderer(count: int | None) -> ChatRenderer:
+            span_length = partial(self.percepts.span_length, wanted=count)
+            return ChatRenderer(self._anytoany.tokenizer, span_length, config.data.chat, spellings=said)
+
+        self.renderer = renderer(None)
+        nested = {count: renderer(count) for count in config.model.connector.nested}
         self.loader = LanguageLoader(
             config.data,
             self.renderer,
@@ -94,9 +98,10 @@ class AnyToAnyTask:
             seed=config.seed,
             rank=ranks.rank,
             world_size=ranks.world_size,
+            nested=tuple(nested.values()),
         )
         self.evaluation = LanguageEvaluation(
-            config.evaluation, self.renderer, self.percepts.percept, seed=config.seed, ranks=ranks
+            config.evaluation, self.renderer, self.percepts.percept, seed=config.seed, ranks=ranks, nested=nested
         )
 
     def batches(self, first_clip: int) -> Iterator[LanguageBatch]:
@@ -121,7 +126,8 @@ class AnyToAnyTask:
     def evaluate(self, model: nn.Module) -> Iterable[Measurement]:
         measurements = self.evaluation.measure(self._anytoany)
         if self.ranks.is_first and self.evaluation.samples:
-            with (Path(self.config.output_dir) / "samples.jsonl").open("a", encoding="utf-8") as opened:
+            folder = local_folder(self.config.output_dir, self.config.training.scratch_dir)
+            with (folder / "samples.jsonl").open("a", encoding="utf-8") as opened:
                 opened.write(json.dumps({"samples": list(as_rows(self.evaluation.samples))}) + "\n")
         consumed = sum(self.loader.dropped.values())
         return [*measurements, Measurement("data", "conversations_left_out", float(consumed))]

@@ -4,7 +4,7 @@ R conversations, M labels. An answer matches exactly when the most likely token 
 answer that greedy decoding gives.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -55,7 +55,10 @@ class Answered:
 
 
 class LanguageEvaluation:
-    """Conversations are drawn once; every rank takes its share of them."""
+    """Conversations are drawn once; every rank takes its share of them.
+
+    nested   renderers by the number of perception tokens they give media: measured too, with true percepts
+    """
 
     def __init__(
         self,
@@ -65,16 +68,22 @@ class LanguageEvaluation:
         *,
         seed: int,
         ranks: Ranks,
+        nested: Mapping[int, ChatRenderer] | None = None,
     ) -> None:
         self._config, self._renderer, self._percept_of, self._ranks = config, renderer, percept_of, ranks
-        self._sets = {name: self._draw(name, dataset, seed) for name, dataset in config.datasets.items()}
+        self._sets = {name: self._draw(name, dataset, seed, renderer) for name, dataset in config.datasets.items()}
+        self._nested = {
+            f"{name}, {count} perception tokens": self._draw(name, dataset, seed, fewer)
+            for name, dataset in config.datasets.items()
+            for count, fewer in (nested or {}).items()
+        }
         self.samples: list[Answered] = []
 
     def measure(self, model: AnyToAny) -> list[Measurement]:
         """Loss, exact match and token accuracy of every data set under every control; complete on every rank."""
         self.samples, measurements = [], []
-        for name, rows in self._sets.items():
-            for control in ("true", *self._config.controls):
+        for name, rows in (self._sets | self._nested).items():
+            for control in ("true", *(self._config.controls if name in self._sets else ())):
                 items = [span.media for _, rendered in rows for span in rendered.spans]
                 percept_of = controlled(self._percept_of, control, items)
                 sums = np.zeros(4)  # loss, exact, right tokens, tokens
@@ -88,14 +97,14 @@ class LanguageEvaluation:
                 measurements += [Measurement(group, key, value) for key, value in zip(_NAMES, values, strict=True)]
         return measurements
 
-    def _draw(self, name: str, dataset: Any, seed: int) -> list[tuple[Conversation, Rendered]]:
+    def _draw(self, name: str, dataset: Any, seed: int, renderer: ChatRenderer) -> list[tuple[Conversation, Rendered]]:
         opened = open_dataset(dataset)
         count = min(len(opened), self._config.max_conversations)
         rows = []
         for number in range(count):
             index = number * len(opened) // count
             conversation = opened.conversation(index, clip_rng(seed, f"evaluation of {name}", index))
-            rendered = self._renderer.render(conversation)
+            rendered = renderer.render(conversation)
             if rendered is not None:
                 rows.append((conversation, rendered))
         if not rows:

@@ -12,9 +12,11 @@ import torch
 from egom2p.anytoany.download import DownloadConfig, download
 from egom2p.anytoany.synthetic_data import SyntheticDataConfig
 from egom2p.config import ConfigError, load_config
-from egom2p.storage import load_tensors
+from egom2p.storage import load_tensors, save_tensors
 from egom2p.training.anytoany_task import AnyToAnyTask, AnyToAnyTrainingConfig, train_anytoany
 from egom2p.training.distributed import Ranks
+from egom2p.training.parallel import share_gradients
+from egom2p.training.step import forward_backward
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = "cfgs/default/anytoany/8B_lora.yaml"
@@ -142,6 +144,52 @@ def test_a_micro_batch_without_targets_is_no_nan(downloads, tmp_path):
     loss.backward()
     assert loss.item() == 0
     assert all(torch.isfinite(p.grad).all() for p in task.model.parameters() if p.grad is not None)
+
+
+def whole_step(config, ranks, *, accumulation, folder):
+    """Loss, targets of this rank and gradients of a first step, as the loop takes it, kept in a file."""
+    task = AnyToAnyTask(config, ranks)
+    noise = torch.Generator().manual_seed(3)
+    for parameter in task.model.parameters():
+        if parameter.requires_grad:  # fresh adapters are 0, and so would half of their gradients be
+            parameter.data += 0.05 * torch.randn(parameter.shape, generator=noise)
+    batches = task.batches(0)
+    window = [next(batches) for _ in range(accumulation)]
+    own = sum(task.counts(batch)[0] for batch in window)
+    model = share_gradients(task.model) if ranks.world_size > 1 else task.model
+    counts = tuple(ranks.sum_ints([own]))
+    step = forward_backward(task, model, window, counts, ranks=ranks, dtype=torch.float32)
+    gradients = {name: p.grad.contiguous() for name, p in task.model.named_parameters() if p.requires_grad}
+    about = {"loss": ranks.sum_tensor(step.loss.double()), "own": torch.tensor(own), "all": torch.tensor(counts)}
+    save_tensors(folder / f"rank{ranks.rank}of{ranks.world_size}.safetensors", {**gradients, **about})
+
+
+def _one_rank(rank, config, folder):
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    whole_step(config, Ranks(rank=rank, world_size=2), accumulation=1, folder=folder)
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_loss_and_gradients_of_two_ranks_are_those_of_one_with_accumulation(downloads, tmp_path):
+    """To 1e-6, of all targets of the step alike; after a step of AdamW rounding of tiny gradients would be as large
+    as the gradients.
+    """
+    config = config_of(downloads, tmp_path / "out", **{"training.batch_size": 3, "data.batching": "single"})
+    whole_step(config, Ranks(), accumulation=2, folder=tmp_path)
+    torch.multiprocessing.spawn(_one_rank, args=(config, tmp_path), nprocs=2)
+    one, *two = (load_tensors(tmp_path / f"rank{name}.safetensors") for name in ("0of1", "0of2", "1of2"))
+    targets = [int(rank["own"]) for rank in two]
+    assert targets[0] != targets[1] and sum(targets) == int(one["own"]) == int(one["all"])
+    for rank in two:
+        assert rank.keys() == one.keys()
+        assert rank["loss"].item() == pytest.approx(one["loss"].item(), abs=1e-6)
+        for name in one.keys() - {"loss", "own", "all"}:
+            assert one[name].abs().max() > 0, name
+            torch.testing.assert_close(
+                rank[name], one[name], rtol=1e-6, atol=1e-6, msg=lambda text, name=name: name + text
+            )
 
 
 @pytest.mark.slow

@@ -105,14 +105,20 @@ def captions(tmp_path_factory):
     return folder
 
 
-def loader(captions, rank=0, world_size=1, *, batch_size=2, max_length=110, batching="packed", seed=0):
+def loader(captions, rank=0, world_size=1, *, batch_size=2, max_length=110, batching="packed", seed=0, nested=()):
     datasets = {name: CaptionsConfig(files=(str(captions / f"{name}.jsonl"),), ref="clip") for name in "ab"}
     config = LanguageDataConfig(
         datasets=datasets, chat=ChatConfig(max_length=max_length), row_tokens=128, window=83, batching=batching
     )
     ranks = {"rank": rank, "world_size": world_size}
     return LanguageLoader(
-        config, toy_renderer(max_length=max_length), toy_percept, batch_size=batch_size, seed=seed, **ranks
+        config,
+        toy_renderer(max_length=max_length),
+        toy_percept,
+        batch_size=batch_size,
+        seed=seed,
+        nested=nested,
+        **ranks,
     )
 
 
@@ -196,3 +202,21 @@ def test_the_order_is_shuffled_and_the_seed_is_heard(captions):
     firsts = [rows_of(loader(captions, seed=seed).window_rows(0)) for seed in (0, 0, 1)]
     assert firsts[0] == firsts[1] != firsts[2]
     assert rows_of(loader(captions).window_rows(0)) != rows_of(loader(captions).window_rows(1))
+
+
+def test_each_conversation_draws_its_number_of_perception_tokens_from_the_stream_alone(captions):
+    """Nested counts were a setting that no training drew from."""
+    nested = [toy_renderer(span=span, max_length=110) for span in (1, 2)]
+    whole = loader(captions, nested=nested)
+    lengths = Counter(
+        span.length
+        for number in range(4)
+        for row in whole.window_rows(number)
+        for one in row.conversations
+        for span in one.spans
+    )
+    assert set(lengths) == {1, 2, 3} and min(lengths.values()) > 0.2 * sum(lengths.values())
+    assert rows_of(loader(captions, nested=nested).window_rows(3)) == rows_of(whole.window_rows(3))
+    wanted = [batch.ids.tolist() for batch in take(whole.batches(0), 4)]
+    shares = [loader(captions, rank, 2, nested=nested).batches(0) for rank in range(2)]
+    assert [next(shares[number % 2]).ids.tolist() for number in range(4)] == wanted

@@ -44,8 +44,10 @@ def caption_of(number):
 
 
 def train(model, rendered, shown, *, steps, rows=8):
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-3, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, steps)
+    rates = {name: 3e-3 * model.lr_multipliers().get(name, 1.0) for name, _ in model.named_parameters()}
+    groups = [{"params": [p], "lr": rates[name]} for name, p in model.named_parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, [group["lr"] for group in groups], steps)
     rng = np.random.default_rng(0)
     model.train()
     for _ in range(steps):
@@ -59,13 +61,13 @@ def train(model, rendered, shown, *, steps, rows=8):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind, num_tokens, wanted", [("global_mlp", 8, 0.9), ("resampler", 8, 0.75)])
-def test_unseen_combinations_are_captioned_with_several_tokens(tmp_path, kind, num_tokens, wanted):
+@pytest.mark.parametrize("kind, connector_lr", [("global_mlp", 1.0), ("resampler", 0.3)])
+def test_unseen_combinations_are_captioned_with_several_tokens(tmp_path, kind, connector_lr):
     """With two different splices the published model lost nearly everything at 4 and 8 tokens."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        connector = ConnectorConfig(kind=kind, num_tokens=num_tokens, dim=32, num_heads=2)
-        model = build_anytoany(toy_config(tmp_path, architecture=WIDER, connector=connector))
+        connector = ConnectorConfig(kind=kind, num_tokens=8, dim=32, num_heads=2)
+        model = build_anytoany(toy_config(tmp_path, architecture=WIDER, connector=connector, connector_lr=connector_lr))
         rng = np.random.default_rng(1)
 
         def shown(media):
@@ -91,7 +93,7 @@ def test_unseen_combinations_are_captioned_with_several_tokens(tmp_path, kind, n
 
     true = [percept_of(int(talk.key)) for talk in unseen]
     zero = [Percept(0 * percept.features, percept.place, percept.source) for percept in true]
-    assert exact(true) >= wanted
+    assert exact(true) >= 0.9
     assert exact(true[1:] + true[:1]) <= 0.2 and exact(zero) <= 0.2
 
 

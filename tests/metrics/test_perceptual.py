@@ -1,30 +1,14 @@
 """LPIPS and FVD against plain computations, and what happens without their weights."""
 
-import hashlib
-import math
-
 import numpy as np
 import pytest
 import torch
 from scipy.linalg import sqrtm
-from torch import nn
+from tiny_perceptual import lpips_weights, write_program
 from torch.nn import functional
 
 from egom2p.metrics.perceptual import FvdConfig, Lpips, LpipsConfig, VideoFeatures, frechet_distance
 from egom2p.storage import save_tensors
-
-
-def _weights() -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    generator = torch.Generator().manual_seed(0)
-    backbone, heads, width = {}, {}, 3
-    shapes = ((0, 64, 11), (3, 192, 5), (6, 384, 3), (8, 256, 3), (10, 256, 3))
-    for place, (index, channels, kernel) in enumerate(shapes):
-        scale = math.sqrt(2 / (width * kernel**2))
-        backbone[f"features.{index}.weight"] = scale * torch.randn(channels, width, kernel, kernel, generator=generator)
-        backbone[f"features.{index}.bias"] = 0.1 * torch.randn(channels, generator=generator)
-        heads[f"lin{place}.model.1.weight"] = torch.rand(1, channels, 1, 1, generator=generator)
-        width = channels
-    return backbone, heads
 
 
 def _frames(seed: int) -> np.ndarray:
@@ -54,7 +38,7 @@ def _plain_lpips(a_HW3: np.ndarray, b_HW3: np.ndarray, backbone: dict, heads: di
 
 
 def test_lpips_equals_a_plain_computation(tmp_path):
-    backbone, heads = _weights()
+    backbone, heads = lpips_weights()
     save_tensors(tmp_path / "alexnet.safetensors", backbone)
     torch.save(heads, tmp_path / "alex.pth")
     config = LpipsConfig(backbone=str(tmp_path / "alexnet.safetensors"), heads=str(tmp_path / "alex.pth"))
@@ -65,10 +49,17 @@ def test_lpips_equals_a_plain_computation(tmp_path):
 
 
 def test_weights_of_another_network_are_named():
-    backbone, heads = _weights()
+    backbone, heads = lpips_weights()
     del backbone["features.6.bias"]
     with pytest.raises(ValueError, match="features.6.bias"):
         Lpips(backbone, heads)
+
+
+def test_pictures_too_small_for_the_network_are_refused():
+    small = np.zeros((1, 30, 64, 3), np.uint8)
+    with pytest.raises(ValueError, match="at least 31x31 pixels, found 30x64"):
+        Lpips(*lpips_weights())(small, small)
+    assert Lpips(*lpips_weights())(small[:, :, :31].repeat(2, axis=1), small[:, :, :31].repeat(2, axis=1)) == 0.0
 
 
 def test_frechet_distance_equals_the_textbook_formula():
@@ -88,16 +79,10 @@ def test_frechet_distance_with_fewer_videos_than_features():
         frechet_distance(a[:1], a)
 
 
-class _MeanColour(nn.Module):
-    def forward(self, video: torch.Tensor, rescale: bool, resize: bool, return_features: bool) -> torch.Tensor:
-        return video.mean(dim=(2, 3, 4))
-
-
 @pytest.mark.filterwarnings("ignore:`torch.jit")
 def test_a_network_runs_only_when_allowed_and_known(tmp_path):
     path = tmp_path / "i3d.pt"
-    torch.jit.script(_MeanColour()).save(path)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    digest = write_program(path)
     with pytest.raises(ValueError, match="allow_torchscript"):
         VideoFeatures(FvdConfig(network=str(path), sha256=digest))
     with pytest.raises(ValueError, match="not the file you trust"):

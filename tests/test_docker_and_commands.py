@@ -1,0 +1,106 @@
+"""The Dockerfile and the make targets of the any-to-any commands, as far as they can be checked without docker."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from egom2p.anytoany.generate import GenerateConfig
+from egom2p.anytoany.merge import MergeConfig
+from egom2p.anytoany.perception.export import ExportConfig
+from egom2p.anytoany.serve import ServeConfig
+from egom2p.config import load_config
+from egom2p.pipelines.anytoany_config import AnyToAnyEvaluationConfig
+from egom2p.training.anytoany_task import AnyToAnyTrainingConfig
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCKERFILE = (ROOT / "Dockerfile").read_text()
+EVALUATIONS = sorted((ROOT / "cfgs/default/anytoany/evaluation").glob("*.yaml"))
+
+
+def planned(*arguments: str) -> str:
+    """What make would run."""
+    command = ["make", "-n", f"PY={sys.executable}", *arguments]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, env=environment).stdout
+
+
+def test_the_image_installs_the_package_and_nothing_from_git():
+    lines = re.sub(r"\\\n", " ", "\n".join(re.sub(r"^#.*", "", line) for line in DOCKERFILE.splitlines()))
+    instructions = [line.split(maxsplit=1) for line in lines.splitlines() if line.strip()]
+    assert instructions[0][0] == "FROM" and re.fullmatch(r"\S+:[\w.-]*\d[\w.-]*", instructions[0][1]), "a named version"
+    known = {"FROM", "ENV", "RUN", "WORKDIR", "COPY", "CMD"}
+    assert {name for name, _ in instructions} <= known
+    assert "git+" not in DOCKERFILE and "github.com" not in DOCKERFILE
+    extras = re.findall(r"-e '\.\[([\w,]+)\]'", DOCKERFILE)
+    assert extras and all(f'"{name}": [' in (ROOT / "setup.py").read_text() for name in extras[0].split(","))
+    for source in re.findall(r"^COPY (.+) \S+$", DOCKERFILE, re.MULTILINE):
+        assert all((ROOT / name).exists() for name in source.split())
+
+
+def test_every_requirement_has_a_lower_bound():
+    text = (ROOT / "setup.py").read_text()
+    wanted = re.findall(r'^\s+f?"([a-z][\w\[\]-]*)([^"]*)"(?=,)', text[: text.index("setup(")], re.MULTILINE)
+    assert len(wanted) > 15
+    assert [name for name, bound in wanted if ">=" not in bound] == []
+    assert "git+" not in text
+
+
+@pytest.mark.parametrize("target", ["build-and-run", "sh"])
+def test_docker_targets_use_the_image_with_the_code_mounted(target):
+    said = planned(target)
+    assert f"-v {ROOT}:/app" in said and "--gpus=all" in said
+    assert ("docker build -t egom2p -f Dockerfile ." in said) == (target == "build-and-run")
+
+
+@pytest.mark.parametrize("target", ["eval_baseline", "eval_finetune", "mm_eval"])
+def test_evaluation_targets_name_a_config_that_is_there(target):
+    said = planned(target, "OPTIONS=batch_size=4")
+    found = re.search(r"-m egom2p\.pipelines\.anytoany_evaluation --config (\S+) batch_size=4", said)
+    assert found
+    load_config(AnyToAnyEvaluationConfig, ROOT / found.group(1), ["batch_size=4"])
+
+
+@pytest.mark.parametrize("path", EVALUATIONS, ids=lambda path: path.stem)
+def test_shipped_evaluations_load(path):
+    config = load_config(AnyToAnyEvaluationConfig, path, [])
+    assert config.output.startswith("outputs/")
+    for task in config.texts.values():
+        assert all((ROOT / file).is_file() for file in task.files)
+
+
+README = (ROOT / "README_ANYTOANY.md").read_text()
+SHOWN = [
+    shlex.split(re.sub(r"<[^>]*>", "given", line), comments=True)
+    for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+    for line in block.splitlines()
+    if line.strip()
+]
+SCHEMAS = {
+    "egom2p.pipelines.anytoany_evaluation": (AnyToAnyEvaluationConfig, None),
+    "egom2p.anytoany.generate": (GenerateConfig, "default/anytoany/generate.yaml"),
+    "egom2p.anytoany.serve": (ServeConfig, "default/anytoany/serve.yaml"),
+    "egom2p.anytoany.merge": (MergeConfig, "default/anytoany/merge.yaml"),
+    "egom2p.anytoany.perception.export": (ExportConfig, "default/anytoany/export_features.yaml"),
+    "run_training_anytoany.py": (AnyToAnyTrainingConfig, None),
+}
+
+
+@pytest.mark.parametrize("words", SHOWN, ids=lambda words: " ".join(words)[:60])
+def test_commands_of_the_readme_are_accepted(words):
+    if words[0] == "make":
+        planned(words[1])
+        return
+    program = next((word for word in words if word in SCHEMAS), None)
+    if program is None:
+        assert words[0] == "hf" or words[1] == "upload_ckpt_hf.py"
+        return
+    schema, config = SCHEMAS[program]
+    rest = words[words.index(program) + 1 :]
+    if rest[0] == "--config":
+        config, rest = rest[1], rest[2:]
+    load_config(schema, config, rest)

@@ -175,12 +175,13 @@ class PretrainTask:
         return batch.head_counts
 
     def size(self, batch: PackedBatch) -> BatchSize:
+        num_register_rows = self.config.model.num_registers * batch.num_clips  # rows of the encoder, no tokens
         return BatchSize(
             clips=batch.num_clips,
-            tokens=batch.num_tokens,
+            tokens=batch.num_tokens - num_register_rows,
             slots=batch.num_slots,
             flops=training_flops(self.config.model, self._egom2p.vocab_sizes, batch),
-            rows=batch.num_rows if batch.num_filler_clips else 0,
+            rows=batch.num_rows - num_register_rows if batch.num_filler_clips else 0,
             trimmed=batch.num_trimmed,
         )
 

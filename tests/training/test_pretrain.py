@@ -35,6 +35,16 @@ def curve(folder: Path) -> list[float]:
     return [(entry["step"], entry["loss"], entry["tokens"]) for entry in entries if entry["kind"] == "train"]
 
 
+def test_registers_are_not_counted_as_tokens(tokens, tmp_path):
+    values = pretrain_values(tokens, tmp_path, num_steps=1)
+    sizes = []
+    for num_registers in (0, 3):
+        plain = values | {"model": values["model"] | {"num_registers": num_registers}}
+        task = PretrainTask(from_plain(PretrainConfig, plain), Ranks())
+        sizes.append(task.size(next(task.batches(0))))
+    assert sizes[0].tokens == sizes[1].tokens > 0 and sizes[1].flops > sizes[0].flops
+
+
 def test_it_learns_from_its_input_and_exports_a_loadable_model(tokens, tmp_path):
     result = run(tokens, tmp_path, num_steps=120, batch_size=8, warmup=10, log_every=40)
     measured = {(item.group, item.name): item for item in result.measurements}

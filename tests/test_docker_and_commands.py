@@ -2,12 +2,12 @@
 
 import os
 import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from readme_commands import commands_of, config_and_overrides
 
 from egom2p.anytoany.generate import GenerateConfig
 from egom2p.anytoany.merge import MergeConfig
@@ -74,12 +74,7 @@ def test_shipped_evaluations_load(path):
 
 
 README = (ROOT / "README_ANYTOANY.md").read_text()
-SHOWN = [
-    shlex.split(re.sub(r"<[^>]*>", "given", line), comments=True)
-    for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
-    for line in block.splitlines()
-    if line.strip()
-]
+SHOWN = commands_of(README)
 SCHEMAS = {
     "egom2p.pipelines.anytoany_evaluation": (AnyToAnyEvaluationConfig, None),
     "egom2p.anytoany.generate": (GenerateConfig, "default/anytoany/generate.yaml"),
@@ -99,8 +94,5 @@ def test_commands_of_the_readme_are_accepted(words):
     if program is None:
         assert words[0] == "hf" or words[1] == "upload_ckpt_hf.py"
         return
-    schema, config = SCHEMAS[program]
-    rest = words[words.index(program) + 1 :]
-    if rest[0] == "--config":
-        config, rest = rest[1], rest[2:]
-    load_config(schema, config, rest)
+    schema, default = SCHEMAS[program]
+    load_config(schema, *config_and_overrides(words[words.index(program) + 1 :], default))

@@ -1,10 +1,9 @@
 """The commands of README_TOKENIZATION.md are ones the programs accept, and its Python does what it says."""
 
-import re
-import shlex
 from pathlib import Path
 
 import pytest
+from readme_commands import commands_of, config_and_overrides
 
 from egom2p.config import load_config
 from egom2p.pipelines.tokenization import TokenizeConfig
@@ -22,23 +21,14 @@ PROGRAMS = {
 }
 
 
-def commands() -> list[list[str]]:
-    blocks = "\n".join(re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL)).replace("\\\n", " ")
-    return [shlex.split(re.sub(r"<[^>]*>", "given", line)) for line in blocks.splitlines() if line.strip()]
-
-
-@pytest.mark.parametrize("words", commands(), ids=lambda words: " ".join(words)[:70])
+@pytest.mark.parametrize("words", commands_of(TEXT), ids=lambda words: " ".join(words)[:70])
 def test_command(words):
     program = next((word for word in words if word in PROGRAMS), None)
     if program is None:
         assert any((ROOT / word).is_file() for word in words) or words[1] == "-m", words
         return
     schema, config = PROGRAMS[program]
-    arguments = words[words.index(program) + 1 :]
-    if "--config" in arguments:
-        position = arguments.index("--config")
-        config = ROOT / arguments[position + 1]
-        del arguments[position : position + 2]
+    config, arguments = config_and_overrides(words[words.index(program) + 1 :], config)
     load_config(schema, config, arguments)
 
 

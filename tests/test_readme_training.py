@@ -1,10 +1,10 @@
 """The commands of README_TRAINING.md are ones the programs accept, and the files it names exist."""
 
 import re
-import shlex
 from pathlib import Path
 
 import pytest
+from readme_commands import commands_of, config_and_overrides
 
 from egom2p.config import load_config
 from egom2p.models.convert_reference import ConvertModelConfig
@@ -36,12 +36,7 @@ PROGRAMS = {
 }
 
 
-def commands() -> list[list[str]]:
-    blocks = "\n".join(re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL)).replace("\\\n", " ")
-    return [shlex.split(re.sub(r"<[^>]*>", "given", line)) for line in blocks.splitlines() if line.strip()]
-
-
-@pytest.mark.parametrize("words", commands(), ids=lambda words: " ".join(words)[:60])
+@pytest.mark.parametrize("words", commands_of(TEXT), ids=lambda words: " ".join(words)[:60])
 def test_command(words):
     program = next((word for word in words if word in PROGRAMS), None)
     if words[0] == "make":
@@ -54,11 +49,7 @@ def test_command(words):
         assert named and all((ROOT / word).is_file() for word in named)
         return
     schema, config = PROGRAMS[program]
-    arguments = words[words.index(program) + 1 :]
-    if "--config" in arguments:
-        position = arguments.index("--config")
-        config = ROOT / arguments[position + 1]
-        del arguments[position : position + 2]
+    config, arguments = config_and_overrides(words[words.index(program) + 1 :], config)
     # Of a sweep, the first values.
     overrides = [re.sub(r"=([^,\[{]+),.*", r"=\1", word) for word in arguments if "=" in word]
     load_config(schema, config, overrides)

@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 import av
 import numpy as np
 
+from egom2p.contracts import Provenance, Recording, Stream
 from egom2p.storage import atomic_file
 
 try:
@@ -158,6 +159,14 @@ class VideoFile:
 def open_video(path: str | Path, *, decoder: Decoder = "auto") -> VideoFile:
     """Open a video. Raises ValueError naming file, frames found and wanted when it is cut short or unreadable."""
     return VideoFile(path, decoder=decoder)
+
+
+def video_recording(path: str | Path) -> Recording:
+    """A video file as a recording of rgb alone, named as the file; frames are decoded when they are asked for."""
+    path = Path(path)
+    video = open_video(path)
+    stream = Stream(video, np.ones(len(video), bool), video.times_s, "uint8")
+    return Recording(path.stem, {"rgb": stream}, None, Provenance("video", path.stem, source=str(path)))
 
 
 def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: float, *, crf: int = 18) -> Path:

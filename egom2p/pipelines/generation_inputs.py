@@ -9,13 +9,14 @@ import numpy as np
 
 from egom2p.contracts import AlignedClip, Provenance, Recording, Stream, TokenClip, check_fingerprint
 from egom2p.data.alignment import ClipConfig, RecordingTooShort, cut_clips
+from egom2p.data.clip_sizes import clip_config_for
 from egom2p.data.clip_store import ClipStore, stored_datasets
 from egom2p.data.folder_set import open_clips
 from egom2p.data.image_files import RgbImages, list_images
 from egom2p.data.recordings.conversion import convert, detect_format
 from egom2p.data.recordings.plain_folder import PlainFolderReader
 from egom2p.data.recordings.track_files import load_npz
-from egom2p.data.video_files import VIDEO_SUFFIXES, open_video
+from egom2p.data.video_files import VIDEO_SUFFIXES, video_recording
 from egom2p.pipelines.checkpoints import Checkpoint
 
 Prompt = AlignedClip | TokenClip
@@ -73,10 +74,10 @@ def read_recordings(source: str, kind: InputKind, *, rate_hz: float | None = Non
     """
     path = Path(source)
     if kind == "video":
-        yield _video_recording(path)
+        yield video_recording(path)
     elif kind == "videos":
         for file in sorted(entry for entry in path.iterdir() if entry.suffix.lower() in VIDEO_SUFFIXES):
-            yield _video_recording(file)
+            yield video_recording(file)
     elif kind == "pictures":
         yield _picture_recording(path, rate_hz)
     elif kind == "frames":
@@ -151,26 +152,7 @@ def clip_config_of(checkpoint: Checkpoint, *, stride_s: float | None = None, spa
     """The clips that the checkpoint's tokenizers read: picture size, rates and length."""
     networks = [getattr(tokenizer, "network", None) for tokenizer in checkpoint.tokenizers.values()]
     configs = [network.config for network in networks if network is not None]  # a text has neither size nor rate
-    videos = [config for config in configs if hasattr(config, "num_frames")]
-    tracks = [config for config in configs if hasattr(config, "num_samples")]
-    if not videos:
-        raise ValueError(f"{checkpoint.directory}: no video tokenizer, so the size of pictures is not known")
-    duration_s = videos[0].num_frames / videos[0].rate_hz
-    return ClipConfig(
-        height=videos[0].height,
-        width=videos[0].width,
-        duration_s=duration_s,
-        stride_s=stride_s or duration_s,
-        video_rate_hz=videos[0].rate_hz,
-        track_rate_hz=tracks[0].rate_hz if tracks else videos[0].rate_hz,
-        span=span,
-    )
-
-
-def _video_recording(path: Path) -> Recording:
-    video = open_video(path)
-    stream = Stream(video, np.ones(len(video), bool), video.times_s, "uint8")
-    return Recording(path.stem, {"rgb": stream}, None, Provenance("video", path.stem, source=str(path)))
+    return clip_config_for(configs, where=str(checkpoint.directory), stride_s=stride_s, span=span)
 
 
 def _picture_recording(folder: Path, rate_hz: float | None) -> Recording:

@@ -50,7 +50,11 @@ class Plan:
 
 def dry_run(config: PretrainConfig) -> None:
     """Print the plan; ValueError that lists every problem when the run could not start. Only rank 0 speaks."""
-    plan = plan_pretraining(config)
+    tell_plan(plan_pretraining(config))
+
+
+def tell_plan(plan: Plan) -> None:
+    """Print a plan, on rank 0; ValueError that lists its problems, on every rank."""
     if os.environ.get("RANK", "0") == "0":
         show_plan(plan)
     if plan.problems:

@@ -7,20 +7,15 @@ from egom2p.data.clip_store import ClipStore
 from egom2p.tokenizers.pretrained import build_network
 from egom2p.training.memory import footprint
 from egom2p.training.model_memory import count_parameters
-from egom2p.training.plan import Plan
+from egom2p.training.plan import Plan, tell_plan
 from egom2p.training.plan_checks import DatasetFacts
-from egom2p.training.plan_report import show_plan
 from egom2p.training.run_folder import has_checkpoint, local_folder
 from egom2p.training.tokenizer_task import ClipSourceConfig, TokenizerTrainingConfig
 
 
 def dry_run_tokenizer(config: TokenizerTrainingConfig) -> None:
     """Print the plan; ValueError that lists every problem when the training could not start."""
-    plan = plan_tokenizer(config)
-    if os.environ.get("RANK", "0") == "0":
-        show_plan(plan)
-    if plan.problems:
-        raise ValueError(f"{len(plan.problems)} problems keep this run from starting:\n  " + "\n  ".join(plan.problems))
+    tell_plan(plan_tokenizer(config))
 
 
 def plan_tokenizer(config: TokenizerTrainingConfig) -> Plan:

@@ -9,12 +9,13 @@ import numpy as np
 
 from egom2p.anytoany.perception.source import Clip, PerceptionConfig
 from egom2p.anytoany.perception.token_percepts import TokenSource, perceived_specs
-from egom2p.contracts import ModalitySpec, Provenance, Recording, Stream, TokenClip
+from egom2p.contracts import ModalitySpec, TokenClip
 from egom2p.data.alignment import ClipConfig, cut_clips
+from egom2p.data.clip_sizes import clip_config_for
 from egom2p.data.clip_store import ClipStore, stored_datasets
 from egom2p.data.recordings.plain_folder import PlainFolderReader
 from egom2p.data.token_set import TokenSet
-from egom2p.data.video_files import VIDEO_SUFFIXES, open_video
+from egom2p.data.video_files import VIDEO_SUFFIXES, video_recording
 
 # Of a source without tokenizers: what its frames are cut to.
 _PICTURES = ClipConfig(height=256, width=256)
@@ -54,27 +55,7 @@ def clip_config(config: PerceptionConfig, *, stride_s: float | None = None, span
     if config.checkpoint is None:
         return ClipConfig(height=_PICTURES.height, width=_PICTURES.width, stride_s=stride_s or _PICTURES.duration_s)
     networks = [tokenizer.network.config for tokenizer in _tokenizers(config) if hasattr(tokenizer, "network")]
-    videos = [network for network in networks if hasattr(network, "num_frames")]
-    tracks = [network for network in networks if hasattr(network, "num_samples")]
-    if not videos:
-        raise ValueError(f"{config.checkpoint}: no video tokenizer, so the size of pictures is not known")
-    duration_s = videos[0].num_frames / videos[0].rate_hz
-    return ClipConfig(
-        height=videos[0].height,
-        width=videos[0].width,
-        duration_s=duration_s,
-        stride_s=stride_s or duration_s,
-        video_rate_hz=videos[0].rate_hz,
-        track_rate_hz=tracks[0].rate_hz if tracks else videos[0].rate_hz,
-        span=span,
-    )
-
-
-def video_recording(path: Path) -> Recording:
-    """A video file as a recording of rgb alone."""
-    video = open_video(path)
-    stream = Stream(video, np.ones(len(video), bool), video.times_s, "uint8")
-    return Recording(path.stem, {"rgb": stream}, None, Provenance("video", path.stem, source=str(path)))
+    return clip_config_for(networks, where=config.checkpoint, stride_s=stride_s, span=span)
 
 
 def _tokenizers(config: PerceptionConfig) -> list[Any]:

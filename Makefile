@@ -11,7 +11,7 @@ WORKERS ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 .PHONY: help setup test test-all check format
 
 help:  ## this list
-	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z][a-z0-9_% -]*:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{sub("%", "<N>", $$1); printf "  make %-26s %s\n", $$1, $$2}'
 
 setup: $(ENV)  ## virtual environment in .venv with everything installed
 

@@ -4,7 +4,6 @@ SOURCE ?= hub
 OPTIONS ?=
 IMAGE ?= egom2p
 CFG_ANY := cfgs/default/anytoany
-MODEL ?= outputs/anytoany/8B_lora/final
 DOCKER_RUN = docker run -it --rm --ipc=host --ulimit memlock=-1 --gpus=all -v $(CURDIR):/app
 
 .PHONY: build-and-run sh sh-headless image download-everything download-base-model download-datasets eval_baseline eval_finetune \
@@ -18,17 +17,17 @@ build-and-run: image sh-headless  ## build the image, run it as the container a2
 sh:  ## a shell in a fresh container
 	$(DOCKER_RUN) $(IMAGE) bash
 
-sh-headless:
+sh-headless:  ## the same as the container a2a, detached and attached again
 	$(DOCKER_RUN) --detach --name a2a $(IMAGE) bash
 	docker attach a2a
 
 download-everything: $(ENV)  ## base model and data sets of the 8B run (SOURCE=synthetic: tiny ones, made here)
 	$(PY) -m egom2p.anytoany.download source=$(SOURCE) $(OPTIONS)
 
-download-base-model: $(ENV)
+download-base-model: $(ENV)  ## the base model alone
 	$(PY) -m egom2p.anytoany.download source=$(SOURCE) what=[base] $(OPTIONS)
 
-download-datasets: $(ENV)
+download-datasets: $(ENV)  ## the data sets alone
 	$(PY) -m egom2p.anytoany.download source=$(SOURCE) what=[datasets] $(OPTIONS)
 
 finetune-x%: $(ENV)  ## finetune-x1, finetune-x8 ...: the 8B run on so many GPUs of this machine
@@ -37,11 +36,15 @@ finetune-x%: $(ENV)  ## finetune-x1, finetune-x8 ...: the 8B run on so many GPUs
 eval_baseline eval_finetune mm_eval: $(ENV)  ## text tasks before and after, and questions about pictures
 	$(PY) -m egom2p.pipelines.anytoany_evaluation --config $(CFG_ANY)/evaluation/$@.yaml $(OPTIONS)
 
-gen: $(ENV)  ## an example: text out of text
+# Of these two alone: elsewhere MODEL is a checkpoint of EgoM2P.
+gen mmgen: MODEL = outputs/anytoany/8B_lora/final
+
+gen: $(ENV)  ## an example: text out of text (MODEL=<any-to-any directory>)
 	$(PY) -m egom2p.anytoany.generate model=$(MODEL) 'prompt="Define inference in one word."' $(OPTIONS)
 
-mmgen: $(ENV)  ## an example: text about a picture (IMAGE_FILE=<vector or clip>)
-	$(PY) -m egom2p.anytoany.generate model=$(MODEL) 'prompt="Caption the image.\n{image}"' image=$(IMAGE_FILE) $(OPTIONS)
+mmgen: $(ENV)  ## an example: text about a picture (IMAGE_FILE=<what the model perceives: vector, picture>)
+	@test -n '$(IMAGE_FILE)' || { echo 'which picture? make mmgen IMAGE_FILE=file, as the model perceives it: vectors.parquet#0, photo.jpg ...'; exit 2; }
+	$(PY) -m egom2p.anytoany.generate model=$(MODEL) 'prompt="Caption the image.\n{image}"' 'image=$(IMAGE_FILE)' $(OPTIONS)
 
 # --- quickstart: no network, two cores. First the world of codes, then rendered video; finished stages are reused.
 ANY := outputs/anytoany
@@ -50,7 +53,8 @@ QUICK_TRAIN = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PY) -m torch.distributed.run 
 PERCEIVE = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PY) -m egom2p.anytoany.perception.export --config $(CFG_ANY)/world_percepts.yaml
 
 anytoany-quickstart: $(ENV)  ## a tiny language model captions clips never seen, a few minutes on 2 cores
-	@$(MAKE) --no-print-directory -j2 $(ANY)/quickstart/.done $(ANY)/world/.done
+	@$(MAKE) --no-print-directory -j2 $(ANY)/index.html
+	@echo 'answers, pictures, intervals and losses: $(ANY)/index.html'
 
 $(ANY)/downloads/.synthetic-done:
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PY) -m egom2p.anytoany.download source=synthetic
@@ -72,5 +76,13 @@ $(ANY)/world/.done: $(ANY)/world_data/.done-train $(ANY)/world_data/.done-val $(
 	$(QUICK_TRAIN) --config $(CFG_ANY)/world.yaml training.batch_size=$$(( 4 / $(QUICK_RANKS) ))
 	@touch $@
 
+$(ANY)/evaluation/.done-%: $(ANY)/%/.done
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PY) -m egom2p.pipelines.anytoany_evaluation --config $(CFG_ANY)/evaluation/$*.yaml
+	@touch $@
+
+$(ANY)/index.html: $(ANY)/evaluation/.done-world $(ANY)/evaluation/.done-quickstart
+	OMP_NUM_THREADS=1 $(PY) -m egom2p.viewing.anytoany_page 'evaluation=[$(ANY)/evaluation/world,$(ANY)/evaluation/quickstart]' page=$@
+
 clean-anytoany-quickstart:  ## remove what it made
-	rm -rf $(ANY)/quickstart $(ANY)/world $(ANY)/world_data $(ANY)/downloads/synthetic $(ANY)/downloads/.synthetic-done
+	rm -rf $(ANY)/quickstart $(ANY)/world $(ANY)/world_data $(ANY)/downloads/synthetic $(ANY)/downloads/.synthetic-done \
+	       $(addprefix $(ANY)/evaluation/,quickstart world .done-quickstart .done-world) $(ANY)/index.html

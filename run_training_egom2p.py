@@ -7,6 +7,5 @@ if __name__ == "__main__":
     run_main(
         PretrainConfig,
         pretrain,
-        default_config="default/egom2p/models/main/quickstart.yaml",
         description="Masked multimodal pretraining of EgoM2P on token shards.",
     )

@@ -33,14 +33,14 @@ BASE = [
     "vector-quantize-pytorch>=1.22",
     "trimesh>=4.5",
     f"embreex>=2.17; {X86}",
-    "pillow>=10",
+    "pillow>=10.1",
     "matplotlib>=3.8",
     "rich>=13",
 ]
 EXTRAS = {
     "viz": ["rerun-sdk>=0.23"],
     "aria": ["projectaria-tools>=2.0"],
-    "harness": ["lm_eval>=0.4.9", "lmms_eval>=0.3"],
+    "harness": ["lm_eval>=0.4.9"],  # lmms_eval cannot stand beside Hydra without help: README_ANYTOANY.md
     "anytoany": ["transformers>=5.0", "peft>=0.17", "datasets>=3.0"],
     "dev": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.9", "evo>=1.30", "moto[s3]>=5"],
 }

@@ -7,9 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from egom2p.config import ConfigError, cfgs_root, from_plain, load_config, run_main, save_config, strict, to_plain
-from egom2p.config.composition import find_config_file
+from egom2p.config.command_line import recipes
+from egom2p.config.composition import find_config_file, quoted
 
 
 @strict
@@ -91,7 +93,7 @@ def test_shipped_files_are_reached_from_anywhere(tmp_path):
         (["seed"], "not of the form key=value"),
         (["sets.work.weight=1"], "missing key `sets.work.path`"),
         (["seed=[1,"], "(?s)child.yaml.*no viable alternative"),
-        (["seed=???"], "(?i)missing mandatory value"),
+        (["seed=???"], "`seed` has no value; say seed="),
     ],
 )
 def test_mistakes_on_the_command_line_are_explained(config_file, overrides, message):
@@ -178,10 +180,27 @@ def test_errors_of_the_task(config_file, flags, capsys, tmp_path, monkeypatch):
         fail(RuntimeError("a bug"))
 
 
+def test_an_interruption_is_one_word(config_file, capsys):
+    def interrupted(config):
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as ended:
+        run_main(JobConfig, interrupted, arguments=["--config", str(config_file)])
+    assert ended.value.code == 130 and capsys.readouterr().err.endswith("interrupted\n")
+
+
+@pytest.mark.parametrize("text", ["a\\nb", "it's", "a\\'b", "end\\", "\\\\x'", "[a]{b}", "x\ny $ 100 %", ""])
+def test_quoted_text_arrives_as_it_is(text):
+    parsed = OverridesParser.create().parse_override(f"key={quoted(text)}").value()
+    assert parsed == text
+
+
 def test_no_config_and_default_config(config_file, capsys):
     with pytest.raises(SystemExit) as ended:
         run_main(JobConfig, print, arguments=[])
     assert ended.value.code == 2 and "--config FILE" in capsys.readouterr().err
+    for script in ("run_training_egom2p.py", "run_training_tokenizer.py", "run_training_anytoany.py"):
+        assert "quickstart.yaml\n" in recipes(script) and "released" not in recipes("no_such_script.py")
     with pytest.raises(SystemExit) as ended:
         run_main(JobConfig, print, description="what it does", arguments=["--help"])
     assert ended.value.code == 0 and "what it does" in capsys.readouterr().out

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from readme_commands import commands_of, config_and_overrides
 
+from egom2p.anytoany.download import DownloadConfig
 from egom2p.anytoany.generate import GenerateConfig
 from egom2p.anytoany.merge import MergeConfig
 from egom2p.anytoany.perception.export import ExportConfig
@@ -16,6 +17,7 @@ from egom2p.anytoany.serve import ServeConfig
 from egom2p.config import load_config
 from egom2p.pipelines.anytoany_config import AnyToAnyEvaluationConfig
 from egom2p.training.anytoany_task import AnyToAnyTrainingConfig
+from egom2p.viewing.anytoany_page import AnyToAnyPageConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
@@ -73,14 +75,47 @@ def test_shipped_evaluations_load(path):
         assert all((ROOT / file).is_file() for file in task.files)
 
 
+TRAIN = "--nproc_per_node={} run_training_anytoany.py --config cfgs/default/anytoany/8B_lora.yaml"
+GENERATE = "egom2p.anytoany.generate model={} "
+
+
+@pytest.mark.parametrize(
+    "words, wanted",
+    [
+        (["finetune-x3"], TRAIN.format(3)),
+        (["finetune-x8", "OPTIONS=training.lr=1e-4"], TRAIN.format(8) + " training.lr=1e-4"),
+        (["download-everything", "SOURCE=synthetic"], "egom2p.anytoany.download source=synthetic"),
+        # Another target's MODEL is a checkpoint of EgoM2P, which these cannot ask.
+        (["gen"], GENERATE.format("outputs/anytoany/8B_lora/final")),
+        (["gen", "MODEL=mine"], GENERATE.format("mine")),
+        (["mmgen", "IMAGE_FILE=v.parquet#3"], "'image=v.parquet#3'"),
+    ],
+)
+def test_a_target_runs_its_command(words, wanted):
+    assert wanted in planned(*words)
+
+
+def test_the_list_of_targets_is_whole():
+    told = subprocess.run(["make"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    for name in ("finetune-x<N>", "eval_baseline eval_finetune mm_eval", "download-everything", "anytoany-quickstart"):
+        assert f"make {name}" in told
+
+
+def test_a_picture_that_was_not_named_is_asked_for():
+    asked = subprocess.run(["make", "PY=true", "mmgen"], cwd=ROOT, capture_output=True, text=True)
+    assert asked.returncode != 0 and "which picture?" in asked.stdout
+
+
 README = (ROOT / "README_ANYTOANY.md").read_text()
 SHOWN = commands_of(README)
 SCHEMAS = {
     "egom2p.pipelines.anytoany_evaluation": (AnyToAnyEvaluationConfig, None),
+    "egom2p.anytoany.download": (DownloadConfig, "default/anytoany/download.yaml"),
     "egom2p.anytoany.generate": (GenerateConfig, "default/anytoany/generate.yaml"),
     "egom2p.anytoany.serve": (ServeConfig, "default/anytoany/serve.yaml"),
     "egom2p.anytoany.merge": (MergeConfig, "default/anytoany/merge.yaml"),
     "egom2p.anytoany.perception.export": (ExportConfig, "default/anytoany/export_features.yaml"),
+    "egom2p.viewing.anytoany_page": (AnyToAnyPageConfig, "default/anytoany/viewing/page.yaml"),
     "run_training_anytoany.py": (AnyToAnyTrainingConfig, None),
 }
 
@@ -92,7 +127,8 @@ def test_commands_of_the_readme_are_accepted(words):
         return
     program = next((word for word in words if word in SCHEMAS), None)
     if program is None:
-        assert words[0] == "hf" or words[1] == "upload_ckpt_hf.py"
+        scripts = {"upload_ckpt_hf.py", "benchmarks/anytoany.py", "benchmarks/anytoany_experiments.py"}
+        assert words[0] in ("hf", "pip") or scripts & set(words)
         return
     schema, default = SCHEMAS[program]
     load_config(schema, *config_and_overrides(words[words.index(program) + 1 :], default))

@@ -6,19 +6,19 @@ Everything here is made by rules from the names of clips; no language model wrot
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from egom2p.anytoany.factor_world import ACTIONS, DIRECTIONS, OBJECTS, Split, combinations
+from egom2p.anytoany.factor_world import DIRECTIONS, PARTS, Split, combinations, factors_of
+from egom2p.anytoany.several_clips import changed_rows, named_rows, thing_clips, video_of, which_rows
 from egom2p.data.clip_order import clip_rng
 
 _CORRUPTED_SHARE = 0.3
-_PAIRS_PER_CLIP: dict[Split, int] = {"train": 2, "unseen": 8}
+_SETS_PER_CLIP: dict[Split, int] = {"train": 4, "unseen": 1}
+_NUM_NAMED_ROWS: dict[Split, int] = {"train": 8000, "unseen": 500}
 Row = dict[str, Any]
-_PARTS = (ACTIONS, OBJECTS, DIRECTIONS)
 _ASKED = (
     ("What do the hands do?", "Which action can be seen?"),
     ("What is in the hands?", "Which thing does the wearer handle?"),
     ("How does the wearer move?", "And the way the camera goes?"),
 )
-_SHOWN = ("shows that the wearer {}", "shows the {}", "was taken {}")
 _SLOTS = ("left", "ahead", "right")
 
 
@@ -26,10 +26,20 @@ def experiment_rows(captions: Mapping[Split, Sequence[Row]]) -> dict[str, list[R
     """File name -> rows of the data sets of the experiments; `captions`: rows {clip, description} of each split."""
     files = {"captions_noisy.jsonl": corrupted_rows(captions["train"], _CORRUPTED_SHARE)}
     for split, rows in captions.items():
+        sets_per_clip = _SETS_PER_CLIP[split]
         files[f"dialogues_{split}.jsonl"] = dialogue_rows(rows)
-        for name, is_told in (("which", False), ("which_told", True)):
-            files[f"{name}_{split}.jsonl"] = which_rows(rows, _PAIRS_PER_CLIP[split], is_told=is_told)
+        files[f"which_bare_{split}.jsonl"] = which_rows(rows, sets_per_clip, style="bare")
+        files[f"which_described_{split}.jsonl"] = which_rows(rows, sets_per_clip, style="described")
+        files[f"which_looked_up_{split}.jsonl"] = which_rows(rows, sets_per_clip, style="looked_up")
+        files[f"which_{split}.jsonl"] = which_rows(rows, sets_per_clip)
+        files[f"which_of_three_{split}.jsonl"] = which_rows(rows, sets_per_clip, num_clips=3)
+        files[f"changed_{split}.jsonl"] = changed_rows(rows, sets_per_clip)
+        files[f"named_{split}.jsonl"] = named_rows(split, _NUM_NAMED_ROWS[split])
+        files[f"named_bare_{split}.jsonl"] = named_rows(split, _NUM_NAMED_ROWS[split], is_told=False)
         files |= {f"{name}_{split}.jsonl": plans for name, plans in plan_rows(split).items()}
+    files["which_in_words_train.jsonl"] = which_rows(captions["train"], 2, is_in_words=True)
+    files["named_in_words_train.jsonl"] = named_rows("train", _NUM_NAMED_ROWS["train"] // 2, is_in_words=True)
+    files["named_removed_unseen.jsonl"] = named_rows("unseen", _NUM_NAMED_ROWS["unseen"], is_removed=True)
     return files
 
 
@@ -55,36 +65,9 @@ def dialogue_rows(captions: Sequence[Row]) -> list[Row]:
         for part in rng.permutation(3).tolist():
             question = _ASKED[part][int(rng.integers(2))]
             turns.append({"role": "user", "text": question if turns else "{video}\n" + question})
-            said = _PARTS[part][_factors(caption)[part]]
+            said = PARTS[part][factors_of(caption["clip"])[part]]
             turns.append({"role": "assistant", "text": f"the {said}" if part == 1 else said})
-        rows.append({"key": f"{caption['clip']}/dialogue", "turns": turns, "media": [_video(caption)]})
-    return rows
-
-
-def which_rows(captions: Sequence[Row], pairs_per_clip: int, *, is_told: bool = False) -> list[Row]:
-    """Two clips and the question which of them shows something; every pair in both orders, with the same question.
-
-    is_told   the answer first tells what each of the two shows
-    """
-    rows = []
-    for number, one in enumerate(captions):
-        rng = clip_rng(0, "which", *one["clip"].encode())
-        for pair in range(pairs_per_clip):
-            other = captions[int(rng.integers(len(captions)))]
-            differing = [p for p in range(3) if _factors(one)[p] != _factors(other)[p]]
-            if not differing:
-                continue
-            part = differing[int(rng.integers(len(differing)))]
-            shown = _SHOWN[part].format(_PARTS[part][_factors(one)[part]])
-            for order, media in (("first", (one, other)), ("second", (other, one))):
-                seen = ", then ".join(_PARTS[part][_factors(clip)[part]] for clip in media)
-                said = f"{seen}: the {order}" if is_told else f"the {order}"
-                turns = [
-                    {"role": "user", "text": f"First: {{video}} Second: {{video}}\nWhich clip {shown}?"},
-                    {"role": "assistant", "text": said},
-                ]
-                key = f"which/{number}/{pair}/{order}"
-                rows.append({"key": key, "turns": turns, "media": [_video(clip) for clip in media]})
+        rows.append({"key": f"{caption['clip']}/dialogue", "turns": turns, "media": [video_of(caption["clip"])]})
     return rows
 
 
@@ -102,20 +85,14 @@ def plan_rows(split: Split) -> dict[str, list[Row]]:
     return found
 
 
-def plan_clips() -> list[str]:
-    """Names of all clips of plans."""
-    return [row["media"][0]["ref"] for split in ("train", "unseen") for row in plan_rows(split)["say"]]
+def conversation_clips() -> list[str]:
+    """Names of the clips that these rows show beside those of the captions: plans, and things with names."""
+    splits: tuple[Split, ...] = ("train", "unseen")
+    plans = [row["media"][0]["ref"] for split in splits for row in plan_rows(split)["say"]]
+    return [*plans, *(clip for split in splits for clip in thing_clips(split))]
 
 
 def plan_text(factors: Sequence[int]) -> str:
     """A plan of two halves, each a direction and where the eyes are."""
     halves = [f"{DIRECTIONS[way]} and looking {_SLOTS[slot]}" for way, slot in (factors[:2], factors[2:])]
     return f"first {halves[0]}, then {halves[1]}"
-
-
-def _factors(caption: Row) -> tuple[int, ...]:
-    return tuple(int(number) for number in caption["clip"].split("-")[2:5])
-
-
-def _video(caption: Row) -> dict[str, str]:
-    return {"kind": "video", "ref": caption["clip"]}

@@ -34,9 +34,12 @@ class ConnectorConfig:
                  resampler: learned queries look at the percept
                  gated_xattn: a resampler whose rows stand beside the text; gated layers in the language model look at
                  them. The text holds one position per media item
-    num_tokens   P, or P by kind of media; of st_shuffle the count follows from the percept and this is not used
+    num_tokens   P, or P by kind of media; not of st_shuffle, where the count follows from the percept
     nested       (global_mlp, resampler) further counts that training draws from: the first p of P tokens work alone
     cell         st_shuffle: places along t, y, x that become one token
+    pool         st_shuffle: blocks of so many places of a cell first become their mean: what a block holds, not where
+                 in it. Far fewer parameters; divides `cell`
+    places       st_shuffle: mark rows with their place, which features of pictures do not tell
     dim          C; depth: cross-attention blocks of the resampler
     every        gated_xattn: a gated layer before every so many layers of the language model
     """
@@ -45,6 +48,8 @@ class ConnectorConfig:
     num_tokens: int | dict[str, int] = 8
     nested: tuple[int, ...] = ()
     cell: tuple[int, int, int] = (1, 1, 1)
+    pool: tuple[int, int, int] = (1, 1, 1)
+    places: bool = False
     dim: int = 256
     depth: int = 2
     num_heads: int = 4
@@ -56,12 +61,18 @@ class ConnectorConfig:
             raise ValueError(f"num_tokens: no kind of media {unknown[0]!r}; kinds are {KINDS}")
         if not counts or min(counts.values()) < 1:
             raise ValueError(f"num_tokens must be at least 1, got {self.num_tokens}")
+        if self.kind == "gated_xattn" and isinstance(self.num_tokens, dict):
+            raise ValueError("gated layers see one number of tokens per media item; give num_tokens one number")
         if self.nested and self.kind not in ("global_mlp", "resampler"):
             raise ValueError(f"nested counts need a connector of kind global_mlp or resampler, got {self.kind}")
         if self.nested and not 1 <= min(self.nested) <= max(self.nested) <= self.max_tokens:
             raise ValueError(f"nested counts must lie in 1 ... {self.max_tokens} (num_tokens), got {self.nested}")
         if min(*self.cell, self.depth, self.every) < 1:
             raise ValueError(f"cell, depth and every must be at least 1, got {self.cell}, {self.depth}, {self.every}")
+        if min(self.pool) < 1 or any(places % block for places, block in zip(self.cell, self.pool, strict=True)):
+            raise ValueError(f"pool must divide cell, got pool {self.pool} and cell {self.cell}")
+        if (max(self.pool) > 1 or self.places) and self.kind != "st_shuffle":
+            raise ValueError(f"pool and places need a connector of kind st_shuffle, got {self.kind}")
         if self.dim % self.num_heads:
             raise ValueError(f"dim must be a multiple of num_heads, got {self.dim} and {self.num_heads}")
 
@@ -80,7 +91,7 @@ class ConnectorConfig:
     def span_length(self, percept: Percept, kind: str, wanted: int | None = None) -> int:
         """Positions of a media item in the text. `wanted`: one of `nested`, in place of the full count."""
         if self.kind == "st_shuffle":
-            return len(np.unique(self._cells(percept), axis=0))
+            return len(np.unique(self._cells(percept)))
         if wanted is not None and wanted not in (*self.nested, self.tokens_of_kind(kind)):
             raise ValueError(f"{wanted} perception tokens are none of the trained counts {self.nested}")
         if self.kind == "gated_xattn":
@@ -88,7 +99,9 @@ class ConnectorConfig:
         return wanted or self.tokens_of_kind(kind)
 
     def _cells(self, percept: Percept) -> np.ndarray:
-        return np.concatenate([percept.source[:, None], percept.place // np.asarray(self.cell, np.int16)], axis=1)
+        """(N,) one number for each cell of a source; asked for every conversation, and whole rows sort slowly."""
+        cells_N3 = percept.place // np.asarray(self.cell, np.int16)
+        return np.ravel_multi_index((percept.source, *cells_N3.T), (1 << 15,) * 4)
 
 
 class GlobalMlp(nn.Module):
@@ -111,35 +124,43 @@ class GlobalMlp(nn.Module):
 
 
 class SpaceTimeShuffle(nn.Module):
-    """Cells of S = cell t x y x x places: Linear(W, C) per place, then one Linear(S C, D) per cell.
+    """Cells of t x y x x places: Linear(W, C) per place, then one Linear(S C, D) per cell.
 
-    Places that a percept does not have are 0. Tokens are ordered by item, source, t, y, x.
+    A cell has S slots: its places, or where `pool` is given its blocks of places, of each of which the mean counts. Of
+    plain codes that is a linear map of how often each code occurs in the block. Slots that a percept does not have are
+    0. Tokens are ordered by item, source, t, y, x.
     """
 
     def __init__(self, config: ConnectorConfig, width: int, out_width: int, num_sources: int) -> None:
         super().__init__()
         self.register_buffer("cell", torch.tensor(config.cell), persistent=False)
-        self.num_slots = math.prod(config.cell)
+        self.register_buffer("pool", torch.tensor(config.pool), persistent=False)
+        self.is_pooled, self.has_places = max(config.pool) > 1, config.places
+        self.num_slots = math.prod(config.cell) // math.prod(config.pool)
         self.norm = layer_norm(width, use_bias=True)
         self.reduce = nn.Linear(width, config.dim)
         self.source_table = nn.Parameter(torch.randn(num_sources, config.dim) * 0.02)
+        self.mean_norm = layer_norm(config.dim, use_bias=True) if self.is_pooled else nn.Identity()
         self.out = nn.Linear(self.num_slots * config.dim, out_width)
+        if self.is_pooled:
+            self.register_buffer("gain", torch.ones(()))
 
     def forward(self, rows: PerceptRows, counts: Sequence[int]) -> Tensor:
         hidden_NC = self.reduce(self.norm(rows.features)) + self.source_table[rows.source.long()]
-        place_N3 = rows.place.long()
-        cells_N3, inner_N3 = place_N3 // self.cell, place_N3 % self.cell
-        slot_N = (inner_N3[:, 0] * self.cell[1] + inner_N3[:, 1]) * self.cell[2] + inner_N3[:, 2]
-        item_N = _repeated(range(len(rows.lengths)), rows.lengths, place_N3.device)
-        # int16 places leave 15 bits for each axis.
-        inside_N = ((rows.source.long() << 45) | (cells_N3[:, 0] << 30)) | ((cells_N3[:, 1] << 15) | cells_N3[:, 2])
-        number_N, num_cells = _cell_numbers(item_N, inside_N)
+        if self.has_places:
+            hidden_NC = hidden_NC + place_codes(rows.place, hidden_NC.shape[1]).to(hidden_NC.dtype)
         total = sum(counts)
-        torch._assert_async(num_cells == total, f"the percepts have other cells than the {total} positions of the text")
-        number_N = number_N.clamp(max=max(total - 1, 0))
-        cells = hidden_NC.new_zeros(total * self.num_slots, hidden_NC.shape[1])
-        filled = cells.index_copy(0, number_N * self.num_slots + slot_N, hidden_NC)
-        return self.out(filled.view(total, -1))
+        number_N = _cell_of_each(rows, self.cell, total)
+        slots_3 = self.cell // self.pool
+        inner_N3 = rows.place.long() % self.cell // self.pool
+        slot_N = (inner_N3[:, 0] * slots_3[1] + inner_N3[:, 1]) * slots_3[2] + inner_N3[:, 2]
+        slots_SC = hidden_NC.new_zeros(total * self.num_slots, hidden_NC.shape[1])
+        at_N = number_N * self.num_slots + slot_N
+        if not self.is_pooled:
+            return self.out(slots_SC.index_copy(0, at_N, hidden_NC).view(total, -1))
+        sizes_S1 = hidden_NC.new_zeros(len(slots_SC)).index_add(0, at_N, hidden_NC.new_ones(len(at_N)))[:, None]
+        means_SC = self.mean_norm(slots_SC.index_add(0, at_N, hidden_NC) / sizes_S1.clamp(min=1))
+        return self.out((means_SC * (sizes_S1 > 0)).view(total, -1)) * self.gain
 
 
 class Resampler(nn.Module):
@@ -200,13 +221,17 @@ def match_scale(connector: nn.Module, table: Tensor) -> None:
     """Make new perception tokens of cells as large as the language model's own embeddings (V, D).
 
     Others keep the size that linear layers start with. A resampler learns slowly from weights so small that a step of
-    Adam is as large as they are: 10 % of unseen captions right instead of 100 % after the same 150 steps.
+    Adam is as large as they are: 10 % of unseen captions right instead of 100 % after the same 150 steps. So does
+    a pooled shuffle, whose tokens get a constant factor instead.
     """
-    if isinstance(connector, SpaceTimeShuffle):
-        out, sample = connector.out, table[:: max(1, len(table) // 1024)].float()
+    sample = table[:: max(1, len(table) // 1024)].float()
+    size = float(sample.square().mean().sqrt())
+    if isinstance(connector, SpaceTimeShuffle) and connector.is_pooled:
+        connector.gain.fill_(size)
+    elif isinstance(connector, SpaceTimeShuffle):
         # What `out` is fed has variance about 1 per number.
-        nn.init.normal_(out.weight, std=float(sample.square().mean().sqrt()) / math.sqrt(out.in_features))
-        nn.init.zeros_(out.bias)
+        nn.init.normal_(connector.out.weight, std=size / math.sqrt(connector.out.in_features))
+        nn.init.zeros_(connector.out.bias)
 
 
 def place_codes(place: Tensor, dim: int) -> Tensor:
@@ -215,6 +240,17 @@ def place_codes(place: Tensor, dim: int) -> Tensor:
     rates_E = _PERIOD ** -(torch.arange(num_angles, device=place.device, dtype=torch.float32) / max(num_angles, 1))
     angles_NE = (place.float()[:, :, None] * rates_E).flatten(1)
     return F.pad(torch.cat([angles_NE.sin(), angles_NE.cos()], dim=1), (0, dim - 6 * num_angles))
+
+
+def _cell_of_each(rows: PerceptRows, cell: Tensor, total: int) -> Tensor:
+    """Number (N,) of each row's cell among the cells of all items; an error where there are not `total` of them."""
+    cells_N3 = rows.place.long() // cell
+    item_N = _repeated(range(len(rows.lengths)), rows.lengths, cells_N3.device)
+    # int16 places leave 15 bits for each axis.
+    inside_N = ((rows.source.long() << 45) | (cells_N3[:, 0] << 30)) | ((cells_N3[:, 1] << 15) | cells_N3[:, 2])
+    number_N, num_cells = _cell_numbers(item_N, inside_N)
+    torch._assert_async(num_cells == total, f"the percepts have other cells than the {total} positions of the text")
+    return number_N.clamp(max=max(total - 1, 0))
 
 
 def _cell_numbers(item_N: Tensor, inside_N: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,6 +5,7 @@ A data set gives the conversation of a row; what is random in it (the template) 
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
@@ -46,12 +47,14 @@ class CaptionsConfig:
 
     ref     column that names the media item; null: the row itself is the item (`<file>#<row>`), as where its vector
             stands in the same row
+    folder  where the media files lie that `ref` names; null: `ref` is a path as it stands, or a name in a percept store
     """
 
     kind: Literal["captions"] = "captions"
     files: tuple[str, ...]
     media: MediaKind = "video"
     ref: str | None = None
+    folder: str | None = None
     caption: str = "description"
     templates: TemplateConfig = TemplateConfig(file="caption_video")
 
@@ -63,22 +66,28 @@ class InstructConfig:
     The tag `<image>` stands for the row's media item; where the turns have several, `refs` must name as many.
     turns   column of the turns; the published files call it `caption`, LLaVA itself `conversations`
     ref     column with the name of the media item, or with a list of names; null: the row itself (`<file>#<row>`)
+    folder  where the media files lie that `ref` names; null: as for captions
     """
 
     kind: Literal["instruct"] = "instruct"
     files: tuple[str, ...]
     media: MediaKind = "image"
     ref: str | None = None
+    folder: str | None = None
     turns: str = "caption"
     tag: str = "<image>"
 
 
 @strict
 class InterleavedConfig:
-    """Rows {key, turns: [{role, text}], media: [{kind, ref}]}; the texts hold `{video}`, `{gaze}` ... in order."""
+    """Rows {key, turns: [{role, text}], media: [{kind, ref}]}; the texts hold `{video}`, `{gaze}` ... in order.
+
+    folder  where the media files lie that `ref` names; null: as for captions
+    """
 
     kind: Literal["interleaved"] = "interleaved"
     files: tuple[str, ...]
+    folder: str | None = None
 
 
 @strict
@@ -124,7 +133,9 @@ class CaptionSet:
 
     def conversation(self, index: int, rng: np.random.Generator) -> Conversation:
         row, key = self._rows[index], row_name(self._rows, index)
-        media = Media(self._config.media, str(row[self._config.ref]) if self._config.ref else key)
+        media = Media(
+            self._config.media, media_ref(row[self._config.ref], self._config.folder) if self._config.ref else key
+        )
         return captioned(key, fill(self._templates.draw(rng), {}), [media], str(row[self._config.caption]).strip())
 
 
@@ -141,7 +152,8 @@ class InstructSet:
     def conversation(self, index: int, rng: np.random.Generator) -> Conversation:
         row, key, config = self._rows[index], row_name(self._rows, index), self._config
         refs = row[config.ref] if config.ref else key
-        refs = [str(ref) for ref in (refs if isinstance(refs, list) else [refs])]
+        refs = refs if isinstance(refs, list) else [refs]
+        refs = [media_ref(ref, config.folder) if config.ref else str(ref) for ref in refs]
         texts = texts_of(row[config.turns], key)
         num_tags = sum(text.count(config.tag) for _, text in texts)
         if num_tags == 0:
@@ -158,6 +170,7 @@ class InterleavedSet:
     """Any order of text and media."""
 
     def __init__(self, config: InterleavedConfig) -> None:
+        self._folder = config.folder
         self._rows = TableFiles(config.files, ["turns", "media"], ["key"])
 
     def __len__(self) -> int:
@@ -167,7 +180,9 @@ class InterleavedSet:
         row = self._rows[index]
         key = str(row.get("key", row_name(self._rows, index)))
         texts = [(_role(turn["role"], key), str(turn["text"])) for turn in row["turns"]]
-        return conversation_of(key, texts, [Media(item["kind"], str(item["ref"])) for item in row["media"]])
+        return conversation_of(
+            key, texts, [Media(item["kind"], media_ref(item["ref"], self._folder)) for item in row["media"]]
+        )
 
 
 class TextSet:
@@ -191,6 +206,11 @@ def row_name(rows: TableFiles, index: int) -> str:
     """`<file>#<row>`: a row's name, and the name of the media item that stands in it."""
     number, row = rows.locate(index)
     return f"{rows.files[number]}#{row}"
+
+
+def media_ref(name: Any, folder: str | None) -> str:
+    """Reference of a media item that a row names."""
+    return str(name) if folder is None else str(Path(folder) / str(name))
 
 
 def texts_of(turns: Sequence[Any], key: str) -> list[tuple[Role, str]]:

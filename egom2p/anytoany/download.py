@@ -4,6 +4,7 @@ Who may download what is found out for every repository before the first byte; e
 columns); a run that was interrupted goes on. `source=synthetic` makes stand-ins here, with the same names.
 """
 
+import logging
 import shutil
 import sys
 from collections.abc import Mapping
@@ -17,7 +18,8 @@ from egom2p.config import cfgs_root, from_plain, load_plain, run_main, strict
 from egom2p.storage import load_json, save_json
 from egom2p.storage.hub_files import RepoKind, access_problem, fetch_file, files_on_hub, sha256_of
 
-_LEDGER = "downloaded.json"
+_LEDGER, _STAND_INS = "downloaded.json", "stand_ins.json"
+_log = logging.getLogger(__name__)
 What = Literal["base", "datasets"]
 
 
@@ -96,10 +98,7 @@ def download(config: DownloadConfig) -> list[str]:
     """Get everything; returns lines for people. ValueError lists all repositories that are out of reach, with pages."""
     entries, output = _chosen(config), Path(config.output)
     if config.source == "synthetic":
-        made = [*build_synthetic(output / "synthetic", config.synthetic)]
-        tables = {output / entry.folder / file.name: file.columns for entry in entries.values() for file in entry.files}
-        made += build_like_manifest(tables, config.synthetic)
-        return [f"{path} (made here)" for path in made]
+        return _make_stand_ins(config, entries, output)
     problems = [problem for entry in entries.values() if (problem := access_problem(entry.repo, entry.kind))]
     if problems:
         raise ValueError("nothing was downloaded:\n  " + "\n  ".join(problems))
@@ -108,9 +107,12 @@ def download(config: DownloadConfig) -> list[str]:
     missing = [file for file in planned if not _is_there(file, output, ledger)]
     lines = [f"{len(planned) - len(missing)} of {len(planned)} files are there already"]
     _check_room(missing, output)
+    lines += _without_stand_ins(entries, output, is_dry=config.dry_run)
     for file in missing:
-        lines.append(f"{file.path(output)}: {file.size / 1e9:.2f} GB, {file.entry.licence}")
+        told = f"{file.path(output)}: {_size(file.size)}, {file.entry.licence}"
+        lines.append(told)
         if not config.dry_run:
+            _log.info("%s", told)
             ledger[str(file.path(output).relative_to(output))] = _fetch(file, output)
             save_json(output / _LEDGER, ledger)
     return lines
@@ -120,6 +122,46 @@ def load_manifest(file: str) -> Manifest:
     """A manifest by path, or below the folder of the shipped configs."""
     path = Path(file) if Path(file).is_file() else cfgs_root() / file
     return from_plain(Manifest, load_plain(path), where=str(path))
+
+
+def _make_stand_ins(config: DownloadConfig, entries: Mapping[str, ManifestEntry], output: Path) -> list[str]:
+    made = build_synthetic(output / "synthetic", config.synthetic)
+    tables = {output / entry.folder / file.name: file.columns for entry in entries.values() for file in entry.files}
+    alike = build_like_manifest(tables, config.synthetic)
+    if alike:
+        files = [file for path in alike for file in (sorted(path.rglob("*")) if path.is_dir() else [path])]
+        known = load_json(output / _STAND_INS) if (output / _STAND_INS).is_file() else []
+        save_json(output / _STAND_INS, sorted({*known, *(str(f.relative_to(output)) for f in files if f.is_file())}))
+    lines = [f"{path} (made here)" for path in (*made, *alike)]
+    return lines or [f"{output}: everything is there already"]
+
+
+def _without_stand_ins(entries: Mapping[str, ManifestEntry], output: Path, *, is_dry: bool) -> list[str]:
+    """Take stand-ins out of the way of what they stood for: their weights would be read instead of the real ones.
+
+    ValueError for other weights that the manifest does not name.
+    """
+    known = set(load_json(output / _STAND_INS)) if (output / _STAND_INS).is_file() else set()
+    lines = []
+    for entry in entries.values():
+        place = output / entry.folder
+        old = sorted(name for name in known if (output / name).is_file() and (output / name).is_relative_to(place))
+        named = {entry.folder + "/" + file.name for file in entry.files} | set(old)
+        weights = [str(path.relative_to(output)) for path in sorted(place.glob("*.safetensors"))]
+        if strangers := [name for name in weights if name not in named]:
+            raise ValueError(f"{output / strangers[0]}: the manifest does not name it; move it away")
+        if old:
+            lines.append(f"{place}: stand-ins that were made here make room")
+            known -= set(old)
+            for name in () if is_dry else old:
+                (output / name).unlink()
+    if lines and not is_dry:
+        save_json(output / _STAND_INS, sorted(known))
+    return lines
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:.2f} GB" if num_bytes >= 1e7 else f"{num_bytes / 1e3:.1f} kB"
 
 
 def _chosen(config: DownloadConfig) -> dict[str, ManifestEntry]:
@@ -174,6 +216,8 @@ def _fetch(file: PlannedFile, output: Path) -> str:
 
 
 def main(config: DownloadConfig) -> None:
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    _log.setLevel(logging.INFO)  # what is being fetched, before it is there
     for line in download(config):
         sys.stdout.write(line + "\n")
 

@@ -39,6 +39,10 @@ class MediaMemory:
         """The same memory for some of the positions."""
         return MediaMemory(self.memory, self.owner, self.seen[:, positions])
 
+    def of_rows(self, rows: Tensor) -> "MediaMemory":
+        """What some rows look at, a row as often as it is named."""
+        return MediaMemory(self.memory[rows], self.owner[rows], self.seen[rows])
+
 
 class GatedCrossAttention(nn.Module):
     """hidden + tanh(a) attention(hidden, memory), then + tanh(b) mlp."""

@@ -1,4 +1,4 @@
-"""Ask a model: `python -m egom2p.anytoany.generate model=<directory> 'prompt="Describe {video}"' video=walk.mp4`.
+"""Ask a model: `python -m egom2p.anytoany.generate model=<directory> 'prompt=Describe {video}' video=walk.mp4`.
 
 Without media it generates text alone. Answers go to standard output, speed and memory to standard error.
 """
@@ -15,9 +15,10 @@ from egom2p.anytoany.conversations import PLACEHOLDER
 from egom2p.anytoany.generation import Answer, AnswerConfig, Question
 from egom2p.anytoany.nouns import KINDS, Percept
 from egom2p.anytoany.rendering import token_clip_of, write_tokens
-from egom2p.anytoany.responder import PerceivedClip, Responder
+from egom2p.anytoany.responder import PerceivedClip, Responder, chosen_device, typed_prompt
 from egom2p.anytoany.windows import caption_windows, joined
 from egom2p.config import run_main, strict
+from egom2p.data.alignment import RecordingTooShort
 
 Files = str | tuple[str, ...]
 
@@ -27,11 +28,14 @@ class GenerateConfig:
     """One prompt.
 
     model       any-to-any directory
-    prompt      placeholders {video} {image} {audio} {gaze} {cam} {depth} take the files of their kind in order
-    video ...   files: a video, a clip's tokens (.npz), vectors (.npy, file.parquet#row), as the model perceives them
+    prompt      placeholders {video} {image} {audio} {gaze} {cam} {depth} take the files of their kind in order; \\n is
+                a line break; text with a comma stands in quotes of its own: 'prompt="First, ..."'
+    video ...   files: a video, a picture, a clip's tokens (.npz), vectors (.npy, file.parquet#row), as the model
+                perceives them
     windows     a video longer than a clip: caption every window instead of the first clip alone; one placeholder
     stride_s    seconds from window to window; null: they touch
     num_tokens  perception tokens per media item, one of the connector's nested counts; null: all
+    answer      max_new_tokens; temperature (0: the likeliest token), top_k; spans: kinds of codes to begin with
     num_answers answers to the prompt, with seeds seed, seed + 1, ...
     tokens_out  .npz for modality codes of the (last) answer, an input of generate.py
     """
@@ -53,12 +57,24 @@ class GenerateConfig:
     tokens_out: str | None = None
     device: str = "auto"
 
+    def __post_init__(self) -> None:
+        if self.num_answers < 1:
+            raise ValueError(f"num_answers must be at least 1, got {self.num_answers}")
+        if self.stride_s is not None and self.stride_s <= 0:
+            raise ValueError(f"stride_s must be positive, got {self.stride_s}")
+        if self.windows and (self.num_answers > 1 or self.tokens_out is not None):
+            raise ValueError("windows=true gives one caption per window: it goes without num_answers and tokens_out")
+
+    @property
+    def text(self) -> str:
+        return typed_prompt(self.prompt)
+
     def files(self) -> list[tuple[str, str]]:
         """(kind, file) in the order of the prompt's placeholders; ValueError when they differ in number."""
         given = {kind: getattr(self, kind) for kind in KINDS}
         waiting = {kind: [files] if isinstance(files, str) else list(files) for kind, files in given.items()}
         chosen = []
-        for found in PLACEHOLDER.finditer(self.prompt):
+        for found in PLACEHOLDER.finditer(self.text):
             if not waiting[found.group(1)]:
                 raise ValueError(f"prompt: no file is left for {found.group()}; say {found.group(1)}=<file>")
             chosen.append((found.group(1), waiting[found.group(1)].pop(0)))
@@ -67,22 +83,31 @@ class GenerateConfig:
             raise ValueError(f"prompt: no placeholder {{{left[0][0]}}} is left for {left[0][1]}")
         return chosen
 
+    def check_paths(self) -> None:
+        """What is wrong with model and files, before seconds of loading."""
+        files = self.files()
+        if self.windows and len(files) != 1:
+            raise ValueError(f"windows=true needs a prompt with one placeholder, found {len(files)}")
+        for kind, file in files:
+            is_pattern = ".tar" in file  # of token shards
+            if not is_pattern and not Path(file.partition("#")[0]).exists():
+                raise FileNotFoundError(f"{kind}: {file} is not there")
+        if not (Path(self.model) / "anytoany.json").is_file():
+            raise ValueError(f"model: {self.model} is no any-to-any directory (it has no anytoany.json)")
+
 
 def question_of_files(responder: Responder, config: GenerateConfig) -> Question:
     """The prompt about the first clip of each file."""
-    media = [
-        (kind, _first(responder.perceive_file(kind, file, stride_s=config.stride_s), file))
-        for kind, file in config.files()
-    ]
-    return responder.question(config.prompt, media, num_tokens=config.num_tokens)
+    media = [(kind, _first(_clips(responder, kind, file, config.stride_s), file)) for kind, file in config.files()]
+    return responder.question(config.text, media, num_tokens=config.num_tokens)
 
 
 def main(config: GenerateConfig) -> None:
     # Imported here: it brings transformers along.
     from egom2p.anytoany.saving import load_anytoany
 
-    config.files()  # for its error, before seconds of loading
-    device = _device(config.device)
+    config.check_paths()
+    device = chosen_device(config.device)
     times_s = [time.perf_counter()]
     responder = Responder(load_anytoany(config.model, device=device))
     times_s.append(time.perf_counter())
@@ -117,30 +142,39 @@ def _write_answers(responder: Responder, config: GenerateConfig, answers: Sequen
 
 
 def _write_captions(responder: Responder, config: GenerateConfig) -> int:
-    files = config.files()
-    if len(files) != 1:
-        raise ValueError(f"windows needs a prompt with one placeholder, found {len(files)}")
-    kind, file = files[0]
-    clips = responder.perceive_file(kind, file, stride_s=config.stride_s)
-    captions = list(caption_windows(responder, clips, config.answer, prompt=config.prompt, kind=kind))
-    if not captions:
-        raise ValueError(f"{file}: shorter than one clip")
-    for caption in joined(captions):
-        sys.stdout.write(f"{caption.start_s:8.2f} {caption.end_s:8.2f}  {caption.text}\n")
-    return sum(len(responder.model.tokenizer.encode(caption.text)) for caption in captions)
+    ((kind, file),) = config.files()
+    clips = _clips(responder, kind, file, config.stride_s)
+    settings = {"prompt": config.text, "kind": kind, "num_tokens": config.num_tokens, "seed": config.seed}
+    num_tokens, found = 0, None
+    for found in joined(caption_windows(responder, clips, config.answer, **settings)):
+        sys.stdout.write(f"{found.start_s:8.2f} {found.end_s:8.2f}  {found.text}\n")
+        sys.stdout.flush()  # a long video takes long
+        num_tokens += len(responder.model.tokenizer.encode(found.text))
+    if found is None:
+        raise _no_clip(file)
+    return num_tokens
+
+
+def _clips(responder: Responder, kind: str, file: str, stride_s: float | None) -> Iterator[PerceivedClip]:
+    """Percepts of a file; ValueError says what a clip of it would need."""
+    try:
+        yield from responder.perceive_file(kind, file, stride_s=stride_s)
+    except RecordingTooShort as error:
+        raise ValueError(str(error).partition(" (")[0]) from None
 
 
 def _first(clips: Iterator[PerceivedClip], file: str) -> Percept:
     clip = next(clips, None)
     if clip is None:
-        raise ValueError(f"{file}: shorter than one clip")
+        raise _no_clip(file)
+    if next(clips, None) is not None:
+        part = f"seconds {clip.start_s:g} to {clip.end_s:g}" if clip.end_s else clip.key
+        sys.stderr.write(f"{file}: holds several clips, this is about the first ({part}); windows=true takes all\n")
     return clip.percept
 
 
-def _device(wanted: str) -> torch.device:
-    if wanted != "auto":
-        return torch.device(wanted)
-    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+def _no_clip(file: str) -> ValueError:
+    return ValueError(f"{file}: no stretch of it is long enough, with enough frames, for one clip")
 
 
 def _memory(device: torch.device) -> str:

@@ -3,7 +3,8 @@
 R questions at once, T positions of the longest, V vocabulary, N percept rows.
 
 Questions stand at the right end of their rows; what is padding on the left is seen by nobody and moves no position, so
-an answer does not depend on the questions beside it.
+an answer does not depend on the questions beside it. Questions of like length are answered together; one that is asked
+several times is read once.
 """
 
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from egom2p.anytoany.gated_layers import MediaMemory
 from egom2p.anytoany.grammar import SpanGrammar
 from egom2p.anytoany.model import AnyToAny
 from egom2p.anytoany.nouns import NO_LOSS, LanguageBatch, Percept, Rendered
+from egom2p.anytoany.packing import joined_percepts
 from egom2p.anytoany.text_tokenizer import stop_ids
 from egom2p.config import strict
 
@@ -83,11 +85,13 @@ def answer(
     was_training = model.training
     model.eval()
     try:
-        answers: list[Answer] = []
+        answers: dict[int, Answer] = {}
+        by_length = sorted(range(len(questions)), key=lambda number: len(questions[number].rendered.ids))
         for start in range(0, len(questions), config.batch_size):
-            part = slice(start, start + config.batch_size)
-            answers += _answer_batch(model, questions[part], config, seeds[part])
-        return answers
+            part = by_length[start : start + config.batch_size]
+            said = _answer_batch(model, [questions[n] for n in part], config, [seeds[n] for n in part])
+            answers |= dict(zip(part, said, strict=True))
+        return [answers[number] for number in range(len(questions))]
     finally:
         if model.gated is not None:
             model.gated.look_at(None)
@@ -107,19 +111,13 @@ def right_aligned(questions: Sequence[Question], *, pad_id: int) -> LanguageBatc
         positions_RT[row, start:] = np.arange(length - start)
         segments_RT[row, start:] = 0
         spans += [(row, start + span.start, span.length) for span in question.rendered.spans]
-    percepts = [percept for question in questions for percept in question.percepts]
-    width = max((percept.features.shape[1] for percept in percepts), default=0)
-    features = [np.pad(p.features, ((0, 0), (0, width - p.features.shape[1]))) for p in percepts]
     spans_I3 = torch.tensor(spans, dtype=torch.int64).reshape(-1, 3)
     return LanguageBatch(
         ids=torch.from_numpy(ids_RT),
         labels=torch.full(shape, NO_LOSS),
         positions=torch.from_numpy(positions_RT),
         segments=torch.from_numpy(segments_RT),
-        features=torch.from_numpy(np.concatenate([np.zeros((0, width), np.float32), *features])),
-        place=torch.from_numpy(np.concatenate([np.zeros((0, 3), np.int64), *(p.place for p in percepts)])),
-        source=torch.from_numpy(np.concatenate([np.zeros(0, np.int64), *(p.source for p in percepts)])),
-        percept_offsets=torch.tensor([0, *(len(p.features) for p in percepts)]).cumsum(0),
+        **joined_percepts([percept for question in questions for percept in question.percepts]),
         media_rows=spans_I3[:, 0].contiguous(),
         media_starts=spans_I3[:, 1].contiguous(),
         media_lengths=spans_I3[:, 2].contiguous(),
@@ -141,11 +139,16 @@ def _answer_batch(
         raise ValueError(
             f"max_new_tokens is {config.max_new_tokens}, the spans {list(config.spans)} alone need {grammar.num_forced}"
         )
-    batch = right_aligned(questions, pad_id=tokenizer.pad_token_id).to(device)
+    different, number_R = _different(questions)
+    batch = right_aligned(different, pad_id=tokenizer.pad_token_id).to(device)
     stops = torch.tensor(stop_ids(tokenizer), device=device)
     chances = torch.from_numpy(_chances(seeds, config)).to(device)
     reader = _CachedReader(model, batch, config.max_new_tokens)
     hidden_RD, states_R = reader.read(model.embed(batch)), grammar.begin(len(questions))
+    if len(different) < len(questions):
+        rows_R = torch.tensor(number_R, device=device)
+        hidden_RD = hidden_RD[rows_R]
+        reader.go_on_with(rows_R)
     is_done_R = torch.zeros(len(questions), dtype=torch.bool, device=device)
     said: list[Tensor] = []
     for step in range(config.max_new_tokens):
@@ -160,7 +163,15 @@ def _answer_batch(
         if is_last or ((step + 1) % config.stop_every == 0 and bool(is_done_R.all())):
             break
         hidden_RD = reader.read(model.embed_ids(ids_R[:, None]))
-    return [_as_answer(model, ids_S, set(stops.tolist())) for ids_S in torch.stack(said, 1).cpu().numpy()]
+    ends = set(stop_ids(tokenizer))
+    return [_as_answer(model, ids_S, ends) for ids_S in torch.stack(said, 1).cpu().numpy()]
+
+
+def _different(questions: Sequence[Question]) -> tuple[list[Question], list[int]]:
+    """Each question object once, and the number of every question among those."""
+    first = {id(question): question for question in questions}
+    number_of = {key: number for number, key in enumerate(first)}
+    return list(first.values()), [number_of[id(question)] for question in questions]
 
 
 class _CachedReader:
@@ -199,6 +210,14 @@ class _CachedReader:
             use_cache=True,
         ).last_hidden_state
         return hidden_RTD[:, -1]
+
+    def go_on_with(self, rows_R: Tensor) -> None:
+        """From here on, rows are copies of what was read in these rows."""
+        self._cache.batch_select_indices(rows_R)
+        self._is_real_RS, self._positions_RT = self._is_real_RS[rows_R], self._positions_RT[rows_R]
+        self._lengths_R1 = self._lengths_R1[rows_R]
+        if self._media is not None:
+            self._media = self._media.of_rows(rows_R)
 
     def _mask(self, first: int, end: int) -> Tensor:
         """(R, 1, T, S) of what was read last over all that was read. Padding sees itself, so that no row is empty."""

@@ -65,7 +65,12 @@ class SpanGrammar:
         return torch.full((num_answers,), self.first_state, dtype=torch.int64, device=self._class_Z.device)
 
     def allowed(self, states: Tensor, num_left: int) -> Tensor:
-        """(R, V): what may be said with `num_left` tokens left; a span that would not end in time may not begin."""
+        """(R, V): what may be said with `num_left` tokens left; a span that would not end in time may not begin.
+
+        (1, V) where nothing but text is ever said.
+        """
+        if len(self._classes_CV) == 1:
+            return self._classes_CV
         allowed_RV = self._classes_CV[self._class_Z[states]]
         fits_V = self._length_V <= num_left
         return torch.where((states == _TEXT)[:, None], allowed_RV & fits_V, allowed_RV)

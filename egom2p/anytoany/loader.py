@@ -7,7 +7,11 @@ So every rank knows all rows and takes its own, resuming is a seek, and what is 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Literal
+
+import torch
+from torch.utils.data import DataLoader, Dataset
 
 from egom2p.anytoany.chat import ChatConfig, ChatRenderer
 from egom2p.anytoany.datasets import ConversationSet, DatasetConfig, open_dataset
@@ -16,6 +20,7 @@ from egom2p.anytoany.nouns import LanguageBatch, Media, Percept, Rendered
 from egom2p.anytoany.packing import best_fit_decreasing, collate, even_order
 from egom2p.config import strict
 from egom2p.data.clip_order import clip_rng
+from egom2p.data.unified_datasets import leave_signals_to_the_parent
 
 
 @strict
@@ -25,6 +30,7 @@ class LanguageDataConfig:
     batching    `packed`: rows of `row_tokens` positions, filled with several conversations; `even`: one conversation a
                 row, rows of a batch of similar length; `single`: one conversation a row, as the stream has them
     window      conversations that are packed, or sorted, at once
+    num_workers processes of each rank that render and pack windows ahead; 0: the training process itself
     bad_rows    `skip` leaves out rows that cannot become a conversation, and counts them, instead of an error
     """
 
@@ -34,6 +40,7 @@ class LanguageDataConfig:
     batching: Literal["packed", "even", "single"] = "packed"
     row_tokens: int = 2048
     window: int = 1024
+    num_workers: int = 0
     bad_rows: Literal["error", "skip"] = "error"
 
     def __post_init__(self) -> None:
@@ -41,6 +48,8 @@ class LanguageDataConfig:
             raise ValueError("datasets must name at least one data set")
         if self.window < 1:
             raise ValueError(f"window must be at least 1, got {self.window}")
+        if self.num_workers < 0:
+            raise ValueError(f"num_workers must be at least 0, got {self.num_workers}")
         if self.batching == "packed" and self.row_tokens < self.chat.max_length:
             raise ValueError(
                 f"row_tokens is {self.row_tokens}, but a conversation may have chat.max_length {self.chat.max_length}"
@@ -106,10 +115,10 @@ class LanguageLoader:
 
     def rows(self, first_clip: int) -> Iterator[RowPlan]:
         """Endless rows of all ranks, in order."""
-        number, offset = divmod(first_clip, self.config.window)
-        while True:
+        first, offset = divmod(first_clip, self.config.window)
+        for rows in self._windows(first):
             consumed = 0
-            for row in self.window_rows(number):
+            for row in rows:
                 if consumed >= offset:
                     yield row
                 consumed += row.num_consumed
@@ -118,7 +127,27 @@ class LanguageLoader:
                         f"the stream cannot go on at conversation {first_clip}: no row begins there; the data "
                         "or its batching changed since the checkpoint was written"
                     )
-            number, offset = number + 1, 0
+            offset = 0
+
+    def _windows(self, first: int) -> Iterator[list[RowPlan]]:
+        """Rows of one window after the other, endlessly."""
+        if self.config.num_workers == 0:
+            yield from map(self.window_rows, count(first))
+            return
+        # A window depends on its number alone: any process may make it.
+        ahead = DataLoader(
+            _CountedWindows(self),
+            sampler=count(first),
+            batch_size=None,
+            collate_fn=_unchanged,  # torch's own converts what it knows, and counts counters twice
+            num_workers=self.config.num_workers,
+            multiprocessing_context="fork",  # percept stores and renderers cannot be sent to a fresh process
+            worker_init_fn=leave_signals_to_the_parent,
+            generator=torch.Generator(),  # a seed is drawn for the workers, the global generator must not move
+        )
+        for rows, dropped in ahead:
+            self.dropped.update(dropped)
+            yield rows
 
     def window_rows(self, number: int) -> list[RowPlan]:
         """Rows of a window, in the order in which they are used."""
@@ -162,3 +191,18 @@ class LanguageLoader:
         if rendered is None:
             self.dropped[name, "too long"] += 1
         return rendered
+
+
+class _CountedWindows(Dataset):
+    """Rows of a window, and what was left out of it, counted: a worker's counts stay in the worker."""
+
+    def __init__(self, loader: LanguageLoader) -> None:
+        self._loader = loader
+
+    def __getitem__(self, number: int) -> tuple[list[RowPlan], Counter[tuple[str, str]]]:
+        self._loader.dropped.clear()
+        return self._loader.window_rows(number), Counter(self._loader.dropped)  # sent while the next one is made
+
+
+def _unchanged(made: tuple[list[RowPlan], Counter[tuple[str, str]]]) -> tuple[list[RowPlan], Counter[tuple[str, str]]]:
+    return made

@@ -63,6 +63,8 @@ class AnyToAnyConfig:
                 "training the whole language model needs language_model.dtype float32 (steps of AdamW vanish below "
                 "bfloat16's resolution); run it under training.dtype bfloat16 instead"
             )
+        if self.adapt == "lora" and self.lora.also_train and self.language_model.dtype != "float32":
+            raise ValueError("lora.also_train trains weights of the base, which needs language_model.dtype float32")
 
 
 class AnyToAny(nn.Module):
@@ -194,10 +196,23 @@ class AnyToAny(nn.Module):
         factors = {name: next((f for start, f in parts.items() if name.startswith(start)), 1.0) for name in trained}
         return {name: factor for name, factor in factors.items() if factor != 1.0}
 
+    def foreign_blocks(self) -> nn.ModuleList:
+        """The language model's blocks, which run in every pass."""
+        return _blocks(self.lm)
+
     def state_to_keep(self) -> dict[str, Tensor]:
-        """What a checkpoint must hold: frozen weights come from where the model was made."""
-        frozen = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
-        return {name: tensor for name, tensor in self.state_dict().items() if name not in frozen}
+        """What a checkpoint must hold, tied weights once: frozen ones come from the files the model was made from.
+
+        A base that was drawn is kept too: another version of torch may draw another.
+        """
+        is_drawn = self.config.language_model.pretrained is None
+        kept = {
+            name
+            for name, parameter in self.named_parameters()
+            if parameter.requires_grad or (is_drawn and name.startswith("lm."))
+        }
+        others = {name for name, _ in self.named_parameters(remove_duplicate=False)} - kept
+        return {name: tensor for name, tensor in self.state_dict().items() if name not in others}
 
     def _features(self, batch: LanguageBatch) -> PerceptRows:
         """What the connector gets: each media item through the tower of its source."""
@@ -224,7 +239,7 @@ class AnyToAny(nn.Module):
 
     def _seen_by(self, number: int, batch: LanguageBatch, places_N: Tensor, lengths: Sequence[int]) -> Tensor:
         """Features of some of the rows by one tower, in the width that all share."""
-        width = 1 if self.config.perception[number].gives_ids else self.towers[number].width
+        width = self.towers[number].percept_width
         if batch.features.shape[1] < width:
             raise ValueError(f"percepts have {batch.features.shape[1]} features, source {number} needs {width}")
         # A batch has one width: narrower percepts are padded with zeros.
@@ -281,5 +296,5 @@ def _blocks(lm: "PreTrainedModel") -> nn.ModuleList:
     depth = getattr(lm.config, "num_hidden_layers", None)
     found = [blocks for blocks in lists if len(blocks) == depth]
     if not found:
-        raise ValueError(f"{type(lm).__name__}: found no list of its {depth} blocks to put gated layers before")
+        raise ValueError(f"{type(lm).__name__}: found no list of its {depth} blocks")
     return found[0]

@@ -24,7 +24,7 @@ NO_LOSS = -100
 class Percept:
     """What a perception source says about one media item.
 
-    features  (N, D) float32; of a source of plain codes (N, 1), the ids as numbers
+    features  (N, D) float32; of a source of plain codes (N, 1), the ids as numbers; of a live image tower uint8 pixels
     place     (N, 3) int16: t, y, x of each row in its source's grid
     source    (N,) int16: index into the names of the source (modalities, or one name)
     """

@@ -7,6 +7,7 @@ transformers dispatches attention by name; the name registered here lays all row
 torch's ordinary attention with the mask transformers made: generation with a cache.
 """
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -99,8 +100,9 @@ def _attention(
         may_attend = _may_attend(layout, query, sliding_window)
         return _capped(query, key, value, may_attend, scaling=scaling, softcap=softcap), None
     # The layout's attention scales by 1 / sqrt(E).
-    query = query * (scaling * query.shape[-1] ** 0.5)
-    rows = [rearrange(part, "r h t e -> (r t) h e") for part in (query, *_repeated(query, key, value))]
+    factor = scaling * query.shape[-1] ** 0.5
+    query = query if math.isclose(factor, 1.0) else query * factor
+    rows = [rearrange(part, "r h t e -> (r t) h e") for part in (query, key, value)]
     return rearrange(attend(*rows, layout), "(r t) h e -> r t h e", r=query.shape[0]), None
 
 

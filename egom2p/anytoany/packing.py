@@ -95,7 +95,7 @@ def collate(
         labels=torch.from_numpy(labels_RT),
         positions=torch.from_numpy(place_RT),
         segments=torch.from_numpy(segments_RT),
-        **_joined(percepts),
+        **joined_percepts(percepts),
         media_rows=media_I3[:, 0].contiguous(),
         media_starts=media_I3[:, 1].contiguous(),
         media_lengths=media_I3[:, 2].contiguous(),
@@ -107,8 +107,11 @@ def collate(
     )
 
 
-def _joined(percepts: Sequence[Percept]) -> dict[str, torch.Tensor]:
-    """Rows of all percepts end to end, and where each begins; narrow ones (of another source) are padded with zeros."""
+def joined_percepts(percepts: Sequence[Percept]) -> dict[str, torch.Tensor]:
+    """Fields of a batch: rows of all percepts end to end, and where each begins.
+
+    Narrow ones (of another source) are padded with zeros.
+    """
     offsets = np.cumsum([0, *(len(percept.features) for percept in percepts)], dtype=np.int64)
     width = max((percept.features.shape[1] for percept in percepts), default=0)
     features_NW = np.zeros((int(offsets[-1]), width), np.float32)

@@ -1,7 +1,8 @@
-"""Percepts of media items: from exported stores, or, for vectors, from the files that hold them."""
+"""Percepts of media items: from exported stores, or, for vectors and live image towers, from the files themselves."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -9,19 +10,20 @@ from egom2p.anytoany.chat import Spelling
 from egom2p.anytoany.codebooks import CodebookConfig, Codebooks
 from egom2p.anytoany.connectors import ConnectorConfig
 from egom2p.anytoany.nouns import Media, Percept
-from egom2p.anytoany.perception.source import PerceptionConfig, source_of_kind
+from egom2p.anytoany.perception.media_files import PixelFiles, picture_key
+from egom2p.anytoany.perception.source import PerceptionConfig, as_meant_today, source_of_kind
 from egom2p.anytoany.perception.store import PerceptStore
 from egom2p.anytoany.perception.token_percepts import perceived_specs
 from egom2p.anytoany.perception.vectors import VectorFiles
 from egom2p.config import from_plain
 
-_CACHED = 4096
+_CACHED_BYTES = 2**29
 
 
 class PerceptLookup:
     """What the sources of a model say about media items.
 
-    stores   folders that `perception.export` wrote; vectors need none
+    stores   folders that `perception.export` wrote; vectors, and pictures and videos of a live `timm_frames`, need none
 
     ValueError names a store that another source wrote than the model perceives with.
     """
@@ -34,7 +36,9 @@ class PerceptLookup:
             for number, source in enumerate(sources)
             if source.source == "vectors"
         }
+        self._pixels = {number: PixelFiles(source) for number, source in enumerate(sources) if source.gives_pixels}
         self._cache: OrderedDict[Media, Percept] = OrderedDict()
+        self._num_cached_bytes = 0
         for store in self._stores:
             # Codes may also be there for the vocabulary alone.
             if not any(_fits(store, source) for source in self._sources) and not _holds_ids(store):
@@ -46,9 +50,11 @@ class PerceptLookup:
     def percept(self, media: Media) -> Percept:
         """ValueError names an item that no store holds."""
         if media not in self._cache:
-            self._cache[media] = self._find(media)
-            if len(self._cache) > _CACHED:
-                self._cache.popitem(last=False)
+            percept = self._cache[media] = self._find(media)
+            self._num_cached_bytes += percept.features.nbytes
+            while self._num_cached_bytes > _CACHED_BYTES and len(self._cache) > 1:
+                self._num_cached_bytes -= self._cache.popitem(last=False)[1].features.nbytes
+            return percept
         return self._cache[media]
 
     def span_length(self, media: Media, wanted: int | None = None) -> int:
@@ -78,11 +84,15 @@ class PerceptLookup:
         if number in self._vectors:
             return self._vectors[number][media.ref]
         source = self._sources[number]
-        store = next((store for store in self._stores if media.ref in store and _fits(store, source)), None)
-        if store is None:
+        refs = (media.ref, picture_key(media.ref))
+        found = [(store, ref) for store in self._stores for ref in refs if ref in store and _fits(store, source)]
+        if not found and number in self._pixels:
+            return self._pixels[number][media.ref]
+        if not found:
             folders = [str(store.folder) for store in self._stores] or "none (see `percepts`)"
             raise ValueError(f"no percept of {media.kind} {media.ref!r} in the stores {folders}")
-        percept = store[media.ref]
+        store, ref = found[0]
+        percept = store[ref]
         return select_modalities(percept, store.card["names"], _names(source)) if source.gives_ids else percept
 
 
@@ -110,7 +120,11 @@ def perceived_names(sources: Sequence[PerceptionConfig], kind: str) -> tuple[str
 
 
 def _holds_ids(store: PerceptStore) -> bool:
-    return from_plain(PerceptionConfig, store.card["perception"], where=str(store.folder)).gives_ids
+    return _written_by(store).gives_ids
+
+
+def _written_by(store: PerceptStore) -> PerceptionConfig:
+    return from_plain(PerceptionConfig, as_meant_today(store.card["perception"]), where=str(store.folder))
 
 
 def _fits(store: PerceptStore, source: PerceptionConfig) -> bool:
@@ -119,7 +133,14 @@ def _fits(store: PerceptStore, source: PerceptionConfig) -> bool:
         return False
     if source.gives_ids:
         return set(_names(source)) <= set(store.card["names"])
+    if source.source == "timm_frames":
+        return _picture_settings(_written_by(store)) == _picture_settings(source)
     return store.card["source"] == source.source and (not source.width or store.width == source.width)
+
+
+def _picture_settings(source: PerceptionConfig) -> tuple[Any, ...]:
+    """What decides on the rows that a picture gives."""
+    return source.source, source.precomputed, source.tower, source.layer, source.image_size, source.tiles
 
 
 def _names(source: PerceptionConfig) -> tuple[str, ...]:

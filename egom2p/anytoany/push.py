@@ -171,6 +171,10 @@ def upload(arguments: Sequence[str]) -> list[str]:
     except (ValueError, FileNotFoundError) as error:
         sys.stderr.write(f"error: {error}\n")
         raise SystemExit(2) from None
+    base = _config_of(directory).language_model.pretrained
+    is_local = base is not None and Path(base).exists() and given.base_model is None
+    if is_local and not (directory / "language_model").is_dir():
+        sys.stderr.write(f"note: others do not have the base model {base}; name it by --base_model <Hub id>\n")
     if given.dry_run:
         sys.stdout.write(card + "\n")
     sys.stdout.write(f"{'would push' if given.dry_run else 'pushed'} to {given.hf_repo_id}: {', '.join(files)}\n")

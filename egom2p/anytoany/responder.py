@@ -3,22 +3,27 @@
 D width of a percept.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
+
+import torch
 
 from egom2p.anytoany.chat import ChatConfig, ChatRenderer
 from egom2p.anytoany.conversations import captioned, question_of
 from egom2p.anytoany.generation import Answer, AnswerConfig, Question, answer
 from egom2p.anytoany.model import AnyToAny
-from egom2p.anytoany.nouns import Media, Percept
+from egom2p.anytoany.nouns import KINDS, Media, Percept
 from egom2p.anytoany.perception.media_files import read_clips
 from egom2p.anytoany.perception.source import Clip, PerceptionSource, build_source, source_of_kind
 from egom2p.anytoany.perception.vectors import VectorFiles
 from egom2p.contracts import AlignedClip
 
 _VECTOR_FILES = (".npy", ".npz", ".parquet", ".jsonl", ".json")
+_WORD_IN_BRACES = re.compile(r"\{(\w+)\}")
 
 
 @dataclass(frozen=True)
@@ -88,6 +93,29 @@ class Responder:
             found = [source.source for source in self.model.config.perception]
             raise ValueError(f"wanted a model with one perception source of vectors, this one has {found}")
         return int(widths[0] or 0)
+
+
+def chosen_device(wanted: str) -> torch.device:
+    """`auto`: the accelerator where there is one. ValueError for a device that this machine does not have."""
+    if wanted == "auto":
+        return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    try:
+        device = torch.device(wanted)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device: {wanted} is not to be had here ({str(error).splitlines()[0]})") from None
+    return device
+
+
+def typed_prompt(prompt: str) -> str:
+    r"""A prompt as it was typed in a shell: `\n` is a line break. ValueError for a placeholder with a slip in it."""
+    text = prompt.replace("\\n", "\n")
+    if not text.strip():
+        raise ValueError("prompt is empty")
+    for word in _WORD_IN_BRACES.findall(text):
+        if word not in KINDS and (near := get_close_matches(word.lower(), KINDS, n=1, cutoff=0.7)):
+            raise ValueError(f"prompt: {{{word}}} is no placeholder; did you mean {{{near[0]}}}?")
+    return text
 
 
 def _span_s(clip: Clip) -> tuple[float, float]:

@@ -7,8 +7,9 @@ A directory holds
   tokenizer/               with reserved tokens and chat template
   codebooks.json           where the codes of modalities lie in the vocabulary
   language_model/          the whole language model, where it was trained in full or made from a description
-  perception/<number>/     the EgoM2P checkpoint of a source, tokenizers included
-The base model of an adapter is not copied: the config names its folder or Hub id.
+  perception/<number>/     the EgoM2P checkpoint of a source, tokenizers included; or tower.safetensors, an image tower
+The base model of an adapter is not copied: the config names its folder or Hub id. Nor is a frozen image tower that timm
+downloads.
 """
 
 import os
@@ -22,6 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from egom2p.anytoany.model import AnyToAny, AnyToAnyConfig, build_anytoany
+from egom2p.anytoany.perception.source import PerceptionConfig, as_meant_today
+from egom2p.anytoany.perception.tower import plain_tower_state
 from egom2p.config import from_plain, to_plain
 from egom2p.layers.lora import adapter_settings, has_lora, load_lora_state, lora_state, merge_lora
 from egom2p.models.weights import tokenizer_locations
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
 _CARD, _PARTS = "anytoany.json", "parts.safetensors"
 _ADAPTER, _ADAPTER_CARD = "adapter_model.safetensors", "adapter_config.json"
 _LANGUAGE_MODEL, _TOKENIZER, _PERCEPTION = "language_model", "tokenizer", "perception"
+_TOWER = "tower.safetensors"
 
 
 def save_anytoany(model: AnyToAny, directory: str | Path) -> None:
@@ -43,21 +47,28 @@ def save_anytoany(model: AnyToAny, directory: str | Path) -> None:
 
 def write_anytoany_files(model: AnyToAny, folder: Path) -> None:
     """The files of a directory, into a folder that the caller makes atomic (a checkpoint)."""
-    config = model.config
+    config, state = model.config, model.state_dict()
+    of_lm = {name.removeprefix("lm."): tensor for name, tensor in state.items() if name.startswith("lm.")}
     save_json(folder / _CARD, {"config": to_plain(config)})
-    save_tensors(folder / _PARTS, _own_parts(model))
+    save_tensors(folder / _PARTS, {name: state[name] for name in _own_parts(model)})
     save_json(folder / "codebooks.json", model.codebooks.to_plain())
     model.tokenizer.save_pretrained(folder / _TOKENIZER)
     if has_lora(model.lm):
         settings = adapter_settings(model.lm)
         settings |= {"base_model_name_or_path": config.language_model.pretrained, "task_type": "CAUSAL_LM"}
         save_json(folder / _ADAPTER_CARD, settings | {"inference_mode": True})
-        save_tensors(folder / _ADAPTER, lora_state(model.lm), {"format": "pt"})
+        save_tensors(folder / _ADAPTER, lora_state(model.lm, of_lm), {"format": "pt"})
     if config.adapt == "full" or config.language_model.pretrained is None:
-        _write_language_model(model.lm, folder / _LANGUAGE_MODEL)
+        _write_language_model(model.lm, of_lm, folder / _LANGUAGE_MODEL)
     for number, source in enumerate(config.perception):
         if source.checkpoint is not None:
             _copy_checkpoint(Path(source.checkpoint), folder / _PERCEPTION / str(number))
+        elif source.gives_pixels and (source.train != "frozen" or source.tower_weights is not None):
+            start = f"towers.{number}."
+            tower = {name.removeprefix(start): state[name] for name in state if name.startswith(start)}
+            target = folder / _PERCEPTION / str(number)
+            target.mkdir(parents=True)
+            save_tensors(target / _TOWER, plain_tower_state(tower))
 
 
 def load_anytoany(directory: str | Path, *, device: torch.device | str = "cpu", live_encoder: bool = False) -> AnyToAny:
@@ -82,18 +93,24 @@ def load_anytoany(directory: str | Path, *, device: torch.device | str = "cpu", 
 def load_config_of(directory: str | Path) -> AnyToAnyConfig:
     """The config of a directory, with what it holds itself in place of the paths it was made from."""
     directory = Path(directory)
-    config = from_plain(AnyToAnyConfig, load_json(directory / _CARD)["config"], where=str(directory / _CARD))
+    values = load_json(directory / _CARD)["config"]
+    values |= {"perception": [as_meant_today(source) for source in values["perception"]]}
+    config = from_plain(AnyToAnyConfig, values, where=str(directory / _CARD))
     language_model = replace(config.language_model, tokenizer=str(directory / _TOKENIZER), chat_template="own")
     if (directory / _LANGUAGE_MODEL).is_dir():
         language_model = replace(
             language_model, pretrained=str(directory / _LANGUAGE_MODEL), architecture=None, revision=None
         )
     copies = [directory / _PERCEPTION / str(number) for number in range(len(config.perception))]
-    perception = tuple(
-        replace(source, checkpoint=str(copy)) if copy.is_dir() else source
-        for source, copy in zip(config.perception, copies, strict=True)
-    )
+    perception = tuple(_with_copy(source, copy) for source, copy in zip(config.perception, copies, strict=True))
     return replace(config, language_model=language_model, perception=perception)
+
+
+def _with_copy(source: PerceptionConfig, copy: Path) -> PerceptionConfig:
+    """The source with what a directory holds of it."""
+    if (copy / _TOWER).is_file():
+        return replace(source, tower_weights=str(copy / _TOWER))
+    return replace(source, checkpoint=str(copy)) if copy.is_dir() else source
 
 
 @torch.no_grad()
@@ -123,7 +140,9 @@ def save_merged(model: AnyToAny, directory: str | Path) -> None:
 
 def _own_parts(model: AnyToAny) -> dict[str, Tensor]:
     """Everything but the language model and what is frozen of the towers."""
-    return {
+    # Its buffers too: a factor set once, from weights that training moves.
+    connector = {f"connector.{name}": tensor for name, tensor in model.connector.state_dict().items()}
+    return connector | {
         name: parameter
         for name, parameter in model.named_parameters()
         if not name.startswith("lm.") and (parameter.requires_grad or not name.startswith("towers."))
@@ -159,11 +178,11 @@ def _add_rows(lm: "PreTrainedModel", model: AnyToAny) -> None:
         lm.generation_config.suppress_tokens = list(range(first, end))
 
 
-def _write_language_model(lm: nn.Module, folder: Path) -> None:
+def _write_language_model(lm: nn.Module, state: Mapping[str, Tensor], folder: Path) -> None:
     """Base weights under their own names, whether or not adapters hang on them."""
     state = {
         name.replace(".base_layer.", "."): tensor
-        for name, tensor in lm.state_dict().items()
+        for name, tensor in state.items()
         if not any(part.startswith("lora_") for part in name.split("."))
     }
     lm.save_pretrained(folder, state_dict=state)

@@ -1,25 +1,32 @@
 """Captions over HTTP on this machine: `python -m egom2p.anytoany.serve model=<directory>`.
 
 POST /api/v1/inference {"embedding": [B * W numbers]} -> {"texts": [B captions]}, W = 1024 for ImageBind's vectors.
-GET /api/v1/health -> {"status": "ok", "width": W, "max_batch": B}. Errors: {"error": "..."} with status 4xx or 5xx.
+GET / or /api/v1/health -> {"status": "ok", "model": ..., "prompt": ..., "width": W, "max_batch": most vectors at once}.
+Errors: {"error": "..."} with status 4xx or 5xx.
 """
 
 import json
 import logging
+import socket
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
 
 import numpy as np
 
+from egom2p.anytoany.conversations import PLACEHOLDER
 from egom2p.anytoany.generation import AnswerConfig
 from egom2p.anytoany.perception.vectors import percept_of_vectors
-from egom2p.anytoany.responder import Responder
+from egom2p.anytoany.responder import Responder, chosen_device, typed_prompt
 from egom2p.config import run_main, strict
 
 INFERENCE, HEALTH = "/api/v1/inference", "/api/v1/health"
+_METHODS = {INFERENCE: "POST", HEALTH: "GET", "/": "GET"}
 # A number in JSON with all its digits, sign, exponent and comma.
 _BYTES_PER_NUMBER = 32
+# Of a refused request so much is read and forgotten: a client that is still sending would not see the answer.
+_DRAINED_BYTES, _DRAINED_S = 64 * 2**20, 2.0
 _log = logging.getLogger(__name__)
 
 
@@ -28,9 +35,11 @@ class ServeConfig:
     """One server.
 
     model      any-to-any directory whose perception source is `vectors`
-    prompt     with one placeholder of media
+    prompt     with one placeholder, that of `kind`; \\n is a line break
+    kind       as what the vectors are perceived
     port       0: a free one
-    max_batch  vectors of one request; a longer body is refused before it is read
+    max_batch  vectors of one request; a longer body is refused before it is taken in. They are answered
+               answer.batch_size at a time
     timeout_s  a client that sends nothing for so long is dropped
     """
 
@@ -43,6 +52,21 @@ class ServeConfig:
     max_batch: int = 64
     timeout_s: float = 30.0
     device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        found = PLACEHOLDER.findall(self.text)
+        if found != [self.kind]:
+            raise ValueError(
+                f"prompt needs {{{self.kind}}} once (kind is {self.kind}), found {found or 'no placeholder'}"
+            )
+        if not 0 <= self.port <= 65535:
+            raise ValueError(f"port must be in 0 ... 65535, got {self.port}")
+        if self.max_batch < 1 or self.timeout_s <= 0:
+            raise ValueError(f"max_batch and timeout_s must be positive, got {self.max_batch} and {self.timeout_s}")
+
+    @property
+    def text(self) -> str:
+        return typed_prompt(self.prompt)
 
 
 class RefusedRequest(Exception):
@@ -59,11 +83,19 @@ class CaptionServer(ThreadingHTTPServer):
     daemon_threads = True
 
     def __init__(self, config: ServeConfig, responder: Responder) -> None:
+        """ValueError where the model perceives no vectors, or the port is taken."""
         self.config, self.responder = config, responder
         self.width = responder.vector_width
         self.max_bytes = config.max_batch * self.width * _BYTES_PER_NUMBER + 1024
         self._model_lock = threading.Lock()
-        super().__init__((config.host, config.port), _Handler)
+        if config.host == "::1":
+            self.address_family = socket.AF_INET6
+        try:
+            super().__init__((config.host, config.port), _Handler)
+        except OSError as error:
+            raise ValueError(
+                f"port {config.port} of {config.host}: {error.strerror}; port=0 takes a free one"
+            ) from None
 
     def captions(self, body: bytes) -> list[str]:
         """Texts for the body of a request."""
@@ -71,7 +103,7 @@ class CaptionServer(ThreadingHTTPServer):
         percepts = [percept_of_vectors(vector_W) for vector_W in vectors_BW]
         config = self.config
         with self._model_lock:
-            questions = [self.responder.question(config.prompt, [(config.kind, percept)]) for percept in percepts]
+            questions = [self.responder.question(config.text, [(config.kind, percept)]) for percept in percepts]
             return [said.text for said in self.responder.answer(questions, config.answer)]
 
     def _vectors(self, body: bytes) -> np.ndarray:
@@ -88,10 +120,10 @@ class CaptionServer(ThreadingHTTPServer):
             raise RefusedRequest(400, f"embedding has {len(numbers)} numbers, wanted a multiple of {self.width}")
         if len(numbers) > self.config.max_batch * self.width:
             raise RefusedRequest(413, f"{len(numbers) // self.width} vectors, at most {self.config.max_batch} at once")
-        vectors_BW = np.array(numbers, dtype=np.float64).reshape(-1, self.width)
-        if not (np.abs(vectors_BW) < np.finfo(np.float32).max).all():
+        largest = float(np.finfo(np.float32).max)  # integers of Python may be larger than any float
+        if not all(abs(number) < largest for number in numbers):
             raise RefusedRequest(400, "embedding holds numbers that are not finite")
-        return vectors_BW.astype(np.float32)
+        return np.array(numbers, dtype=np.float32).reshape(-1, self.width)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -103,11 +135,11 @@ class _Handler(BaseHTTPRequestHandler):
         super().setup()
 
     def do_GET(self) -> None:
-        if self.path == HEALTH:
-            return self._send(
-                200, {"status": "ok", "width": self.server.width, "max_batch": self.server.config.max_batch}
-            )
-        return self._refuse(RefusedRequest(405 if self.path == INFERENCE else 404, f"wanted POST {INFERENCE}"))
+        server, config = self.server, self.server.config
+        if _METHODS.get(self._where) != "GET":
+            return self._refuse(self._wrong_place())
+        facts = {"model": config.model, "prompt": config.text, "width": server.width, "max_batch": config.max_batch}
+        return self._send(200, {"status": "ok", **facts, "inference": INFERENCE})
 
     def do_POST(self) -> None:
         try:
@@ -119,8 +151,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(RefusedRequest(500, "the model failed; the server's log tells why"))
 
     def _body(self) -> bytes:
-        if self.path != INFERENCE:
-            raise RefusedRequest(405 if self.path == HEALTH else 404, f"wanted POST {INFERENCE}")
+        if _METHODS.get(self._where) != "POST":
+            raise self._wrong_place()
         length = self.headers.get("Content-Length", "")
         if not length.isdecimal():
             raise RefusedRequest(411, "a request needs a Content-Length")
@@ -134,9 +166,32 @@ class _Handler(BaseHTTPRequestHandler):
             raise RefusedRequest(400, f"the body ended after {len(body)} of {length} bytes")
         return body
 
+    @property
+    def _where(self) -> str:
+        return self.path.partition("?")[0]
+
+    def _wrong_place(self) -> RefusedRequest:
+        return RefusedRequest(405 if self._where in _METHODS else 404, f"wanted POST {INFERENCE} or GET {HEALTH}")
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """What the base class refuses itself (a broken request line, an unknown method), as JSON too."""
+        self._refuse(RefusedRequest(405 if code == 501 else code, message or explain or "refused"))
+
     def _refuse(self, refused: RefusedRequest) -> None:
         self.close_connection = True  # what was not read would be taken for the next request
         self._send(refused.status, {"error": str(refused)})
+        self._drain()
+
+    def _drain(self) -> None:
+        self.wfile.flush()
+        end_s, left = time.monotonic() + _DRAINED_S, _DRAINED_BYTES
+        try:
+            self.connection.shutdown(socket.SHUT_WR)
+            self.connection.settimeout(_DRAINED_S)
+            while left > 0 and time.monotonic() < end_s and (got := self.rfile.read1(65536)):
+                left -= len(got)
+        except OSError:
+            return  # the client is gone, or sends no more: it has had its answer
 
     def _send(self, status: int, content: dict[str, Any]) -> None:
         body = json.dumps(content).encode()
@@ -146,7 +201,8 @@ class _Handler(BaseHTTPRequestHandler):
         if self.close_connection:
             self.send_header("Connection", "close")
         self.end_headers()
-        self.wfile.write(body)
+        if self.command != "HEAD":
+            self.wfile.write(body)
 
     def log_message(self, format: str, *values: Any) -> None:
         _log.info("%s %s", self.address_string(), format % values)
@@ -158,8 +214,9 @@ def main(config: ServeConfig) -> None:
     from egom2p.anytoany.saving import load_anytoany
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    with CaptionServer(config, Responder(load_anytoany(config.model, device=config.device))) as server:
-        _log.info("serving %s on http://%s:%d%s", config.model, config.host, server.server_port, INFERENCE)
+    with CaptionServer(config, Responder(load_anytoany(config.model, device=chosen_device(config.device)))) as server:
+        host = f"[{config.host}]" if ":" in config.host else config.host
+        _log.info("serving %s on http://%s:%d%s (Ctrl-C ends it)", config.model, host, server.server_port, INFERENCE)
         try:
             server.serve_forever()
         except KeyboardInterrupt:

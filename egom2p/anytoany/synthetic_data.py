@@ -4,18 +4,21 @@ Same files as the downloaded ones, so the same configs and readers work; no netw
 """
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from egom2p.anytoany.code_conversations import experiment_rows, plan_clips
+from egom2p.anytoany.code_conversations import conversation_clips, experiment_rows
 from egom2p.anytoany.factor_world import Ask, Split, answer, combinations, factor_clip, factor_rows, factor_specs
 from egom2p.anytoany.language_model import LanguageModelConfig, load_language_model
 from egom2p.anytoany.perception.source import PerceptionConfig
 from egom2p.anytoany.perception.store import PerceptWriter
 from egom2p.anytoany.perception.token_percepts import TokenSource
+from egom2p.anytoany.reference_text import reference_rows
+from egom2p.anytoany.screen_conversations import screen_texts, write_screens
 from egom2p.anytoany.templates import load_templates, template_path
 from egom2p.anytoany.text_tokenizer import train_tokenizer
 from egom2p.config import strict, to_plain
@@ -29,9 +32,18 @@ _VECTOR_WIDTH = 1024
 
 @strict
 class SyntheticDataConfig:
-    """Sizes of what is made. `architecture`: settings of transformers for the base model, with random weights."""
+    """Sizes of what is made.
+
+    architecture   settings of transformers for the base model, with random weights
+    experiments    also what cfgs/default/anytoany/experiments reads, and no quickstart (12 seconds)
+    held_out_clips of each unseen combination, in the experiments
+    screens        pictures of screens to train on, for experiments/screen.yaml (about 10 ms each); 0: none
+    """
 
     clips_per_combination: int = 8
+    experiments: bool = False
+    held_out_clips: int = 10
+    screens: int = 0
     vocab_size: int = 768
     architecture: dict[str, Any] | None = None
     seed: int = 0
@@ -44,9 +56,11 @@ def build_synthetic(output: str | Path, config: SyntheticDataConfig) -> list[Pat
     looked_at_balanced.jsonl   new clips, of every three objects one for each that may be looked at: without the gaze
                                nobody is right more often than in a third of them
     fusion_train.jsonl, fusion_unseen.jsonl   interleaved: camera codes asked for, and read
-    dialogues_*, which_*, say_*, read_*, captions_noisy.jsonl   of the experiments, see code_conversations
     percepts/    codes of all these clips     text.jsonl, text_unseen.jsonl   conversations without media
     tokenizer/   trained on these texts
+    screens/, tokenizer_screens/   with `screens`: pictures and conversations about them, see screen_conversations
+    and with `experiments`, see code_conversations: captions_unseen_many.jsonl, captions_noisy.jsonl, dialogues_*,
+    which_*, changed_*, named_*, say_*, read_*, reference_*, and tokenizer_*/, trained on their texts too
     """
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
@@ -60,13 +74,15 @@ def build_synthetic(output: str | Path, config: SyntheticDataConfig) -> list[Pat
     made.append(_write_rows(output / "looked_at_balanced.jsonl", balanced))
     for split in ("train", "unseen"):
         made.append(_write_rows(output / f"fusion_{split}.jsonl", _fusion_rows(tables["caption", split])))
-    experiments = experiment_rows({split: tables["caption", split] for split in ("train", "unseen")})
-    made += [_write_rows(output / name, rows) for name, rows in experiments.items()]
     for name, split in (("text", "train"), ("text_unseen", "unseen")):
         made.append(_write_rows(output / f"{name}.jsonl", _text_rows(tables["caption", split])))
     names = [row["clip"] for rows in (*tables.values(), balanced) for row in rows]
-    made.append(_write_percepts(output / "percepts", [*names, *plan_clips()]))
-    return [*made, _write_tokenizer(output / "tokenizer", config)]
+    made.append(_write_percepts(output / "percepts", names))
+    made.append(_write_tokenizer(output / "tokenizer", _all_texts(), config.vocab_size))
+    if config.screens:
+        made += write_screens(output / "screens", config.screens)
+        made.append(_write_tokenizer(output / "tokenizer_screens", screen_texts(), config.vocab_size))
+    return [*made, *(_write_experiments(output, config) if config.experiments else ())]
 
 
 def build_like_manifest(tables: Mapping[Path, Sequence[str]], config: SyntheticDataConfig) -> list[Path]:
@@ -84,6 +100,25 @@ def build_like_manifest(tables: Mapping[Path, Sequence[str]], config: SyntheticD
         elif path.name == "config.json" and config.architecture is not None:
             made.append(_write_base(path.parent, config))
     return made
+
+
+def _write_experiments(output: Path, config: SyntheticDataConfig) -> list[Path]:
+    many = factor_rows("caption", "unseen", config.held_out_clips)
+    captions = {"train": factor_rows("caption", "train", config.clips_per_combination), "unseen": many}
+    files = {"captions_unseen_many.jsonl": many, **experiment_rows(captions)}
+    manual = {f"reference_{split}.jsonl": reference_rows(split) for split in captions}
+    made = [_write_rows(output / name, rows) for name, rows in (files | manual).items()]
+    made.append(_write_percepts(output / "percepts", [row["clip"] for row in many] + conversation_clips()))
+    words = list(dict.fromkeys(text for rows in files.values() for row in rows for text in _said_of(row)))
+    passages = [turn["value"] for row in manual["reference_train.jsonl"] for turn in row["conversations"]]
+    for name, texts in (("experiments", words), ("reference", passages)):
+        made.append(_write_tokenizer(output / f"tokenizer_{name}", [*_all_texts(), *texts], 2 * config.vocab_size))
+    return made
+
+
+def _said_of(row: dict[str, Any]) -> list[str]:
+    """Texts of an interleaved row, without the placeholders of media."""
+    return [re.sub(r"\{\w+\}", " ", turn["text"]) for turn in row.get("turns", ())]
 
 
 def table_name(ask: Ask, split: Split) -> str:
@@ -168,10 +203,10 @@ def _write_percepts(folder: Path, names: list[str]) -> Path:
     return folder
 
 
-def _write_tokenizer(folder: Path, config: SyntheticDataConfig) -> Path:
+def _write_tokenizer(folder: Path, texts: Iterable[str], vocab_size: int) -> Path:
     if not folder.is_dir():
         with atomic_directory(folder) as unfinished:
-            train_tokenizer(_all_texts(), config.vocab_size).save_pretrained(unfinished)
+            train_tokenizer(texts, vocab_size).save_pretrained(unfinished)
     return folder
 
 

@@ -18,7 +18,7 @@ from egom2p.config import strict
 from egom2p.contracts import AlignedClip
 from egom2p.data.clip_store import ClipStore, stored_streams
 
-Question = Literal["caption", "looked_at", "looked_at_choice", "motion", "order", "place"]
+Question = Literal["caption", "looked_at", "looked_at_choice", "colour", "motion", "order", "place", "row"]
 _MAIN_SHARE = 0.6  # of the clip that the eyes are on the one thing a question is about
 _ORDER_SHARE = 0.25  # of the clip for each of the two things in an order
 _SEEN_SHARE = 0.5  # of the clip that a candidate is in the picture
@@ -34,7 +34,7 @@ class WorldQuestionsConfig:
     """Questions about the clips of some data sets of a clip store.
 
     questions   a clip is asked each of these that has a clear answer
-    min_candidates   `looked_at*`: how many things must be in the picture for the question to be asked
+    min_candidates   `looked_at*`, `colour`: how many things must be in the picture for the question to be asked
     templates   other template files than the usual ones, by question
     split       of the templates
     """
@@ -150,14 +150,17 @@ def answer_to(question: Question, facts: ClipFacts, *, min_candidates: int) -> s
     """The answer in words; None where there is no clear one."""
     if question == "caption":
         return facts.caption or None
-    if question in ("looked_at", "looked_at_choice"):
+    if question in ("looked_at", "looked_at_choice", "colour"):
         found = facts.looked_at
-        is_asked = found in facts.candidates and len(facts.candidates) >= min_candidates
-        return with_article(found) if found is not None and is_asked else None
+        if found is None or found not in facts.candidates or len(facts.candidates) < min_candidates:
+            return None
+        return found.split()[0] if question == "colour" else with_article(found)
     if question == "motion":
         return facts.motion
     if question == "place":
         return facts.row and with_article(facts.row[0])
+    if question == "row":
+        return facts.row and ", ".join(with_article(name) for name in facts.row)
     order = facts.order
     return f"first {with_article(order[0])}, then {with_article(order[1])}" if order else None
 

@@ -5,6 +5,7 @@ A plain run is composed in this process, by every rank alike, with no run direct
 """
 
 import argparse
+import inspect
 import os
 import sys
 import tempfile
@@ -52,16 +53,16 @@ def run_main(
 ) -> None:
     """Parse the command line, compose and validate the config, call `task(config)`.
 
-    default_config   YAML used without --config, relative to the cfgs root
+    default_config   YAML used without --config, relative to the cfgs root; None: the recipes are told
     arguments        the command line without the program's name; sys.argv by default
 
-    A ValueError or FileNotFoundError (bad config, bad data) ends as one message on stderr and exit code 2;
-    with HYDRA_FULL_ERROR=1 its traceback is kept. Other exceptions pass through.
+    A ValueError or FileNotFoundError (bad config, bad data) ends as one message on stderr and exit code 2, Ctrl-C as
+    one word and exit code 130; with HYDRA_FULL_ERROR=1 their tracebacks are kept. Other exceptions pass through.
     """
     given = _parse(sys.argv[1:] if arguments is None else arguments, default_config, description)
     try:
         if given.config is None:
-            raise ConfigError("which config? Say --config FILE")
+            raise ConfigError("which config? Say --config FILE" + recipes(Path(sys.argv[0]).name))
         if given.hydra_flags:
             _run_hydra(schema, task, given, description)
         else:
@@ -73,6 +74,24 @@ def run_main(
         if not isinstance(error, ConfigError):
             sys.stderr.write("(HYDRA_FULL_ERROR=1 shows where this comes from)\n")
         raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise
+        sys.stderr.write("interrupted\n")
+        raise SystemExit(130) from None
+
+
+def recipes(script: str) -> str:
+    """Lines with every shipped config whose header runs this script, and what it is for."""
+    root, found = cfgs_root(), []
+    for file in sorted(root.rglob("*.yaml")):
+        header = [line[1:].strip() for line in file.read_text(encoding="utf-8").splitlines()[:12] if line[:1] == "#"]
+        command = next((line for line in header if line.startswith("Command:")), "")
+        if f" {script} " in command + " " and header[0].startswith("Purpose:"):
+            found.append(
+                f"\n  {root.name}/{file.relative_to(root)}\n      {header[0].removeprefix('Purpose:').strip()}"
+            )
+    return ", for instance one of:" + "".join(found) if found else ""
 
 
 def _parse(arguments: list[str], default_config: str | None, description: str) -> argparse.Namespace:
@@ -111,11 +130,11 @@ def _run_hydra(
         except Exception as error:
             raise _TaskFailed from error
 
-    header = f"{description}\n\n{Path(sys.argv[0]).name} --config FILE key=value ...\n"
     flags = ["--config-path", str(file.parent), "--config-name", file.stem, "--config-dir", str(cfgs_root())]
     # Of a sweep Hydra wants to keep its own settings, which every run's config.json has already.
     sweep_dir = tempfile.TemporaryDirectory()
-    fixed = [*_NO_RUN_FOLDERS, f"hydra.sweep.dir={quoted(sweep_dir.name)}", f"hydra.help.header={quoted(header)}"]
+    help_text = quoted(_help_template(schema, description))
+    fixed = [*_NO_RUN_FOLDERS, f"hydra.sweep.dir={quoted(sweep_dir.name)}", f"hydra.help.template={help_text}"]
     before = sys.argv
     sys.argv = [before[0], *flags, *given.hydra_flags, *fixed, *overrides]
     try:
@@ -128,3 +147,13 @@ def _run_hydra(
     finally:
         sys.argv = before
         sweep_dir.cleanup()
+
+
+def _help_template(schema: type, description: str) -> str:
+    """What --help shows: purpose, what the keys mean (the schema's own words), and the composed config."""
+    keys = inspect.cleandoc(schema.__doc__ or "")
+    usage = f"{Path(sys.argv[0]).name} [--config FILE] key=value ...    (also --cfg job, --info, --multirun)"
+    parts = [description.strip(), usage, keys if not keys.startswith(f"{schema.__name__}(") else ""]
+    words = "\n\n".join(part for part in parts if part)
+    # Neither Hydra's template nor an interpolation may find a `$` of ours.
+    return words.replace("${", "$ {").replace("$", "$$") + "\n\n== Config: every key can be set ==\n\n$CONFIG"

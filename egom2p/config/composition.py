@@ -4,6 +4,7 @@ A main file may lie anywhere; its `defaults` list reaches every file below the c
 `/default/egom2p/models/size@model: tiny`.
 """
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,7 +13,7 @@ import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 import egom2p
 from egom2p.config.schema import ConfigError, from_plain, is_known_key, types_at, unknown_key
@@ -41,6 +42,8 @@ def build(schema: type[SchemaT], tree: DictConfig, *, where: str) -> SchemaT:
     """A validated schema instance from a composed tree."""
     try:
         plain = OmegaConf.to_container(tree, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        raise ConfigError(f"`{error.full_key}` has no value; say {error.full_key}=... (config {where})") from None
     except OmegaConfBaseException as error:
         raise ConfigError(f"{where}: {error}") from None
     return from_plain(schema, {str(key): value for key, value in plain.items()}, where=where)
@@ -96,10 +99,15 @@ def _prepare_override(schema: type, override: str, file: Path) -> str:
 
 
 def _as_one_text(schema: type, path: Sequence[str], value: str) -> str:
-    """Quotes around a pattern such as `tokens/[rgb,depth]/shard-*.tar`, whose brackets are a list to Hydra."""
-    is_text = all(kind in (str, type(None)) for kind in types_at(schema, path))
+    """Quotes around a pattern such as `tokens/[rgb,depth]/shard-*.tar`, whose brackets are a list to Hydra.
+
+    And around a row of a file such as `vectors.parquet#3`, whose `#` Hydra does not read; its key may take a list too.
+    """
+    kinds = types_at(schema, path)
+    is_text = all(kind in (str, type(None)) for kind in kinds)
+    is_row = str in kinds and "#" in value and value[:1] not in ("[", "{")
     is_plain = value[:1] not in ("'", '"') and "${" not in value
-    return quoted(value) if is_text and is_plain and any(mark in value for mark in "[]{}") else value
+    return quoted(value) if is_plain and (is_row or is_text and any(mark in value for mark in "[]{}#")) else value
 
 
 def _readable(error: Exception) -> str:
@@ -111,4 +119,5 @@ def _readable(error: Exception) -> str:
 
 def quoted(text: str) -> str:
     """Text as one value of Hydra's override grammar."""
-    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    # There a backslash is one, unless it stands before a quote.
+    return "'" + re.sub(r"(\\*)('|\Z)", lambda found: found[1] * 2 + found[2].replace("'", "\\'"), text) + "'"

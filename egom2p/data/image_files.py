@@ -1,4 +1,4 @@
-"""Folders of images as frame sources: RGB pictures, and depth as 16-bit PNG.
+"""Folders of images as frame sources (RGB pictures, and depth as 16-bit PNG), and single pictures.
 
 T frames, H, W pixels.
 """
@@ -7,14 +7,28 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, ImageSequence, UnidentifiedImageError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
+PICTURE_SUFFIXES = (*IMAGE_SUFFIXES, ".gif")
 
 
 def list_images(folder: str | Path) -> list[Path]:
     """Images of a folder sorted by name."""
     return sorted(path for path in Path(folder).iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+
+
+def read_picture(path: str | Path) -> np.ndarray:
+    """A picture file as (F, H, W, 3) uint8, upright as its EXIF note says; F is 1 unless it is an animation.
+
+    What is transparent becomes white.
+    """
+    try:
+        with Image.open(path) as image:
+            frames = [_opaque(ImageOps.exif_transpose(frame)) for frame in ImageSequence.Iterator(image)]
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path}: not a readable image: {error}") from error
+    return np.stack(frames)
 
 
 class RgbImages:
@@ -67,6 +81,16 @@ def _load(path: Path, mode: str | None) -> np.ndarray:
             return np.asarray(image.convert(mode) if mode else image)
     except (OSError, UnidentifiedImageError) as error:
         raise ValueError(f"{path}: not a readable image: {error}") from error
+
+
+def _opaque(image: Image.Image) -> np.ndarray:
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    elif image.mode.startswith("I;16"):
+        return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[:, :, None], 3, axis=2)
+    return np.asarray(image.convert("RGB"))
 
 
 def _size(paths: Sequence[Path]) -> tuple[int, int]:

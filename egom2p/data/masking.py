@@ -16,7 +16,7 @@ from egom2p.data.budgets import draw_budgets
 from egom2p.data.masking_config import AlphasConfig, MaskingConfig, ModalityAlphas, TransferConfig
 from egom2p.data.place_draws import draw_connected, draw_split
 from egom2p.data.sequence_masking import mask_sequence
-from egom2p.data.transfer_masking import Sides, TransferMasking, transfer_places
+from egom2p.data.transfer_masking import Sides, TransferMasking, draw_cuts, transfer_places
 
 __all__ = [
     "AlphasConfig",
@@ -70,6 +70,13 @@ class UnifiedMasking:
             outside = sorted((set(transfer.inputs) - self._in) | (set(transfer.targets) - self._out))
             if outside:
                 raise ValueError(f"transfer {name} uses {outside} outside in_domains or out_domains")
+            for both in sorted(set(transfer.inputs) & set(transfer.targets)):
+                spec = self._specs[both]
+                if spec.kind == "sequence" or spec.grid.shape[0] < 2:
+                    raise ValueError(
+                        f"transfer {name}: next_frame needs a grid or track of at least 2 frames, {both} is a "
+                        f"{spec.kind} of {spec.grid.shape}"
+                    )
 
     def __call__(self, clip: TokenClip, rng: np.random.Generator) -> MaskedClip:
         names = tuple(name for name in self._specs if name in clip.tokens)
@@ -89,6 +96,7 @@ class UnifiedMasking:
                 rng,
                 places_per_input=transfer.places_per_input,
                 places_per_target=transfer.places_per_target,
+                next_frame=transfer.next_frame,
             )
         if self._config.input_dropout > 0 and rng.random() < self._config.input_dropout:
             masked = MaskedClip(masked.key, {}, {}, masked.target_ids, masked.target_places, masked.query_ids)
@@ -111,10 +119,14 @@ class UnifiedMasking:
             return sum(inputs), sum(targets)
         transfer = plan.transfers[choice - num_components]
         lengths = dict(zip(names, plan.limits, strict=True))
-        wanted = [name for name in _transfer_targets(transfer, plan) if name not in transfer.inputs]
+        targets = _transfer_targets(transfer, plan)
+        cuts = draw_cuts(transfer.inputs, targets, self._specs, lengths, rng) if transfer.next_frame else {}
+        wanted = [name for name in targets if name in cuts or name not in transfer.inputs]
+        shown = {name: len(cuts[name].before) if name in cuts else lengths[name] for name in lengths}
+        asked = {name: len(cuts[name].frame) if name in cuts else lengths[name] for name in lengths}
         return (
-            sum(_at_most(lengths[name], transfer.places_per_input) for name in transfer.inputs if name in lengths),
-            sum(_at_most(lengths[name], transfer.places_per_target) for name in wanted if name in lengths),
+            sum(_at_most(shown[name], transfer.places_per_input) for name in transfer.inputs if name in lengths),
+            sum(_at_most(asked[name], transfer.places_per_target) for name in wanted if name in lengths),
         )
 
     def check(self, names: Sequence[str], *, where: str) -> None:

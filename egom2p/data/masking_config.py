@@ -29,6 +29,7 @@ class ModalityAlphas:
 class TransferConfig:
     """A direct task: all places of `inputs` -> all places of `targets`, both disjoint.
 
+    next_frame          modalities on both sides: all frames (samples) before a random one are input, that one is target
     places_per_input    a random subset of at most this many places of each input modality; None: all places
     places_per_target   the same for each target modality
     """
@@ -38,12 +39,16 @@ class TransferConfig:
     targets: list[str]
     places_per_input: int | None = None
     places_per_target: int | None = None
+    next_frame: bool = False
 
     def __post_init__(self) -> None:
         if not self.inputs or not self.targets:
             raise ValueError(f"a transfer needs inputs and targets, got {self.inputs} -> {self.targets}")
-        if both := sorted(set(self.inputs) & set(self.targets)):
+        both = sorted(set(self.inputs) & set(self.targets))
+        if both and not self.next_frame:
             raise ValueError(f"a transfer's inputs and targets are disjoint, {both} is in both")
+        if self.next_frame and not both:
+            raise ValueError(f"next_frame needs a modality on both sides, got {self.inputs} -> {self.targets}")
         if self.weight < 0:
             raise ValueError(f"the weight of a transfer is not negative, got {self.weight}")
         for name in ("places_per_input", "places_per_target"):

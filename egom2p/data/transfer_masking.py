@@ -1,6 +1,7 @@
 """Direct tasks: all places of some modalities -> all places of others."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -32,34 +33,63 @@ def transfer_places(
     *,
     places_per_input: int | None = None,
     places_per_target: int | None = None,
+    next_frame: bool = False,
 ) -> MaskedClip:
     """All places of the inputs -> all places of the targets the clip has, or a random subset of each modality.
 
-    A text as target is always whole.
+    A text as target is always whole. With next_frame a modality on both sides is cut at a random time.
     """
     sides = Sides()
+    cuts = draw_cuts(inputs, targets, specs, clip.tokens, rng) if next_frame else {}
     present = [name for name in inputs if name in clip.tokens]
     ids = [specs[name].words(clip.tokens[name]) for name in present]
     for name, part in zip(present, ids, strict=True):
-        places = _subset(len(part), places_per_input, rng)
+        places = _subset(cuts[name].before if name in cuts else np.arange(len(part)), places_per_input, rng)
         sides.add_input(name, part[places], places)
-    wanted = [name for name in targets if name in clip.tokens and name not in inputs]
+    wanted = [name for name in targets if name in clip.tokens and (name in cuts or name not in inputs)]
     texts = [name for name in wanted if specs[name].kind == "sequence"]
     others = [name for name in wanted if specs[name].kind != "sequence"]
     for name in texts:
         parts = mask_sequence(clip.tokens[name], specs[name], 0, specs[name].num_tokens, "all", rng)
         sides.add_target(name, parts.target_ids, np.arange(len(parts.target_ids)), parts.query_ids)
     for name in others:
-        places = _subset(len(clip.tokens[name]), places_per_target, rng)
+        places = cuts[name].frame if name in cuts else np.arange(len(clip.tokens[name]))
+        places = _subset(places, places_per_target, rng)
         sides.add_target(name, clip.tokens[name][places], places)
     return sides.clip(clip.key)
 
 
-def _subset(length: int, count: int | None, rng: np.random.Generator) -> np.ndarray:
-    """Ascending places of one modality: all of them, or `count` drawn at random."""
-    if count is None or count >= length:
-        return np.arange(length)
-    return np.sort(rng.choice(length, count, replace=False, shuffle=False))
+@dataclass(frozen=True)
+class Cut:
+    """Places of one modality: those of all frames before a certain one, and those of that one."""
+
+    before: np.ndarray
+    frame: np.ndarray
+
+
+def draw_cuts(
+    inputs: Sequence[str],
+    targets: Sequence[str],
+    specs: Mapping[str, ModalitySpec],
+    present: Collection[str],
+    rng: np.random.Generator,
+) -> dict[str, Cut]:
+    """Cuts of the modalities that are on both sides, each at a random frame but the first."""
+    cuts = {}
+    for name in inputs:
+        if name in targets and name in present:
+            num_frames = specs[name].grid.shape[0]
+            size = specs[name].num_tokens // num_frames
+            first = size * int(rng.integers(1, num_frames))
+            cuts[name] = Cut(np.arange(first), np.arange(first, first + size))
+    return cuts
+
+
+def _subset(places: np.ndarray, count: int | None, rng: np.random.Generator) -> np.ndarray:
+    """Ascending places of one modality: all of these, or `count` of them drawn at random."""
+    if count is None or count >= len(places):
+        return places
+    return places[np.sort(rng.choice(len(places), count, replace=False, shuffle=False))]
 
 
 class Sides:

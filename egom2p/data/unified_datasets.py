@@ -223,13 +223,13 @@ class TokenLoader:
             sampler=firsts,
             num_workers=self._num_workers,
             pin_memory=self._pin_memory,
-            worker_init_fn=_leave_signals_to_the_parent,
+            worker_init_fn=leave_signals_to_the_parent,
             # The loader draws a seed for its workers, which never use it; the global generator must not move.
             generator=torch.Generator(),
         )
 
 
-def _leave_signals_to_the_parent(_worker: int) -> None:
+def leave_signals_to_the_parent(_worker: int) -> None:
     """Ctrl-C and a scheduler's signals reach workers too, but the parent still needs their batches to end in order.
 
     Workers whose parent is gone end by themselves.

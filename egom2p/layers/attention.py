@@ -10,6 +10,7 @@ Backends: `varlen` is torch's variable-length flash attention (CUDA, half precis
 free of padding where all segments are equally long; `plain` is slow and obvious, for tests. `auto` chooses.
 """
 
+import inspect
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -98,6 +99,8 @@ def attend(
     """Softmax attention inside segments, scaled by 1 / sqrt(E).
 
     query   (N, H, E)   key, value   (P, H, E)   -> (N, H, E)
+
+    Keys and values may have fewer heads, a divisor of H: neighbouring query heads share one (grouped queries).
     """
     if isinstance(layout, MixedLayout):
         return _attend_mixed(query, key, value, layout, backend)
@@ -117,7 +120,9 @@ def attend(
 
 
 def _attend_padded(query_NHE: Tensor, key_PHE: Tensor, value_PHE: Tensor, layout: AttentionLayout) -> Tensor:
-    plan = layout.padding
+    if query_NHE.is_cuda:  # torch's fast float32 kernels there know no groups
+        key_PHE, value_PHE = _with_all_heads(query_NHE, key_PHE, value_PHE)
+    plan, is_grouped = layout.padding, _is_grouped(query_NHE, key_PHE)
     if plan.num_regular_segments > 0:
         num_segments = plan.num_regular_segments
         attended_GHQE = F.scaled_dot_product_attention(
@@ -125,6 +130,7 @@ def _attend_padded(query_NHE: Tensor, key_PHE: Tensor, value_PHE: Tensor, layout
             _segments_first(key_PHE, num_segments),
             _segments_first(value_PHE, num_segments),
             is_causal=layout.is_causal,
+            enable_gqa=is_grouped,
         )
         return rearrange(attended_GHQE, "g h q e -> (g q) h e")
     padded_query = pad_rows(query_NHE, plan.query_rows).split(plan.query_sizes)
@@ -139,9 +145,22 @@ def _attend_padded(query_NHE: Tensor, key_PHE: Tensor, value_PHE: Tensor, layout
             _segments_first(value, group.num_segments),
             attn_mask=None if layout.is_causal else group.may_attend,
             is_causal=layout.is_causal,
+            enable_gqa=is_grouped,
         )
         attended.append(rearrange(out_GHQE, "g h q e -> (g q) h e"))
     return unpad_rows(torch.cat(attended) if len(attended) > 1 else attended[0], plan.query_rows)
+
+
+def _is_grouped(query_NHE: Tensor, key_PHE: Tensor) -> bool:
+    return query_NHE.shape[1] != key_PHE.shape[1]
+
+
+def _with_all_heads(query_NHE: Tensor, key_PHE: Tensor, value_PHE: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys and values with as many heads as queries."""
+    if not _is_grouped(query_NHE, key_PHE):
+        return key_PHE, value_PHE
+    repeats = query_NHE.shape[1] // key_PHE.shape[1]
+    return key_PHE.repeat_interleave(repeats, dim=1), value_PHE.repeat_interleave(repeats, dim=1)
 
 
 def _segments_first(rows_NHE: Tensor, num_segments: int) -> Tensor:
@@ -151,6 +170,9 @@ def _segments_first(rows_NHE: Tensor, num_segments: int) -> Tensor:
 def _attend_varlen(query_NHE: Tensor, key_PHE: Tensor, value_PHE: Tensor, layout: AttentionLayout) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
+    # Not every torch that we support knows groups here. Asked where there are some: nobody else need compile this.
+    if _is_grouped(query_NHE, key_PHE) and "enable_gqa" not in inspect.signature(varlen_attn).parameters:
+        key_PHE, value_PHE = _with_all_heads(query_NHE, key_PHE, value_PHE)
     max_query, max_key = layout.max_lengths
     attended_NHE = varlen_attn(
         query_NHE,
@@ -161,6 +183,7 @@ def _attend_varlen(query_NHE: Tensor, key_PHE: Tensor, value_PHE: Tensor, layout
         max_query,
         max_key,
         **({"window_size": (-1, 0)} if layout.is_causal else {}),
+        **({"enable_gqa": True} if _is_grouped(query_NHE, key_PHE) else {}),
     )
     if not layout.has_queries_without_keys:
         return attended_NHE
@@ -171,6 +194,7 @@ def _attend_varlen(query_NHE: Tensor, key_PHE: Tensor, value_PHE: Tensor, layout
 
 def _attend_plain(query_NHE: Tensor, key_PHE: Tensor, value_PHE: Tensor, layout: AttentionLayout) -> Tensor:
     attended = []
+    key_PHE, value_PHE = _with_all_heads(query_NHE, key_PHE, value_PHE)
     segments = zip(
         query_NHE.split(layout.query_lengths),
         key_PHE.split(layout.key_lengths),

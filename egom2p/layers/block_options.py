@@ -10,13 +10,19 @@ from egom2p.layers.blocks import CrossAttention, DecoderBlock, EncoderBlock, Sel
 
 
 def transformer_blocks(model: nn.Module) -> list[nn.Module]:
-    """The model's blocks, in the order they were built: what is recomputed, compiled or sharded as one piece."""
+    """Our blocks, in the order they were built: what is recomputed, compiled or sharded as one piece."""
     return [module for module in model.modules() if isinstance(module, EncoderBlock | DecoderBlock)]
+
+
+def foreign_blocks(model: nn.Module) -> list[nn.Module]:
+    """Blocks of another library's model inside this one, which it names itself (method `foreign_blocks`)."""
+    return list(model.foreign_blocks()) if hasattr(model, "foreign_blocks") else []
 
 
 def recompute_in_backward(block: nn.Module) -> None:
     """Activation checkpointing: the block keeps its inputs only, and computes the rest again in the backward pass."""
-    block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
+    if not getattr(block, "gradient_checkpointing", False):  # a block of transformers may be told to do so itself
+        block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
 
 
 def compile_block(block: nn.Module) -> None:

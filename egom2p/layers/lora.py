@@ -109,9 +109,12 @@ def merged_state(module: nn.Module) -> dict[str, Tensor]:
     return {name: merged.get(name, tensor) for name, tensor in plain.items()}
 
 
-def lora_state(module: nn.Module) -> dict[str, Tensor]:
-    """Everything that is trained, under the names of peft's `adapter_model.safetensors`: adapters, `also_train`."""
-    state = module.state_dict()
+def lora_state(module: nn.Module, state: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """Everything that is trained, under the names of peft's `adapter_model.safetensors`: adapters, `also_train`.
+
+    state   in place of the module's own state dict: of a part of a sharded model only the whole shows whole tensors
+    """
+    state = module.state_dict() if state is None else state
     return {
         _PREFIX + _file_name(name): state[name]
         for name, parameter in module.named_parameters()

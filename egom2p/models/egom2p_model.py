@@ -89,7 +89,11 @@ class EgoM2P(nn.Module):
         `generator` draws stochastic depth; without it torch's own state does.
         """
         context_ND = self.encode(batch, generator=generator)
-        hidden_MD, target_ids_M = self._modality_major(batch, self.decode(batch, context_ND, generator=generator))
+        return self.token_losses(batch, self.decode(batch, context_ND, generator=generator))
+
+    def token_losses(self, batch: PackedBatch, hidden: Tensor) -> LossOutput:
+        """The same from decoder states (M, D)."""
+        hidden_MD, target_ids_M = self._modality_major(batch, hidden)
         sums_K = modality_cross_entropy(
             hidden_MD,
             self.decoder_embeddings.head_table,

@@ -246,7 +246,8 @@ class _GridWork:
         self._plan, self._rng = plan, rng
         self._shown = Shown(state, plan, specs, rng)
         self._certainty_L = np.full(spec.num_tokens, np.inf)  # of what was given: never rewritten
-        self.order = writing_order(plan, np.flatnonzero(self._ids_L == UNKNOWN), rng, places)
+        unknown = np.flatnonzero(self._ids_L == UNKNOWN)
+        self.order = writing_order(plan, unknown, rng, places, frame_size=spec.num_tokens // spec.grid.shape[0])
         counts = tuple(len(part) for part in self.order)
         self.temperatures = step_temperatures(plan.temperature_schedule, temperature=plan.temperature, counts=counts)
 

@@ -17,7 +17,8 @@ from egom2p.models.schedules import step_temperatures, token_counts
 class SamplingConfig:
     """How tokens of one modality are generated. The defaults are one step, most likely tokens, no guidance.
 
-    scheme                 roar: random places; maskgit: most confident first; autoregressive: in place order
+    scheme                 roar: random places; maskgit: most confident first; autoregressive: in place order;
+                           frames: one frame (sample) after the other, each in `num_steps` steps as roar
     temperature            0 takes the most likely token
     temperature_schedule   constant | linear | decreasing:<min> | onex:<min>:<power>
     top_k                  0 keeps all; below 1: share of the vocabulary
@@ -32,7 +33,7 @@ class SamplingConfig:
     max_new_tokens         sequences: stop after so many
     """
 
-    scheme: Literal["roar", "maskgit", "autoregressive"] = "roar"
+    scheme: Literal["roar", "maskgit", "autoregressive", "frames"] = "roar"
     num_steps: int = 1
     token_schedule: Literal["linear", "cosine"] = "linear"
     temperature: float = 0.0
@@ -88,9 +89,17 @@ def guidance_passes(plan: TargetPlan, conditions: Sequence[str]) -> list[tuple[f
 
 
 def writing_order(
-    plan: TargetPlan, unknown: np.ndarray, rng: np.random.Generator, given: Sequence[np.ndarray] | None
+    plan: TargetPlan,
+    unknown: np.ndarray,
+    rng: np.random.Generator,
+    given: Sequence[np.ndarray] | None,
+    *,
+    frame_size: int = 1,
 ) -> list[np.ndarray]:
-    """Places written in each step; for maskgit only their number counts."""
+    """Places written in each step; for maskgit only their number counts.
+
+    frame_size   places of one frame, or sample of a track
+    """
     if given is not None:
         if plan.scheme == "maskgit":
             raise ValueError(f"{plan.target}: maskgit chooses its places by confidence; given places need roar")
@@ -101,6 +110,15 @@ def writing_order(
         return order
     if plan.scheme == "autoregressive":
         return list(np.split(unknown, len(unknown))) if len(unknown) else []
+    if plan.scheme == "frames":
+        starts = np.flatnonzero(np.diff(unknown // frame_size)) + 1
+        frames = np.split(unknown, starts) if len(unknown) else []
+        return [places for frame in frames for places in _at_random(plan, frame, rng)]
+    return _at_random(plan, unknown, rng)
+
+
+def _at_random(plan: TargetPlan, unknown: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
+    """Some places in `num_steps` steps, in random order."""
     counts = token_counts(plan.token_schedule, num_steps=plan.num_steps, num_tokens=len(unknown))
     places = rng.permutation(unknown) if len(counts) > 1 else unknown
     return np.split(places, np.cumsum(counts)[:-1]) if counts else []

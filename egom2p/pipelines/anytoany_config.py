@@ -7,6 +7,7 @@ from typing import Any, Literal
 from egom2p.anytoany.controls import check_control
 from egom2p.anytoany.datasets import DatasetConfig
 from egom2p.anytoany.generation import AnswerConfig
+from egom2p.anytoany.world_questions import WorldQuestionsConfig
 from egom2p.config import strict
 
 
@@ -35,18 +36,25 @@ class QuestionsConfig:
             and the likeliest letter counts
     group   pattern whose first group is, of the name of the first media item, what it has in common with others that
             are not independent of it; by default the name without numbers at its end: the room or recording
+    clips   folders of stored clips that hold the media items by key, for pictures on the page; questions of kind
+            `world` have theirs
     """
 
     dataset: DatasetConfig
     kind: Literal["text", "choice"] = "text"
     max_conversations: int = 512
     group: str = r"(.+?)(?:_\d+)*$"
+    clips: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.max_conversations < 1:
             raise ValueError(f"max_conversations must be at least 1, got {self.max_conversations}")
         if re.compile(self.group).groups < 1:
             raise ValueError(f"group needs a pattern with a group in brackets, got {self.group!r}")
+
+    @property
+    def clip_roots(self) -> tuple[str, ...]:
+        return (*self.clips, self.dataset.root) if isinstance(self.dataset, WorldQuestionsConfig) else self.clips
 
 
 @strict
@@ -64,9 +72,15 @@ class TextTaskConfig:
 
 @strict
 class HarnessConfig:
-    """Tasks of lm_eval or lmms_eval, which are installed apart (extra `harness`)."""
+    """Tasks of lm_eval or lmms_eval, which are installed apart.
+
+    include_path   folder with task files of your own, which `tasks` then may name
+    limit          requests of each task
+    arguments      of the harness's function simple_evaluate
+    """
 
     tasks: tuple[str, ...]
+    include_path: str | None = None
     limit: int | None = None
     arguments: dict[str, Any] = field(default_factory=dict)
 
@@ -80,6 +94,7 @@ class AnyToAnyEvaluationConfig:
     embedding   folder of a transformers text encoder for the cosine of answers; `own`: the language model's states;
                 null: no cosine
     lm_eval, lmms_eval   further tasks by these packages
+    num_shown   questions of each set that are kept with pictures of what they are about
     """
 
     models: dict[str, EvaluatedModelConfig]
@@ -92,6 +107,7 @@ class AnyToAnyEvaluationConfig:
     lm_eval: HarnessConfig | None = None
     lmms_eval: HarnessConfig | None = None
     batch_size: int = 16
+    num_shown: int = 8
     seed: int = 0
     device: str = "auto"
 

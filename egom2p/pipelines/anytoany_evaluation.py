@@ -12,21 +12,26 @@ import torch
 
 from egom2p.anytoany.model import AnyToAny, AnyToAnyConfig, build_anytoany
 from egom2p.anytoany.perception.source import PerceptionConfig
+from egom2p.anytoany.responder import chosen_device
 from egom2p.config import run_main, to_plain
 from egom2p.metrics.caption import Encoder
 from egom2p.pipelines.anytoany_config import AnyToAnyEvaluationConfig, EvaluatedModelConfig
 from egom2p.pipelines.anytoany_questions import QuestionAsker, Samples, Scores, commonest_answer, draw_samples
-from egom2p.pipelines.anytoany_report import Table, markdown, summarise, write_report
+from egom2p.pipelines.anytoany_report import Table, glance, summarise, write_report
+from egom2p.pipelines.anytoany_shown import Sights, write_pictures, write_samples
 from egom2p.pipelines.anytoany_texts import text_task
-from egom2p.pipelines.progress import say
+from egom2p.pipelines.harness import check_installed, file_perception, run_lm_eval, run_lmms_eval
+from egom2p.pipelines.progress import progress_bar, say
 
 
 def evaluate_anytoany(config: AnyToAnyEvaluationConfig) -> dict[str, Any]:
-    """Evaluate, write results.json, results.md and per_sample.csv below `config.output`; returns the results.
+    """Evaluate, write results.json, results.md, per_sample.csv, samples.jsonl and shown/ below `config.output`.
 
-    Models are loaded one after the other; all answer the same questions.
+    Models are loaded one after the other; all answer the same questions. Returns the results.
     """
-    device = _device(config.device)
+    device, folder = chosen_device(config.device), Path(config.output)
+    check_installed(config)
+    folder.mkdir(parents=True, exist_ok=True)
     samples = {name: draw_samples(name, part, seed=config.seed) for name, part in config.questions.items()}
     rows: dict[str, list[Scores]] = {name: [] for name in (*config.questions, *config.texts)}
     text_keys: dict[str, list[str]] = {}
@@ -46,8 +51,11 @@ def evaluate_anytoany(config: AnyToAnyEvaluationConfig) -> dict[str, Any]:
     tables = [_question_table(name, config, samples[name], rows[name]) for name in config.questions]
     tables += [Table(name, text_keys[name], text_keys[name], rows[name]) for name in config.texts]
     summaries = [summarise(table, seed=config.seed) for table in tables]
-    about = {"config": to_plain(config), "seconds": seconds, "harness": harness}
-    write_report(Path(config.output), tables, summaries, about)
+    about = {"config": to_plain(config), "seconds": seconds, "harness": harness, "machine": _machine(device)}
+    write_report(folder, tables, summaries, about)
+    write_samples(folder, tables, samples)
+    roots = {name: part.clip_roots for name, part in config.questions.items()}
+    write_pictures(folder, samples, roots, count=config.num_shown, sights=Sights(config.models))
     return {"about": about, "tables": summaries}
 
 
@@ -81,8 +89,9 @@ def _ask(
     if not config.questions:
         return
     asker = QuestionAsker(label, model, about, config, _encoder(config, model))
-    for name, part in config.questions.items():
-        rows[name].extend(asker.scores(part, samples[name]))
+    with progress_bar(f"{label}: sets x controls", len(config.questions) * asker.num_controls) as advance:
+        for name, part in config.questions.items():
+            rows[name].extend(asker.scores(part, samples[name], advance))
 
 
 def _question_table(name: str, config: AnyToAnyEvaluationConfig, samples: Samples, rows: list[Scores]) -> Table:
@@ -103,28 +112,29 @@ def _harness_results(label: str, model: AnyToAny, config: AnyToAnyEvaluationConf
     results: dict[str, Any] = {}
     if config.lmms_eval is None and config.lm_eval is None:
         return results
-    from egom2p.pipelines.harness import file_perception, run_lm_eval, run_lmms_eval
-
     if config.lmms_eval is not None:
         perceive = file_perception(model)
         results["lmms_eval"] = run_lmms_eval(model, config.lmms_eval, perceive, batch_size=config.batch_size)
     if config.lm_eval is not None:
-        results["lm_eval"] = run_lm_eval(model, config.lm_eval, batch_size=config.batch_size)
+        results["lm_eval"] = run_lm_eval(
+            model, config.lm_eval, batch_size=config.batch_size, workplace=Path(config.output)
+        )
     return {label: results}
 
 
-def _device(wanted: str) -> torch.device:
-    if wanted != "auto":
-        return torch.device(wanted)
-    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+def _machine(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return "CPU" if device.type == "cpu" else str(device)
 
 
 def main(config: AnyToAnyEvaluationConfig) -> None:
     results = evaluate_anytoany(config)
-    say(markdown(results["tables"]))
+    say(glance(results["tables"]))
     for label, found in results["about"]["harness"].items():
         say(f"{label}: {found}")
-    say(f"{config.output}: results.json, results.md, per_sample.csv")
+    say(f"{config.output}: results.json, results.md, per_sample.csv, samples.jsonl")
+    say(f"page with pictures: python -m egom2p.viewing.anytoany_page evaluation={config.output}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Held-out questions about media, put to a model under every control."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -86,8 +86,12 @@ class QuestionAsker:
         self._controls = config.controls if about.controls is None else about.controls
         self._lookup = PerceptLookup(model.config.perception, about.percepts, model.config.connector)
 
-    def scores(self, config: QuestionsConfig, samples: Samples) -> list[Scores]:
-        """One per control."""
+    @property
+    def num_controls(self) -> int:
+        return len(self._controls)
+
+    def scores(self, config: QuestionsConfig, samples: Samples, advance: Callable[[int], None]) -> list[Scores]:
+        """One per control; `advance` hears of each."""
         items = [item for conversation in samples.conversations for item in conversation.media]
         found = []
         for control in self._controls:
@@ -96,6 +100,7 @@ class QuestionAsker:
                 found.append(self._choices(samples, control, percept_of))
             else:
                 found.append(self._texts(samples, control, percept_of))
+            advance(1)
         return found
 
     def _names_of(self, media: Media) -> Sequence[str]:

@@ -69,12 +69,14 @@ def summarise(table: Table, *, seed: int) -> dict[str, Any]:
     }
 
 
-def write_report(folder: Path, tables: Sequence[Table], summaries: Sequence[Mapping[str, Any]], about: Any) -> None:
+def write_report(
+    folder: Path, tables: Sequence[Table], summaries: Sequence[Mapping[str, Any]], about: Mapping[str, Any]
+) -> None:
     """results.json, results.md and per_sample.csv."""
     folder.mkdir(parents=True, exist_ok=True)
     save_json(folder / "results.json", {"about": about, "tables": list(summaries)})
     with atomic_file(folder / "results.md") as unfinished:
-        unfinished.write_text(markdown(summaries), encoding="utf-8")
+        unfinished.write_text(markdown(summaries) + _harness_lines(about["harness"]), encoding="utf-8")
     with atomic_file(folder / "per_sample.csv") as unfinished, unfinished.open("w", newline="") as opened:
         writer = csv.writer(opened)
         writer.writerow(["table", "model", "control", "sample", "group", "reference", "said", "metric", "value"])
@@ -90,6 +92,41 @@ def markdown(summaries: Sequence[Mapping[str, Any]]) -> str:
         lines += _value_table(table)
         lines += _difference_table(table)
     return "\n".join(lines)
+
+
+def _harness_lines(harness: Mapping[str, Mapping[str, Mapping[str, Mapping[str, Any]]]]) -> str:
+    """Numbers of the public harnesses: model -> harness -> task -> metric."""
+    lines = []
+    for label, packages in harness.items():
+        for package, tasks in packages.items():
+            lines += [f"\n## {package}: {label}\n", "| task | metric | value |", "|---|---|---|"]
+            for task, found in tasks.items():
+                numbers = {name: value for name, value in found.items() if isinstance(value, float)}
+                lines += [f"| {task} | {name} | {value:.5g} |" for name, value in numbers.items()]
+    return "\n".join([*lines, ""]) if lines else ""
+
+
+def glance(summaries: Sequence[Mapping[str, Any]]) -> str:
+    """The first metric of every set, aligned for a terminal, with the differences that each row has a part in."""
+    blocks = []
+    for table in summaries:
+        metric = next(iter(table["rows"][0]["values"]))
+        told: dict[str, list[str]] = {}
+        for row in table["differences"]:
+            found, (model, other) = _cell(row["values"].get(metric), sign="+"), (row["minuend"], row["subtrahend"])
+            is_control = model.rpartition(", ")[0] == other.rpartition(", ")[0]
+            told.setdefault(other if is_control else model, []).append(
+                f"true minus this {found}" if is_control else f"this minus {other} {found}"
+            )
+        lines = [[row["model"], row["control"], _cell(row["values"].get(metric))] for row in table["rows"]]
+        widths = [max(len(line[column]) for line in lines) for column in range(3)]
+        title = f"{table['name']}: {metric.replace('_', ' ')}, {table['num_samples']} in {table['num_groups']} groups"
+        blocks.append(title)
+        for line in lines:
+            cells = [cell.ljust(width) for cell, width in zip(line, widths, strict=True)]
+            beside = "; ".join(told.get(f"{line[0]}, {line[1]}", ()))
+            blocks.append(f"  {'  '.join([*cells, beside]).rstrip()}")
+    return "\n".join(blocks)
 
 
 def _pairs(rows: Sequence[Scores]) -> list[tuple[Scores, Scores]]:

@@ -4,7 +4,7 @@ import hashlib
 import json
 import platform
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from egom2p.config import to_plain
 from egom2p.contracts import AlignedClip
 from egom2p.data.clip_store import ClipStore, stored_streams
 from egom2p.data.folder_set import open_clips
+from egom2p.data.shard_paths import expand_files, split_folders
 from egom2p.geometry import canonicalise
 from egom2p.pipelines.baselines import TrainingStatistics, training_statistics
 from egom2p.pipelines.checkpoints import load_checkpoint
@@ -26,6 +27,7 @@ from egom2p.pipelines.progress import progress_bar, say
 from egom2p.pipelines.results import TaskResult, summarise, write_results
 from egom2p.pipelines.task_evaluation import ShownArrays, TaskEvaluator, check_task
 from egom2p.pipelines.workers import Workers
+from egom2p.storage import is_remote
 
 # Of the config: does not change a number of a task.
 _PRESENTATION = (
@@ -123,13 +125,17 @@ def _deciding(config: EvaluationConfig, about: Mapping[str, Any]) -> dict[str, A
         plain.pop(name)
     marks = {label: found["fingerprint"] for label, found in about.items()}
     folders = [config.clips.root, *([config.train_clips.root] if config.train_clips else [])]
-    return plain | {"checkpoints": marks, "clip_files": {folder: _stamp(Path(folder)) for folder in folders}}
+    files = {folder: _stamp(Path(folder).rglob("*.tar")) for folder in folders}
+    if config.train_tokens is not None and not is_remote(config.train_tokens):
+        shards = [file for part in split_folders(config.train_tokens).values() for file in expand_files(part)]
+        files[config.train_tokens] = _stamp(map(Path, shards))
+    return plain | {"checkpoints": marks, "clip_files": files}
 
 
-def _stamp(folder: Path) -> str:
-    """Changes when a clip file below a folder was written again."""
-    files = [(str(path.relative_to(folder)), path.stat()) for path in sorted(folder.rglob("*.tar"))]
-    seen = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in files]
+def _stamp(files: Iterable[Path]) -> str:
+    """Changes when one of these files was written again; of a folder among them, a file inside."""
+    inside = [path for file in files for path in (file.rglob("*") if file.is_dir() else [file])]
+    seen = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(inside)]
     return hashlib.sha256(repr(seen).encode()).hexdigest()[:16]
 
 

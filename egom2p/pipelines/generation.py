@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 
 from egom2p.config import strict, to_plain
-from egom2p.contracts import Recording
+from egom2p.contracts import AlignedClip, Provenance, Recording
 from egom2p.data.alignment import RecordingTooShort
 from egom2p.data.recordings.reader_choice import SourceConfig, open_reader
 from egom2p.models.generation_plans import SamplingConfig
@@ -152,7 +152,7 @@ class _Job:
                 continue
             for stretch in stretches:
                 _add_new(keys, stretch.key)
-                if self._is_done(stretch.key):
+                if self._is_done(stretch.key, recording.provenance):
                     self.num_kept += 1
                 else:
                     self._make_stretch(stretch, window_seeds(config.seed, number, stretch))
@@ -168,7 +168,8 @@ class _Job:
         num_pixels = stretch.num_samples(size.video_rate_hz) * size.height * size.width
         check_joined_fits(stretch.key, num_pixels, free_bytes(torch.device("cpu")))
         fingerprints = {spec.name: spec.tokenizer_fingerprint for spec in self.checkpoint.specs}
-        store = WindowStore(self.folder / f".windows_{stretch.key}", self.settings, fingerprints)
+        settings = self._settings(stretch.recording.provenance)
+        store = WindowStore(self.folder / f".windows_{stretch.key}", settings, fingerprints)
         with self._bar(f"generate {stretch.key}", len(stretch.windows)) as advance:
             result = generate_stretch(
                 self.checkpoint,
@@ -194,7 +195,7 @@ class _Job:
             while part := list(islice(prompts, self.batch_size)):
                 for _, prompt in part:
                     _add_new(keys, prompt.key)
-                jobs = [(index, prompt) for index, prompt in part if not self._is_done(prompt.key)]
+                jobs = [(i, prompt) for i, prompt in part if not self._is_done(prompt.key, _provenance(prompt))]
                 self.num_kept += len(part) - len(jobs)
                 for made in in_smaller_batches(self._made_clips, jobs):
                     self._write(made, {})
@@ -227,13 +228,19 @@ class _Job:
         )
 
     def _write(self, made: Generated, more: Mapping[str, Any]) -> None:
-        note = {"given": made.given, "made": made.made, "made_streams": made.made_streams, "settings": self.settings}
+        settings = self._settings(made.clip.provenance)
+        note = {"given": made.given, "made": made.made, "made_streams": made.made_streams, "settings": settings}
         folder = self.folder / made.clip.key
         write_generated(folder, made.clip, made.tokens, note | dict(more), video=self.config.video)
 
-    def _is_done(self, key: str) -> bool:
+    def _is_done(self, key: str, provenance: Provenance | None) -> bool:
         note = self.folder / key / "clip.json"
-        return note.is_file() and load_json(note)["settings"] == self.settings
+        return note.is_file() and load_json(note)["settings"] == self._settings(provenance)
+
+    def _settings(self, provenance: Provenance | None) -> dict[str, Any]:
+        """What decides the result of one item: of an input of several files, those that it comes from too."""
+        stamp = _own_stamp(self.config.input, "" if provenance is None else provenance.source)
+        return {**self.settings, **({} if stamp is None else {"own_files": stamp})}
 
     def _bar(self, title: str, total: int | None) -> Any:
         return progress_bar(title, total, is_shown=self.config.progress)
@@ -273,3 +280,21 @@ def _file_stamp(source: str | None) -> list[int] | None:
         return None
     found = Path(source).stat()
     return [found.st_size, found.st_mtime_ns]
+
+
+def _own_stamp(root: str | None, source: str) -> list[list[Any]] | None:
+    """Changes when the file, or a file of the folder, that an item of the input was read from was written again.
+
+    None where the input is one file, and where the item was not read from files below it (made, converted, gone).
+    """
+    if root is None or not Path(root).is_dir() or not source or not Path(source).is_relative_to(root):
+        return None
+    path = Path(source)
+    if not path.exists():
+        return None
+    found = [path] if path.is_file() else sorted(file for file in path.iterdir() if file.is_file())
+    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in found]
+
+
+def _provenance(prompt: Prompt) -> Provenance | None:
+    return prompt.provenance if isinstance(prompt, AlignedClip) else None

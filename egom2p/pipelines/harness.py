@@ -12,30 +12,44 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from egom2p.anytoany.generation import AnswerConfig
 from egom2p.anytoany.model import AnyToAny
 from egom2p.anytoany.nouns import Percept
 from egom2p.anytoany.responder import Responder
 from egom2p.anytoany.saving import save_merged
-from egom2p.pipelines.anytoany_config import HarnessConfig
+from egom2p.pipelines.anytoany_config import AnyToAnyEvaluationConfig, HarnessConfig
 
 Perceive = Callable[[str, Any], Percept]
 """(kind of media, what the task shows: a picture or the path of a video) -> percept."""
 
 
-def run_lm_eval(model: AnyToAny, config: HarnessConfig, *, batch_size: int) -> dict[str, Any]:
-    """Results of lm_eval by task. The model is used up: it is merged into a plain language model."""
+def check_installed(config: AnyToAnyEvaluationConfig) -> None:
+    """ValueError names the package that the config asks for and that is not there, before any model is loaded."""
+    for name, wanted in (("lm_eval", config.lm_eval), ("lmms_eval", config.lmms_eval)):
+        if wanted is not None:
+            _import(name)
+
+
+def run_lm_eval(
+    model: AnyToAny, config: HarnessConfig, *, batch_size: int, workplace: Path | None = None
+) -> dict[str, Any]:
+    """Results of lm_eval by task. The model is used up: it is merged into a plain language model.
+
+    workplace   folder below which that lies while it is needed; None: the system's
+    """
     harness = _import("lm_eval")
-    with TemporaryDirectory() as folder:
+    with TemporaryDirectory(dir=workplace) as folder:
         save_merged(model, Path(folder) / "merged")
-        answer = harness.simple_evaluate(
+        answer = _evaluated(
+            "lm_eval",
+            harness.simple_evaluate,
+            config,
             model="hf",
             model_args=f"pretrained={Path(folder) / 'merged'}",
-            tasks=list(config.tasks),
-            limit=config.limit,
             batch_size=batch_size,
-            **config.arguments,
+            device=str(model.device),  # it would take a GPU that is not there
         )
     return dict(answer["results"])
 
@@ -44,30 +58,48 @@ def run_lmms_eval(model: AnyToAny, config: HarnessConfig, perceive: Perceive, *,
     """Results of lmms_eval by task."""
     harness, api = _import("lmms_eval"), _import("lmms_eval.api.model", package="lmms_eval")
     evaluator = importlib.import_module("lmms_eval.evaluator") if not hasattr(harness, "simple_evaluate") else harness
-    answer = evaluator.simple_evaluate(
-        model=lmms_adapter(api.lmms, model, perceive, batch_size=batch_size),
-        tasks=list(config.tasks),
-        limit=config.limit,
-        batch_size=batch_size,
-        **config.arguments,
-    )
+    adapter = lmms_adapter(api.lmms, model, perceive, batch_size=batch_size)
+    answer = _evaluated("lmms_eval", evaluator.simple_evaluate, config, model=adapter, batch_size=batch_size)
     return dict(answer["results"])
 
 
+def _evaluated(
+    package: str, evaluate: Callable[..., Mapping[str, Any]], config: HarnessConfig, **settings: Any
+) -> Mapping[str, Any]:
+    if config.include_path is not None:
+        tasks = importlib.import_module(f"{package}.tasks")
+        settings["task_manager"] = tasks.TaskManager(include_path=config.include_path)
+    try:
+        return evaluate(tasks=list(config.tasks), limit=config.limit, **settings | config.arguments)
+    except KeyError as error:
+        # How both tell that a task is unknown; of their own mistakes they should tell the place.
+        if not any(task in str(error) for task in config.tasks):
+            raise
+        raise ValueError(f"tasks {list(config.tasks)}: {error.args[0] if error.args else error}") from error
+
+
 def file_perception(model: AnyToAny) -> Perceive:
-    """Perceives files of media as the command line does. ValueError for pictures a model of vectors cannot perceive."""
+    """Perceives files of media, and pictures; ValueError for what the model cannot perceive."""
     responder = Responder(model)
 
+    def of_file(kind: str, path: str) -> Percept:
+        clip = next(responder.perceive_file(kind, path), None)
+        if clip is None:
+            raise ValueError(f"{path}: shorter than one clip")
+        return clip.percept
+
     def perceive(kind: str, shown: Any) -> Percept:
+        if isinstance(shown, Image.Image):
+            with TemporaryDirectory() as folder:
+                file = Path(folder) / "shown.png"
+                shown.convert("RGB").save(file)
+                return of_file(kind, str(file))
         if not isinstance(shown, str | Path):
             sources = [source.source for source in model.config.perception]
             raise ValueError(
                 f"this model perceives {kind} by {sources} from files; the task shows {type(shown).__name__}"
             )
-        clip = next(responder.perceive_file(kind, str(shown)), None)
-        if clip is None:
-            raise ValueError(f"{shown}: shorter than one clip")
-        return clip.percept
+        return of_file(kind, str(shown))
 
     return perceive
 

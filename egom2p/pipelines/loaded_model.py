@@ -58,11 +58,14 @@ class LoadedModel:
     ) -> Iterator[AlignedClip]:
         """Clips with their targets filled: one per recording, however long; of clips and tokens one each.
 
-        source    a path of any kind `generate.py` takes, a recording, a clip, or tokens
+        source    a path of any kind `generate.py` takes, a recording, a clip, or tokens; with `hidden` parts,
+                  recordings too are cut into clips
         targets   made in this order, each a condition of the next (`depth`, `cam`, `gaze`, `rgb`, or a name)
         Other arguments as in `GenerationConfig`. The streams of a result are in physical units: `depth_m` (F, H, W),
         `world_from_cam` (S, 4, 4), `gaze` (S, 2), `rgb` (F, H, W, 3); what the input holds is kept.
         """
+        if hidden and join == "condition":
+            raise ValueError("hidden parts belong to single clips, join=condition to recordings; leave one of them out")
         chosen = None if conditions is None else tuple(conditions)
         request = Request(tuple(targets), chosen, sampling or {}, hidden or {})
         request.specs(self.checkpoint)

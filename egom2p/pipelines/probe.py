@@ -59,7 +59,7 @@ class ProbeConfig:
 
 
 @strict
-class _Clips:
+class ProbeClips:
     """Tokens of the inputs of some clips, their recordings and labels."""
 
     tokens: Any  # list[TokenClip]
@@ -75,17 +75,17 @@ def run_probe(config: ProbeConfig) -> dict[str, Any]:
     checkpoint = load_checkpoint(config.checkpoint or shipped_checkpoint(), device=config.device)
     names = [checkpoint.spec(word).name for word in config.inputs]
     specs = [spec for spec in checkpoint.specs if spec.name in names]
-    train = _read(checkpoint, config.train, config.max_train_clips, names, config)
-    test = _read(checkpoint, config.test, config.max_test_clips, names, config)
+    train = read_probe_clips(checkpoint, config.train, config.max_train_clips, names, config)
+    test = read_probe_clips(checkpoint, config.test, config.max_test_clips, names, config)
     if shared := sorted(set(train.recordings) & set(test.recordings)):
         raise ValueError(f"recording {shared[0]} is in train and in test; labels of its clips are not independent")
     sources: dict[str, Callable[[Sequence[TokenClip]], Features]] = {
-        "tokens, how often each": lambda clips: _bags(clips, specs),
-        "tokens, which where": lambda clips: _one_hot(clips, specs),
+        "tokens, how often each": lambda clips: bag_features(clips, specs),
+        "tokens, which where": lambda clips: one_hot_features(clips, specs),
     }
     for layer in config.layers:
         title = "encoder, output" if layer is None else f"encoder, layer {layer}"
-        sources[title] = lambda clips, layer=layer: _pooled(checkpoint, clips, names, layer, config.batch_size)
+        sources[title] = lambda clips, layer=layer: pooled_features(checkpoint, clips, names, layer, config.batch_size)
     features = {title: (make(train.tokens), make(test.tokens)) for title, make in sources.items()}
     results = {
         "config": to_plain(config),
@@ -127,9 +127,9 @@ def _interval(found: dict[str, Any], *, signed: bool = False) -> str:
     return text if found["low"] is None else f"{text} [{found['low']:{sign}.3f}, {found['high']:{sign}.3f}]"
 
 
-def _read(
+def read_probe_clips(
     checkpoint: Checkpoint, source: ClipsConfig, max_clips: int | None, names: Sequence[str], config: ProbeConfig
-) -> _Clips:
+) -> ProbeClips:
     label_streams = {label.stream for label in config.labels.values()}
     streams = sorted({checkpoint.tokenizer(name).stream for name in names} | label_streams)
     store = ClipStore(source.root, source.dataset, streams=streams)
@@ -144,7 +144,7 @@ def _read(
             clips += [_without_pictures(clip, label_streams) for clip in part]
             advance(len(part))
     labels = {name: [label.label_of(clip) for clip in clips] for name, label in config.labels.items()}
-    return _Clips(tokens=tokens, recordings=[clip.provenance.recording for clip in clips], labels=labels)
+    return ProbeClips(tokens=tokens, recordings=[clip.provenance.recording for clip in clips], labels=labels)
 
 
 def _without_pictures(clip: AlignedClip, kept: set[str]) -> AlignedClip:
@@ -153,7 +153,7 @@ def _without_pictures(clip: AlignedClip, kept: set[str]) -> AlignedClip:
 
 
 def _score_label(
-    label: str, features: dict[str, tuple[Features, Features]], train: _Clips, test: _Clips, config: ProbeConfig
+    label: str, features: dict[str, tuple[Features, Features]], train: ProbeClips, test: ProbeClips, config: ProbeConfig
 ) -> dict[str, Any]:
     has_train, has_test = (np.array([found is not None for found in part.labels[label]]) for part in (train, test))
     wanted, truth = ([found for found in part.labels[label] if found is not None] for part in (train, test))
@@ -198,14 +198,14 @@ def _score_label(
     }
 
 
-def _pooled(
+def pooled_features(
     checkpoint: Checkpoint, clips: Sequence[TokenClip], names: Sequence[str], layer: int | None, batch_size: int
 ) -> np.ndarray:
     found = encode_clips(checkpoint.model, clips, modalities=names, layer=layer, batch_size=batch_size)
     return np.stack([features.pooled.numpy() for features in found]).astype(np.float64)
 
 
-def _bags(clips: Sequence[TokenClip], specs: Sequence[ModalitySpec]) -> np.ndarray:
+def bag_features(clips: Sequence[TokenClip], specs: Sequence[ModalitySpec]) -> np.ndarray:
     """Share of every id among the tokens of its modality, (N, sum of V)."""
     parts = []
     for spec in specs:
@@ -214,7 +214,7 @@ def _bags(clips: Sequence[TokenClip], specs: Sequence[ModalitySpec]) -> np.ndarr
     return np.concatenate(parts, axis=1)
 
 
-def _one_hot(clips: Sequence[TokenClip], specs: Sequence[ModalitySpec]) -> csr_array:
+def one_hot_features(clips: Sequence[TokenClip], specs: Sequence[ModalitySpec]) -> csr_array:
     """1 for every (place, id) that a clip has, (N, sum of L times V)."""
     parts = []
     for spec in specs:

@@ -170,7 +170,9 @@ class _Scorer:
                 found = {}
             for key in self._keys:
                 values[key].append(found.get(key))
-        return Method(label, kind, values, checkpoint, failures, self._of_the_set(estimates))
+        # Of a set with clips that cannot be scored there is no distance of the set.
+        of_the_set = {} if failures else self._of_the_set(estimates)
+        return Method(label, kind, values, checkpoint, failures, of_the_set)
 
     def _of_the_set(self, estimates: Sequence[np.ndarray]) -> dict[str, float]:
         if self._features is None or len(self.clips) < 2:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from egom2p.storage.hub_files import first_line, repo_page
+from egom2p.storage.hub_files import first_line, network_errors, repo_page
 
 PLAIN_FILES = ("*.safetensors", "*.json", "*.txt", "*.md", "*.jinja")
 """What is fetched unless another choice is given, and all that is ever pushed."""
@@ -53,7 +53,7 @@ def fetch(id_or_path: str | Path, *, revision: str | None = None, files: Sequenc
         ) from error
     except errors.RevisionNotFoundError as error:
         raise FileNotFoundError(f"{name}: {page} has no revision {revision!r}") from error
-    except (errors.LocalEntryNotFoundError, errors.HfHubHTTPError, ConnectionError) as error:
+    except (errors.LocalEntryNotFoundError, *network_errors()) as error:
         raise FileNotFoundError(
             f"{name}: no such local folder, and {page} cannot be reached ({first_line(error)}); it was not fetched "
             "before. Without a network give a local folder"
@@ -89,10 +89,10 @@ def push(
         return names
     from huggingface_hub import CommitOperationAdd, HfApi, errors, get_token
 
+    page = repo_page(repo_id, "model")
+
     if get_token() is None:
-        raise ValueError(
-            f"pushing to {repo_page(repo_id, 'model')} needs a login: run `hf auth login`, or set HF_TOKEN"
-        )
+        raise ValueError(f"pushing to {page} needs a login: run `hf auth login`, or set HF_TOKEN")
     contents: dict[str, Any] = {name: str(path) for name, path in files.items()}
     if readme is not None:
         contents["README.md"] = readme.encode()
@@ -102,7 +102,9 @@ def push(
         api.create_repo(repo_id, private=private, exist_ok=True)
         api.create_commit(repo_id, operations, commit_message=message)
     except errors.HfHubHTTPError as error:
-        raise ValueError(f"{repo_page(repo_id, 'model')}: the push was refused ({first_line(error)})") from error
+        raise ValueError(f"{page}: the push was refused ({first_line(error)})") from error
+    except network_errors() as error:
+        raise ValueError(f"{page} cannot be reached ({first_line(error)}); nothing was pushed") from error
     return names
 
 

@@ -9,21 +9,22 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from egom2p.anytoany.chat import ChatRenderer
+from egom2p.anytoany.flops import LanguageFlops
 from egom2p.anytoany.loader import LanguageDataConfig, LanguageLoader
 from egom2p.anytoany.model import AnyToAny, AnyToAnyConfig, build_anytoany
 from egom2p.anytoany.nouns import LanguageBatch
 from egom2p.anytoany.percept_lookup import PerceptLookup, spellings
 from egom2p.anytoany.saving import load_config_of, write_anytoany_files
-from egom2p.config import strict, to_plain
+from egom2p.config import strict
 from egom2p.contracts import LossOutput
 from egom2p.training.anytoany_memory import estimate_text
-from egom2p.training.distributed import Ranks, ranks_of_launch
-from egom2p.training.interruption import end_if_stopped
+from egom2p.training.distributed import Ranks
 from egom2p.training.language_evaluation import LanguageEvaluation, LanguageEvaluationConfig, as_rows
-from egom2p.training.loop import FitResult, fit
+from egom2p.training.launch import train
+from egom2p.training.loop import FitResult
 from egom2p.training.randomness import seeded
 from egom2p.training.run_folder import local_folder
-from egom2p.training.task import BatchSize, Measurement
+from egom2p.training.task import BatchSize, Measurement, Task
 from egom2p.training.training_config import TrainingConfig
 
 
@@ -54,24 +55,13 @@ def train_anytoany(config: AnyToAnyTrainingConfig) -> FitResult | None:
     if config.dry_run:
         sys.stdout.write(estimate_text(config.model, config.data, config.training) + "\n")
         return None
-    with ranks_of_launch(config.training.device) as ranks:
-        task = AnyToAnyTask(config, ranks)
-        result = fit(
-            task,
-            config.training,
-            output_dir=config.output_dir,
-            ranks=ranks,
-            seed=config.seed,
-            settings=to_plain(config),
-            num_train_clips=task.loader.num_conversations,
-        )
-    end_if_stopped(result.stopped_by)
+    result = train(config, AnyToAnyTask)
     if result.progress.step == 0:
         raise ValueError(f"{config.output_dir}: the run took no optimizer step; make it longer")
     return result
 
 
-class AnyToAnyTask:
+class AnyToAnyTask(Task):
     """The language model with its perception as the loop's `Task`. A clip, for the loop, is a conversation."""
 
     def __init__(self, config: AnyToAnyTrainingConfig, ranks: Ranks) -> None:
@@ -80,6 +70,7 @@ class AnyToAnyTask:
             # On the device of its rank from the start: no rank holds a large model in host memory.
             self._anytoany: AnyToAny = build_anytoany(config.model, device=ranks.device)
         self.model: nn.Module = self._anytoany
+        self._flops = LanguageFlops(self._anytoany)
         self.percepts = PerceptLookup(config.model.perception, config.percepts, config.model.connector)
         books = self._anytoany.codebooks
         said = spellings(books, self.percepts)
@@ -100,6 +91,7 @@ class AnyToAnyTask:
             world_size=ranks.world_size,
             nested=tuple(nested.values()),
         )
+        self.num_train_clips = self.loader.num_conversations
         self.evaluation = LanguageEvaluation(
             config.evaluation, self.renderer, self.percepts.percept, seed=config.seed, ranks=ranks, nested=nested
         )
@@ -111,7 +103,8 @@ class AnyToAnyTask:
         return (batch.num_targets,)
 
     def size(self, batch: LanguageBatch) -> BatchSize:
-        return BatchSize(clips=batch.num_clips, tokens=batch.num_tokens, slots=batch.ids.numel())
+        flops = self._flops.training(batch)
+        return BatchSize(clips=batch.num_clips, tokens=batch.num_tokens, slots=batch.ids.numel(), flops=flops)
 
     def loss(self, model: nn.Module, batch: LanguageBatch) -> LossOutput:
         return model(batch)
@@ -119,9 +112,6 @@ class AnyToAnyTask:
     def combine(self, sums: Tensor, denominators: tuple[int, ...]) -> Tensor:
         """Mean over the target tokens of the whole step, so that each token counts the same wherever it lies."""
         return sums[0] / max(denominators[0], 1)
-
-    def after_step(self) -> None:
-        pass
 
     def evaluate(self, model: nn.Module) -> Iterable[Measurement]:
         measurements = self.evaluation.measure(self._anytoany)

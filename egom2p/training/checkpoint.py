@@ -12,7 +12,7 @@ import contextlib
 import re
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -29,35 +29,14 @@ from egom2p.storage import (
     tensor_shapes,
 )
 from egom2p.training.distributed import Ranks
-from egom2p.training.ema import Ema, shown_weights
+from egom2p.training.ema import shown_weights
+from egom2p.training.learner import Learner
 from egom2p.training.retention import Retention
 from egom2p.training.schedule import Progress
 from egom2p.training.sharded_tensors import gathered, is_sharded, local_part, part_like, sharded_like
 from egom2p.training.task import Task
 
 _STEP = re.compile(r"step-(\d+)")
-
-
-@dataclass(frozen=True)
-class Learner:
-    """What changes from step to step: weights (whole, or sharded over ranks) and what goes with them."""
-
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    ema: Ema | None = None
-    scaler: torch.amp.GradScaler | None = None
-
-    def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """`model/<name>`, `optimizer/<name>/<moment>` and `ema/<name>`, in their own memory."""
-        # A model may leave out frozen weights, which come from where it was made.
-        for name, tensor in getattr(self.model, "state_to_keep", self.model.state_dict)().items():
-            yield f"model/{name}", tensor
-        for name, parameter in self.model.named_parameters():
-            for key, tensor in self.optimizer.state.get(parameter, {}).items():
-                yield f"optimizer/{name}/{key}", tensor
-        if self.ema is not None:
-            for name, tensor in self.ema.tensors(self.model).items():
-                yield f"ema/{name}", tensor
 
 
 class CheckpointFolder:
@@ -140,7 +119,11 @@ def restore(path: Path, learner: Learner) -> tuple[Progress, dict[str, Tensor]]:
         )
     shapes = tensor_shapes(path / "training.safetensors")
     held = dict(learner.tensors())
-    _check_fits(path, _named(shapes, "model/"), {name: tuple(t.shape) for name, t in _named(held, "model/").items()})
+    held_shapes = {name: tuple(tensor.shape) for name, tensor in _named(held, "model/").items()}
+    # Earlier versions kept weights that need not be: frozen ones, tied ones twice.
+    spare = learner.model.state_dict().keys() - held_shapes.keys()
+    found_shapes = {name: shape for name, shape in _named(shapes, "model/").items() if name not in spare}
+    _check_fits(path, found_shapes, held_shapes)
     parameters = dict(learner.model.named_parameters())
     unlogged: dict[str, Tensor] = {}
     for name, tensor in stream_tensors(path / "training.safetensors"):

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from egom2p.config import strict
 from egom2p.training.sharded_tensors import local_part, sharded_like
+from egom2p.training.task import kept_state
 
 
 @strict
@@ -30,7 +31,7 @@ class EmaConfig:
 
 
 class Ema:
-    """The average of everything in the model's state dict; whole numbers are copied."""
+    """The average of everything that is kept of a model; whole numbers are copied."""
 
     def __init__(self, model: nn.Module, config: EmaConfig) -> None:
         # Imported here: it brings torchvision along, seconds that `--help` need not wait for.
@@ -63,16 +64,25 @@ class Ema:
             _swap(reversed(pairs))
 
     def _pairs(self, model: nn.Module) -> Iterator[tuple[tuple[str, Tensor], Tensor]]:
-        return zip(model.state_dict().items(), self._average.module.state_dict().values(), strict=True)
+        return zip(kept_state(model).items(), self._average.module.state_dict().values(), strict=True)
 
 
 @contextlib.contextmanager
 def shown_weights(model: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
-    """Inside the block `model.state_dict()` gives these tensors: whole ones of a sharded model, or an average."""
+    """Inside the block `model.state_dict()` gives these tensors: whole ones of a sharded model, or an average.
+
+    Tied weights may be among them under one name only; what is not among them stays what it is.
+    """
+    tied: dict[Tensor, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        tied.setdefault(parameter, []).append(name)
+    shown = dict(tensors)
+    for names in tied.values():
+        found = next((tensors[name] for name in names if name in tensors), None)
+        shown |= {} if found is None else {name: tensors.get(name, found) for name in names}
 
     def show(module: nn.Module, state: dict[str, Tensor], prefix: str, local_metadata: dict) -> None:
-        for name in state:
-            state[name] = tensors[name]
+        state.update({name: shown[name] for name in state if name in shown})
 
     handle = model.register_state_dict_post_hook(show)
     try:
@@ -90,7 +100,7 @@ def _swap(pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
 
 
 def _parts(model: nn.Module) -> nn.Module:
-    """What this rank holds of the state dict as a plain module, in the same memory: timm knows nothing of shards."""
+    """What this rank holds of what is kept as a plain module, in the same memory: timm knows nothing of shards."""
     return nn.ParameterList(
-        nn.Parameter(local_part(tensor), requires_grad=False) for tensor in model.state_dict().values()
+        nn.Parameter(local_part(tensor), requires_grad=False) for tensor in kept_state(model).values()
     )

@@ -6,9 +6,8 @@ K loss terms.
 """
 
 import contextlib
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass, replace
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +15,16 @@ import torch
 from torch import nn
 
 from egom2p.storage import load_json, only_writer, save_json
-from egom2p.training.checkpoint import CheckpointFolder, Learner, export, restore
+from egom2p.training.checkpoint import CheckpointFolder, export, restore
 from egom2p.training.device_peak import peak_flops
 from egom2p.training.distributed import Ranks
-from egom2p.training.ema import Ema
-from egom2p.training.frozen import FrozenPhase
 from egom2p.training.interruption import StopRequest
-from egom2p.training.optim import apply_gradients, build_optimizer, set_weight_decay
-from egom2p.training.parallel import check_parallel, prepare_blocks, shard, share_gradients, with_whole_weights
-from egom2p.training.precision import autocast, choose_dtype, gradient_scaler
+from egom2p.training.learner import make_learner
+from egom2p.training.opening import changed_settings, opening
+from egom2p.training.optim import apply_gradients, set_weight_decay
+from egom2p.training.pace import Pace
+from egom2p.training.parallel import is_sharded_model, share_gradients, with_whole_weights
+from egom2p.training.precision import autocast, choose_dtype
 from egom2p.training.profiling import StepProfiler
 from egom2p.training.randomness import seeded
 from egom2p.training.retention import BestCheckpoint, Retention
@@ -53,25 +53,19 @@ def fit(
     ranks: Ranks,
     seed: int,
     settings: Mapping[str, Any],
-    num_train_clips: int | None = None,
-    frozen: FrozenPhase | None = None,
-    notes: Sequence[str] = (),
 ) -> FitResult:
     """Train until the configured length is reached or a signal asks to stop; resume if `output_dir` has checkpoints.
 
     Writes `config.json` (`settings`, plain values), `log.jsonl`, `checkpoints/` and, at the end, `final/`.
     `output_dir` may be an S3 address: the run then lives below `config.scratch_dir` and is mirrored.
     Same seed, config and machine give the same numbers, interrupted or not (bitwise on one process).
-
-    frozen   a first phase in which only a part of the model trains
-    notes    lines for the beginning of the log
     """
     folder = RunFolder(output_dir, config.scratch_dir)
     folder.fetch(ranks)
-    run = _Run(task, config, folder, ranks, seed, num_train_clips, frozen)
+    run = _Run(task, config, folder, ranks, seed)
     # The workers of a launcher that was killed live on; a second run must not write into their folder.
     with only_writer(folder.path) if ranks.is_first else contextlib.nullcontext():
-        run.prepare(settings, notes)
+        run.prepare(settings)
         try:
             with StopRequest() as stop:
                 result = run.train(stop)
@@ -85,40 +79,28 @@ def fit(
 class _Run:
     """The moving parts of one call of `fit`."""
 
-    def __init__(
-        self,
-        task: Task,
-        config: TrainingConfig,
-        folder: RunFolder,
-        ranks: Ranks,
-        seed: int,
-        num_train_clips: int | None,
-        frozen: FrozenPhase | None,
-    ) -> None:
+    def __init__(self, task: Task, config: TrainingConfig, folder: RunFolder, ranks: Ranks, seed: int) -> None:
         if config.num_threads is not None:
             torch.set_num_threads(config.num_threads)
         self.task, self.config, self.ranks, self.seed = task, config, ranks, seed
-        self.run_folder, self.folder, self.frozen = folder, folder.path, frozen
-        self.length: Length = config.length(num_train_clips)
+        self.run_folder, self.folder, self.frozen = folder, folder.path, task.frozen
+        self.length: Length = config.length(task.num_train_clips)
         self.learning_rate: LearningRate = config.learning_rate(self.length, ranks.world_size)
         self.weight_decay: WeightDecay | None = config.weight_decay(self.length)
         self.dtype = choose_dtype(config.dtype, ranks.device)
         self.checkpoints = CheckpointFolder(self.folder / "checkpoints")
         self.best = BestCheckpoint(config.keep_best, self.checkpoints.folder)
         self.profiler = StepProfiler(config.profile if ranks.is_first else None, self.folder / "profile")
-        self.peak_flops = peak_flops(ranks.device, self.dtype, given_tflops=config.peak_tflops)
-        self.unlogged_size = BatchSize(0)
+        peak = peak_flops(ranks.device, self.dtype, given_tflops=config.peak_tflops)
+        self.pace = Pace(config, self.length, world_size=ranks.world_size, peak_flops=peak)
         self.progress = Progress()
         self.measurements: tuple[Measurement, ...] = ()
         self.log: RunLog | None = None
-        self.clock = self.logged_clock = self.saved_clock = time.perf_counter()
-        self.logged_at = self.progress
 
-    def prepare(self, settings: Mapping[str, Any], notes: Sequence[str]) -> None:
+    def prepare(self, settings: Mapping[str, Any]) -> None:
         """Move the model and spread it over ranks, restore what is there, open the log."""
         task, ranks = self.task, self.ranks
-        is_sharded = self._prepare_model()
-        self.learner = self._build_learner()
+        self.learner = make_learner(task.model, self.config, ranks=ranks, dtype=self.dtype)
         self.sums = StepSums(ranks)
         latest = ranks.from_first(self.checkpoints.latest())
         if latest is not None and not self.config.resume:
@@ -129,41 +111,20 @@ class _Run:
             task.check_checkpoint(latest)
             self.progress, unlogged = restore(latest, self.learner)
             self.sums.load(unlogged)
-        self.model: nn.Module = task.model
-        if ranks.world_size > 1 and not is_sharded:
-            self.model = share_gradients(task.model)
+        is_shared = ranks.world_size > 1 and not is_sharded_model(task.model)
+        self.model: nn.Module = share_gradients(task.model) if is_shared else task.model
         if ranks.is_first:
             self.log = RunLog(self.folder, length=self.length, wandb_config=self.config.wandb, settings=settings)
             self.log.forget_after(self.progress.step if latest is not None else -1)
-            for line in (self._opening(latest), *notes):
+            begin = "starting" if latest is None else f"resuming from {latest}"
+            details = f"{self.length.total:g} {self.length.unit}, lr {self.learning_rate.peak:.2e}, into {self.folder}"
+            how = opening(task.model, self.config, ranks, self.dtype)
+            for line in (f"{begin}: {how}, {details}", *task.notes):
                 self.log.say(line)
             if latest is not None and (self.folder / "config.json").is_file():
                 for change in changed_settings(load_json(self.folder / "config.json"), settings):
                     self.log.say(f"  changed since the run began: {change}")
             save_json(self.folder / "config.json", settings)
-
-    def _prepare_model(self) -> bool:
-        """The model on its device, its blocks as configured; whether it is sharded."""
-        config, model, ranks = self.config, self.task.model, self.ranks
-        check_parallel(config.parallel, ranks.world_size)
-        model.to(ranks.device)
-        model.train()
-        prepare_blocks(model, recompute=config.activation_checkpointing, compile_blocks=config.compile == "blocks")
-        is_sharded = config.parallel.kind == "fsdp" and ranks.world_size > 1
-        if is_sharded and hasattr(model, "state_to_keep"):
-            raise ValueError(f"parallel.kind=fsdp needs whole checkpoints, {type(model).__name__} keeps parts; use ddp")
-        if is_sharded:
-            shard(model, config.parallel, ranks=ranks, dtype=self.dtype)
-        return is_sharded
-
-    def _build_learner(self) -> Learner:
-        model = self.task.model
-        return Learner(
-            model,
-            build_optimizer(model, self.config.optimizer),
-            ema=None if self.config.ema is None else Ema(model, self.config.ema),
-            scaler=gradient_scaler(self.ranks.device, self.dtype),
-        )
 
     def train(self, stop: StopRequest) -> FitResult:
         if self.config.evaluate_at_start and self.progress.step == 0:
@@ -190,8 +151,7 @@ class _Run:
 
     def _steps(self, batches: Iterator[Any], stop: StopRequest) -> bool:
         """Optimizer steps until the length is reached (False) or some rank was asked to stop (True)."""
-        self.clock = self.logged_clock = self.saved_clock = time.perf_counter()
-        self.logged_at, self.unlogged_size = self.progress, BatchSize(0)
+        self.pace.begin(self.progress)
         while not self.length.is_reached(self.progress):
             window = [next(batches) for _ in range(self.config.accumulation)]
             counts, size, num_stopping, is_save_time = self._agree(window, stop)
@@ -199,33 +159,27 @@ class _Run:
                 return True
             before = self.progress
             after = before.advanced(clips=size.clips, tokens=size.tokens, slots=size.slots)
-            self.unlogged_size += size
             unit = self.length.unit
             rate = self.learning_rate.at(before.amount(unit), after.amount(unit) - before.amount(unit))
             self.profiler.before_step(before.step)
             self._step(window, counts, rate)
             if (trace := self.profiler.after_step(before.step)) is not None:
                 self.say(f"profile: {trace}")
-            now = time.perf_counter()
-            self.progress = replace(after, seconds=before.seconds + now - self.clock)
-            self.clock = now
-            if after.step % self.config.log_every == 0 or self.length.is_reached(after):
+            self.progress = self.pace.counted(after, size)
+            if self.pace.is_log_due(self.progress):
                 self._log_line(rate)
-            is_last = self.length.is_reached(self.progress)
-            if _is_due(self.config.evaluate_every, after.step) and not is_last:
+            if self.pace.is_evaluation_due(self.progress):
                 self.evaluate()
-            if (_is_due(self.config.checkpoint_every, after.step) or is_save_time) and not is_last:
+            is_save_time = is_save_time and not self.length.is_reached(self.progress)
+            if is_save_time or self.pace.is_checkpoint_due(self.progress):
                 self.save_checkpoint()
-                self.saved_clock = time.perf_counter()
         return False
 
     def _agree(self, window: Sequence[Any], stop: StopRequest) -> tuple[tuple[int, ...], BatchSize, int, int]:
         """Counts and size of the step over all ranks, and whether any rank wants to stop or rank 0 to save."""
         counts = [sum(column) for column in zip(*(self.task.counts(batch) for batch in window), strict=True)]
         size = sum((self.task.size(batch) for batch in window), BatchSize(0))
-        minutes = self.config.checkpoint_minutes
-        is_save_time = minutes is not None and time.perf_counter() - self.saved_clock > 60 * minutes
-        flags = (int(stop.signal_number > 0), int(is_save_time and self.ranks.is_first))
+        flags = (int(stop.signal_number > 0), int(self.ranks.is_first and self.pace.is_save_time()))
         total = self.ranks.sum_ints([*counts, *astuple(size), *flags])
         return tuple(total[: len(counts)]), BatchSize(*total[len(counts) : -2]), *total[-2:]
 
@@ -274,48 +228,26 @@ class _Run:
 
     def _log_line(self, rate: float) -> None:
         values = self.sums.take()
-        self.clock = now = time.perf_counter()  # take() waited for the device
-        seconds = max(now - self.logged_clock, 1e-9)
-        tokens = self.progress.tokens - self.logged_at.tokens
-        values["lr"] = rate
-        values["tokens_per_s"] = tokens / seconds
-        values["clips_per_s"] = (self.progress.clips - self.logged_at.clips) / seconds
-        values |= self._rates(self.unlogged_size, seconds)
-        self.unlogged_size = BatchSize(0)
+        self.progress = self.pace.counted(self.progress)  # take() waited for the device
+        rates, seconds_left = self.pace.since_last_line(self.progress)
+        values |= {"lr": rate} | rates
         if self.learner.scaler is not None:
             values["loss_scale"] = self.learner.scaler.get_scale()
         if self.ranks.device.type == "cuda":
             values["peak_memory_gb"] = torch.cuda.max_memory_allocated(self.ranks.device) / 1e9
-        unit = self.length.unit
-        done = self.progress.amount(unit) - self.logged_at.amount(unit)
-        left = self.length.total - self.progress.amount(unit)
-        self.logged_at, self.logged_clock = self.progress, now
         if self.log is not None:
-            self.log.train(self.progress, values, seconds_left=max(0.0, left * seconds / max(done, 1)))
-
-    def _rates(self, size: BatchSize, seconds: float) -> dict[str, float]:
-        """What follows from sizes known on the CPU; a task that does not tell one has no such value."""
-        values: dict[str, float] = {}
-        if size.flops:
-            flops_per_s = size.flops / seconds / self.ranks.world_size
-            values["model_tflops_per_s"] = flops_per_s / 1e12
-            if self.peak_flops is not None:
-                values["mfu"] = flops_per_s / self.peak_flops
-        if size.rows:
-            values["fill"] = size.tokens / size.rows
-            values["trimmed"] = size.trimmed / (size.tokens + size.trimmed)
-        return values
+            self.log.train(self.progress, values, seconds_left=seconds_left)
 
     def evaluate(self) -> None:
         """Measure on held-out data in evaluation mode, the average of weights where there is one.
 
         Does not count as training time.
         """
-        started = time.perf_counter()
         model, device, ema = self.task.model, self.ranks.device, self.learner.ema
         wants_average = ema is not None and ema.config.evaluate
         model.eval()
         with (
+            self.pace.paused(),
             ema.in_place_of(model) if wants_average else contextlib.nullcontext(),
             torch.no_grad(),
             seeded(self.seed, 1, device=device),
@@ -325,24 +257,24 @@ class _Run:
         model.train()
         if self.log is not None:
             self.log.evaluation(self.progress, self.measurements)
-        self._forget_time(started)
         # The first rank knows the best so far; the others may have no disk in common with it.
         if self.progress.step and self.ranks.from_first(self.best.is_better(self.measurements)):
             self.save_checkpoint(is_best=True)
 
     def save_checkpoint(self, *, is_best: bool = False) -> None:
-        started = time.perf_counter()
-        unlogged = self.sums.state()
-        note = {"world_size": self.ranks.world_size, "seed": self.seed}
-        self.checkpoints.save(
-            self.task, self.learner, ranks=self.ranks, progress=self.progress, unlogged=unlogged, note=note
-        )
-        if self.ranks.is_first:
-            if is_best:
-                self.best.note(self.progress.step, self.measurements)
-            self.checkpoints.prune(self._retention())
-            self.run_folder.mirror(self._retention())
-        self._forget_time(started)
+        """Does not count as training time either."""
+        with self.pace.paused():
+            unlogged = self.sums.state()
+            note = {"world_size": self.ranks.world_size, "seed": self.seed}
+            self.checkpoints.save(
+                self.task, self.learner, ranks=self.ranks, progress=self.progress, unlogged=unlogged, note=note
+            )
+            if self.ranks.is_first:
+                if is_best:
+                    self.best.note(self.progress.step, self.measurements)
+                self.checkpoints.prune(self._retention())
+                self.run_folder.mirror(self._retention())
+        self.pace.saved()
 
     def _retention(self) -> Retention:
         return Retention(self.config.keep_last, self.config.keep_every, self.best.step)
@@ -355,34 +287,3 @@ class _Run:
         self.profiler.close()
         if self.log is not None:
             self.log.close(failed=failed)
-
-    def _forget_time(self, started: float) -> None:
-        """Evaluation and saving are not part of the training rate."""
-        passed = time.perf_counter() - started
-        self.clock += passed
-        self.logged_clock += passed
-
-    def _opening(self, latest: Path | None) -> str:
-        num_parameters = sum(parameter.numel() for parameter in self.task.model.parameters() if parameter.requires_grad)
-        is_fixed = self.config.batching == "clips"
-        size = (self.config.batch_size if is_fixed else self.config.batch_tokens) * self.config.accumulation
-        step_size = f"{size * self.ranks.world_size} {self.config.batching} a step"
-        where = f"{self.ranks.world_size} x {self.ranks.device.type}, {str(self.dtype).removeprefix('torch.')}"
-        begin = f"resuming from {latest}" if latest is not None else "starting"
-        return (
-            f"{begin}: {num_parameters / 1e6:.2f} M parameters, {step_size}, {where}, "
-            f"{self.length.total:g} {self.length.unit}, lr {self.learning_rate.peak:.2e}, into {self.folder}"
-        )
-
-
-def changed_settings(old: Any, new: Any, name: str = "") -> list[str]:
-    """Lines `key: old -> new` for every value in which two nested settings differ."""
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        keys = [*old, *(key for key in new if key not in old)]
-        changes = [changed_settings(old.get(key), new.get(key), f"{name}.{key}" if name else key) for key in keys]
-        return [line for lines in changes for line in lines]
-    return [] if old == new else [f"{name}: {old} -> {new}"]
-
-
-def _is_due(every: int | None, step: int) -> bool:
-    return every is not None and step % every == 0

@@ -3,6 +3,8 @@
 Sharded, every transformer block is a group of its own: gathered before it runs, freed after it. All else is one group,
 the root's: token tables, heads (which are token tables too), the modality embeddings that both sides share. They are
 used at the beginning and at the end of a pass, always inside the root's forward, so they are gathered once for both.
+Around a language model of transformers the groups are its blocks, and all else, perception too, is the root's: a rank
+whose batch shows nothing does not look, and ranks must gather in step.
 """
 
 import contextlib
@@ -18,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from egom2p.config import strict
 from egom2p.contracts import LossOutput
-from egom2p.layers.block_options import compile_block, recompute_in_backward, transformer_blocks
+from egom2p.layers.block_options import compile_block, foreign_blocks, recompute_in_backward, transformer_blocks
 from egom2p.training.distributed import Ranks
 
 T = TypeVar("T")
@@ -55,16 +57,15 @@ def check_parallel(config: ParallelConfig, world_size: int) -> None:
 
 
 def prepare_blocks(model: nn.Module, *, recompute: bool, compile_blocks: bool) -> None:
-    """Activation checkpointing and regional compilation of the transformer blocks, in place."""
-    blocks = transformer_blocks(model)
-    if (recompute or compile_blocks) and not blocks:
-        option = "activation_checkpointing" if recompute else "compile=blocks"
+    """Activation checkpointing of all transformer blocks, regional compilation of our own, in place."""
+    own, foreign = transformer_blocks(model), foreign_blocks(model)
+    if compile_blocks and not own or recompute and not (own or foreign):
+        option = "compile=blocks" if compile_blocks else "activation_checkpointing"
         raise ValueError(f"{option} works on transformer blocks, and {type(model).__name__} has none")
-    for block in blocks:
-        if compile_blocks:
-            compile_block(block)
-        if recompute:
-            recompute_in_backward(block)
+    for block in own if compile_blocks else ():
+        compile_block(block)
+    for block in (*own, *foreign) if recompute else ():
+        recompute_in_backward(block)
 
 
 def shard(model: nn.Module, config: ParallelConfig, *, ranks: Ranks, dtype: torch.dtype) -> None:
@@ -86,13 +87,16 @@ def shard(model: nn.Module, config: ParallelConfig, *, ranks: Ranks, dtype: torc
     )
     whole = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
     half = dataclasses.replace(whole, param_dtype=None if dtype == torch.float32 else dtype)
-    blocks = transformer_blocks(model)
+    blocks = foreign_blocks(model) or transformer_blocks(model)
     for block in blocks:
         fully_shard(block, mesh=mesh, mp_policy=half, reshard_after_forward=config.reshard_after_forward)
     _know_loss_output()
+    outside = _places_outside(model, blocks)
     # Before torch's own hook, which frees the weights.
-    model.register_forward_hook(functools.partial(_touch_root, _places_outside(model, blocks)))
-    fully_shard(model, mesh=mesh, mp_policy=whole)
+    model.register_forward_hook(functools.partial(_touch_root, outside))
+    # The root's group is whole all through a step: sharding what is frozen of it would save nothing.
+    frozen = {parameter for place, name in outside if not (parameter := getattr(place, name)).requires_grad}
+    fully_shard(model, mesh=mesh, mp_policy=whole, ignored_params=frozen)
     model.call_with_whole_weights = functools.partial(_call_gathered, model, blocks, config.reshard_after_forward)
     register_fsdp_forward_method(model, "call_with_whole_weights")
 

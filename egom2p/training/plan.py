@@ -17,8 +17,10 @@ from egom2p.data.clip_order import clip_rng
 from egom2p.data.collate import collate
 from egom2p.data.masking import UnifiedMasking
 from egom2p.data.unified_datasets import DatasetConfig
-from egom2p.models.egom2p_model import ModelConfig
-from egom2p.models.flops import training_flops
+from egom2p.layers.lora import attach_lora
+from egom2p.models.egom2p_model import EgoM2P, ModelConfig
+from egom2p.models.flops import ModelFlops
+from egom2p.models.partial_loading import load_weights
 from egom2p.models.weights import find_model
 from egom2p.storage import is_remote
 from egom2p.training.memory import Footprint, Precision
@@ -27,6 +29,7 @@ from egom2p.training.parallel import check_parallel
 from egom2p.training.plan_checks import DatasetFacts, check_dataset, check_tokenizers, modalities_of, planned_specs
 from egom2p.training.plan_report import show_plan
 from egom2p.training.pretrain_task import PretrainConfig
+from egom2p.training.randomness import seeded
 from egom2p.training.run_folder import has_checkpoint, local_folder
 
 _DRAWS = 64  # maskings drawn of each data set
@@ -67,7 +70,7 @@ def plan_pretraining(config: PretrainConfig) -> Plan:
     specs, source = planned_specs(config.data, config.tokenizer_folders)
     plan.facts.append(("modalities", f"{', '.join(spec.name for spec in specs) or 'unknown'} (known from {source})"))
     _check_data(plan, config, specs)
-    _check_run(plan, config)
+    _check_run(plan, config, specs)
     if specs:
         plan.problems += check_tokenizers(config.tokenizer_folders, specs)
         _tell_cost(plan, config, specs)
@@ -94,7 +97,7 @@ def _check_data(plan: Plan, config: PretrainConfig, specs: tuple[ModalitySpec, .
             plan.notes.append(f"{facts.name}: {facts.num_clips} clips are less than its share of one step")
 
 
-def _check_run(plan: Plan, config: PretrainConfig) -> None:
+def _check_run(plan: Plan, config: PretrainConfig, specs: tuple[ModalitySpec, ...]) -> None:
     training = config.training
     try:
         check_parallel(training.parallel, plan.num_gpus)
@@ -116,7 +119,10 @@ def _check_run(plan: Plan, config: PretrainConfig) -> None:
             plan.notes.append(f"{name}={location} is not on this machine; a dry run does not fetch it")
             continue
         try:
-            find_model(location)
+            folder = find_model(location)
+            if name == "finetune" and specs:
+                report = load_weights(model_without_weights(config.model, specs), folder, policy=config.finetune_policy)
+                plan.notes += report.lines()
         except (ValueError, OSError) as error:
             plan.problems.append(f"{name}: {error}")
 
@@ -128,12 +134,12 @@ def _tell_cost(plan: Plan, config: PretrainConfig, specs: tuple[ModalitySpec, ..
     except ValueError as error:
         plan.problems.append(str(error))
         return
-    model = model_without_weights(config.model, specs)
+    model = _planned_model(config, specs, config.model)
     weights = [weight for weight, _, _ in drawn]
     inputs = _average([_rows(clip.input_ids) for _, _, clip in drawn], weights)
     targets = _average([_rows(clip.target_ids) for _, _, clip in drawn], weights)
     slots = float(np.average([dataset.num_slots for _, dataset, _ in drawn], weights=weights))
-    flops = _average_flops(config.model, specs, [clip for _, _, clip in drawn], weights)
+    flops = _average_flops(model, [clip for _, _, clip in drawn], weights)
     tokens = sum(inputs.values()) + sum(targets.values())
     per_step = _clips_per_step(config, plan.num_gpus, tokens_per_clip=tokens)
     num_clips = sum(facts.num_clips for facts in plan.datasets[: len(config.data.datasets)])
@@ -183,6 +189,8 @@ def _readable(number: float) -> str:
 
 def _tell_memory(plan: Plan, config: PretrainConfig, specs: tuple[ModalitySpec, ...], rows: ClipRows) -> None:
     """Footprints of this run, and the most clips per device for every size and device memory."""
+    if config.jepa is not None:
+        plan.notes.append("FLOPs and memory are those without jepa; its teacher and the passes through it come on top")
     num_shards = config.training.parallel.shard_size or max(plan.num_gpus, 2)
     ways = {
         "DDP": {},
@@ -192,7 +200,7 @@ def _tell_memory(plan: Plan, config: PretrainConfig, specs: tuple[ModalitySpec, 
     }
     precision = Precision(compute=4 if config.training.dtype == "fp32" else 2)
     for size, model_config in {"this run": config.model, **_sizes(config.model)}.items():
-        model = model_without_weights(model_config, specs)
+        model = _planned_model(config, specs, model_config)
         counts = count_parameters(model, config.training.optimizer, has_average=config.training.ema is not None)
         needed = partial(step_footprint, model, rows, counts=counts, precision=precision)
         if size == "this run":
@@ -254,12 +262,19 @@ def _average(rows: list[dict[str, int]], weights: list[float]) -> dict[str, floa
     return {name: float(np.average([row.get(name, 0) for row in rows], weights=weights)) for name in names}
 
 
-def _average_flops(
-    config: ModelConfig, specs: tuple[ModalitySpec, ...], clips: list[MaskedClip], weights: list[float]
-) -> float:
-    vocab_sizes = [spec.vocab_size for spec in specs]
-    each = [training_flops(config, vocab_sizes, collate([clip], specs, config.num_registers, 0)) for clip in clips]
-    return float(np.average(each, weights=weights))
+def _average_flops(model: EgoM2P, clips: list[MaskedClip], weights: list[float]) -> float:
+    flops = ModelFlops(model)
+    batches = [collate([clip], model.specs, model.config.num_registers, 0) for clip in clips]
+    return float(np.average([flops.training(batch) for batch in batches], weights=weights))
+
+
+def _planned_model(config: PretrainConfig, specs: tuple[ModalitySpec, ...], size: ModelConfig) -> EgoM2P:
+    """The model as it would train, adapters attached, without weights."""
+    model = model_without_weights(size, specs)
+    if config.lora is not None:
+        with seeded(config.seed, 2):
+            attach_lora(model, config.lora)
+    return model
 
 
 def _full_rows(config: PretrainConfig, targets: dict[str, float]) -> ClipRows:

@@ -8,28 +8,30 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from egom2p.config import strict, to_plain
+from egom2p.config import strict
 from egom2p.contracts import LossOutput, ModalitySpec, PackedBatch
 from egom2p.data.unified_datasets import DataConfig, TokenLoader
 from egom2p.layers.lora import LoraConfig, adapter_settings, attach_lora, lora_state, merged_state
 from egom2p.models.egom2p_model import EgoM2P, ModelConfig
-from egom2p.models.flops import training_flops
+from egom2p.models.flops import ModelFlops
+from egom2p.models.jepa import Jepa, JepaConfig
 from egom2p.models.losses import LossType, combine_losses
 from egom2p.models.partial_loading import LoadPolicy, load_weights
 from egom2p.models.tables import trained_lines
 from egom2p.models.weights import find_model, load_model, write_model_files
 from egom2p.storage import load_json, save_json, save_tensors
 from egom2p.training.distributed import Ranks, ranks_of_launch
+from egom2p.training.feature_spread import FeatureSpread
 from egom2p.training.frozen import FrozenConfig, FrozenPhase
-from egom2p.training.interruption import end_if_stopped
-from egom2p.training.loop import FitResult, fit
+from egom2p.training.launch import train
+from egom2p.training.loop import FitResult
 from egom2p.training.plan_config import PlanConfig
 from egom2p.training.precision import autocast, choose_dtype
 from egom2p.training.randomness import seeded
-from egom2p.training.run_folder import RunFolder, has_checkpoint, local_folder
+from egom2p.training.run_folder import has_checkpoint, local_folder
 from egom2p.training.run_log import show_measurements
 from egom2p.training.schedule import Progress
-from egom2p.training.task import BatchSize, Measurement
+from egom2p.training.task import BatchSize, Measurement, Task
 from egom2p.training.token_evaluation import TokenEvaluation, TokenEvaluationConfig
 from egom2p.training.tokenizer_folders import copy_tokenizer, resolve_specs, token_identity
 from egom2p.training.training_config import TrainingConfig
@@ -44,6 +46,9 @@ class PretrainConfig:
     tokenizers        modality -> folder of the tokenizer that made its tokens, below `tokenizers_root` if that is
                       given. Every modality of the data needs an entry; they are compared with the data and copied into
                       the exported model. null: tokens only, the model then knows no tokenizer
+    jepa              also (or only) predict the features of hidden tokens, see `models.jepa`
+    feature_spread    at every evaluation of the run, how far the encoder's states spread over clips of which it sees
+                      these modalities (collapse; `training.feature_spread`)
     finetune          model to start from: folder of a model or of a run, or id of the Hub
     finetune_policy   strict: same modalities, same sizes, same mathematics. partial: whatever fits, the rest is
                       reported key by key and starts fresh (new modalities, more blocks)
@@ -60,6 +65,7 @@ class PretrainConfig:
     seed: int = 0
     model: ModelConfig
     loss: LossType = "mod"
+    jepa: JepaConfig | None = None
     finetune: str | None = None
     finetune_policy: LoadPolicy = "strict"
     lora: LoraConfig | None = None
@@ -70,6 +76,7 @@ class PretrainConfig:
     tokenizers: dict[str, str] | None = None
     data: DataConfig
     evaluation: TokenEvaluationConfig = TokenEvaluationConfig()
+    feature_spread: tuple[str, ...] = ()
     training: TrainingConfig
     dry_run: bool = False
     plan: PlanConfig = PlanConfig()
@@ -79,6 +86,16 @@ class PretrainConfig:
             raise ValueError("lora trains adapters of a trained model; say which with finetune")
         if self.lora is not None and self.frozen is not None:
             raise ValueError("lora freezes the model for good, frozen for a while; choose one")
+        if self.jepa is not None:
+            training = self.training
+            others = {
+                "lora": self.lora is not None,
+                "frozen": self.frozen is not None,
+                "training.batching=tokens": training.batching == "tokens",
+                "training.parallel.kind=fsdp": training.parallel.kind == "fsdp",
+            }
+            if given := [name for name, is_given in others.items() if is_given]:
+                raise ValueError(f"jepa does not go together with {', '.join(given)}")
 
     @property
     def tokenizer_folders(self) -> dict[str, Path] | None:
@@ -94,28 +111,13 @@ def pretrain(config: PretrainConfig) -> FitResult:
 
         dry_run(config)
         return FitResult(Progress(), 0, ())
-    with ranks_of_launch(config.training.device) as ranks:
-        if config.evaluate_only is not None:
+    if config.evaluate_only is not None:
+        with ranks_of_launch(config.training.device) as ranks:
             return FitResult(Progress(), 0, evaluate_model(config, ranks))
-        RunFolder(config.output_dir, config.training.scratch_dir).fetch(ranks)
-        task = PretrainTask(config, ranks)
-        num_train_clips = sum(task.loader.num_clips.values())
-        result = fit(
-            task,
-            config.training,
-            output_dir=config.output_dir,
-            ranks=ranks,
-            seed=config.seed,
-            settings=to_plain(config),
-            num_train_clips=num_train_clips,
-            frozen=task.frozen_phase(num_train_clips),
-            notes=task.notes,
-        )
-    end_if_stopped(result.stopped_by)
-    return result
+    return train(config, PretrainTask)
 
 
-class PretrainTask:
+class PretrainTask(Task):
     """EgoM2P on a mixture of token sets as the loop's `Task`."""
 
     def __init__(self, config: PretrainConfig, ranks: Ranks) -> None:
@@ -134,20 +136,16 @@ class PretrainTask:
             pin_memory=ranks.device.type == "cuda",
             batch_tokens=config.training.batch_tokens,
         )
-        self.evaluation = TokenEvaluation(
-            config.evaluation,
-            config.data,
-            self.specs,
-            batch_size=batch_size,
-            num_registers=num_registers,
-            seed=config.seed,
-            ranks=ranks,
-        )
+        measuring = {"batch_size": batch_size, "num_registers": num_registers, "seed": config.seed, "ranks": ranks}
+        self.evaluation = TokenEvaluation(config.evaluation, config.data, self.specs, **measuring)
+        self.spread: FeatureSpread | None = None
+        if config.feature_spread:
+            self.spread = FeatureSpread(config.feature_spread, config.data, self.specs, **measuring)
         if config.training.keep_best is not None:
             self.evaluation.check_name(config.training.keep_best)
         with seeded(config.seed, 0):
             self._egom2p = EgoM2P(config.model, self.specs)
-        self.notes: tuple[str, ...] = ()
+        self.num_train_clips = sum(self.loader.num_clips.values())
         self.measurements: tuple[Measurement, ...] = ()
         # A run that resumes has all weights in its checkpoint; where it started from may be gone.
         if config.finetune is not None and not has_checkpoint(config.output_dir, config.training.scratch_dir):
@@ -156,23 +154,19 @@ class PretrainTask:
             with seeded(config.seed, 2):
                 attach_lora(self._egom2p, config.lora)
         self.model: nn.Module = self._egom2p
-
-    def frozen_phase(self, num_train_clips: int) -> FrozenPhase | None:
-        """The first phase, where the config asks for one."""
-        frozen, training = self.config.frozen, self.config.training
-        if frozen is None:
-            return None
-        length = training.length(num_train_clips)
-        until = training.in_units(length, frozen.until)
-        what = frozen.train if isinstance(frozen.train, str) else f"embeddings of {', '.join(frozen.train)}"
-        self.notes += (f"until {until:g} {length.unit} only {what} train",)
-        return FrozenPhase(trained_lines(self._egom2p, self.specs, frozen.train), until=until)
+        self._flops = ModelFlops(self._egom2p)
+        self._jepa: Jepa | None = None
+        if config.jepa is not None:
+            with seeded(config.seed, 3):
+                self.model = self._jepa = Jepa(self._egom2p, config.jepa)
+        if config.frozen is not None:
+            self._begin_frozen(config.frozen)
 
     def batches(self, first_clip: int) -> Iterator[PackedBatch]:
         return self.loader.batches(first_clip)
 
     def counts(self, batch: PackedBatch) -> tuple[int, ...]:
-        return batch.head_counts
+        return batch.head_counts * (1 if self._jepa is None else self._jepa.num_terms)
 
     def size(self, batch: PackedBatch) -> BatchSize:
         num_register_rows = self.config.model.num_registers * batch.num_clips  # rows of the encoder, no tokens
@@ -180,7 +174,7 @@ class PretrainTask:
             clips=batch.num_clips,
             tokens=batch.num_tokens - num_register_rows,
             slots=batch.num_slots,
-            flops=training_flops(self.config.model, self._egom2p.vocab_sizes, batch),
+            flops=self._flops.training(batch),
             rows=batch.num_rows - num_register_rows if batch.num_filler_clips else 0,
             trimmed=batch.num_trimmed,
         )
@@ -189,7 +183,8 @@ class PretrainTask:
         return model(batch)
 
     def combine(self, sums: Tensor, denominators: tuple[int, ...]) -> Tensor:
-        return combine_losses(
+        combine = combine_losses if self._jepa is None else self._jepa.combine
+        return combine(
             sums,
             denominators,
             loss_type=self.config.loss,
@@ -198,11 +193,13 @@ class PretrainTask:
         )
 
     def after_step(self) -> None:
-        """Nothing: all state is in weights and optimizer."""
+        """The teacher follows; all other state is in weights and optimizer."""
+        if self._jepa is not None:
+            self._jepa.move_teacher()
 
     def evaluate(self, model: nn.Module) -> Iterable[Measurement]:
         self.measurements = tuple(self.evaluation.measure(model))
-        return self.measurements
+        return self.measurements + (() if self.spread is None else tuple(self.spread.measure(self._egom2p)))
 
     def check_checkpoint(self, directory: Path) -> None:
         found = [ModalitySpec.from_dict(values) for values in load_json(directory / "model.json")["modalities"]]
@@ -217,6 +214,10 @@ class PretrainTask:
         for name, source in sources.items():
             copy_tokenizer(source, directory / _TOKENIZERS / name)
         state = None
+        if self._jepa is not None:
+            # Through the trained module, which shows its average where that is what the run offers.
+            named, prefix = self._jepa.state_dict(), "model."
+            state = {name.removeprefix(prefix): value for name, value in named.items() if name.startswith(prefix)}
         if self.config.lora is not None:
             state = merged_state(self._egom2p)
             save_tensors(directory / "adapter" / "adapter_model.safetensors", lora_state(self._egom2p))
@@ -238,9 +239,17 @@ class PretrainTask:
             ],
         }
 
+    def _begin_frozen(self, frozen: FrozenConfig) -> None:
+        training = self.config.training
+        length = training.length(self.num_train_clips)
+        until = training.in_units(length, frozen.until)
+        what = frozen.train if isinstance(frozen.train, str) else f"embeddings of {', '.join(frozen.train)}"
+        self.notes = (*self.notes, f"until {until:g} {length.unit} only {what} train")
+        self.frozen = FrozenPhase(trained_lines(self._egom2p, self.specs, frozen.train), until=until)
+
     def _start_from(self, location: str, *, is_first: bool) -> None:
         report = load_weights(self._egom2p, find_model(location), policy=self.config.finetune_policy)
-        self.notes += tuple(report.lines())
+        self.notes = (*self.notes, *report.lines())
         if is_first:
             folder = local_folder(self.config.output_dir, self.config.training.scratch_dir)
             save_json(folder / "finetune.json", report.to_dict())

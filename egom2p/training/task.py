@@ -3,14 +3,16 @@
 K loss terms: the modalities when pretraining, the parts of the loss when training a tokenizer.
 """
 
-from collections.abc import Iterable, Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor, nn
 
 from egom2p.contracts import LossOutput
+from egom2p.training.frozen import FrozenPhase
 
 
 @dataclass(frozen=True)
@@ -53,47 +55,58 @@ class Measurement:
     marginal: float | None = None
 
 
-class Task(Protocol):
+def kept_state(model: nn.Module) -> dict[str, Tensor]:
+    """What must be kept of a model, by name: its state dict, unless it names less itself (frozen weights of files)."""
+    return getattr(model, "state_to_keep", model.state_dict)()
+
+
+class Task(ABC):
     """One training job. Everything random in it is a function of its own seed and the global index of a clip.
 
-    model  the trained module, on the CPU when handed over; the loop moves it, and wraps it when several ranks train
+    model            the trained module, on the CPU or its device when handed over; the loop wraps it for several ranks
+    num_train_clips  size of an epoch; None: not known, a run of epochs must say it
+    frozen           a first phase in which only a part of the model trains
+    notes            lines for the beginning of the log
     """
 
     model: nn.Module
+    num_train_clips: int | None = None
+    frozen: FrozenPhase | None = None
+    notes: Sequence[str] = ()
 
+    @abstractmethod
     def batches(self, first_clip: int) -> Iterator[Any]:
         """Endless batches of this rank, starting at a global clip index: the loop resumes by it.
 
         A batch has `.to(device, non_blocking=...)`. Over all ranks the batches of one step hold consecutive clips.
         """
-        ...
 
+    @abstractmethod
     def counts(self, batch: Any) -> tuple[int, ...]:
         """K ints: how many rows each loss term will sum over. Known before the forward pass, on the CPU."""
-        ...
 
+    @abstractmethod
     def size(self, batch: Any) -> BatchSize: ...
 
+    @abstractmethod
     def loss(self, model: nn.Module, batch: Any) -> LossOutput:
         """Loss sums of a batch; `model` is `self.model`, possibly wrapped for several ranks: call it, not its parts."""
-        ...
 
+    @abstractmethod
     def combine(self, sums: Tensor, denominators: tuple[int, ...]) -> Tensor:
         """Scalar loss from sums (K,) and the counts of the whole optimizer step; linear in `sums`."""
-        ...
 
-    def after_step(self) -> None:
-        """Called after each optimizer step, on every rank."""
-        ...
+    def after_step(self) -> None:  # noqa: B027 (most tasks have nothing to do here)
+        """Called after each optimizer step, on every rank; nothing where all state is in weights and optimizer."""
 
+    @abstractmethod
     def evaluate(self, model: nn.Module) -> Iterable[Measurement]:
         """Measurements on held-out data, complete on every rank; the loop has set evaluation mode without gradient."""
-        ...
 
+    @abstractmethod
     def check_checkpoint(self, directory: Path) -> None:
         """Raise ValueError when what `export` wrote there belongs to another job than this one; before resuming."""
-        ...
 
+    @abstractmethod
     def export(self, directory: Path) -> None:
         """Write the loadable artifact of the present weights into an existing folder; rank 0 only."""
-        ...

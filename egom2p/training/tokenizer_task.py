@@ -15,13 +15,13 @@ from egom2p.tokenizers.pretrained import TokenizerNetworkConfig, build_network, 
 from egom2p.tokenizers.protocol import TokenizerBatch, TrainableTokenizer
 from egom2p.tokenizers.video_codec import VideoCodec
 from egom2p.training.clip_inputs import ClipInputs
-from egom2p.training.distributed import Ranks, ranks_of_launch
-from egom2p.training.interruption import end_if_stopped
-from egom2p.training.loop import FitResult, fit
+from egom2p.training.distributed import Ranks
+from egom2p.training.launch import train
+from egom2p.training.loop import FitResult
 from egom2p.training.plan_config import PlanConfig
 from egom2p.training.randomness import seeded
 from egom2p.training.schedule import Progress
-from egom2p.training.task import BatchSize, Measurement
+from egom2p.training.task import BatchSize, Measurement, Task
 from egom2p.training.training_config import TrainingConfig
 
 
@@ -69,22 +69,10 @@ def train_tokenizer(config: TokenizerTrainingConfig) -> FitResult:
 
         dry_run_tokenizer(config)
         return FitResult(Progress(), 0, ())
-    with ranks_of_launch(config.training.device) as ranks:
-        task = TokenizerTask(config, ranks)
-        result = fit(
-            task,
-            config.training,
-            output_dir=config.output_dir,
-            ranks=ranks,
-            seed=config.seed,
-            settings=to_plain(config),
-            num_train_clips=len(task.clips),
-        )
-    end_if_stopped(result.stopped_by)
-    return result
+    return train(config, TokenizerTask)
 
 
-class TokenizerTask:
+class TokenizerTask(Task):
     """A tokenizer network as the loop's `Task`."""
 
     def __init__(self, config: TokenizerTrainingConfig, ranks: Ranks) -> None:
@@ -98,6 +86,7 @@ class TokenizerTask:
                 self.model = CodecWithLosses(network, config.losses)
         self.network: TrainableTokenizer = network
         self.clips = ClipSequence(config.train, network.stream)
+        self.num_train_clips = len(self.clips)
         self.validation_clips = ClipSequence(config.validation, network.stream)
         self.inputs = ClipInputs(self.clips, network, seed=config.seed, cache_bytes=int(config.cache_gb * 1e9))
         if config.init_from is None:

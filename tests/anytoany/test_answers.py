@@ -80,6 +80,39 @@ def test_seeds_decide_what_is_drawn(folder):
         answer(model, questions, DRAWN, seeds=[1])
 
 
+@pytest.mark.parametrize("kind", ["resampler", "gated_xattn"])
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_a_question_asked_again_is_read_once_and_answered_alike(folder, family, kind):
+    connector = ConnectorConfig(kind=kind, num_tokens=3, dim=24, num_heads=2)
+    model = toy_model(folder, architecture=FAMILIES[family], connector=connector, noise=0.3)
+    few = questions_of(model, 3)
+    asked, seeds = [few[1], few[0], few[1], few[2], few[1]], [4, 1, 5, 2, 6]
+    read = []
+    embed, model.embed = model.embed, lambda batch: read.append(batch.num_clips) or embed(batch)
+    together = answer(model, asked, DRAWN, seeds=seeds)
+    assert read == [3]
+    for question, seed, said in zip(asked, seeds, together, strict=True):
+        assert said.ids.tolist() == answer(model, [question], DRAWN, seeds=[seed])[0].ids.tolist()
+
+
+def test_questions_of_like_length_share_a_batch(folder):
+    """Beside one long question all others would be read at its length."""
+    model = toy_model(folder, noise=0.3)
+    renderer = renderer_of(model)
+    asked = [question_of(talk) for talk in talks(12)]
+    questions = [Question(renderer.render_question(t), tuple(percept_of(m) for m in t.media)) for t in asked]
+    mixed = [questions[n] for n in (11, 0, 10, 1, 9, 2, 8, 3, 7, 4, 6, 5)]
+    shapes = []
+    embed, model.embed = model.embed, lambda batch: shapes.append(batch.ids.shape) or embed(batch)
+    said = answer(model, mixed, AnswerConfig(max_new_tokens=4, batch_size=3))
+    num_real = sum(len(question.rendered.ids) for question in mixed)
+    lengths = sorted(len(question.rendered.ids) for question in mixed)
+    assert sum(rows * width for rows, width in shapes) == 3 * sum(lengths[2::3]) < 1.25 * num_real
+    model.embed = embed
+    for question, one in zip(mixed, said, strict=True):
+        assert one.ids.tolist() == answer(model, [question], AnswerConfig(max_new_tokens=4))[0].ids.tolist()
+
+
 def test_drawing_follows_the_distribution(folder):
     model = toy_model(folder, noise=0.0)
     with torch.no_grad():
@@ -163,7 +196,7 @@ def test_long_videos_by_windows(folder):
     assert [caption.text for caption in said] == alone
     assert [(caption.start_s, caption.end_s) for caption in said] == [(clip.start_s, clip.end_s) for clip in clips]
     captions = [WindowCaption(float(n), n + 2.0, text) for n, text in enumerate("aabccc")]
-    assert joined(captions) == [
+    assert list(joined(captions)) == [
         WindowCaption(0.0, 2.0, "a"),
         WindowCaption(2.0, 3.0, "b"),
         WindowCaption(3.0, 7.0, "c"),

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from model_toys import BOOKS, VECTORS, renderer_of, talks, toy_batch, toy_config, toy_model, toy_percept
 
 from egom2p.anytoany.connectors import ConnectorConfig
+from egom2p.anytoany.flops import LanguageFlops
 from egom2p.anytoany.head_loss import next_token_loss
 from egom2p.anytoany.language_model import LanguageModelConfig
 from egom2p.anytoany.nouns import Conversation, Media, Percept, Turn
@@ -175,3 +176,17 @@ def test_rows_do_not_depend_on_given_lengths(folder):
     lengths = ((len(rendered[0].ids), len(rendered[1].ids)), (len(rendered[2].ids),))
     told, found = (replace(batch, row_lengths=value) for value in (lengths, None))
     assert torch.equal(model.token_losses(told), model.token_losses(found))
+
+
+@pytest.mark.parametrize("adapt", ["full", "lora", "frozen"])
+def test_arithmetic_of_a_step_counted_by_hand(folder, adapt):
+    """Two blocks of width 48 with 4 heads, 2 of keys; adapters of rank 2 on queries. What is frozen has no gradient."""
+    model = toy_model(folder, adapt=adapt, lora=LoraConfig(rank=2, target_modules=("q_proj",)))
+    batch = toy_batch(model)
+    block = 48 * 48 * 2 + 48 * 24 * 2 + 3 * 48 * 64  # queries and output, keys and values, MLP
+    base = batch.num_tokens * 2 * block + batch.num_targets * 48 * model.vocab_size
+    pairs = sum(length**2 for row in batch.row_lengths for length in row)
+    wanted = (6 if adapt == "full" else 4) * base + 2 * 3 * 2 * 2 * 48 * pairs
+    if adapt == "lora":
+        wanted += 6 * batch.num_tokens * 2 * (2 * 48 + 48 * 2)
+    assert LanguageFlops(model).training(batch) == wanted

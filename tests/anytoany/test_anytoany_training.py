@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,7 +16,8 @@ from egom2p.config import ConfigError, load_config
 from egom2p.storage import load_tensors, save_tensors
 from egom2p.training.anytoany_task import AnyToAnyTask, AnyToAnyTrainingConfig, train_anytoany
 from egom2p.training.distributed import Ranks
-from egom2p.training.parallel import share_gradients
+from egom2p.training.parallel import prepare_blocks, share_gradients
+from egom2p.training.sharded_tensors import whole_tensor
 from egom2p.training.step import forward_backward
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -84,6 +86,9 @@ def test_the_published_config_takes_steps_and_resumes_to_the_bit(downloads, tmp_
     part = {"training.schedule": "constant"}
     train_anytoany(config_of(downloads, tmp_path / "parts2", **part))
     (tmp_path / "parts" / "final").rename(tmp_path / "first_final")
+    checkpoint = tmp_path / "parts" / "checkpoints" / "step-00000002" / "training.safetensors"
+    kept = load_tensors(checkpoint)
+    save_tensors(checkpoint, kept | {"model/lm.lm_head.weight": torch.zeros(3, 3)})  # as earlier versions did
     train_anytoany(config_of(downloads, tmp_path / "parts", **part))
     assert losses(tmp_path / "parts") == losses(tmp_path / "parts2")
     samples = [json.loads(line) for line in (tmp_path / "whole" / "samples.jsonl").read_text().splitlines()]
@@ -108,6 +113,20 @@ def test_everything_trained_is_float32_and_nothing_trained_is_unused(downloads, 
         task.model(next(task.batches(0))).sums.sum().backward()
     unused = [name for name, parameter in trained.items() if parameter.grad is None]
     assert not unused
+
+
+def test_what_is_perceived_is_never_changed(downloads, tmp_path):
+    """Vectors of the data set were cast and moved in place, one after the other."""
+    task = AnyToAnyTask(config_of(downloads, tmp_path), Ranks())
+    batch = next(task.batches(0))
+    seen = list(task.percepts._cache.values())
+    before = [(percept.features.copy(), percept.place.copy()) for percept in seen]
+    with torch.autocast("cpu", torch.bfloat16):
+        task.model(batch.to("cpu")).sums.sum().backward()
+    assert len(seen) > 1
+    for percept, (features, place) in zip(seen, before, strict=True):
+        assert percept.features.dtype == np.float32 and (percept.features == features).all()
+        assert (percept.place == place).all()
 
 
 def step_gradients(downloads, tmp_path, *, batch_size, accumulation):
@@ -146,7 +165,7 @@ def test_a_micro_batch_without_targets_is_no_nan(downloads, tmp_path):
     assert all(torch.isfinite(p.grad).all() for p in task.model.parameters() if p.grad is not None)
 
 
-def whole_step(config, ranks, *, accumulation, folder):
+def whole_step(config, ranks, *, accumulation, folder, spread=share_gradients):
     """Loss, targets of this rank and gradients of a first step, as the loop takes it, kept in a file."""
     task = AnyToAnyTask(config, ranks)
     noise = torch.Generator().manual_seed(3)
@@ -156,10 +175,13 @@ def whole_step(config, ranks, *, accumulation, folder):
     batches = task.batches(0)
     window = [next(batches) for _ in range(accumulation)]
     own = sum(task.counts(batch)[0] for batch in window)
-    model = share_gradients(task.model) if ranks.world_size > 1 else task.model
+    prepare_blocks(task.model, recompute=config.training.activation_checkpointing, compile_blocks=False)
+    model = spread(task.model) if ranks.world_size > 1 else task.model
     counts = tuple(ranks.sum_ints([own]))
     step = forward_backward(task, model, window, counts, ranks=ranks, dtype=torch.float32)
-    gradients = {name: p.grad.contiguous() for name, p in task.model.named_parameters() if p.requires_grad}
+    gradients = {
+        name: whole_tensor(p.grad).contiguous() for name, p in task.model.named_parameters() if p.requires_grad
+    }
     about = {"loss": ranks.sum_tensor(step.loss.double()), "own": torch.tensor(own), "all": torch.tensor(counts)}
     save_tensors(folder / f"rank{ranks.rank}of{ranks.world_size}.safetensors", {**gradients, **about})
 

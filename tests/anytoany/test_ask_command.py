@@ -8,7 +8,7 @@ import torch
 from model_toys import BOOKS, toy_config, toy_model
 from tiny_artifacts import make_tiny_world
 
-from egom2p.anytoany.generate import GenerateConfig, main
+from egom2p.anytoany.generate import GenerateConfig, main, question_of_files
 from egom2p.anytoany.generation import AnswerConfig
 from egom2p.anytoany.model import build_anytoany
 from egom2p.anytoany.perception.source import PerceptionConfig
@@ -49,17 +49,49 @@ def spoken():
     return AnswerConfig(max_new_tokens=10, spans=("gaze",))
 
 
-def test_wrong_prompts_are_found_before_anything_is_loaded():
+def test_a_line_break_typed_in_a_shell_is_one(saved):
+    """What stands before the question in training is a line break, not a backslash and an n."""
+    folder, model = saved
+    overrides = [f"model={folder / 'model'}", f"video={folder / 'v.npy'}"]
+    for typed in ('prompt="{video}\\nwhat, please?"', "prompt='{video}\nwhat, please?'"):
+        config = load_config(GenerateConfig, "default/anytoany/generate.yaml", [*overrides, typed])
+        asked = question_of_files(Responder(model), config)
+        wanted = Responder(model).question("{video}\nwhat, please?", [("video", asked.percepts[0])])
+        assert asked.rendered.ids.tolist() == wanted.rendered.ids.tolist()
+
+
+def test_wrong_prompts_are_found_before_anything_is_loaded(saved):
     settings = {"model": "nowhere"}
     with pytest.raises(ValueError, match="no file is left for {video}"):
         main(GenerateConfig(prompt="{video}", **settings))
     with pytest.raises(ValueError, match="no placeholder {gaze} is left for a.npz"):
         main(GenerateConfig(prompt="hi", gaze="a.npz", **settings))
-    with pytest.raises(ValueError, match=r"no anytoany\.json"):
+    with pytest.raises(ValueError, match="nowhere is no any-to-any directory"):
         main(GenerateConfig(prompt="hi", **settings))
+    with pytest.raises(ValueError, match="did you mean {video}"):
+        main(GenerateConfig(prompt="{vidoe}", **settings))
+    with pytest.raises(ValueError, match="prompt is empty"):
+        main(GenerateConfig(prompt=" ", **settings))
+    with pytest.raises(FileNotFoundError, match=r"video: walk.mp4 is not there"):
+        main(GenerateConfig(prompt="{video}", video="walk.mp4", model=str(saved[0] / "model")))
+    with pytest.raises(ValueError, match="one placeholder, found 2"):
+        two = {"video": ("a.mp4", "b.mp4"), "windows": True}
+        main(GenerateConfig(prompt="{video}{video}", **two, model=str(saved[0] / "model")))
+    for wrong in ({"num_answers": 0}, {"stride_s": 0.0}, {"windows": True, "num_answers": 2}):
+        with pytest.raises(ValueError):
+            GenerateConfig(prompt="{video}", **wrong, **settings)
     overrides = ["model=m", "video=[a.mp4]", "prompt='{video} ?'"]
     config = load_config(GenerateConfig, "default/anytoany/generate.yaml", overrides)
     assert config.files() == [("video", "a.mp4")]
+    overrides = ["model=m", "image=a.parquet#3", "video=['b.npz#clip','c d.npy#0']", "prompt={image} {video}{video}"]
+    config = load_config(GenerateConfig, "default/anytoany/generate.yaml", overrides)
+    assert [file for _, file in config.files()] == ["a.parquet#3", "b.npz#clip", "c d.npy#0"]
+
+
+@pytest.mark.parametrize("device", ["nonsense", "cuda:99"])
+def test_a_device_that_is_not_there_is_named(saved, device):
+    with pytest.raises(ValueError, match=f"device: {device}"):
+        main(GenerateConfig(model=str(saved[0] / "model"), prompt="hi", device=device))
 
 
 def test_a_video_file_and_its_windows(tmp_path, capsys):
@@ -77,7 +109,9 @@ def test_a_video_file_and_its_windows(tmp_path, capsys):
     # The checkpoint is inside the directory: what it was made from may go.
     for name in ("model.safetensors", "model.json"):
         (world / "model" / name).unlink()
+    capsys.readouterr()
     main(GenerateConfig(video=str(tmp_path / "walk.mp4"), **settings))
+    assert "holds several clips, this is about the first" in capsys.readouterr().err
     with pytest.raises(ValueError, match="perceives video as vectors"):
         vectors = toy_model(tmp_path)
         list(Responder(vectors).perceive_file("video", str(tmp_path / "walk.mp4")))

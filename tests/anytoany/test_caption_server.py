@@ -4,6 +4,8 @@ import http.client
 import json
 import socket
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -55,7 +57,20 @@ def test_texts_are_those_of_the_model(server, responder):
     assert len(set(content["texts"])) > 1
     alone = request(server, json.dumps({"embedding": shown[1].tolist()}))[1]["texts"]
     assert alone == content["texts"][1:2]
-    assert request(server, method="GET", path="/api/v1/health")[1] == {"status": "ok", "width": WIDTH, "max_batch": 3}
+    for path in ("/", "/api/v1/health", "/api/v1/health?at=now"):
+        status, facts = request(server, method="GET", path=path)
+        wanted = {"status": "ok", "model": "-", "prompt": CONFIG.prompt, "width": WIDTH, "max_batch": 3}
+        assert status == 200 and facts == {**wanted, "inference": INFERENCE}
+
+
+def test_requests_at_the_same_time_get_their_own_answers(server):
+    shown = vectors(8)
+    bodies = [json.dumps({"embedding": vector.tolist()}) for vector in shown]
+    alone = [request(server, body)[1]["texts"] for body in bodies]
+    assert len({text for (text,) in alone}) > 2
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(lambda body: request(server, body)[1]["texts"], bodies))
+    assert together == alone
 
 
 @pytest.mark.parametrize(
@@ -74,7 +89,9 @@ def test_texts_are_those_of_the_model(server, responder):
         ('{"embedding": [NaN,1,1,1,1,1,1,1,1,1]}', 400, "not finite"),
         ('{"embedding": [1e300,1,1,1,1,1,1,1,1,1]}', 400, "not finite"),
         (json.dumps({"embedding": [0] * 40}), 413, "4 vectors"),
+        (json.dumps({"embedding": [10**400] + [1] * 9}), 400, "not finite"),
         (" " * 3000, 413, "at most"),
+        (" " * 5_000_000, 413, "at most"),  # more than the socket holds: the client still sees the answer
     ],
 )
 def test_bad_bodies_are_refused_and_the_server_lives(server, body, status, message):
@@ -87,6 +104,12 @@ def test_bad_requests_are_refused(server):
     assert request(server, "{}", path="/api/v2/inference")[0] == 404
     assert request(server, method="GET")[0] == 405
     assert request(server, "{}", path="/api/v1/health")[0] == 405
+    for method in ("PUT", "DELETE", "OPTIONS", "PATCH"):
+        status, content = request(server, "{}", method=method)
+        assert status == 405 and method in content["error"]
+    with socket.create_connection(("127.0.0.1", server.server_port), timeout=10) as odd:
+        odd.sendall(b"nonsense\r\n\r\n")
+        assert b'{"error": ' in odd.recv(1000)
     for headers, status in (({"Content-Length": "-5"}, 411), ({"Content-Length": "x"}, 411)):
         assert request(server, headers=headers)[0] == status
     # Promised, never sent: the server waits no longer than it says, and serves others meanwhile.
@@ -109,5 +132,25 @@ def test_only_models_of_vectors_can_be_served(tmp_path):
     two = tuple(PerceptionConfig(source="vectors", width=4, kinds=(kind,)) for kind in ("video", "audio"))
     with pytest.raises(ValueError, match="one perception source of vectors"):
         CaptionServer(CONFIG, Responder(toy_model(tmp_path, perception=two)))
-    with pytest.raises(ValueError):
-        ServeConfig(model="-", host="0.0.0.0")
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"host": "0.0.0.0"}, "127.0.0.1"),
+        ({"prompt": "say something"}, "needs {video} once"),
+        ({"prompt": "{video} and {video}"}, "needs {video} once"),
+        ({"prompt": "{image}"}, "needs {video} once"),
+        ({"prompt": "{vidoe}"}, "did you mean {video}"),
+        ({"port": 99999}, "port must be"),
+        ({"max_batch": 0}, "must be positive"),
+    ],
+)
+def test_settings_that_cannot_work_are_found_at_once(settings, message):
+    with pytest.raises(ValueError, match=message):
+        ServeConfig(model="-", **settings)
+
+
+def test_a_taken_port_is_named(server, responder):
+    with pytest.raises(ValueError, match=f"port {server.server_port} of 127.0.0.1: .* port=0"):
+        CaptionServer(replace(CONFIG, port=server.server_port), responder)

@@ -100,6 +100,54 @@ def test_shuffle_lays_neighbours_into_one_token():
         connector(rows_of([percept]), [len(cells) + 1])
 
 
+POOLED = {"cell": (2, 4, 1), "pool": (2, 2, 1)}
+
+
+def test_pooling_lays_means_of_blocks_into_one_token():
+    config, connector = made("st_shuffle", **POOLED)
+    connector.gain.fill_(0.5)
+    percept = grid_percept(0, drop=7)
+    hidden = connector.reduce(connector.norm(torch.from_numpy(percept.features)))
+    hidden = hidden + connector.source_table[percept.source.astype(int)]
+    blocks = {}
+    for row, (source, place) in enumerate(zip(percept.source, percept.place, strict=True)):
+        cell = (int(source), int(place[0]) // 2, int(place[1]) // 4, int(place[2]))
+        blocks.setdefault(cell, ([], []))[int(place[1]) % 4 // 2].append(hidden[row])
+    zero = torch.zeros(24)
+    slots = [
+        torch.cat([connector.mean_norm(torch.stack(rows).mean(0)) if rows else zero for rows in blocks[cell]])
+        for cell in sorted(blocks)
+    ]
+    assert any(not rows for both in blocks.values() for rows in both), "a block that the percept does not have"
+    assert config.span_length(percept, "video") == len(slots)
+    found = connector(rows_of([percept]), [len(slots)])
+    assert torch.allclose(found, connector.out(torch.stack(slots)) * 0.5, atol=1e-5)
+    with pytest.raises(RuntimeError, match="other cells"):
+        connector(rows_of([percept]), [len(slots) + 1])
+
+
+def test_pooled_items_do_not_depend_on_their_neighbours():
+    config, connector = made("st_shuffle", **POOLED)
+    percepts = [grid_percept(seed, drop=seed) for seed in range(3)]
+    counts = [config.span_length(percept, "video") for percept in percepts]
+    together = connector(rows_of(percepts), counts).split(counts)
+    for percept, count, tokens in zip(percepts, counts, together, strict=True):
+        assert torch.allclose(connector(rows_of([percept]), [count]), tokens, atol=1e-5)
+
+
+def test_pooling_saves_parameters():
+    sizes = [size_at_8b("st_shuffle", 64, dim=48, cell=(5, 8, 8), pool=pool) for pool in ((1, 1, 1), (5, 8, 1))]
+    assert sizes[0] > 30 * sizes[1]
+    for wrong in (
+        {"cell": (5, 8, 8), "pool": (2, 8, 1)},
+        {"pool": (0, 1, 1)},
+        {"kind": "resampler", "pool": (1, 2, 1)},
+        {"kind": "resampler", "places": True},
+    ):
+        with pytest.raises(ValueError, match="pool"):
+            ConnectorConfig(**{"kind": "st_shuffle", **wrong})
+
+
 def test_span_lengths():
     per_kind = ConnectorConfig(num_tokens={"video": 8, "gaze": 2}, nested=(1, 4))
     percept = toy_percept(0)
@@ -110,22 +158,28 @@ def test_span_lengths():
         per_kind.span_length(percept, "video", 3)
     with pytest.raises(ValueError, match="no count for audio"):
         per_kind.span_length(percept, "audio")
+    gated = {"kind": "gated_xattn", "num_tokens": 8}
+    for wrong, message in ((gated | {"nested": (2,)}, "nested"), (gated | {"num_tokens": {"video": 2}}, "one number")):
+        with pytest.raises(ValueError, match=message):
+            ConnectorConfig(**wrong)
     for wrong in ({"nested": (9,)}, {"num_tokens": 0}, {"num_tokens": {"smell": 1}}, {"dim": 10, "num_heads": 4}):
         with pytest.raises(ValueError):
             ConnectorConfig(**wrong)
 
 
-def test_new_tokens_of_cells_are_as_large_as_the_embeddings(folder):
-    model = toy_model(folder, noise=0.0, connector=ConnectorConfig(kind="st_shuffle", dim=24))
+@pytest.mark.parametrize("blocks", [{}, POOLED])
+def test_new_tokens_of_cells_are_as_large_as_the_embeddings(folder, blocks):
+    model = toy_model(folder, noise=0.0, connector=ConnectorConfig(kind="st_shuffle", dim=24, **blocks))
     batch = toy_batch(model, rows=((2,),))
     tokens = model.perceive(batch).detach()
     table = model.lm.get_input_embeddings().weight.detach()
     assert 0.3 < float(tokens.square().mean().sqrt() / table.square().mean().sqrt()) < 3
 
 
-def test_a_step_of_adam_is_small_against_the_last_layer_of_a_resampler(folder):
+@pytest.mark.parametrize("kind", [{"kind": "resampler"}, {"kind": "st_shuffle", **POOLED}])
+def test_a_step_of_adam_is_small_against_the_last_layer(folder, kind):
     """It began at the size of the embeddings: one step of 3e-3 replaced it, and unseen captions stayed at 3 %."""
-    model = toy_model(folder, noise=0.0)
+    model = toy_model(folder, noise=0.0, connector=ConnectorConfig(num_tokens=3, dim=24, num_heads=2, **kind))
     assert float(model.connector.out.weight.detach().std()) > 10 * 3e-3
 
 

@@ -88,6 +88,37 @@ def test_a_manifest_that_the_hub_contradicts(hub, tmp_path):
         download(hub["config"](only=("nothing",)))
 
 
+def test_stand_ins_make_room_for_what_they_stood_for(hub, tmp_path, monkeypatch):
+    """transformers reads model.safetensors rather than the shards beside it: what is left would be the base model."""
+
+    def made_like(tables, config):
+        new = [path for path in tables if not path.exists()]
+        for path in new:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("made")
+            (path.parent / "model.safetensors").write_text("made")
+        return [path.parent if path.name == "config.json" else path for path in new]
+
+    monkeypatch.setattr(module, "build_like_manifest", made_like)
+    monkeypatch.setattr(module, "build_synthetic", lambda *_: [])
+    out = tmp_path / "out"
+    (out / "data").mkdir(parents=True)
+    assert any("(made here)" in line for line in download(hub["config"](source="synthetic")))
+    (out / "data" / "model.safetensors").unlink()
+    again = download(hub["config"](source="synthetic"))
+    assert again == [f"{out}: everything is there already"]
+    assert (out / "base/model.safetensors").is_file() and (out / "data/a.parquet").is_file()
+    told = download(hub["config"](dry_run=True))
+    assert sum("make room" in line for line in told) == 2 and (out / "base/model.safetensors").is_file()
+    download(hub["config"]())
+    assert sorted(path.name for path in (out / "base").iterdir()) == ["config.json"]
+    assert (out / "base/config.json").read_text() == "{}"
+    assert not any("make room" in line for line in download(hub["config"]()))
+    (out / "base/model.safetensors").write_bytes(b"mine")
+    with pytest.raises(ValueError, match="model.safetensors: the manifest does not name it"):
+        download(hub["config"]())
+
+
 def test_the_shipped_manifest_names_the_model_that_the_config_uses():
     """The published one downloaded another base model than its config read."""
     from egom2p.config import load_plain

@@ -19,6 +19,7 @@ def facts(across, seen=(True, True, True)):
 def test_three_things_side_by_side_have_an_order():
     assert facts((0.8, 0.2, 0.5)).row == ("orange box", "pink barrel", "red ball")
     assert answer_to("place", facts((0.8, 0.2, 0.5)), min_candidates=3) == "an orange box"
+    assert answer_to("row", facts((0.8, 0.2, 0.5)), min_candidates=3) == "an orange box, a pink barrel, a red ball"
     assert facts((0.8, 0.2, 0.21)).row is None, "too close to be left and right"
     assert facts((0.8, 0.2, 0.5), (True, False, True)).row is None
     assert facts(None).row is None and answer_to("place", facts(None), min_candidates=1) is None

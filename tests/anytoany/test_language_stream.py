@@ -105,10 +105,12 @@ def captions(tmp_path_factory):
     return folder
 
 
-def loader(captions, rank=0, world_size=1, *, batch_size=2, max_length=110, batching="packed", seed=0, nested=()):
+def loader(
+    captions, rank=0, world_size=1, *, batch_size=2, max_length=110, batching="packed", seed=0, nested=(), **more
+):
     datasets = {name: CaptionsConfig(files=(str(captions / f"{name}.jsonl"),), ref="clip") for name in "ab"}
     config = LanguageDataConfig(
-        datasets=datasets, chat=ChatConfig(max_length=max_length), row_tokens=128, window=83, batching=batching
+        datasets=datasets, chat=ChatConfig(max_length=max_length), row_tokens=128, window=83, batching=batching, **more
     )
     ranks = {"rank": rank, "world_size": world_size}
     return LanguageLoader(
@@ -170,6 +172,19 @@ def test_resuming_is_a_seek(captions, batching):
         again = loader(captions, batching=batching).batches(consumed)
         assert next(again).ids.tolist() == batch.ids.tolist(), number
         consumed += batch.num_clips
+
+
+@pytest.mark.parametrize("batching", ["packed", "even"])
+def test_workers_change_nothing(captions, batching):
+    options = {"batching": batching, "max_length": 40}
+    alone, shared = loader(captions, **options), loader(captions, num_workers=2, **options)
+    consumed = 0
+    for batch, other in zip(take(alone.batches(0), 30), take(shared.batches(0), 30), strict=True):
+        assert batch.ids.tolist() == other.ids.tolist() and batch.num_clips == other.num_clips
+        consumed += batch.num_clips
+    assert consumed > 2 * 83 and alone.dropped == shared.dropped  # over several windows
+    again = loader(captions, num_workers=1, **options).batches(consumed)
+    assert next(again).ids.tolist() == take(alone.batches(consumed), 1)[0].ids.tolist()
 
 
 def test_a_place_inside_a_row_cannot_be_resumed_from(captions):

@@ -9,8 +9,7 @@ from tiny_artifacts import invented_clip, make_tiny_world
 
 from egom2p.anytoany.perception.export import ExportConfig, export
 from egom2p.anytoany.perception.source import PerceptionConfig, build_source, source_of_kind
-from egom2p.anytoany.perception.store import LEDGER, PerceptStore, PerceptWriter
-from egom2p.anytoany.perception.timm_frames import TimmFrames
+from egom2p.anytoany.perception.store import CARD, LEDGER, PerceptStore, PerceptWriter
 from egom2p.anytoany.perception.token_percepts import percept_of_tokens
 from egom2p.anytoany.perception.tower import EncoderTower, build_tower, rows_of
 from egom2p.anytoany.perception.vectors import VectorFiles
@@ -19,6 +18,7 @@ from egom2p.layers.lora import LoraConfig
 from egom2p.models.egom2p_model import EgoM2P, ModelConfig
 from egom2p.models.prompt_batches import KnownTokens, PromptRow, pack_prompts
 from egom2p.models.weights import save_model
+from egom2p.storage import load_json, save_json
 
 SPECS = (
     ModalitySpec("tok_rgb", "grid", "rgb", TokenGrid((2, 3, 4)), 11, "rgb"),
@@ -152,6 +152,15 @@ def test_signals_are_tokenized_on_the_way(tmp_path):
         opened.write('{"shard": "perc')
     again = ExportConfig(input=str(world / "clips" / "train"), shard_clips=2, **settings)
     assert export(again) == (2, 3) and export(again) == (0, 5)
+    card = load_json(out / CARD)
+    added = ("image_size", "tiles", "num_frames", "clip_s")
+    earlier = {name: value for name, value in card["perception"].items() if name not in added}
+    save_json(out / CARD, card | {"perception": earlier})
+    assert export(again) == (0, 5), "a folder of an earlier version, which had fewer settings"
+    save_json(out / CARD, card | {"perception": earlier | {"layer": 1}})
+    with pytest.raises(ValueError, match="holds percepts with perception"):
+        export(again)
+    save_json(out / CARD, card)
     store = PerceptStore(out)
     assert len(store) == 5 and store.card["names"] == list(source.names)
     wanted = build_source(settings["perception"]).perceive([invented_clip(3)])[0]
@@ -205,17 +214,3 @@ def test_vectors_of_files(tmp_path):
     pq.write_table(pa.table({"text": ["a"]}), tmp_path / "w.parquet")
     with pytest.raises(ValueError, match="none of the columns"):
         files[str(tmp_path / "w.parquet") + "#0"]
-
-
-@pytest.mark.slow
-def test_image_towers():
-    clip = invented_clip(0)
-    for tower, width, shape in (("vit_tiny_patch16_224", 192, (16, 14, 14)), ("resnet18", 512, (16, 7, 7))):
-        source = TimmFrames(PerceptionConfig(source="timm_frames", tower=tower, width=width, tower_weights="random"))
-        (percept,) = source.perceive([clip])
-        assert percept.features.shape == (np.prod(shape), width)
-        assert (percept.place.max(0) + 1).tolist() == list(shape) and np.isfinite(percept.features).all()
-    with pytest.raises(ValueError, match="has 512 features"):
-        TimmFrames(PerceptionConfig(source="timm_frames", tower="resnet18", width=8, tower_weights="random"))
-    with pytest.raises(ValueError, match="needs pictures"):
-        source.perceive([CLIPS[0]])

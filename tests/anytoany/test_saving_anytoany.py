@@ -1,6 +1,7 @@
 """On disk and back, in plain peft, and merged into a plain language model."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -96,9 +97,15 @@ def test_files_of_an_adapter(tmp_path, folder):
     assert not any("proj_from" in name for name in load_tensors(tmp_path / "saved" / "parts.safetensors"))
 
 
-@pytest.mark.parametrize("kind", ["global_mlp", "st_shuffle", "resampler", "gated_xattn"])
-def test_a_whole_model_needs_nothing_else(tmp_path, folder, kind):
-    connector = ConnectorConfig(kind=kind, num_tokens=2, dim=24, num_heads=2)
+@pytest.mark.parametrize(
+    "connector",
+    [*({"kind": kind} for kind in ("global_mlp", "resampler", "gated_xattn")),
+     *({"kind": "st_shuffle", "cell": (2, 1, 1), "pool": pool} for pool in ((1, 1, 1), (2, 1, 1)))],
+    ids=["global_mlp", "resampler", "gated_xattn", "st_shuffle", "pooled"],
+)  # fmt: skip
+def test_a_whole_model_needs_nothing_else(tmp_path, folder, connector):
+    """A pooled shuffle came back with the size of the trained embeddings in place of that of the first ones."""
+    connector = ConnectorConfig(num_tokens=2, dim=24, num_heads=2, **connector)
     model = toy_model(tmp_path / "tokenizer", connector=connector, codebooks=BOOKS)
     save_anytoany(model, tmp_path / "saved")
     for path in sorted((tmp_path / "tokenizer").rglob("*"), reverse=True):
@@ -119,6 +126,36 @@ def test_lora_on_a_model_from_a_description(tmp_path, folder):
     save_anytoany(model, tmp_path / "saved")
     batch = toy_batch(model)
     assert torch.equal(model.token_losses(batch), load_anytoany(tmp_path / "saved").token_losses(batch))
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").is_file(), reason="asks Linux what lies behind an address")
+def test_no_process_has_a_copy_of_the_base_in_its_memory(tmp_path, folder):
+    """Ranks on one machine share the pages of the file; on a GPU they pass through those one tensor at a time."""
+    settings = base_model(tmp_path / "base", is_tied=True)
+    model = toy_model(folder, language_model=settings, adapt="lora")
+    maps = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
+    files = [[int(end, 16) for end in row[0].split("-")] for row in maps if row[-1].endswith("model.safetensors")]
+    bytes_of = {True: 0, False: 0}
+    for parameter in model.lm.parameters():
+        bytes_of[parameter.requires_grad] += parameter.nbytes
+        if not parameter.requires_grad:
+            assert any(start <= parameter.data_ptr() < end for start, end in files), "a copy"
+    assert bytes_of[False] > 5 * bytes_of[True] > 0
+
+
+@pytest.mark.parametrize("is_tied", [False, True], ids=["untied", "tied"])
+def test_a_checkpoint_holds_what_trains_and_that_once(tmp_path, folder, is_tied):
+    """The frozen head of tied weights, which is the table of embeddings under another name, was stored."""
+    settings = base_model(tmp_path / "base", is_tied=is_tied)
+    model = toy_model(folder, language_model=settings, adapt="lora")
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert model.state_to_keep().keys() == trained
+    model = toy_model(folder, language_model=settings, adapt="full")
+    kept = model.state_to_keep()
+    assert ("lm.lm_head.weight" in kept) != is_tied and "lm.model.embed_tokens.weight" in kept
+    assert len({tensor.data_ptr() for tensor in kept.values()}) == len(kept)
+    drawn = toy_model(folder, adapt="lora")
+    assert {f"lm.{name}" for name, _ in drawn.lm.named_parameters()} <= drawn.state_to_keep().keys()
 
 
 def test_errors_name_what_is_wrong(tmp_path, folder):

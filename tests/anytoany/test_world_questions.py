@@ -40,6 +40,7 @@ def test_answers_follow_from_the_facts():
     assert ask("looked_at", [0] * 30 + [1] * 30) is None and ask("looked_at", [-1] * 60) is None
     assert ask("looked_at", [1] * 60, seen=(1, 0, 1)) is None, "what is not in the picture is no answer"
     assert ask("looked_at", [1] * 60, seen=(0, 1, 0), min_candidates=2) is None
+    assert ask("colour", [2] * 60) == "pink" and ask("colour", [2] * 60, seen=(1, 1, 0)) is None
     assert ask("order", [0] * 20 + [-2] * 5 + [2] * 35) == "first a red ball, then a pink barrel"
     assert ask("order", [0] * 20 + [2] * 20 + [0] * 20) is None and ask("order", [0] * 55 + [2] * 5) is None
     ways = {

@@ -49,6 +49,21 @@ def assert_backends_agree(layout, num_queries, num_keys, generator):
     return results["padded"]
 
 
+@pytest.mark.parametrize("lengths", [(5, 5, 5), (3, 9, 1, 0, 4)], ids=["equal", "ragged"])
+@pytest.mark.parametrize("backend", ["plain", "padded"])
+def test_grouped_queries_share_keys(lengths, backend, generator):
+    """Four query heads on two key heads are what they are when each key head is written twice."""
+    layout = layout_of(lengths, lengths, is_causal=True)
+    num_rows = sum(lengths)
+    few = [torch.randn(num_rows, heads, 8, generator=generator, requires_grad=True) for heads in (4, 2, 2)]
+    upstream = torch.randn(num_rows, 4, 8, generator=generator)
+    grouped = outputs_and_gradients(backend, layout, few, upstream)
+    attended = attend(few[0], *(part.repeat_interleave(2, dim=1) for part in few[1:]), layout, "plain")
+    wanted = [attended, *torch.autograd.grad(attended, few, upstream)]
+    for found, expected in zip(grouped, wanted, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS.keys())
 def test_backends_agree(lengths, generator):
     query_lengths, key_lengths = lengths

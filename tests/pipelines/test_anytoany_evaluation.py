@@ -25,9 +25,13 @@ from egom2p.anytoany.saving import load_anytoany, save_anytoany, save_merged
 from egom2p.anytoany.text_embedding import own_embedding
 from egom2p.anytoany.text_tokenizer import train_tokenizer
 from egom2p.config import from_plain, to_plain
+from egom2p.contracts import AlignedClip, Provenance, Stream
+from egom2p.data.clip_store import write_clips
 from egom2p.pipelines.anytoany_config import AnyToAnyEvaluationConfig, EvaluatedModelConfig, HarnessConfig
 from egom2p.pipelines.anytoany_evaluation import evaluate_anytoany, load_evaluated
 from egom2p.pipelines.anytoany_questions import letters_of
+from egom2p.pipelines.anytoany_report import glance
+from egom2p.pipelines.anytoany_shown import Sights
 from egom2p.pipelines.harness import answer_config, lmms_adapter, run_lm_eval, run_lmms_eval
 from egom2p.storage import load_json
 
@@ -138,6 +142,49 @@ def test_a_report_has_every_control_interval_difference_and_file(world, tmp_path
     mean = np.mean([float(row["value"]) for row in own])
     assert rows["rgb", "true"]["exact_match"]["mean"] == pytest.approx(mean)
     assert all((row["said"] == row["reference"]) == (float(row["value"]) == 1) for row in own)
+    told = glance(results["tables"])
+    assert "looked_at: exact match, 6 in" in told and "true minus this +" in told
+    assert max(len(line) for line in told.splitlines()) < 160, "wide tables are for results.md"
+
+
+@pytest.mark.filterwarnings("ignore:.*:UserWarning:torch")
+def test_what_the_page_shows_is_kept(world, tmp_path):
+    config = config_of(world, tmp_path / "out", texts={}, embedding=None, num_shown=2, controls=["true"])
+    config = replace(config, models={name: replace(m, controls=("true",)) for name, m in config.models.items()})
+    evaluate_anytoany(config)
+    samples = [json.loads(line) for line in (tmp_path / "out/samples.jsonl").read_text().splitlines()]
+    assert [sample["row"] for sample in samples] == list(range(6))
+    rows = [json.loads(line) for line in (world / "looked_at_unseen.jsonl").read_text().splitlines()]
+    for sample in samples:
+        row = rows[sample["row"] * len(rows) // 6]
+        assert sample["reference"] == row["description"] and sample["media"] == [{"kind": "video", "ref": row["clip"]}]
+        assert "{video}" in sample["question"]
+        who = [(said["model"], said["control"]) for said in sample["answers"]]
+        assert who == [("rgb", "true"), ("rgb+gaze", "true"), ("commonest answer", "")]
+    shown = sorted(path.name for path in (tmp_path / "out/shown").iterdir())
+    assert shown == ["looked_at-0-0.npz", "looked_at-3-0.npz"], "spread over the set"
+    kept = np.load(tmp_path / "out/shown/looked_at-3-0.npz")
+    store = PerceptStore(world / "percepts")
+    wanted = select_modalities(store[samples[3]["media"][0]["ref"]], store.card["names"], kept["names"].tolist())
+    assert kept["ids"].tolist() == wanted.features[:, 0].tolist() and kept["place"].tolist() == wanted.place.tolist()
+
+
+def test_sights_are_stored_clips_files_or_nothing(tmp_path, rng):
+    streams = {
+        "rgb": Stream(rng.integers(0, 255, (16, 256, 256, 3), np.uint8), np.ones(16, bool), np.arange(16) / 8, "uint8"),
+        "gaze": Stream(rng.random((60, 2)).astype(np.float32), np.arange(60) % 7 > 0, np.arange(60) / 30, "image"),
+    }
+    clip = AlignedClip("walk_000000", streams, None, Provenance(dataset="d", recording="walk", source="test"))
+    write_clips(tmp_path / "clips", "d", [clip])
+    found = Sights({}).of(Media("video", "walk_000000"), [str(tmp_path / "clips")])
+    assert found["frames"].shape == (6, 128, 128, 3) and found["gaze"].shape == (6, 2)
+    at = [0, 3, 6, 9, 12, 15]
+    assert np.allclose(found["frames"][2].mean(), streams["rgb"].values[at[2]].mean(), atol=1)
+    for number, frame in enumerate(at):
+        nearest = np.abs(np.arange(60) / 30 - frame / 8).argmin()
+        assert np.allclose(found["gaze"][number], streams["gaze"].values[nearest])
+    for ref in ("vectors.parquet#3", "elsewhere.mp4"):
+        assert Sights({}).of(Media("video", ref), [str(tmp_path / "clips")]) == {}
 
 
 def test_likelihoods_do_not_depend_on_the_batch_and_match_a_plain_forward(world):
@@ -236,6 +283,27 @@ def test_lm_eval_gets_the_merged_model_as_a_folder(world, monkeypatch):
     )
     found = run_lm_eval(model, HarnessConfig(tasks=("piqa",), limit=3), batch_size=2)
     assert found == {"piqa": {"acc,none": 0.5}}
+
+
+def test_own_arguments_of_a_harness_win_and_only_unknown_tasks_are_told_as_such(world, monkeypatch):
+    fake = FakeHarness("lm_eval")
+    monkeypatch.setitem(sys.modules, "lm_eval", fake)
+    about = EvaluatedModelConfig(directory=str(world / "rgb"))
+
+    def run():
+        model = load_evaluated(about, device=torch.device("cpu"), is_for_texts=True)
+        run_lm_eval(model, HarnessConfig(tasks=("piqa",), arguments={"device": "cuda:1"}), batch_size=2)
+
+    run()
+    assert fake.asked[0]["device"] == "cuda:1"
+    for message, told in (("piqa", ValueError), ("own mistake", KeyError)):
+
+        def evaluate(message=message, **given):
+            raise KeyError(message)
+
+        fake.simple_evaluate = evaluate
+        with pytest.raises(told, match=message):
+            run()
 
 
 def test_lmms_eval_asks_through_the_adapter(world, monkeypatch):

@@ -207,6 +207,22 @@ def test_a_video_that_was_replaced_is_made_again(world, capsys):
         assert len(arrays["rgb"]) == 32, "4 s at 8 Hz"
 
 
+@pytest.mark.parametrize("join", ["stitch", "none"])
+def test_a_replaced_file_of_a_folder_is_made_again_and_the_others_are_kept(world, capsys, join):
+    folder = world / f"folder_{join}"
+    for name in ("a", "b"):
+        write_video(folder / f"{name}.mp4", _frames(2.5, 16.0), 16.0)
+    config = _config(world, f"folder_{join}_out", input=str(folder), targets=("cam",), join=join)
+    for told in ("", "2 of 2 clips were already there", "1 of 2 clips were already there"):
+        manifest = run_generation(config)
+        assert told in capsys.readouterr().err
+        if told.startswith("2"):
+            write_video(folder / "b.mp4", 255 - _frames(2.5, 16.0), 16.0)
+    keys = sorted(clip["key"] for clip in json.loads(manifest.read_text())["clips"])
+    pictures = [np.load(manifest.parent / key / "clip.npz")["rgb"].astype(float) for key in keys]
+    assert np.abs(pictures[0] + pictures[1] - 255).mean() < 10
+
+
 def test_pictures_are_frames_at_a_rate(world):
     from PIL import Image
 
@@ -304,6 +320,9 @@ def test_the_second_half_of_gaze_and_of_rgb_is_predicted_from_the_first(checkpoi
         generate_clips(checkpoint, [poses], ["cam"], hidden={"cam": HiddenPart(seconds=(0.0, 1.0))})
     with pytest.raises(ValueError, match="hidden names .*no targets"):
         generate_clips(checkpoint, [clip], ["gaze"], hidden={"depth": HiddenPart(seconds=(0.0, 1.0))})
+    with pytest.raises(ValueError, match="join=condition"):
+        part = {"gaze": HiddenPart(seconds=(0.0, 1.0))}
+        LoadedModel(checkpoint).generate(_recording(2.0), ["gaze"], hidden=part, join="condition")
 
 
 def test_five_lines_of_python(world):

@@ -14,6 +14,7 @@ from egom2p.pipelines.checkpoints import load_checkpoint, shipped_checkpoint
 from egom2p.pipelines.evaluation import run_evaluation
 from egom2p.pipelines.evaluation_config import ClipsConfig, EstimatorConfig, EvaluationConfig
 from egom2p.pipelines.scores import ProtocolConfig
+from egom2p.pipelines.task_evaluation import _Scorer
 from egom2p.storage import save_tensors
 from egom2p.viewing.report import ReportConfig, write_report
 
@@ -70,3 +71,14 @@ def test_lpips_and_fvd_are_in_the_results(clips, tmp_path):
     assert told in (tmp_path / "evaluation" / "results.md").read_text()
     page = write_report(ReportConfig(evaluation=str(tmp_path / "evaluation"))).read_text()
     assert "LPIPS" in page and told in page and "more by chance than by quality" in page
+
+
+def test_a_set_with_a_clip_of_the_wrong_size_has_no_distance(clips, tmp_path):
+    digest = write_program(tmp_path / "i3d.pt")
+    protocol = ProtocolConfig(fvd=FvdConfig(network=str(tmp_path / "i3d.pt"), sha256=digest, allow_torchscript=True))
+    scorer = _Scorer("rgb", "rgb", clips[:3], protocol)
+    right = scorer.method("right", "model", [clip.rgb for clip in clips[:3]])
+    assert right.of_the_set["FVD"] == pytest.approx(0, abs=1e-3)
+    wrong = scorer.method("wrong", "model", [clips[0].rgb, clips[1].rgb[:, :32], clips[2].rgb])
+    assert list(wrong.failures) == [clips[1].key] and wrong.of_the_set == {}
+    assert wrong.values["psnr_db"][1] is None and wrong.values["psnr_db"][2] is not None

@@ -33,14 +33,14 @@ from egom2p.training.precision import gradient_scaler
 from egom2p.training.randomness import seeded
 from egom2p.training.sharded_tensors import part_like, sharded_like, whole_tensor
 from egom2p.training.step import StepSums, forward_backward
-from egom2p.training.task import BatchSize, Measurement
+from egom2p.training.task import BatchSize, Measurement, Task
 from egom2p.training.training_config import TrainingConfig
 
 SPECS = (DRIFT, SMELL)
 MODEL = {"dim": 16, "encoder_depth": 2, "decoder_depth": 2, "num_heads": 2, "mlp_ratio": 2.0, "num_registers": 1}
 
 
-class SpreadTask:
+class SpreadTask(Task):
     def __init__(
         self,
         ranks: Ranks,

@@ -97,6 +97,23 @@ def test_every_problem_at_once(tokens, tmp_path):
     assert all(problem in str(raised.value) for problem in problems)
 
 
+def test_weights_to_start_from_are_compared(tokens, tmp_path):
+    values = pretrain_values(tokens, tmp_path / "first", num_steps=1)
+    pretrain(from_plain(PretrainConfig, values))
+    values = pretrain_values(tokens, tmp_path / "second") | {"finetune": str(tmp_path / "first"), "dry_run": True}
+    same = plan_pretraining(from_plain(PretrainConfig, values))
+    assert not same.problems and any("keys loaded" in note for note in same.notes)
+    adapters = plan_pretraining(from_plain(PretrainConfig, values | {"lora": {"rank": 1}}))
+    flops = [float(fact(plan, "FLOPs").split()[0]) for plan in (same, adapters)]
+    assert flops[1] < flops[0], "frozen weights need no gradient"
+    features = plan_pretraining(from_plain(PretrainConfig, values | {"jepa": {"weight": 1.0}}))
+    assert any("without jepa" in note for note in features.notes)
+    values["model"] = values["model"] | {"dim": 2 * values["model"]["dim"]}
+    other = plan_pretraining(from_plain(PretrainConfig, values))
+    assert any("does not fit" in problem and "shape" in problem for problem in other.problems)
+    assert not (tmp_path / "second").exists()
+
+
 def test_the_released_recipe_without_its_data(tmp_path, monkeypatch):
     """All missing files are named; what needs no data is told all the same."""
     monkeypatch.chdir(tmp_path)

@@ -19,7 +19,7 @@ from egom2p.storage import load_json, save_tensors
 from egom2p.training.distributed import Ranks, ranks_of_launch
 from egom2p.training.loop import FitResult, fit
 from egom2p.training.randomness import seeded
-from egom2p.training.task import BatchSize, Measurement
+from egom2p.training.task import BatchSize, Measurement, Task
 from egom2p.training.training_config import TrainingConfig
 
 CHANNELS, CLASSES = 6, 5
@@ -60,7 +60,7 @@ class ToyModel(nn.Module):
         return LossOutput(torch.stack(sums), batch.counts, ("first", "second"))
 
 
-class ToyTask:
+class ToyTask(Task):
     def __init__(
         self, ranks: Ranks, *, batch_size: int, dropout: float = 0.0, delay_s: float = 0.0, nan_step: int = -1
     ) -> None:

@@ -22,7 +22,7 @@ from egom2p.storage import only_writer
 class ExportConfig:
     """What to perceive and where to keep it.
 
-    perception   the source; an encoder must be `precomputed: true`
+    perception   the source; an encoder or image tower must be `precomputed: true`, else ids or pixels are written
     input        as for `generate.py`: token shards, stored clips, a folder of recordings, a video, a token file
     dtype        float16 halves the files
     shard_clips  clips per shard: what is lost at most when the run is killed
@@ -48,13 +48,19 @@ def export(config: ExportConfig) -> tuple[int, int]:
         "fingerprint": source.fingerprint,
         "perception": to_plain(config.perception),
     }
-    # Ids beyond 2048 are not numbers of half precision.
+    # Ids beyond 2048 are not numbers of half precision, and pixels are bytes.
     dtype = torch.float32 if config.perception.gives_ids else getattr(torch, config.dtype)
+    dtype = torch.uint8 if config.perception.gives_pixels else dtype
     num_made = num_kept = 0
+    keys: set[str] = set()
     with only_writer(config.output):
         writer = PerceptWriter(config.output, card, dtype=dtype)
         clips: Iterator[Clip] = islice(read_clips(config.input, config.perception), config.max_clips)
         while part := list(islice(clips, config.shard_clips)):
+            for clip in part:
+                if clip.key in keys:
+                    raise ValueError(f"{config.input}: two clips are called {clip.key!r}; wanted each name once")
+                keys.add(clip.key)
             missing = [clip for clip in part if clip.key not in writer.done]
             num_kept += len(part) - len(missing)
             num_made += len(missing)

@@ -1,32 +1,34 @@
-"""Clips out of what lies on a disk: a video, recordings, stored clips, token shards, a file of tokens."""
+"""Clips out of what lies on a disk: a video, a picture, recordings, stored clips, token shards, a file of tokens."""
 
 from collections.abc import Iterator
 from dataclasses import replace
+from glob import glob
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from egom2p.anytoany.perception.source import Clip, PerceptionConfig
+from egom2p.anytoany.nouns import Percept
+from egom2p.anytoany.perception.picture_cells import resized
+from egom2p.anytoany.perception.source import Clip, PerceptionConfig, build_source
 from egom2p.anytoany.perception.token_percepts import TokenSource, perceived_specs
-from egom2p.contracts import ModalitySpec, TokenClip
+from egom2p.contracts import AlignedClip, ModalitySpec, Provenance, Stream, TokenClip
 from egom2p.data.alignment import ClipConfig, cut_clips
 from egom2p.data.clip_sizes import clip_config_for
 from egom2p.data.clip_store import ClipStore, stored_datasets
+from egom2p.data.image_files import PICTURE_SUFFIXES, read_picture
 from egom2p.data.recordings.plain_folder import PlainFolderReader
 from egom2p.data.token_set import TokenSet
 from egom2p.data.video_files import VIDEO_SUFFIXES, video_recording
-
-# Of a source without tokenizers: what its frames are cut to.
-_PICTURES = ClipConfig(height=256, width=256)
 
 
 def read_clips(source: str, config: PerceptionConfig, *, stride_s: float | None = None) -> Iterator[Clip]:
     """Clips that a perception source can perceive, told apart by what lies there.
 
     *.mp4, *.webm ...   a video, cut into clips       *.npz          ids by modality: one token clip
-    a path with `.tar`  a pattern of token shards     with meta/     stored clips
-    another folder      recordings in the plain-folder layout
+    *.jpg, *.png ...    a picture, one clip           with meta/     stored clips
+    a path with `.tar`  a pattern of token shards     another folder recordings in the plain-folder layout
+    pictures/*.png      a pattern of any of these files
 
     stride_s   of videos and recordings: seconds from clip to clip, None: they touch
     """
@@ -34,10 +36,15 @@ def read_clips(source: str, config: PerceptionConfig, *, stride_s: float | None 
     if ".tar" in source:
         tokens = TokenSet(source, perceived_specs(config))
         yield from (tokens[index] for index in range(len(tokens)))
+    elif not path.exists() and (files := sorted(glob(source))):
+        for file in files:
+            yield from read_clips(file, config, stride_s=stride_s)
     elif path.suffix == ".npz":
         yield _token_file(path, perceived_specs(config))
     elif path.suffix.lower() in VIDEO_SUFFIXES:
         yield from cut_clips(video_recording(path), clip_config(config, stride_s=stride_s))
+    elif path.suffix.lower() in PICTURE_SUFFIXES:
+        yield _picture_clip(path, config)
     elif (path / "meta").is_dir():
         for name in stored_datasets(path):
             yield from ClipStore(path, name)
@@ -47,15 +54,59 @@ def read_clips(source: str, config: PerceptionConfig, *, stride_s: float | None 
         for index in range(len(reader)):
             yield from cut_clips(reader.read(index), wanted)
     else:
-        raise ValueError(f"{source}: found no video, tokens, stored clips or recordings there")
+        raise ValueError(f"{source}: found no video, picture, tokens, stored clips or recordings there")
 
 
 def clip_config(config: PerceptionConfig, *, stride_s: float | None = None, span: str = "common") -> ClipConfig:
-    """The clips that the source's tokenizers read: picture size, rates and length."""
+    """The clips that the source's tokenizers, or its image tower, read: picture size, rates and length."""
+    if config.source == "timm_frames":
+        # Imported here: it brings timm along.
+        from egom2p.anytoany.perception.timm_frames import picture_grid
+
+        height, width = picture_grid(config).frame_size
+        rate_hz, length_s = config.num_frames / config.clip_s, config.clip_s
+        sizes = {"height": height, "width": width, "duration_s": length_s, "video_rate_hz": rate_hz, "span": span}
+        return ClipConfig(**sizes, stride_s=stride_s or length_s)
     if config.checkpoint is None:
-        return ClipConfig(height=_PICTURES.height, width=_PICTURES.width, stride_s=stride_s or _PICTURES.duration_s)
+        raise ValueError("signals need tokenizers: name a checkpoint in perception, or give tokens")
     networks = [tokenizer.network.config for tokenizer in _tokenizers(config) if hasattr(tokenizer, "network")]
     return clip_config_for(networks, where=config.checkpoint, stride_s=stride_s, span=span)
+
+
+class PixelFiles:
+    """Pixels of pictures and videos by their path; of a video its first clip, as the command line shows it."""
+
+    def __init__(self, config: PerceptionConfig) -> None:
+        self._config, self._source = config, build_source(config)
+
+    def __getitem__(self, ref: str) -> Percept:
+        if not Path(ref).is_file():
+            raise FileNotFoundError(f"{ref}: no such picture or video (paths start where the command runs)")
+        clip = next(read_clips(ref, self._config), None)
+        if clip is None:
+            raise ValueError(f"{ref}: shorter than one clip of {self._config.clip_s} s; set perception.clip_s")
+        return self._source.perceive([clip])[0]
+
+
+def picture_key(path: str | Path) -> str:
+    """Key of the clip that a picture file is, under which its percept is exported."""
+    return Path(path).stem.replace(".", "_")
+
+
+def _picture_clip(path: Path, config: PerceptionConfig) -> AlignedClip:
+    """A picture file, or an animation: for an image tower its frames as they are, for tokenizers a still video.
+
+    A still video has the clip's size and rate; the frames of an animation share it evenly.
+    """
+    frames, rate_hz = read_picture(path), 1.0
+    if config.source != "timm_frames":
+        wanted = clip_config(config)
+        rate_hz, shares = wanted.video_rate_hz, np.arange(wanted.num_frames) * len(frames) // wanted.num_frames
+        frames = np.stack([resized(frame, (wanted.height, wanted.width)) for frame in frames])[shares]
+    count = len(frames)
+    stream = Stream(frames, np.ones(count, bool), np.arange(count) / rate_hz, "uint8")
+    where = Provenance(dataset="pictures", recording=path.stem, source=str(path))
+    return AlignedClip(picture_key(path), {"rgb": stream}, None, where)
 
 
 def _tokenizers(config: PerceptionConfig) -> list[Any]:

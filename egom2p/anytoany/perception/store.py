@@ -13,6 +13,8 @@ import torch
 from safetensors import safe_open
 
 from egom2p.anytoany.nouns import Percept
+from egom2p.anytoany.perception.source import PerceptionConfig, as_meant_today
+from egom2p.config import from_plain, to_plain
 from egom2p.storage import load_json, save_json, save_tensors
 
 LEDGER, CARD = "ledger.jsonl", "card.json"
@@ -55,13 +57,15 @@ class PerceptStore:
             self._opened[shard] = safe_open(str(self.folder / shard), framework="pt")
         opened = self._opened[shard]
         features, place, source = (opened.get_tensor(f"{name}/{ref}") for name in ("features", "place", "source"))
-        return Percept(features.float().numpy(), place.numpy(), source.numpy())
+        features = features if features.dtype == torch.uint8 else features.float()
+        return Percept(features.numpy(), place.numpy(), source.numpy())
 
 
 class PerceptWriter:
     """Appends shards to a folder: a shard is written whole, then noted in the ledger. One writer at a time.
 
-    card       what the percepts are: source, names, width, fingerprint; a folder made with another card is refused
+    card       what the percepts are: source, names, width, fingerprint, perception; a folder made with another card is
+               refused
     """
 
     def __init__(self, folder: str | Path, card: Mapping[str, Any], *, dtype: torch.dtype = torch.float32) -> None:
@@ -69,7 +73,7 @@ class PerceptWriter:
         self.folder.mkdir(parents=True, exist_ok=True)
         card = dict(card) | {"dtype": str(dtype).removeprefix("torch.")}
         if (self.folder / CARD).is_file():
-            found = load_json(self.folder / CARD)
+            found = _with_every_field(load_json(self.folder / CARD), where=str(self.folder / CARD))
             other = [name for name in sorted(found.keys() | card.keys()) if found.get(name) != card.get(name)]
             if other:
                 raise ValueError(
@@ -110,6 +114,14 @@ def read_ledger(folder: Path) -> list[dict[str, Any]]:
         # The next entry must not be glued to the unfinished one.
         file.write_bytes(b"".join(line + b"\n" for line in lines[:-1]))
     return [json.loads(line) for line in lines[:-1]]
+
+
+def _with_every_field(card: Mapping[str, Any], *, where: str) -> dict[str, Any]:
+    """A card of an earlier version, whose perception lacks what has been added since, with the defaults of that."""
+    if "perception" not in card:
+        return dict(card)
+    config = from_plain(PerceptionConfig, as_meant_today(card["perception"]), where=where)
+    return {**card, "perception": to_plain(config)}
 
 
 def _repeats(refs: Sequence[str]) -> list[str]:

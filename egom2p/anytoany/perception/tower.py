@@ -3,7 +3,7 @@
 N percept rows of all media items, I media items, D width, K modalities.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from egom2p.anytoany.nouns import Percept
-from egom2p.anytoany.perception.source import Clip, PerceptionConfig
+from egom2p.anytoany.perception.source import Clip, PerceptionConfig, PerceptionSource
 from egom2p.anytoany.perception.token_percepts import TokenSource, perceived_specs
 from egom2p.contracts import ModalitySpec, PackedBatch
 from egom2p.layers.lora import attach_lora
@@ -34,12 +34,23 @@ class PerceptRows:
     lengths: tuple[int, ...]
 
 
-class FeatureTower(nn.Module):
+class Tower(nn.Module):
+    """What all towers have, and all that is asked of them beside their `forward` of rows to features (N, width).
+
+    percept_width   numbers of a percept row that it is given
+    """
+
+    width: int
+    num_sources: int = 1
+    percept_width: int = 1
+
+
+class FeatureTower(Tower):
     """Percepts that are features already."""
 
     def __init__(self, width: int, num_sources: int = 1) -> None:
         super().__init__()
-        self.width, self.num_sources = width, num_sources
+        self.width, self.percept_width, self.num_sources = width, width, num_sources
 
     def forward(self, rows: PerceptRows) -> Tensor:
         if rows.features.shape[1] != self.width:
@@ -47,7 +58,7 @@ class FeatureTower(nn.Module):
         return rows.features
 
 
-class CodeTower(nn.Module):
+class CodeTower(Tower):
     """A learned embedding of every id: (N, 1) ids -> (N, D)."""
 
     def __init__(self, specs: Sequence[ModalitySpec], width: int) -> None:
@@ -61,7 +72,7 @@ class CodeTower(nn.Module):
         return self.embeddings(_ids(rows), rows.source, no_offsets)
 
 
-class EncoderTower(nn.Module):
+class EncoderTower(Tower):
     """States of EgoM2P's encoder over whatever modalities a clip has: (N, 1) ids -> (N, D).
 
     The decoder is left out. A frozen encoder stays in evaluation mode; one that is trained draws stochastic depth.
@@ -139,25 +150,39 @@ class EncoderTower(nn.Module):
 
 
 class EncodedSource:
-    """Percepts of encoder states, for features that are computed once and stored."""
+    """Percepts of what a tower makes of a live source's, for features that are computed once and stored."""
 
-    def __init__(self, config: PerceptionConfig, tokens: TokenSource, *, device: str = "cpu") -> None:
-        model = load_model(str(config.checkpoint), device)
-        settings = {"tokens": tokens.fingerprint, "layer": config.layer, "modalities": list(config.modalities)}
-        self.fingerprint = fingerprint_of(model.state_dict(), settings)
-        self.names, self._tokens, self._device = tokens.names, tokens, torch.device(device)
-        self._tower = EncoderTower(model, config).to(device).eval()
-        self.width = self._tower.width
+    def __init__(self, raw: PerceptionSource, tower: Tower, *, fingerprint: str, device: str = "cpu") -> None:
+        self.names, self.width, self.fingerprint = raw.names, tower.width, fingerprint
+        self._raw, self._device = raw, torch.device(device)
+        self._tower = tower.to(self._device).eval()
 
     @torch.no_grad()
     def perceive(self, clips: Sequence[Clip]) -> list[Percept]:
-        percepts = self._tokens.perceive(clips)
+        percepts = self._raw.perceive(clips)
         states = self._tower(rows_of(percepts, self._device)).float().cpu().numpy()
         ends = np.cumsum([len(percept.features) for percept in percepts])
         return [
             Percept(part, percept.place, percept.source)
             for part, percept in zip(np.split(states, ends[:-1]), percepts, strict=True)
         ]
+
+
+def encoded_tokens(config: PerceptionConfig, tokens: TokenSource, *, device: str = "cpu") -> EncodedSource:
+    """States of EgoM2P's encoder."""
+    model = load_model(str(config.checkpoint), device)
+    settings = {"tokens": tokens.fingerprint, "layer": config.layer, "modalities": list(config.modalities)}
+    fingerprint = fingerprint_of(model.state_dict(), settings)
+    return EncodedSource(tokens, EncoderTower(model, config), fingerprint=fingerprint, device=device)
+
+
+def plain_tower_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights and buffers of an image tower under timm's names, without adapters, out of its module's state."""
+    return {
+        name.removeprefix("tower.").replace(".base_layer.", "."): tensor
+        for name, tensor in state.items()
+        if name.startswith("tower.") and "lora_" not in name
+    }
 
 
 def rows_of(percepts: Sequence[Percept], device: torch.device | str = "cpu") -> PerceptRows:
@@ -167,8 +192,16 @@ def rows_of(percepts: Sequence[Percept], device: torch.device | str = "cpu") -> 
     return PerceptRows(features, place, source, tuple(len(percept.features) for percept in percepts))
 
 
-def build_tower(config: PerceptionConfig) -> FeatureTower | CodeTower | EncoderTower:
-    """The part of a source that belongs to the model."""
+def build_tower(config: PerceptionConfig, *, with_weights: bool = True) -> Tower:
+    """The part of a source that belongs to the model.
+
+    with_weights   False: an image tower is not downloaded, only its sizes are right
+    """
+    if config.source == "timm_frames":
+        from egom2p.anytoany.perception.timm_frames import TimmTower, tower_width
+
+        is_live = config.gives_pixels
+        return TimmTower(config, with_weights=with_weights) if is_live else FeatureTower(tower_width(config))
     if config.source == "codes":
         return CodeTower(perceived_specs(config), int(config.width or 0))
     if config.source == "egom2p_encoder" and not config.precomputed:

@@ -1,0 +1,52 @@
+"""What training changes: a model on its device, spread over ranks as configured, with what goes with it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from egom2p.training.distributed import Ranks
+from egom2p.training.ema import Ema
+from egom2p.training.optim import build_optimizer
+from egom2p.training.parallel import check_parallel, prepare_blocks, shard
+from egom2p.training.precision import gradient_scaler
+from egom2p.training.task import kept_state
+from egom2p.training.training_config import TrainingConfig
+
+
+@dataclass(frozen=True)
+class Learner:
+    """What changes from step to step: weights (whole, or sharded over ranks) and what goes with them."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    ema: Ema | None = None
+    scaler: torch.amp.GradScaler | None = None
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """`model/<name>`, `optimizer/<name>/<moment>` and `ema/<name>`, in their own memory."""
+        for name, tensor in kept_state(self.model).items():
+            yield f"model/{name}", tensor
+        for name, parameter in self.model.named_parameters():
+            for key, tensor in self.optimizer.state.get(parameter, {}).items():
+                yield f"optimizer/{name}/{key}", tensor
+        if self.ema is not None:
+            for name, tensor in self.ema.tensors(self.model).items():
+                yield f"ema/{name}", tensor
+
+
+def make_learner(model: nn.Module, config: TrainingConfig, *, ranks: Ranks, dtype: torch.dtype) -> Learner:
+    """Move the model to its device, recompute or compile its blocks, shard it: all in place. No weights are read."""
+    check_parallel(config.parallel, ranks.world_size)
+    model.to(ranks.device)
+    model.train()
+    prepare_blocks(model, recompute=config.activation_checkpointing, compile_blocks=config.compile == "blocks")
+    if config.parallel.kind == "fsdp" and ranks.world_size > 1:
+        shard(model, config.parallel, ranks=ranks, dtype=dtype)
+    return Learner(
+        model,
+        build_optimizer(model, config.optimizer),
+        ema=None if config.ema is None else Ema(model, config.ema),
+        scaler=gradient_scaler(ranks.device, dtype),
+    )

@@ -1,0 +1,229 @@
+"""The page of any-to-any evaluations: `python -m egom2p.viewing.anytoany_page evaluation=FOLDER [page=FILE]`.
+
+Reads results.json, samples.jsonl and shown/ of one folder or several, and the logs of the training runs that the models
+lie in; writes one HTML file with pictures of what was perceived, questions, answers under every control, and intervals.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from egom2p.config import run_main, strict
+from egom2p.storage import load_json
+from egom2p.viewing import page, plots
+from egom2p.viewing.answered_questions import answered_questions, labelled
+
+_LOWER_IS_BETTER = ("nats_per_token", "nats_per_character")
+_TRUE = ("true", "text")
+
+
+@strict
+class AnyToAnyPageConfig:
+    """What is shown where.
+
+    evaluation   folder of an evaluation, or several for one page
+    page         file; null: index.html in the (first) folder
+    title        of the page
+    """
+
+    evaluation: str | tuple[str, ...]
+    page: str | None = None
+    title: str = "Questions about what was perceived"
+
+    @property
+    def folders(self) -> list[Path]:
+        names = [self.evaluation] if isinstance(self.evaluation, str) else list(self.evaluation)
+        if not names:
+            raise ValueError("evaluation: wanted a folder that egom2p.pipelines.anytoany_evaluation wrote, found none")
+        return [Path(name) for name in names]
+
+
+def write_anytoany_page(config: AnyToAnyPageConfig) -> Path:
+    """Write the page and return its path. ValueError names a folder that holds no evaluation."""
+    cards: list[str] = []
+    sections: list[tuple[str, str, str]] = []
+    trained: dict[str, list[dict[str, Any]]] = {}
+    machines, seconds = [], 0.0
+    for folder in config.folders:
+        if not (folder / "results.json").is_file():
+            raise ValueError(f"{folder}: no results.json; wanted a folder that the evaluation wrote")
+        results = load_json(folder / "results.json")
+        models = results["about"]["config"]["models"]
+        samples = _samples(folder)
+        for table in results["tables"]:
+            title = _words(table["name"]) if len(config.folders) == 1 else f"{folder.name}: {_words(table['name'])}"
+            cards += _glance(table, title, list(models))
+            shown = answered_questions(
+                folder, table, _metric(table)["key"], [row for row in samples if row["table"] == table["name"]]
+            )
+            sections.append((f"set-{len(sections)}", title, _measured(table, models) + shown))
+        trained |= {label: log for label, about in models.items() if (log := _training_log(about["directory"]))}
+        machines.append(results["about"].get("machine", "unknown machine"))
+        seconds += sum(results["about"]["seconds"].values())
+    num_sets = len(sections)
+    sections.insert(0, ("glance", "At a glance", _glance_section(cards)))
+    if trained:
+        sections.append(("training", "Training", _training(trained)))
+    sections.append(("run", "What was run", _run(config.folders)))
+    lead = "What the models say, and how much of it they owe to what they are shown: the same questions with true, "
+    lead += "shuffled (another item's) and zero percepts."
+    facts = [f"{num_sets} sets", *dict.fromkeys(machines), f"evaluated in {seconds:.0f} s"]
+    html = page.document(config.title, lead=lead, facts=facts, sections=sections)
+    return page.save_page(config.page or config.folders[0] / "index.html", html)
+
+
+def _samples(folder: Path) -> list[dict[str, Any]]:
+    file = folder / "samples.jsonl"
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
+
+
+def _metric(table: Mapping[str, Any]) -> dict[str, Any]:
+    """The first metric of a set, as the plots want it."""
+    name = next(iter(table["rows"][0]["values"]))
+    higher = name not in _LOWER_IS_BETTER
+    return {"key": name, "label": _words(name), "unit": "", "higher_is_better": higher}
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _glance_section(cards: Sequence[str]) -> str:
+    told = page.note(
+        "What counts is the difference between true and shuffled percepts: a good score without it is the prior of the "
+        "text. Better means that its 95 % interval (bootstrap over groups of questions) leaves out zero."
+    )
+    return told + f'<div class="cards">{"".join(cards)}</div>'
+
+
+def _glance(table: Mapping[str, Any], title: str, labels: Sequence[str]) -> list[str]:
+    """Per model that was asked with controls a card; one card for all models that were asked texts."""
+    key = _metric(table)["key"]
+    of_text = [row for row in table["rows"] if row["control"] == "text"]
+    if of_text:
+        lines = [f"{escape(row['model'])} {row['values'][key]['mean']:.3f}" for row in of_text]
+        head = f'<h3>{escape(title)}</h3><div class="small">{escape(_words(key))}</div>'
+        return [page.card(f"{head}<p>{'<br>'.join(lines)}</p>")]
+    cards = []
+    for label in labels:
+        main = next(row for row in table["rows"] if (row["model"], row["control"]) == (label, "true"))
+        parts = [f'<h3>{escape(title)}</h3><div class="small">{escape(label)}, {escape(_words(key))}</div>']
+        parts.append(f'<div class="big">{main["values"][key]["mean"]:.3f}</div>')
+        parts += [_owed(row["values"][key]) for row in table["differences"] if _is_owed(row, label)]
+        others = [row for row in table["rows"] if row is not main and (row["model"] == label or not row["control"])]
+        lines = [f"{escape(_title(row))} {row['values'][key]['mean']:.3f}" for row in others]
+        cards.append(page.card("".join(parts) + f'<p class="small">{"<br>".join(lines)}</p>'))
+    return cards
+
+
+def _title(row: Mapping[str, Any]) -> str:
+    return f"{row['control']} percepts" if row["control"] else row["model"]
+
+
+def _is_owed(difference: Mapping[str, Any], label: str) -> bool:
+    return (difference["minuend"], difference["subtrahend"]) == (f"{label}, true", f"{label}, shuffled")
+
+
+def _owed(interval: Mapping[str, Any]) -> str:
+    low, high = interval["low"], interval["high"]
+    if low is None:
+        return ""
+    how = "better" if low > 0 else "worse" if high < 0 else "tie"
+    words = {"better": "✓ owed to perception", "worse": "✗ worse than with shuffled percepts"}
+    told = words.get(how, "≈ nothing shown to be owed to perception")
+    return f'<div class="verdict {how}">{told}: {interval["mean"]:+.3f} [{low:+.3f}, {high:+.3f}]</div>'
+
+
+def _measured(table: Mapping[str, Any], models: Mapping[str, Any]) -> str:
+    """Plot and tables of a set."""
+    metric = _metric(table)
+    colours = dict(zip(models, plots.COLOURS * 10, strict=False))
+    rows = [
+        {
+            "checkpoint": row["model"] if row["control"] else None,
+            "label": row["control"] or row["model"],
+            "kind": "model" if row["control"] in _TRUE else "baseline",
+            "values": row["values"],
+        }
+        for row in table["rows"]
+    ]
+    names = list(dict.fromkeys(name for row in table["rows"] for name in (*row["values"], *row["of_the_set"])))
+    cells = [
+        ("model" if row["control"] in _TRUE else "bound", [labelled(row), *[_value(row, name) for name in names]])
+        for row in table["rows"]
+    ]
+    content = page.figure(plots.forest_plot(rows, metric, colours)) if _is_scored(table, metric) else ""
+    content += page.table(["percepts", *[_words(name) for name in names]], cells)
+    content += page.note(f"{table['num_samples']} questions in {table['num_groups']} groups.")
+    if table["differences"]:
+        shared = [name for name in names if any(name in row["values"] for row in table["differences"])]
+        lines = [
+            (
+                "",
+                [f"{escape(row['minuend'])} minus {escape(row['subtrahend'])}", *[_value(row, n, "+") for n in shared]],
+            )
+            for row in table["differences"]
+        ]
+        content += page.details("paired differences", page.table(["", *[_words(name) for name in shared]], lines))
+    return page.card(content)
+
+
+def _is_scored(table: Mapping[str, Any], metric: Mapping[str, Any]) -> bool:
+    return any(row["values"].get(metric["key"], {}).get("mean") is not None for row in table["rows"])
+
+
+def _value(row: Mapping[str, Any], name: str, sign: str = "") -> str:
+    if name in row.get("of_the_set", {}):
+        return f"{row['of_the_set'][name]:.3f}"
+    found = row["values"].get(name)
+    if found is None or found["mean"] is None:
+        return ""
+    mean = f"{found['mean']:{sign}.3f}"
+    if found["low"] is None:
+        return mean
+    return f'{mean} <span class="interval">[{found["low"]:{sign}.3f}, {found["high"]:{sign}.3f}]</span>'
+
+
+def _training_log(directory: str) -> list[dict[str, Any]]:
+    """Lines of the log of the run in which a model lies, as `final` or as a checkpoint."""
+    for file in [folder / "log.jsonl" for folder in list(Path(directory).parents)[:2]]:
+        if file.is_file():
+            return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line]
+    return []
+
+
+def _training(trained: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    content = page.note(
+        "Loss while training, and on held-out conversations; dashed: what the trained model reaches there with "
+        "shuffled percepts, so the gap is what it owes to perception."
+    )
+    for label, log in trained.items():
+        rows = [row for row in log if row["kind"] == "train" and "loss/text" in row]
+        curves = {"training": {"x": [row["step"] for row in rows], "y": [row["loss/text"] for row in rows]}}
+        tested = [row for row in log if row["kind"] == "evaluation"]
+        sets = [name.removesuffix("/loss") for name in (tested[-1] if tested else ()) if name.endswith("/loss")]
+        for name in (name for name in sets if "percepts" not in name):
+            known = [row for row in tested if f"{name}/loss" in row]
+            curves[name] = {"x": [row["step"] for row in known], "y": [row[f"{name}/loss"] for row in known]}
+            curves[name]["marginal"] = known[-1].get(f"{name}, shuffled percepts/loss")
+        content += f"<h3>{escape(label)}</h3>" + page.card(page.figure(plots.loss_curves(curves, "optimizer steps")))
+    return content
+
+
+def _run(folders: Sequence[Path]) -> str:
+    content = page.note("The config of each evaluation; all answers are in samples.jsonl beside its results.")
+    for folder in folders:
+        text = json.dumps(load_json(folder / "results.json")["about"]["config"], indent=2)
+        content += page.details(folder.name, f"<pre>{escape(text)}</pre>")
+    return page.card(content)
+
+
+if __name__ == "__main__":
+    run_main(
+        AnyToAnyPageConfig,
+        write_anytoany_page,
+        default_config="default/anytoany/viewing/page.yaml",
+        description=str(__doc__),
+    )

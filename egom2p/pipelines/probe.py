@@ -5,7 +5,7 @@ modality, V vocabulary.
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -75,8 +75,9 @@ def run_probe(config: ProbeConfig) -> dict[str, Any]:
     checkpoint = load_checkpoint(config.checkpoint or shipped_checkpoint(), device=config.device)
     names = [checkpoint.spec(word).name for word in config.inputs]
     specs = [spec for spec in checkpoint.specs if spec.name in names]
-    train = read_probe_clips(checkpoint, config.train, config.max_train_clips, names, config)
-    test = read_probe_clips(checkpoint, config.test, config.max_test_clips, names, config)
+    asked = {"asked": config.labels, "batch_size": config.batch_size, "progress": config.progress}
+    train = read_probe_clips(checkpoint, config.train, config.max_train_clips, names, **asked)
+    test = read_probe_clips(checkpoint, config.test, config.max_test_clips, names, **asked)
     if shared := sorted(set(train.recordings) & set(test.recordings)):
         raise ValueError(f"recording {shared[0]} is in train and in test; labels of its clips are not independent")
     sources: dict[str, Callable[[Sequence[TokenClip]], Features]] = {
@@ -128,22 +129,30 @@ def _interval(found: dict[str, Any], *, signed: bool = False) -> str:
 
 
 def read_probe_clips(
-    checkpoint: Checkpoint, source: ClipsConfig, max_clips: int | None, names: Sequence[str], config: ProbeConfig
+    checkpoint: Checkpoint,
+    source: ClipsConfig,
+    max_clips: int | None,
+    names: Sequence[str],
+    asked: Mapping[str, ProbeLabelConfig],
+    *,
+    batch_size: int,
+    progress: bool,
 ) -> ProbeClips:
-    label_streams = {label.stream for label in config.labels.values()}
+    """Tokens of the modalities `names` and the labels that are `asked`, of clips spread evenly over the source."""
+    label_streams = {label.stream for label in asked.values()}
     streams = sorted({checkpoint.tokenizer(name).stream for name in names} | label_streams)
     store = ClipStore(source.root, source.dataset, streams=streams)
     count = len(store) if max_clips is None else min(max_clips, len(store))
     indices = np.linspace(0, len(store) - 1, count).astype(int).tolist()
     tokens: list[TokenClip] = []
     clips: list[AlignedClip] = []
-    with progress_bar(f"tokens of {source.root}", count, is_shown=config.progress) as advance:
-        for first in range(0, count, config.batch_size):
-            part = [store[index] for index in indices[first : first + config.batch_size]]
+    with progress_bar(f"tokens of {source.root}", count, is_shown=progress) as advance:
+        for first in range(0, count, batch_size):
+            part = [store[index] for index in indices[first : first + batch_size]]
             tokens += checkpoint.tokenize(part, names)
             clips += [_without_pictures(clip, label_streams) for clip in part]
             advance(len(part))
-    labels = {name: [label.label_of(clip) for clip in clips] for name, label in config.labels.items()}
+    labels = {name: [label.label_of(clip) for clip in clips] for name, label in asked.items()}
     return ProbeClips(tokens=tokens, recordings=[clip.provenance.recording for clip in clips], labels=labels)
 
 

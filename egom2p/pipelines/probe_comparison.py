@@ -15,7 +15,7 @@ from egom2p.metrics.feature_spread import feature_spread
 from egom2p.pipelines.checkpoints import Checkpoint, load_checkpoint
 from egom2p.pipelines.evaluation_config import ClipsConfig
 from egom2p.pipelines.linear_probe import Features, fit_and_predict
-from egom2p.pipelines.probe import ProbeClips, ProbeConfig, bag_features, pooled_features, read_probe_clips
+from egom2p.pipelines.probe import ProbeClips, bag_features, pooled_features, read_probe_clips
 from egom2p.pipelines.probe_labels import ProbeLabelConfig
 from egom2p.pipelines.progress import say
 from egom2p.pipelines.results import Method, Metric, TaskResult, summarise, write_results
@@ -51,13 +51,6 @@ class ProbeComparisonConfig:
         if not counts or len(set(counts.values())) > 1 or not all(counts.values()):
             raise ValueError(f"encoders need the same number of runs each, at least one, got {counts}")
 
-    def clips_as(self) -> ProbeConfig:
-        """What `read_probe_clips` reads of a config."""
-        return ProbeConfig(
-            output=self.output, train=self.train, test=self.test, inputs=self.inputs, labels=self.labels,
-            batch_size=self.batch_size, progress=self.progress,
-        )  # fmt: skip
-
 
 def run_probe_comparison(config: ProbeComparisonConfig) -> Path:
     """Fit and score; writes results.json, results.md and per_clip.csv; returns the folder.
@@ -66,9 +59,9 @@ def run_probe_comparison(config: ProbeComparisonConfig) -> Path:
     """
     first = load_checkpoint(next(iter(config.encoders.values()))[0], device=config.device)
     names = [first.spec(word).name for word in config.inputs]
-    reading = config.clips_as()
-    train = read_probe_clips(first, config.train, config.max_train_clips, names, reading)
-    test = read_probe_clips(first, config.test, config.max_test_clips, names, reading)
+    asked = {"asked": config.labels, "batch_size": config.batch_size, "progress": config.progress}
+    train = read_probe_clips(first, config.train, config.max_train_clips, names, **asked)
+    test = read_probe_clips(first, config.test, config.max_test_clips, names, **asked)
     if shared := sorted(set(train.recordings) & set(test.recordings)):
         raise ValueError(f"recording {shared[0]} is in train and in test; labels of its clips are not independent")
     runs: dict[str, list[tuple[Features, Features]]] = {}

@@ -34,7 +34,7 @@ finetune-x%: $(ENV)  ## finetune-x1, finetune-x8 ...: the 8B run on so many GPUs
 	OMP_NUM_THREADS=1 $(PY) -m torch.distributed.run --standalone --nproc_per_node=$* run_training_anytoany.py --config $(CFG_ANY)/8B_lora.yaml $(OPTIONS)
 
 eval_baseline eval_finetune mm_eval: $(ENV)  ## text tasks before and after, and questions about pictures
-	$(PY) -m egom2p.pipelines.anytoany_evaluation --config $(CFG_ANY)/evaluation/$@.yaml $(OPTIONS)
+	$(PY) -m egom2p.anytoany.evaluation.anytoany_evaluation --config $(CFG_ANY)/evaluation/$@.yaml $(OPTIONS)
 
 # Of these two alone: elsewhere MODEL is a checkpoint of EgoM2P.
 gen mmgen: MODEL = outputs/anytoany/8B_lora/final
@@ -77,7 +77,7 @@ $(ANY)/world/.done: $(ANY)/world_data/.done-train $(ANY)/world_data/.done-val $(
 	@touch $@
 
 $(ANY)/evaluation/.done-%: $(ANY)/%/.done
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PY) -m egom2p.pipelines.anytoany_evaluation --config $(CFG_ANY)/evaluation/$*.yaml
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PY) -m egom2p.anytoany.evaluation.anytoany_evaluation --config $(CFG_ANY)/evaluation/$*.yaml
 	@touch $@
 
 $(ANY)/index.html: $(ANY)/evaluation/.done-world $(ANY)/evaluation/.done-quickstart

@@ -1,8 +1,8 @@
 """Generate: `python generate.py input=walk.mp4 'targets=[depth,cam,gaze]' output=... [checkpoint=...]`."""
 
 from egom2p.config import run_main
-from egom2p.pipelines.generation import GenerationConfig, run_generation
-from egom2p.pipelines.progress import say
+from egom2p.generation.generation import GenerationConfig, run_generation
+from egom2p.jobs.progress import say
 from egom2p.viewing.generation_page import write_generation_page
 
 

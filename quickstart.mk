@@ -23,7 +23,7 @@ quickstart: $(ENV)  ## the whole job on a synthetic world, ~7 minutes on 2 cores
 	@$(MAKE) --no-print-directory -j2 outputs/quickstart/.done/evaluation
 	@printf '\nDone. Open %s in a browser.\n' '$(CURDIR)/outputs/quickstart/index.html'
 
-world-small: $(ENV)  ## the same in ~45 minutes: the recipe of the shipped checkpoint
+world-small: $(ENV)  ## the same in ~45 minutes: the recipe of the pretrained checkpoint
 	@$(MAKE) --no-print-directory -j2 outputs/world_small/.done/evaluation
 	@printf '\nDone. Open %s in a browser.\n' '$(CURDIR)/outputs/world_small/index.html'
 

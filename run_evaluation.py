@@ -1,9 +1,9 @@
 """Benchmark tables and a page: `python run_evaluation.py --config FILE [key=value ...]`."""
 
 from egom2p.config import run_main
-from egom2p.pipelines.evaluation import run_evaluation
-from egom2p.pipelines.evaluation_config import EvaluationConfig
-from egom2p.pipelines.progress import say
+from egom2p.evaluation.evaluation import run_evaluation
+from egom2p.evaluation.evaluation_config import EvaluationConfig
+from egom2p.jobs.progress import say
 from egom2p.viewing.report import ReportConfig, write_report
 
 

@@ -1,7 +1,7 @@
 """Train the any-to-any model: `[torchrun --nproc_per_node=4] run_training_anytoany.py --config FILE [key=value]`."""
 
 from egom2p.config import run_main
-from egom2p.training.anytoany_task import AnyToAnyTrainingConfig, train_anytoany
+from egom2p.training.tasks.anytoany_task import AnyToAnyTrainingConfig, train_anytoany
 
 if __name__ == "__main__":
     run_main(

@@ -47,7 +47,7 @@ EXTRAS = {
 EXTRAS["dev"] += EXTRAS["viz"] + EXTRAS["anytoany"]  # the tests of both run wherever the others do
 
 # Folders beside the package that become packages inside it: configs, and the checkpoint generate.py uses by default.
-DATA = {"egom2p.cfgs": "cfgs", "egom2p.shipped": "checkpoints"}
+DATA = {"egom2p.cfgs": "cfgs", "egom2p.pretrained": "checkpoints"}
 DATA = {package: folder for package, folder in DATA.items() if (HERE / folder).is_dir()}
 
 

@@ -20,24 +20,24 @@ import numpy as np
 import torch
 from experiment_tables import TABLES, ExperimentRow, ExperimentTable
 
-from egom2p.anytoany.chat import ChatRenderer
-from egom2p.anytoany.controls import controlled
-from egom2p.anytoany.conversations import answer_of, question_of
-from egom2p.anytoany.datasets import open_dataset
-from egom2p.anytoany.generation import AnswerConfig, Question, answer
-from egom2p.anytoany.likelihood import likelihoods
+from egom2p.anytoany.answers.answer_generation import AnswerConfig, Question, answer
+from egom2p.anytoany.conversations.chat import ChatRenderer
+from egom2p.anytoany.conversations.conversation import answer_of, question_of
+from egom2p.anytoany.conversations.datasets import open_dataset
+from egom2p.anytoany.conversations.packing import collate
+from egom2p.anytoany.evaluation.controls import controlled
+from egom2p.anytoany.language.likelihood import likelihoods
 from egom2p.anytoany.model import AnyToAny
-from egom2p.anytoany.nouns import Conversation
-from egom2p.anytoany.packing import collate
-from egom2p.anytoany.percept_lookup import PerceptLookup, spellings
+from egom2p.anytoany.perception.feature_lookup import PerceptLookup, spellings
 from egom2p.anytoany.saving import load_anytoany
+from egom2p.anytoany.types import Conversation
 from egom2p.config import load_config
 from egom2p.data.clip_order import clip_rng
 from egom2p.metrics.bootstrap import bootstrap_interval
-from egom2p.pipelines.caption_filter import CaptionFilterConfig, filter_captions
 from egom2p.storage import load_json, save_json
-from egom2p.training.anytoany_task import AnyToAnyTrainingConfig, train_anytoany
-from egom2p.training.language_evaluation import LanguageEvaluationConfig
+from egom2p.training.tasks.anytoany_task import AnyToAnyTrainingConfig, train_anytoany
+from egom2p.training.tasks.language_evaluation import LanguageEvaluationConfig
+from experiments.caption_filter import CaptionFilterConfig, filter_captions
 
 _COMBINATION = re.compile(r"((?:caption|plan|mine)-\w+(?:-\d+)+)-\d+")
 _ANSWER = AnswerConfig(max_new_tokens=64, batch_size=64)

@@ -26,7 +26,7 @@ from egom2p.data.collate import collate
 from egom2p.data.masking import UnifiedMasking
 from egom2p.data.masking_config import AlphasConfig, ModalityAlphas, TransferConfig
 from egom2p.data.modality_info import build_specs, default_specs
-from egom2p.data.shards import ShardWriter, encode_array, shard_pattern
+from egom2p.data.shards.shard_set import ShardWriter, encode_array, shard_pattern
 from egom2p.data.token_set import TokenSet
 from egom2p.data.unified_datasets import DataConfig, DatasetConfig, TokenLoader
 
@@ -113,9 +113,9 @@ def measure(name: str, specs: Sequence[ModalitySpec], alphas: AlphasConfig, toke
             "loader_in_memory_clips_per_s": round(clips_per_second(loader(True))),
             "loader_npz_tars_clips_per_s": round(clips_per_second(loader(False))),
             "tokens_per_clip": batch.num_tokens / batch_size,
-            "bytes_per_clip": round(batch.shipped_bytes / batch_size),
+            "bytes_per_clip": round(batch.transfer_bytes / batch_size),
             "tokens_of_largest_clip": largest.num_tokens / batch_size,
-            "bytes_of_largest_clip": round(largest.shipped_bytes / batch_size),
+            "bytes_of_largest_clip": round(largest.transfer_bytes / batch_size),
         }
 
 

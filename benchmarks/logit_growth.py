@@ -12,15 +12,15 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from egom2p.anytoany.datasets import open_dataset
-from egom2p.anytoany.nouns import NO_LOSS, LanguageBatch
-from egom2p.anytoany.packing import collate
+from egom2p.anytoany.conversations.datasets import open_dataset
+from egom2p.anytoany.conversations.packing import collate
+from egom2p.anytoany.types import NO_LOSS, LanguageBatch
 from egom2p.config import load_config, to_plain
 from egom2p.data.clip_order import clip_rng
-from egom2p.training.anytoany_task import AnyToAnyTask, AnyToAnyTrainingConfig
 from egom2p.training.distributed import ranks_of_launch
 from egom2p.training.loop import fit
 from egom2p.training.task import Measurement
+from egom2p.training.tasks.anytoany_task import AnyToAnyTask, AnyToAnyTrainingConfig
 
 
 class WatchedTask(AnyToAnyTask):

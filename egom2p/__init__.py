@@ -13,11 +13,11 @@ from typing import Any
 __version__ = "0.1.0"
 
 _FRONT_DOOR = {
-    "load_model": "egom2p.pipelines.loaded_model",
-    "load_checkpoint": "egom2p.pipelines.checkpoints",
-    "shipped_checkpoint": "egom2p.pipelines.checkpoints",
-    "read_prompts": "egom2p.pipelines.generation_inputs",
-    "generate_clips": "egom2p.pipelines.generation",
+    "load_model": "egom2p.generation.loaded_model",
+    "load_checkpoint": "egom2p.generation.checkpoints",
+    "pretrained_checkpoint": "egom2p.generation.checkpoints",
+    "read_prompts": "egom2p.generation.generation_inputs",
+    "generate_clips": "egom2p.generation.generation",
     "load_tokenizer": "egom2p.tokenizers.pretrained",
     "load_config": "egom2p.config",
 }

@@ -65,7 +65,7 @@ def test_every_block_of_the_page_runs(tmp_path, monkeypatch):
     cam2imu, imu2cam = results["tasks"]
     rows = {row["label"]: row for row in cam2imu["rows"]}
     assert rows["mean value"]["kind"] == "baseline" and rows["tokenizer round trip"]["values"]["rms_error"]["mean"] > 0
-    assert cam2imu["token_losses"][0]["marginal_nats"] > 0 and imu2cam["quantity"] == "camera"
+    assert cam2imu["token_losses"][0]["unigram_nats"] > 0 and imu2cam["quantity"] == "camera"
     page = (tmp_path / "outputs/imu/evaluation/index.html").read_text()
     assert "channel 2" in page and "imu. Band" in page, "lines of a generic track"
     generated = tmp_path / "outputs/imu/generated"

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from tiny_artifacts import SIZE, make_tiny_world
 
-from egom2p.data.video_files import write_video
+from egom2p.data.clips.video_files import write_video
 from egom2p.geometry import write_tum
 
 _REPO = Path(__file__).resolve().parents[1]

@@ -55,17 +55,17 @@ def test_a_wrong_spec_is_refused_by_name(wrong):
         dataclasses.replace(right, **wrong)
 
 
-def test_resized_intrinsics_project_to_the_same_place_of_the_picture():
+def test_resized_intrinsics_project_to_the_same_position_of_the_picture():
     small = Intrinsics(640, 480, 500.0, 510.0, 319.5, 239.5)
     large = small.resized(1280, 960)
     x, y, z = 0.3, -0.2, 1.5
 
-    def place(camera):  # the outer corner of the first pixel is 0, of the last 1
+    def position(camera):  # the outer corner of the first pixel is 0, of the last 1
         u = camera.fx * x / z + camera.cx
         v = camera.fy * y / z + camera.cy
         return (u + 0.5) / camera.width, (v + 0.5) / camera.height
 
-    np.testing.assert_allclose(place(small), place(large), atol=1e-12)
+    np.testing.assert_allclose(position(small), position(large), atol=1e-12)
 
 
 def test_cropped_intrinsics_move_the_principal_point():

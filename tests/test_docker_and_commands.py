@@ -10,13 +10,13 @@ import pytest
 from readme_commands import commands_of, config_and_overrides
 
 from egom2p.anytoany.download import DownloadConfig
+from egom2p.anytoany.evaluation.settings import AnyToAnyEvaluationConfig
 from egom2p.anytoany.generate import GenerateConfig
 from egom2p.anytoany.merge import MergeConfig
 from egom2p.anytoany.perception.export import ExportConfig
 from egom2p.anytoany.serve import ServeConfig
 from egom2p.config import load_config
-from egom2p.pipelines.anytoany_config import AnyToAnyEvaluationConfig
-from egom2p.training.anytoany_task import AnyToAnyTrainingConfig
+from egom2p.training.tasks.anytoany_task import AnyToAnyTrainingConfig
 from egom2p.viewing.anytoany_page import AnyToAnyPageConfig
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -62,7 +62,7 @@ def test_docker_targets_use_the_image_with_the_code_mounted(target):
 @pytest.mark.parametrize("target", ["eval_baseline", "eval_finetune", "mm_eval"])
 def test_evaluation_targets_name_a_config_that_is_there(target):
     said = planned(target, "OPTIONS=batch_size=4")
-    found = re.search(r"-m egom2p\.pipelines\.anytoany_evaluation --config (\S+) batch_size=4", said)
+    found = re.search(r"-m egom2p\.anytoany\.evaluation\.anytoany_evaluation --config (\S+) batch_size=4", said)
     assert found
     load_config(AnyToAnyEvaluationConfig, ROOT / found.group(1), ["batch_size=4"])
 
@@ -109,7 +109,7 @@ def test_a_picture_that_was_not_named_is_asked_for():
 README = (ROOT / "README_ANYTOANY.md").read_text()
 SHOWN = commands_of(README)
 SCHEMAS = {
-    "egom2p.pipelines.anytoany_evaluation": (AnyToAnyEvaluationConfig, None),
+    "egom2p.anytoany.evaluation.anytoany_evaluation": (AnyToAnyEvaluationConfig, None),
     "egom2p.anytoany.download": (DownloadConfig, "default/anytoany/download.yaml"),
     "egom2p.anytoany.generate": (GenerateConfig, "default/anytoany/generate.yaml"),
     "egom2p.anytoany.serve": (ServeConfig, "default/anytoany/serve.yaml"),

@@ -5,16 +5,16 @@ import json
 import numpy as np
 
 from egom2p.config import from_plain
-from egom2p.data.clip_store import ClipStore
-from egom2p.data.shards import shard_pattern
-from egom2p.data.video_files import write_video
-from egom2p.pipelines.evaluation import run_evaluation
-from egom2p.pipelines.evaluation_config import EvaluationConfig
-from egom2p.pipelines.generation import GenerationConfig, run_generation
+from egom2p.data.clips.clip_store import ClipStore
+from egom2p.data.clips.video_files import write_video
+from egom2p.data.shards.shard_set import shard_pattern
+from egom2p.evaluation.evaluation import run_evaluation
+from egom2p.evaluation.evaluation_config import EvaluationConfig
+from egom2p.generation.generation import GenerationConfig, run_generation
 from egom2p.pipelines.prepare import PrepareConfig, prepare
 from egom2p.pipelines.tokenization import TokenizeConfig, tokenize
-from egom2p.training.pretrain_task import PretrainConfig, pretrain
-from egom2p.training.tokenizer_task import TokenizerTrainingConfig, train_tokenizer
+from egom2p.training.tasks.pretrain_task import PretrainConfig, pretrain
+from egom2p.training.tasks.tokenizer_task import TokenizerTrainingConfig, train_tokenizer
 from egom2p.viewing.generation_page import write_generation_page
 from egom2p.viewing.report import ReportConfig, write_report
 
@@ -103,7 +103,7 @@ def test_an_invented_modality_goes_all_the_way(tmp_path, rng):
         assert kinds[baseline] == "baseline" and {"ceiling", "model"} <= set(kinds.values())
         assert task["num_clips"] == 4 and task["num_recordings"] == 2
         assert not any(row["failures"] for row in task["rows"])
-        assert task["token_losses"][0]["marginal_nats"] > 0
+        assert task["token_losses"][0]["unigram_nats"] > 0
     assert "RMS error" in write_report(ReportConfig(evaluation=str(evaluation.folder))).read_text()
 
     config = GenerationConfig(

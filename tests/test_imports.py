@@ -16,15 +16,17 @@ MAY_IMPORT = {
     "geometry": {"contracts"},
     "config": {"contracts"},
     "storage": {"contracts"},
+    "jobs": {"contracts", "storage"},
     "layers": {"contracts", "config"},
 }
-_FOUNDATION = {"contracts", "geometry", "config", "layers", "storage"}
+_FOUNDATION = {"contracts", "geometry", "config", "layers", "storage", "jobs"}
 MAY_IMPORT |= {room: _FOUNDATION for room in ("tokenizers", "data", "models", "metrics")}
 _MIDDLE = _FOUNDATION | {"tokenizers", "data", "models", "metrics"}
-MAY_IMPORT["anytoany"] = _MIDDLE
-MAY_IMPORT["training"] = _MIDDLE | {"anytoany"}
-MAY_IMPORT["pipelines"] = _MIDDLE | {"anytoany"}
-MAY_IMPORT["viewing"] = _MIDDLE | {"anytoany", "training", "pipelines"}
+MAY_IMPORT |= {room: _MIDDLE for room in ("generation", "anytoany")}
+_UPPER = _MIDDLE | {"generation", "anytoany"}
+MAY_IMPORT |= {room: _UPPER for room in ("evaluation", "training")}
+MAY_IMPORT["pipelines"] = _UPPER | {"evaluation", "training"}
+MAY_IMPORT["viewing"] = _UPPER | {"evaluation", "training", "pipelines"}
 
 HOME = {
     "hydra": "config",

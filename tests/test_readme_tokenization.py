@@ -7,16 +7,16 @@ from readme_commands import commands_of, config_and_overrides
 
 from egom2p.config import load_config
 from egom2p.pipelines.tokenization import TokenizeConfig
-from egom2p.tokenizers.convert_reference import ConvertTokenizerConfig
+from egom2p.tokenizers.convert_tokenizer import ConvertTokenizerConfig
 from egom2p.tokenizers.push import PushConfig
-from egom2p.training.tokenizer_task import TokenizerTrainingConfig
+from egom2p.training.tasks.tokenizer_task import TokenizerTrainingConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "README_TOKENIZATION.md").read_text()
 PROGRAMS = {
     "run_training_tokenizer.py": (TokenizerTrainingConfig, None),
     "run_tokenize_data.py": (TokenizeConfig, None),
-    "egom2p.tokenizers.convert_reference": (ConvertTokenizerConfig, "default/tokenization/convert/cam_256.yaml"),
+    "egom2p.tokenizers.convert_tokenizer": (ConvertTokenizerConfig, "default/tokenization/convert/cam_256.yaml"),
     "egom2p.tokenizers.push": (PushConfig, "default/tokenization/push.yaml"),
 }
 

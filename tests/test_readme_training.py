@@ -7,17 +7,17 @@ import pytest
 from readme_commands import commands_of, config_and_overrides
 
 from egom2p.config import load_config
-from egom2p.models.convert_reference import ConvertModelConfig
+from egom2p.evaluation.evaluation_config import EvaluationConfig
+from egom2p.evaluation.probe import ProbeConfig
+from egom2p.models.convert_model import ConvertModelConfig
 from egom2p.models.push import PushModelConfig
-from egom2p.pipelines.evaluation_config import EvaluationConfig
-from egom2p.pipelines.probe import ProbeConfig
+from egom2p.pipelines.convert_config import ConvertConfigConfig
 from egom2p.pipelines.tokenization import TokenizeConfig
-from egom2p.tokenizers.convert_reference import ConvertTokenizerConfig
-from egom2p.training.convert_config import ConvertConfigConfig
-from egom2p.training.plan import plan_pretraining
-from egom2p.training.pretrain_task import PretrainConfig
-from egom2p.training.text_tokenizer import TextTokenizerTrainingConfig
-from egom2p.training.tokenizer_task import TokenizerTrainingConfig
+from egom2p.tokenizers.convert_tokenizer import ConvertTokenizerConfig
+from egom2p.training.planning.plan import plan_pretraining
+from egom2p.training.tasks.pretrain_task import PretrainConfig
+from egom2p.training.tasks.text_tokenizer import TextTokenizerTrainingConfig
+from egom2p.training.tasks.tokenizer_task import TokenizerTrainingConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 RELEASED = ROOT / "cfgs/default/egom2p/models/main/ego-b_mod4_500b_clariden_2048_camcv_depthdenoise.yaml"
@@ -27,12 +27,12 @@ PROGRAMS = {
     "run_training_tokenizer.py": (TokenizerTrainingConfig, None),
     "run_tokenize_data.py": (TokenizeConfig, "default/tokenize/clips.yaml"),
     "run_evaluation.py": (EvaluationConfig, "default/egom2p/evaluation/quickstart.yaml"),
-    "egom2p.training.text_tokenizer": (TextTokenizerTrainingConfig, "default/tokenization/text/captions.yaml"),
-    "egom2p.pipelines.probe": (ProbeConfig, "default/egom2p/probe/world_small.yaml"),
-    "egom2p.models.convert_reference": (ConvertModelConfig, "default/egom2p/convert/released.yaml"),
-    "egom2p.tokenizers.convert_reference": (ConvertTokenizerConfig, None),
+    "egom2p.training.tasks.text_tokenizer": (TextTokenizerTrainingConfig, "default/tokenization/text/captions.yaml"),
+    "egom2p.evaluation.probe": (ProbeConfig, "default/egom2p/probe/world_small.yaml"),
+    "egom2p.models.convert_model": (ConvertModelConfig, "default/egom2p/convert/released.yaml"),
+    "egom2p.tokenizers.convert_tokenizer": (ConvertTokenizerConfig, None),
     "egom2p.models.push": (PushModelConfig, "default/egom2p/push.yaml"),
-    "egom2p.training.convert_config": (ConvertConfigConfig, "default/egom2p/convert/config.yaml"),
+    "egom2p.pipelines.convert_config": (ConvertConfigConfig, "default/egom2p/convert/config.yaml"),
 }
 
 

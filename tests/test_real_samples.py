@@ -9,16 +9,16 @@ import torch
 from tiny_artifacts import SIZE, TOKENIZERS, invented_clip
 
 from egom2p.config import load_config
-from egom2p.data.clip_store import ClipStore
+from egom2p.data.clips.clip_store import ClipStore
 from egom2p.data.recordings.conversion import convert
+from egom2p.evaluation.evaluation import run_evaluation
+from egom2p.evaluation.evaluation_config import EvaluationConfig
+from egom2p.generation.generation import GenerationConfig, run_generation
 from egom2p.geometry import read_tum
-from egom2p.pipelines.evaluation import run_evaluation
-from egom2p.pipelines.evaluation_config import EvaluationConfig
-from egom2p.pipelines.generation import GenerationConfig, run_generation
 from egom2p.pipelines.prepare import PrepareConfig, prepare
 from egom2p.pipelines.tokenization import TokenizeConfig, tokenize
 from egom2p.tokenizers import build_network, save_tokenizer
-from egom2p.training.pretrain_task import PretrainConfig, pretrain
+from egom2p.training.tasks.pretrain_task import PretrainConfig, pretrain
 from egom2p.viewing.generation_page import write_generation_page
 
 _SOURCES = {

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from egom2p.config import load_config
-from egom2p.training.pretrain_task import PretrainConfig
+from egom2p.training.tasks.pretrain_task import PretrainConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted((ROOT / "cfgs" / "default").rglob("*.yaml"))

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from egom2p.config import load_config
-from egom2p.training.pretrain_task import PretrainConfig
-from egom2p.training.tokenizer_task import TokenizerTrainingConfig
+from egom2p.training.tasks.pretrain_task import PretrainConfig
+from egom2p.training.tasks.tokenizer_task import TokenizerTrainingConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = sorted((ROOT / "train_slurm_script").glob("*.slurm"))
@@ -95,7 +95,7 @@ def test_it_starts_a_training_that_the_program_accepts(slurm, tmp_path, script):
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
-def test_a_signal_gives_a_checkpoint_and_a_place_in_the_queue(slurm, tmp_path, number):
+def test_a_signal_gives_a_checkpoint_and_a_position_in_the_queue(slurm, tmp_path, number):
     process = slurm(SCRIPTS[0])
     wait_for(tmp_path / "started")
     process.send_signal(number)

@@ -6,13 +6,13 @@ import numpy as np
 import torch
 
 from egom2p.contracts import AlignedClip, Intrinsics, Provenance, Stream
-from egom2p.data.clip_store import write_clips
-from egom2p.data.shards import ShardWriter, encode_array
+from egom2p.data.clips.clip_store import write_clips
+from egom2p.data.shards.shard_set import ShardWriter, encode_array
 from egom2p.models.egom2p_model import EgoM2P, ModelConfig
 from egom2p.models.weights import save_model
 from egom2p.tokenizers.pretrained import build_network, load_tokenizer, save_tokenizer
-from egom2p.tokenizers.trajectory_vqvae import TrajectoryVqVaeConfig
-from egom2p.tokenizers.video_codec import VideoCodecConfig
+from egom2p.tokenizers.trajectory.trajectory_vqvae import TrajectoryVqVaeConfig
+from egom2p.tokenizers.video.video_codec import VideoCodecConfig
 
 NUM_FRAMES, NUM_SAMPLES, SIZE = 16, 60, 16
 _VIDEO = {
@@ -86,8 +86,8 @@ def make_tiny_world(root: Path, *, num_train: int = 5, num_val: int = 4) -> Path
         _write_tokens(root / "tokens" / "train", train, tokenizers)
         specs = tuple(sorted((item.spec for item in tokenizers.values()), key=lambda spec: spec.name))
         model = EgoM2P(ModelConfig(dim=24, encoder_depth=1, decoder_depth=1, num_heads=2), specs)
-        places = {item.spec.name: f"../tokenizers/{folder}" for folder, item in tokenizers.items()}
-        save_model(model, root / "model", places)
+        positions = {item.spec.name: f"../tokenizers/{folder}" for folder, item in tokenizers.items()}
+        save_model(model, root / "model", positions)
     return root
 
 

@@ -1,4 +1,4 @@
-"""Random weights in the shapes of LPIPS, and a program in the place of FVD's network."""
+"""Random weights in the shapes of LPIPS, and a program in the position of FVD's network."""
 
 import hashlib
 import math
@@ -14,11 +14,11 @@ def lpips_weights() -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     generator = torch.Generator().manual_seed(0)
     backbone, heads, width = {}, {}, 3
     shapes = ((0, 64, 11), (3, 192, 5), (6, 384, 3), (8, 256, 3), (10, 256, 3))
-    for place, (index, channels, kernel) in enumerate(shapes):
+    for position, (index, channels, kernel) in enumerate(shapes):
         scale = math.sqrt(2 / (width * kernel**2))
         backbone[f"features.{index}.weight"] = scale * torch.randn(channels, width, kernel, kernel, generator=generator)
         backbone[f"features.{index}.bias"] = 0.1 * torch.randn(channels, generator=generator)
-        heads[f"lin{place}.model.1.weight"] = torch.rand(1, channels, 1, 1, generator=generator)
+        heads[f"lin{position}.model.1.weight"] = torch.rand(1, channels, 1, 1, generator=generator)
         width = channels
     return backbone, heads
 

@@ -6,7 +6,7 @@ import torch
 
 from anytoany_parts.setting import PERCEPT_WIDTH, Setting, conversation, percept
 from egom2p.anytoany.connectors import ConnectorConfig, build_connector
-from egom2p.anytoany.packing import collate
+from egom2p.anytoany.conversations.packing import collate
 from egom2p.anytoany.perception.tower import rows_of
 from egom2p.anytoany.splice import splice
 
@@ -44,16 +44,16 @@ def connectors(setting: Setting) -> dict:
 
 
 def splicing(setting: Setting) -> dict:
-    """Putting perception tokens into their places against looking up the text's embeddings."""
+    """Putting perception tokens into their positions against looking up the text's embeddings."""
     model = setting.model().eval()
     talks = [conversation(128, media_id=model.media_id, number=n) for n in range(16)]
     batch = collate([[talk] for talk in talks], lambda media: percept(int(media.ref)), pad_id=0).to(setting.device)
     with torch.inference_mode():
         text, tokens = model.embed_ids(batch.ids), model.perceive(batch)
-        places = {name: getattr(batch, name) for name in ("media_rows", "media_starts", "media_lengths")}
+        positions = {name: getattr(batch, name) for name in ("media_rows", "media_starts", "media_lengths")}
         seconds = setting.seconds(
             lookup=lambda: model.embed_ids(batch.ids),
-            splice=lambda: splice(text, tokens, ids=batch.ids, media_id=model.media_id, **places),
+            splice=lambda: splice(text, tokens, ids=batch.ids, media_id=model.media_id, **positions),
             forward=lambda: model.hidden(replace(batch)),
         )
     return {

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 
 from egom2p.anytoany.connectors import ConnectorConfig
-from egom2p.anytoany.language_model import LanguageModelConfig
+from egom2p.anytoany.language.language_model import LanguageModelConfig
+from egom2p.anytoany.language.language_tokenizer import train_tokenizer, with_reserved_tokens
+from egom2p.anytoany.language.step_memory import LiveBytes
 from egom2p.anytoany.model import AnyToAny, AnyToAnyConfig, build_anytoany
-from egom2p.anytoany.nouns import Media, MediaSpan, Percept, Rendered
 from egom2p.anytoany.perception.source import PerceptionConfig
-from egom2p.anytoany.step_memory import LiveBytes
-from egom2p.anytoany.text_tokenizer import train_tokenizer, with_reserved_tokens
+from egom2p.anytoany.types import Media, MediaSpan, Percept, Rendered
 
 PERCEPT_WIDTH = 1024
 NUM_TOKENS = 2  # perception tokens of an item, as published
@@ -124,9 +124,9 @@ def conversation(length: int, *, media_id: int, number: int = 0, answer_share: f
 
 def percept(number: int, rows: int = 1) -> Percept:
     features = np.random.default_rng(number).normal(size=(rows, PERCEPT_WIDTH)).astype(np.float32)
-    place = np.zeros((rows, 3), np.int16)
-    place[:, 0] = np.arange(rows)
-    return Percept(features, place, np.zeros(rows, np.int16))
+    position = np.zeros((rows, 3), np.int16)
+    position[:, 0] = np.arange(rows)
+    return Percept(features, position, np.zeros(rows, np.int16))
 
 
 def lengths_like_captions(count: int, *, cap: int = 512) -> list[int]:

@@ -6,11 +6,11 @@ import numpy as np
 import torch
 
 from anytoany_parts.setting import Setting, conversation, percept
-from egom2p.anytoany.generation import AnswerConfig, Question, answer, right_aligned
+from egom2p.anytoany.answers.answer_generation import AnswerConfig, Question, answer, right_aligned
+from egom2p.anytoany.language.language_tokenizer import stop_ids
+from egom2p.anytoany.language.packed_attention import packed_hidden, packed_layout
 from egom2p.anytoany.model import AnyToAny
-from egom2p.anytoany.nouns import Rendered
-from egom2p.anytoany.packed_attention import packed_hidden, packed_layout
-from egom2p.anytoany.text_tokenizer import stop_ids
+from egom2p.anytoany.types import Rendered
 from egom2p.layers.lora import merge_lora
 
 

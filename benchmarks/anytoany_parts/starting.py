@@ -11,9 +11,9 @@ import time
 from pathlib import Path
 
 from anytoany_parts.setting import NUM_TOKENS, Setting, percept
-from egom2p.anytoany.chat import ChatRenderer
-from egom2p.anytoany.loader import LanguageDataConfig, LanguageLoader
-from egom2p.anytoany.text_tokenizer import load_text_tokenizer
+from egom2p.anytoany.conversations.chat import ChatRenderer
+from egom2p.anytoany.conversations.conversation_loader import LanguageDataConfig, LanguageLoader
+from egom2p.anytoany.language.language_tokenizer import load_text_tokenizer
 from egom2p.config import from_plain
 
 _ROOT = Path(__file__).resolve().parents[2]

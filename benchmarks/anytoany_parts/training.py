@@ -6,11 +6,11 @@ import torch
 import torch.nn.functional as F
 
 from anytoany_parts.setting import Setting, conversation, lengths_like_captions, percept
-from egom2p.anytoany.flops import LanguageFlops
-from egom2p.anytoany.head_loss import next_token_loss
+from egom2p.anytoany.conversations.packing import best_fit_decreasing, collate, even_order, padding_share
+from egom2p.anytoany.language.head_loss import next_token_loss
+from egom2p.anytoany.language.language_flops import LanguageFlops
 from egom2p.anytoany.model import AnyToAny
-from egom2p.anytoany.nouns import LanguageBatch, Rendered
-from egom2p.anytoany.packing import best_fit_decreasing, collate, even_order, padding_share
+from egom2p.anytoany.types import LanguageBatch, Rendered
 
 _ROW_TOKENS = 2048
 _WINDOW = 1024
@@ -57,7 +57,7 @@ def loss(setting: Setting, *, vocab_size: int = 128_256, width: int = 384, num_p
     hidden = torch.randn(num_positions, width, device=setting.device, dtype=kind)
     labels = torch.randint(vocab_size, (num_positions,), device=setting.device)
     labels[: round(0.6 * num_positions)] = -100
-    places = (labels >= 0).nonzero()[:, 0]
+    positions = (labels >= 0).nonzero()[:, 0]
     table = {}
     for trains in (False, True):
         weight = head.clone().requires_grad_(trains)
@@ -65,7 +65,11 @@ def loss(setting: Setting, *, vocab_size: int = 128_256, width: int = 384, num_p
         def gathered(weight: torch.Tensor = weight) -> torch.Tensor:
             states = hidden.clone().requires_grad_()
             total = next_token_loss(
-                states[places], labels[places], lambda rows: F.linear(rows, weight), (weight,), vocab_size=vocab_size
+                states[positions],
+                labels[positions],
+                lambda rows: F.linear(rows, weight),
+                (weight,),
+                vocab_size=vocab_size,
             )
             total.backward()
             return total.detach()
@@ -86,7 +90,7 @@ def loss(setting: Setting, *, vocab_size: int = 128_256, width: int = 384, num_p
             "smaller_by": bytes_["full"] / bytes_["gathered"],
             "difference_of_loss": abs(float(gathered() - full())) / abs(float(full())),
         }
-    return {"vocab_size": vocab_size, "width": width, "positions": num_positions, "targets": len(places), **table}
+    return {"vocab_size": vocab_size, "width": width, "positions": num_positions, "targets": len(positions), **table}
 
 
 def utilisation(setting: Setting, *, peak_flops: float | None) -> dict:

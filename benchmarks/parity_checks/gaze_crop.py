@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 from torch import Tensor
 
-from egom2p.data.cropping import Crop, crop_gaze
+from egom2p.data.clips.cropping import Crop, crop_gaze
 from parity_checks.check import Check, count
 
 _MARGIN = 0.2  # published: gaze this far outside the crop is still valid

@@ -1,4 +1,4 @@
-"""Folder `generation`: every decoding step from its stored state, whole generations at given places, schedules.
+"""Folder `generation`: every decoding step from its stored state, whole generations at given positions, schedules.
 
 V vocabulary.
 """
@@ -19,7 +19,7 @@ from egom2p.models.schedules import step_temperatures, token_counts
 from parity_checks.check import Check, Finding, Skipped, count, matched, read_json, read_tensors
 from parity_checks.model_folder import ModelFolder
 
-_TIE = 1e-4  # two best logits closer than this may change places
+_TIE = 1e-4  # two best logits closer than this may change positions
 _LOGITS_TOLERANCE = 2e-5  # guidance adds the errors of two passes
 _MODEL = "swiglu_nobias"  # the variant that generated; another one only where it is missing
 
@@ -101,23 +101,23 @@ def _steps(
 def _whole(
     name: str, case: Mapping, tensors: Mapping[str, Tensor], plans: list[TargetPlan], sampler: Sampler
 ) -> Iterator[Finding]:
-    """ROAR at the stored places, and MaskGIT in one step, are functions of their input."""
-    places: dict[str, list[list[np.ndarray]]] = {}
+    """ROAR at the stored positions, and MaskGIT in one step, are functions of their input."""
+    positions: dict[str, list[list[np.ndarray]]] = {}
     if set(case["schemes"]) == {"roar"}:
         for step, written in enumerate(case["passes"]):
-            by_clip = places.setdefault(written["target"], [[] for _ in range(case["batch"])])
+            by_clip = positions.setdefault(written["target"], [[] for _ in range(case["batch"])])
             for clip in range(case["batch"]):
                 by_clip[clip].append(tensors[f"step{step}.positions"][clip].numpy())
     elif max(case["steps"]) > 1:
-        # Which place MaskGIT writes first is a tie at this temperature: compared step by step in `_steps`.
+        # Which position MaskGIT writes first is a tie at this temperature: compared step by step in `_steps`.
         if not (_is_greedy(case) and "step0.chosen" in tensors):
-            yield Skipped(f"{name}: generated ids", "which place MaskGIT writes first is not determined")
+            yield Skipped(f"{name}: generated ids", "which position MaskGIT writes first is not determined")
         return
     if not _is_greedy(case):
         yield Skipped(f"{name}: generated ids", "drawn at random")
         return
     seeds = list(range(case["batch"]))
-    made = sampler.generate(_prompts(case, tensors), plans, seeds, places=places or None)
+    made = sampler.generate(_prompts(case, tensors), plans, seeds, positions=positions or None)
     for target in case["targets"]:
         found = np.stack([clip.tokens[target] for clip in made])
         wanted = tensors[f"output.{target}"].flatten(1).numpy()

@@ -1,4 +1,4 @@
-"""Folder `misc` and the lists of names beside it: learning rates, places, names and shapes of full-size networks."""
+"""Folder `misc` and the lists of names beside it: learning rates, positions, names and shapes of full-size networks."""
 
 import json
 import re
@@ -8,18 +8,18 @@ from pathlib import Path
 import torch
 
 from egom2p.contracts import ModalitySpec, TokenGrid
-from egom2p.layers.places import sincos_places
-from egom2p.models.convert_reference import model_config
+from egom2p.layers.position_embeddings import sincos_positions
+from egom2p.models.convert_model import model_config
 from egom2p.models.egom2p_model import EgoM2P, ModelConfig
 from egom2p.models.weights import to_reference_state_dict
-from egom2p.tokenizers.video_codec import VideoCodec, VideoCodecConfig
+from egom2p.tokenizers.video.video_codec import VideoCodec, VideoCodecConfig
 from egom2p.training.schedule import LearningRate, Length, WeightDecay
 from egom2p.training.training_config import TrainingConfig
 from parity_checks.check import Finding, Skipped, count, matched, near, read_json, read_tensors
 
 
 def misc_checks(folder: Path) -> Iterator[Finding]:
-    """Learning rates and places."""
+    """Learning rates and positions."""
     arithmetic = read_json(folder / "arithmetic.json")
     args = arithmetic["args"]
     if "lr_b4_256gpus" in arithmetic:
@@ -27,10 +27,10 @@ def misc_checks(folder: Path) -> Iterator[Finding]:
         peak = config.learning_rate(config.length(), world_size=256).peak
         yield near("learning rate of 256 times 4 clips", peak, arithmetic["lr_b4_256gpus"], 1e-9)
     for name, wanted in read_tensors(folder / "schedules_and_posemb.safetensors").items():
-        places = re.fullmatch(r"posemb_(\d)d_([\dx]+)x(\d+)", name)
-        if places is not None and places.group(1) != "2":
-            grid = TokenGrid(tuple(int(size) for size in places.group(2).split("x")))
-            yield matched(name, sincos_places(grid, int(places.group(3))), wanted)
+        positions = re.fullmatch(r"posemb_(\d)d_([\dx]+)x(\d+)", name)
+        if positions is not None and positions.group(1) != "2":
+            grid = TokenGrid(tuple(int(size) for size in positions.group(2).split("x")))
+            yield matched(name, sincos_positions(grid, int(positions.group(3))), wanted)
         elif name in ("cosine_warmup_steps", "cosine_warmup_epochs1_min"):
             total = len(wanted)
             if name == "cosine_warmup_steps":
@@ -104,8 +104,8 @@ def _config_of(weights: dict[str, torch.Tensor]) -> ModelConfig:
 def _spec(name: str, shapes: dict[str, list[int]]) -> ModalitySpec:
     vocab_size = shapes[f"encoder_embeddings.{name}.token_emb.weight"][0]
     # The shape of the grid plays no part in the names.
-    places = shapes[f"encoder_embeddings.{name}.pos_emb"][1]
-    return ModalitySpec(name, "track", "generic", TokenGrid((places,)), vocab_size, name)
+    positions = shapes[f"encoder_embeddings.{name}.pos_emb"][1]
+    return ModalitySpec(name, "track", "generic", TokenGrid((positions,)), vocab_size, name)
 
 
 def _listed(file: Path) -> Iterator[tuple[str, list[int]]]:

@@ -43,7 +43,7 @@ def loss_with_padding_seen(model: EgoM2P, batch: PackedBatch) -> LossOutput:
 
 
 def _encoded_padding(model: EgoM2P) -> Tensor:
-    """Context (1, D) of a padded slot among padded slots: no token, no place, no modality."""
+    """Context (1, D) of a padded slot among padded slots: no token, no position, no modality."""
     hidden_1D = torch.zeros(1, model.config.dim)
     layout = AttentionLayout.within(torch.tensor([0, 1], dtype=torch.int32), (1,))
     for block in model.encoder:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from egom2p.contracts import LossOutput, MaskedClip, ModalitySpec, PackedBatch, TokenGrid
 from egom2p.data.collate import collate
-from egom2p.models.convert_reference import model_config
+from egom2p.models.convert_model import model_config
 from egom2p.models.egom2p_model import EgoM2P
 from egom2p.models.losses import combine_losses
 from egom2p.models.weights import from_reference_state_dict, to_reference_state_dict
@@ -67,14 +67,14 @@ def pack_reference(tensors: Mapping[str, Tensor], info: Mapping, specs: tuple[Mo
         # Registers come on top of the encoder's budget.
         for side, budget in (("input", info["num_encoder_tokens"]), ("target", info["num_decoder_tokens"])):
             ids: dict[str, np.ndarray] = {}
-            places: dict[str, np.ndarray] = {}
+            positions: dict[str, np.ndarray] = {}
             order = info["encoder_modality_order" if side == "input" else "decoder_modality_order"]
             for name in order:
                 used = np.flatnonzero(~tensors[f"{name}.{side}_mask"][number].numpy())[:budget]
                 ids[name] = tensors[f"{name}.tensor"][number].flatten().numpy()[used].astype(np.int32)
-                places[name] = used
+                positions[name] = used
                 budget -= len(used)
-            sides.append((ids, places))
+            sides.append((ids, positions))
         queries = {name: np.full(len(ids), -1, np.int32) for name, ids in sides[1][0].items()}
         clips.append(MaskedClip(str(number), *sides[0], *sides[1], queries))
     return collate(clips, specs, num_registers)
@@ -124,18 +124,18 @@ def _activations(fixture: ModelFolder) -> Iterator[Check]:
             yield matched(f"logits.{spec.name}", found, stored[slots][has_inputs_M])
 
 
-def _slots(mod_mask: Tensor, places: Tensor, fixture: ModelFolder, num_registers: int = 0) -> tuple[Tensor, Tensor]:
-    """Indices (clip, slot) of the used slots of the reference, in the order of our rows: clip, modality, place."""
+def _slots(mod_mask: Tensor, positions: Tensor, fixture: ModelFolder, num_registers: int = 0) -> tuple[Tensor, Tensor]:
+    """Indices (clip, slot) of the used slots of the reference, in the order of our rows: clip, modality, position."""
     ids = fixture.info["modality_ids"]
     ranks = {ids[spec.name]: rank for rank, spec in enumerate(fixture.specs)}
-    first_place = mod_mask.shape[1] - places.shape[1]  # places may be stored without those of the registers
+    first_position = mod_mask.shape[1] - positions.shape[1]  # positions may be stored without those of the registers
     rows = []
     for clip, row in enumerate(mod_mask.tolist()):
         for slot, modality in enumerate(row):
             if slot < num_registers:
                 rows.append((clip, -1, slot, slot))
             elif modality != -1:
-                rows.append((clip, ranks[modality], int(places[clip, slot - first_place]), slot))
+                rows.append((clip, ranks[modality], int(positions[clip, slot - first_position]), slot))
     rows.sort()
     return torch.tensor([row[0] for row in rows]), torch.tensor([row[3] for row in rows])
 

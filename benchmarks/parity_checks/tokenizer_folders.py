@@ -10,17 +10,17 @@ from egom2p.contracts import AlignedClip, Provenance, Stream
 from egom2p.geometry.rotations import matrix_from_two_columns
 from egom2p.geometry.trajectories import canonicalise
 from egom2p.metrics.camera import camera_errors
-from egom2p.tokenizers.haar import haar_patches, haar_video
 from egom2p.tokenizers.reference_weights import load_reference_codec, load_reference_trajectory
-from egom2p.tokenizers.track_representations import TrackRepresentation, camera_poses
-from egom2p.tokenizers.trajectory_vqvae import TrajectoryVqVae, TrajectoryVqVaeConfig
-from egom2p.tokenizers.video_codec import VideoCodec, VideoCodecConfig
-from egom2p.tokenizers.video_padding import crop_padding, pad_video
+from egom2p.tokenizers.trajectory.track_representations import TrackRepresentation, camera_poses
+from egom2p.tokenizers.trajectory.trajectory_vqvae import TrajectoryVqVae, TrajectoryVqVaeConfig
+from egom2p.tokenizers.video.haar import haar_patches, haar_video
+from egom2p.tokenizers.video.video_codec import VideoCodec, VideoCodecConfig
+from egom2p.tokenizers.video.video_padding import crop_padding, pad_video
 from parity_checks.check import Check, Finding, Skipped, count, matched, read_json, read_tensors
 from parity_checks.gaze_crop import gaze_crop_checks
 from parity_checks.tokenizer_training import training_checks
 
-_TIE = 1e-4  # two codes closer in cosine than this may change places
+_TIE = 1e-4  # two codes closer in cosine than this may change positions
 _QUANTITIES = {"cam": "camera", "gaze": "gaze"}
 _METRICS = {"ate_m": "ATE", "rpe_t_m": "RTE", "rpe_r_deg": "RRE_deg"}
 _RECONSTRUCTION_TOLERANCE = 1e-4  # of the video codec: forty layers of convolutions in another order

@@ -12,7 +12,7 @@ import torch
 
 from egom2p.tokenizers.protocol import TokenizerBatch
 from egom2p.tokenizers.reference_weights import our_name
-from egom2p.tokenizers.trajectory_vqvae import TrajectoryVqVae
+from egom2p.tokenizers.trajectory.trajectory_vqvae import TrajectoryVqVae
 from parity_checks.check import Check, Finding, matched, near, read_json, read_tensors
 
 _LATER_STEPS = 0.03  # relative; measured 1.8 %

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from egom2p.anytoany.nouns import KINDS
-from egom2p.anytoany.text_tokenizer import code_token, end_tag, media_id, reserved_tokens, start_tag
+from egom2p.anytoany.language.language_tokenizer import code_token, end_tag, media_id, reserved_tokens, start_tag
+from egom2p.anytoany.types import KINDS
 from egom2p.config import strict
 
 _NUM_TAGS = len(reserved_tokens())

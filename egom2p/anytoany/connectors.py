@@ -15,13 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from egom2p.anytoany.nouns import KINDS, Percept
 from egom2p.anytoany.perception.tower import PerceptRows
+from egom2p.anytoany.types import KINDS, Percept
 from egom2p.config import strict
 from egom2p.layers.attention import AttentionLayout
 from egom2p.layers.blocks import BlockConfig, CrossAttention, Mlp, initialize_linear, layer_norm
 
-# Longest wavelength of place codes: percept grids have tens of places, not thousands.
+# Longest wavelength of position codes: percept grids have tens of positions, not thousands.
 _PERIOD = 100.0
 
 
@@ -30,16 +30,16 @@ class ConnectorConfig:
     """How percepts become perception tokens.
 
     kind         global_mlp: the mean percept through two layers, as published (parameters grow with num_tokens squared)
-                 st_shuffle: cells of neighbouring places become one token each
+                 st_shuffle: cells of neighbouring positions become one token each
                  resampler: learned queries look at the percept
                  gated_xattn: a resampler whose rows stand beside the text; gated layers in the language model look at
                  them. The text holds one position per media item
     num_tokens   P, or P by kind of media; not of st_shuffle, where the count follows from the percept
     nested       (global_mlp, resampler) further counts that training draws from: the first p of P tokens work alone
-    cell         st_shuffle: places along t, y, x that become one token
-    pool         st_shuffle: blocks of so many places of a cell first become their mean: what a block holds, not where
-                 in it. Far fewer parameters; divides `cell`
-    places       st_shuffle: mark rows with their place, which features of pictures do not tell
+    cell         st_shuffle: positions along t, y, x that become one token
+    pool         st_shuffle: blocks of so many positions of a cell first become their mean: what a block holds, not
+                 where in it. Far fewer parameters; divides `cell`
+    positions    st_shuffle: mark rows with their position, which features of pictures do not tell
     dim          C; depth: cross-attention blocks of the resampler
     every        gated_xattn: a gated layer before every so many layers of the language model
     """
@@ -49,7 +49,7 @@ class ConnectorConfig:
     nested: tuple[int, ...] = ()
     cell: tuple[int, int, int] = (1, 1, 1)
     pool: tuple[int, int, int] = (1, 1, 1)
-    places: bool = False
+    positions: bool = False
     dim: int = 256
     depth: int = 2
     num_heads: int = 4
@@ -69,10 +69,10 @@ class ConnectorConfig:
             raise ValueError(f"nested counts must lie in 1 ... {self.max_tokens} (num_tokens), got {self.nested}")
         if min(*self.cell, self.depth, self.every) < 1:
             raise ValueError(f"cell, depth and every must be at least 1, got {self.cell}, {self.depth}, {self.every}")
-        if min(self.pool) < 1 or any(places % block for places, block in zip(self.cell, self.pool, strict=True)):
+        if min(self.pool) < 1 or any(positions % block for positions, block in zip(self.cell, self.pool, strict=True)):
             raise ValueError(f"pool must divide cell, got pool {self.pool} and cell {self.cell}")
-        if (max(self.pool) > 1 or self.places) and self.kind != "st_shuffle":
-            raise ValueError(f"pool and places need a connector of kind st_shuffle, got {self.kind}")
+        if (max(self.pool) > 1 or self.positions) and self.kind != "st_shuffle":
+            raise ValueError(f"pool and positions need a connector of kind st_shuffle, got {self.kind}")
         if self.dim % self.num_heads:
             raise ValueError(f"dim must be a multiple of num_heads, got {self.dim} and {self.num_heads}")
 
@@ -100,7 +100,7 @@ class ConnectorConfig:
 
     def _cells(self, percept: Percept) -> np.ndarray:
         """(N,) one number for each cell of a source; asked for every conversation, and whole rows sort slowly."""
-        cells_N3 = percept.place // np.asarray(self.cell, np.int16)
+        cells_N3 = percept.position // np.asarray(self.cell, np.int16)
         return np.ravel_multi_index((percept.source, *cells_N3.T), (1 << 15,) * 4)
 
 
@@ -124,18 +124,18 @@ class GlobalMlp(nn.Module):
 
 
 class SpaceTimeShuffle(nn.Module):
-    """Cells of t x y x x places: Linear(W, C) per place, then one Linear(S C, D) per cell.
+    """Cells of t x y x x positions: Linear(W, C) per position, then one Linear(S C, D) per cell.
 
-    A cell has S slots: its places, or where `pool` is given its blocks of places, of each of which the mean counts. Of
-    plain codes that is a linear map of how often each code occurs in the block. Slots that a percept does not have are
-    0. Tokens are ordered by item, source, t, y, x.
+    A cell has S slots: its positions, or where `pool` is given its blocks of positions, of each of which the mean
+    counts. Of plain codes that is a linear map of how often each code occurs in the block. Slots that a percept does
+    not have are 0. Tokens are ordered by item, source, t, y, x.
     """
 
     def __init__(self, config: ConnectorConfig, width: int, out_width: int, num_sources: int) -> None:
         super().__init__()
         self.register_buffer("cell", torch.tensor(config.cell), persistent=False)
         self.register_buffer("pool", torch.tensor(config.pool), persistent=False)
-        self.is_pooled, self.has_places = max(config.pool) > 1, config.places
+        self.is_pooled, self.has_positions = max(config.pool) > 1, config.positions
         self.num_slots = math.prod(config.cell) // math.prod(config.pool)
         self.norm = layer_norm(width, use_bias=True)
         self.reduce = nn.Linear(width, config.dim)
@@ -147,12 +147,12 @@ class SpaceTimeShuffle(nn.Module):
 
     def forward(self, rows: PerceptRows, counts: Sequence[int]) -> Tensor:
         hidden_NC = self.reduce(self.norm(rows.features)) + self.source_table[rows.source.long()]
-        if self.has_places:
-            hidden_NC = hidden_NC + place_codes(rows.place, hidden_NC.shape[1]).to(hidden_NC.dtype)
+        if self.has_positions:
+            hidden_NC = hidden_NC + position_codes(rows.position, hidden_NC.shape[1]).to(hidden_NC.dtype)
         total = sum(counts)
         number_N = _cell_of_each(rows, self.cell, total)
         slots_3 = self.cell // self.pool
-        inner_N3 = rows.place.long() % self.cell // self.pool
+        inner_N3 = rows.position.long() % self.cell // self.pool
         slot_N = (inner_N3[:, 0] * slots_3[1] + inner_N3[:, 1]) * slots_3[2] + inner_N3[:, 2]
         slots_SC = hidden_NC.new_zeros(total * self.num_slots, hidden_NC.shape[1])
         at_N = number_N * self.num_slots + slot_N
@@ -182,7 +182,9 @@ class Resampler(nn.Module):
 
     def forward(self, rows: PerceptRows, counts: Sequence[int]) -> Tensor:
         context_NC = self.reduce(self.norm(rows.features)) + self.source_table[rows.source.long()]
-        context_NC = self.context_norm(context_NC + place_codes(rows.place, context_NC.shape[1]).to(context_NC.dtype))
+        context_NC = self.context_norm(
+            context_NC + position_codes(rows.position, context_NC.shape[1]).to(context_NC.dtype)
+        )
         if max(counts, default=0) > self.num_tokens:
             raise ValueError(f"{max(counts)} perception tokens asked for, the connector has {self.num_tokens}")
         device = context_NC.device
@@ -234,19 +236,19 @@ def match_scale(connector: nn.Module, table: Tensor) -> None:
         nn.init.zeros_(connector.out.bias)
 
 
-def place_codes(place: Tensor, dim: int) -> Tensor:
-    """Sines and cosines (N, dim) of places (N, 3), a third of the width for each axis; what is left over is 0."""
+def position_codes(position: Tensor, dim: int) -> Tensor:
+    """Sines and cosines (N, dim) of positions (N, 3), a third of the width for each axis; what is left over is 0."""
     num_angles = dim // 6
-    rates_E = _PERIOD ** -(torch.arange(num_angles, device=place.device, dtype=torch.float32) / max(num_angles, 1))
-    angles_NE = (place.float()[:, :, None] * rates_E).flatten(1)
+    rates_E = _PERIOD ** -(torch.arange(num_angles, device=position.device, dtype=torch.float32) / max(num_angles, 1))
+    angles_NE = (position.float()[:, :, None] * rates_E).flatten(1)
     return F.pad(torch.cat([angles_NE.sin(), angles_NE.cos()], dim=1), (0, dim - 6 * num_angles))
 
 
 def _cell_of_each(rows: PerceptRows, cell: Tensor, total: int) -> Tensor:
     """Number (N,) of each row's cell among the cells of all items; an error where there are not `total` of them."""
-    cells_N3 = rows.place.long() // cell
+    cells_N3 = rows.position.long() // cell
     item_N = _repeated(range(len(rows.lengths)), rows.lengths, cells_N3.device)
-    # int16 places leave 15 bits for each axis.
+    # int16 positions leave 15 bits for each axis.
     inside_N = ((rows.source.long() << 45) | (cells_N3[:, 0] << 30)) | ((cells_N3[:, 1] << 15) | cells_N3[:, 2])
     number_N, num_cells = _cell_numbers(item_N, inside_N)
     torch._assert_async(num_cells == total, f"the percepts have other cells than the {total} positions of the text")

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from egom2p.anytoany.synthetic_data import SyntheticDataConfig, build_like_manifest, build_synthetic
-from egom2p.anytoany.table_files import TableFiles
+from egom2p.anytoany.conversations.table_files import TableFiles
+from egom2p.anytoany.world.synthetic_data import SyntheticDataConfig, build_like_manifest, build_synthetic
 from egom2p.config import cfgs_root, from_plain, load_plain, run_main, strict
 from egom2p.storage import load_json, save_json
 from egom2p.storage.hub_files import RepoKind, access_problem, fetch_file, files_on_hub, sha256_of
@@ -144,14 +144,14 @@ def _without_stand_ins(entries: Mapping[str, ManifestEntry], output: Path, *, is
     known = set(load_json(output / _STAND_INS)) if (output / _STAND_INS).is_file() else set()
     lines = []
     for entry in entries.values():
-        place = output / entry.folder
-        old = sorted(name for name in known if (output / name).is_file() and (output / name).is_relative_to(place))
+        folder = output / entry.folder
+        old = sorted(name for name in known if (output / name).is_file() and (output / name).is_relative_to(folder))
         named = {entry.folder + "/" + file.name for file in entry.files} | set(old)
-        weights = [str(path.relative_to(output)) for path in sorted(place.glob("*.safetensors"))]
+        weights = [str(path.relative_to(output)) for path in sorted(folder.glob("*.safetensors"))]
         if strangers := [name for name in weights if name not in named]:
             raise ValueError(f"{output / strangers[0]}: the manifest does not name it; move it away")
         if old:
-            lines.append(f"{place}: stand-ins that were made here make room")
+            lines.append(f"{folder}: stand-ins that were made here make room")
             known -= set(old)
             for name in () if is_dry else old:
                 (output / name).unlink()

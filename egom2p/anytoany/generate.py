@@ -11,14 +11,14 @@ from pathlib import Path
 
 import torch
 
-from egom2p.anytoany.conversations import PLACEHOLDER
-from egom2p.anytoany.generation import Answer, AnswerConfig, Question
-from egom2p.anytoany.nouns import KINDS, Percept
-from egom2p.anytoany.rendering import token_clip_of, write_tokens
-from egom2p.anytoany.responder import PerceivedClip, Responder, chosen_device, typed_prompt
-from egom2p.anytoany.windows import caption_windows, joined
+from egom2p.anytoany.answers.answer_generation import Answer, AnswerConfig, Question
+from egom2p.anytoany.answers.inference import PerceivedClip, Responder, chosen_device, typed_prompt
+from egom2p.anytoany.answers.rendering import token_clip_of, write_tokens
+from egom2p.anytoany.answers.windows import caption_windows, joined
+from egom2p.anytoany.conversations.conversation import PLACEHOLDER
+from egom2p.anytoany.types import KINDS, Percept
 from egom2p.config import run_main, strict
-from egom2p.data.alignment import RecordingTooShort
+from egom2p.data.clips.clip_alignment import RecordingTooShort
 
 Files = str | tuple[str, ...]
 

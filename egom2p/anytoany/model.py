@@ -13,15 +13,15 @@ from torch import Tensor, nn
 
 from egom2p.anytoany.codebooks import CodebookConfig, Codebooks, NewTokens, codebook_sizes
 from egom2p.anytoany.connectors import ConnectorConfig, build_connector, match_scale
-from egom2p.anytoany.gated_layers import GatedLayers, media_memory
-from egom2p.anytoany.head_loss import next_token_loss, next_token_losses
-from egom2p.anytoany.language_model import LanguageModelConfig, head_logits, load_language_model
-from egom2p.anytoany.nouns import NO_LOSS, LanguageBatch
-from egom2p.anytoany.packed_attention import packed_hidden, packed_layout
+from egom2p.anytoany.language.gated_layers import GatedLayers, media_memory
+from egom2p.anytoany.language.head_loss import next_token_loss, next_token_losses
+from egom2p.anytoany.language.language_model import LanguageModelConfig, head_logits, load_language_model
+from egom2p.anytoany.language.language_tokenizer import load_text_tokenizer, media_id
+from egom2p.anytoany.language.packed_attention import packed_hidden, packed_layout
 from egom2p.anytoany.perception.source import PerceptionConfig, source_of_kind
 from egom2p.anytoany.perception.tower import PerceptRows, build_tower
 from egom2p.anytoany.splice import splice
-from egom2p.anytoany.text_tokenizer import load_text_tokenizer, media_id
+from egom2p.anytoany.types import NO_LOSS, LanguageBatch
 from egom2p.config import strict
 from egom2p.contracts import LossOutput
 from egom2p.layers.lora import LoraConfig, attach_lora, has_lora
@@ -222,37 +222,39 @@ class AnyToAny(nn.Module):
             raise ValueError(f"{found} for {len(batch.kinds)} media items; wanted one of each")
         numbers = [source_of_kind(self.config.perception, kind) for kind in batch.kinds]
         if len(self.towers) == 1:
-            rows = PerceptRows(batch.features, batch.place, batch.source, lengths)
-            return PerceptRows(self.towers[0](rows), batch.place, batch.source, lengths)
+            rows = PerceptRows(batch.features, batch.position, batch.source, lengths)
+            return PerceptRows(self.towers[0](rows), batch.position, batch.source, lengths)
         features_NW, source_N = None, batch.source
         owner_N = np.repeat(numbers, lengths)
         for number in sorted(set(numbers)):
-            places_N = torch.from_numpy(np.flatnonzero(owner_N == number)).to(batch.features.device)
+            positions_N = torch.from_numpy(np.flatnonzero(owner_N == number)).to(batch.features.device)
             own = [length for length, used in zip(lengths, numbers, strict=True) if used == number]
-            part = self._seen_by(number, batch, places_N, own)
+            part = self._seen_by(number, batch, positions_N, own)
             if features_NW is None:
                 features_NW = part.new_zeros(len(owner_N), part.shape[1])
-            features_NW = features_NW.index_copy(0, places_N, part)
-            source_N = source_N.index_add(0, places_N, source_N.new_full((len(places_N),), self._first_source[number]))
+            features_NW = features_NW.index_copy(0, positions_N, part)
+            source_N = source_N.index_add(
+                0, positions_N, source_N.new_full((len(positions_N),), self._first_source[number])
+            )
         assert features_NW is not None
-        return PerceptRows(features_NW, batch.place, source_N, lengths)
+        return PerceptRows(features_NW, batch.position, source_N, lengths)
 
-    def _seen_by(self, number: int, batch: LanguageBatch, places_N: Tensor, lengths: Sequence[int]) -> Tensor:
+    def _seen_by(self, number: int, batch: LanguageBatch, positions_N: Tensor, lengths: Sequence[int]) -> Tensor:
         """Features of some of the rows by one tower, in the width that all share."""
         width = self.towers[number].percept_width
         if batch.features.shape[1] < width:
             raise ValueError(f"percepts have {batch.features.shape[1]} features, source {number} needs {width}")
         # A batch has one width: narrower percepts are padded with zeros.
-        features = batch.features[places_N, :width]
-        rows = PerceptRows(features, batch.place[places_N], batch.source[places_N], tuple(lengths))
+        features = batch.features[positions_N, :width]
+        rows = PerceptRows(features, batch.position[positions_N], batch.source[positions_N], tuple(lengths))
         return self.projections[number](self.towers[number](rows))
 
     def _labelled(self, batch: LanguageBatch) -> tuple[Tensor, Tensor]:
         """Hidden states (M, D) and labels (M,) of the positions that have one, gathered before the head."""
         hidden_ND, labels_N = self.hidden(batch).flatten(0, 1), batch.labels.flatten()
-        places_M = torch.nonzero_static(labels_N != NO_LOSS, size=batch.num_targets)[:, 0]
+        positions_M = torch.nonzero_static(labels_N != NO_LOSS, size=batch.num_targets)[:, 0]
         torch._assert_async((labels_N != NO_LOSS).sum() == batch.num_targets, "num_targets differs from the labels")
-        return hidden_ND[places_M], labels_N[places_M].long()
+        return hidden_ND[positions_M], labels_N[positions_M].long()
 
     def _head_parameters(self) -> tuple[Tensor, ...]:
         new = None if self.new_tokens is None else self.new_tokens.emitted_rows()

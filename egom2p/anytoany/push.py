@@ -43,8 +43,8 @@ def push_anytoany(
     """
     directory = Path(directory)
     check_whole(directory)
-    with TemporaryDirectory(dir=directory.parent, prefix=".push-") as place:
-        staged = Path(place) / "model"
+    with TemporaryDirectory(dir=directory.parent, prefix=".push-") as scratch:
+        staged = Path(scratch) / "model"
         shutil.copytree(directory, staged, ignore=shutil.ignore_patterns(*_ONLY_TRAINING), copy_function=_link)
         if merge:
             _add_merged(directory, staged / "merged")

@@ -192,11 +192,11 @@ def _copy_checkpoint(source: Path, target: Path) -> None:
     """A model directory with its tokenizers inside; files are linked where the file system can."""
     target.mkdir(parents=True)
     card = load_json(source / "model.json")
-    places = {name: Path(place) for name, place in tokenizer_locations(source).items()}
+    folders = {name: Path(folder) for name, folder in tokenizer_locations(source).items()}
     _link_or_copy(source / "model.safetensors", target / "model.safetensors")
-    for name, place in places.items():
-        if place.is_dir():
-            shutil.copytree(place, target / "tokenizers" / name, copy_function=_link_or_copy)
+    for name, folder in folders.items():
+        if folder.is_dir():
+            shutil.copytree(folder, target / "tokenizers" / name, copy_function=_link_or_copy)
             card["tokenizers"][name] = f"tokenizers/{name}"
     save_json(target / "model.json", card)
 

@@ -15,10 +15,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from egom2p.anytoany.conversations import PLACEHOLDER
-from egom2p.anytoany.generation import AnswerConfig
+from egom2p.anytoany.answers.answer_generation import AnswerConfig
+from egom2p.anytoany.answers.inference import Responder, chosen_device, typed_prompt
+from egom2p.anytoany.conversations.conversation import PLACEHOLDER
 from egom2p.anytoany.perception.vectors import percept_of_vectors
-from egom2p.anytoany.responder import Responder, chosen_device, typed_prompt
 from egom2p.config import run_main, strict
 
 INFERENCE, HEALTH = "/api/v1/inference", "/api/v1/health"
@@ -137,7 +137,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         server, config = self.server, self.server.config
         if _METHODS.get(self._where) != "GET":
-            return self._refuse(self._wrong_place())
+            return self._refuse(self._wrong_position())
         facts = {"model": config.model, "prompt": config.text, "width": server.width, "max_batch": config.max_batch}
         return self._send(200, {"status": "ok", **facts, "inference": INFERENCE})
 
@@ -152,7 +152,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _body(self) -> bytes:
         if _METHODS.get(self._where) != "POST":
-            raise self._wrong_place()
+            raise self._wrong_position()
         length = self.headers.get("Content-Length", "")
         if not length.isdecimal():
             raise RefusedRequest(411, "a request needs a Content-Length")
@@ -170,7 +170,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _where(self) -> str:
         return self.path.partition("?")[0]
 
-    def _wrong_place(self) -> RefusedRequest:
+    def _wrong_position(self) -> RefusedRequest:
         return RefusedRequest(405 if self._where in _METHODS else 404, f"wanted POST {INFERENCE} or GET {HEALTH}")
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Perception tokens put in their places: the one function of training, evaluation, generation and serving.
+"""Perception tokens put in their positions: the one function of training, evaluation, generation and serving.
 
 R rows of T positions, I media items, M perception tokens of all items, D width.
 """
@@ -38,9 +38,9 @@ def splice(
             f"{tokens.shape[0]} perception tokens for {total} reserved positions of {len(lengths_I)} media items"
         )
     positions_M = _positions(media_rows.numpy(), media_starts.numpy(), lengths_I, sizes["r"], sizes["t"])
-    places_M = torch.from_numpy(positions_M).to(embeddings.device, non_blocking=True)
-    _check_ids(ids.flatten(), places_M, media_id, total)
-    spliced = embeddings.flatten(0, 1).index_copy(0, places_M, tokens.to(embeddings.dtype))
+    positions_M = torch.from_numpy(positions_M).to(embeddings.device, non_blocking=True)
+    _check_ids(ids.flatten(), positions_M, media_id, total)
+    spliced = embeddings.flatten(0, 1).index_copy(0, positions_M, tokens.to(embeddings.dtype))
     return spliced.view_as(embeddings)
 
 
@@ -60,10 +60,10 @@ def _positions(
     return np.repeat(rows_I * width + starts_I - before_I, lengths_I) + np.arange(int(lengths_I.sum()))
 
 
-def _check_ids(ids_N: Tensor, places_M: Tensor, media_id: int, total: int) -> None:
+def _check_ids(ids_N: Tensor, positions_M: Tensor, media_id: int, total: int) -> None:
     """No reserved position is left out, none that is not reserved is overwritten, none is written twice."""
     is_media_N = ids_N == media_id
-    is_written_N = torch.zeros_like(is_media_N).index_fill(0, places_M, True)
+    is_written_N = torch.zeros_like(is_media_N).index_fill(0, positions_M, True)
     fits = (is_media_N == is_written_N).all() & (is_written_N.sum() == total)
     if ids_N.device.type == "cpu" and not fits:
         raise ValueError(

@@ -14,17 +14,17 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class MaskedClip:
-    """Which places of a clip are input and which are target; the two are disjoint.
+    """Which positions of a clip are input and which are target; the two are disjoint.
 
-    Each mapping: modality name -> array; places ascending. A modality may be missing from either side.
+    Each mapping: modality name -> array; positions ascending. A modality may be missing from either side.
     For grids and tracks `query_ids` is -1 (the mask token); for sequences it is the previous token.
     """
 
     key: str
     input_ids: Mapping[str, np.ndarray]
-    input_places: Mapping[str, np.ndarray]
+    input_positions: Mapping[str, np.ndarray]
     target_ids: Mapping[str, np.ndarray]
-    target_places: Mapping[str, np.ndarray]
+    target_positions: Mapping[str, np.ndarray]
     query_ids: Mapping[str, np.ndarray]
 
 
@@ -32,13 +32,13 @@ class MaskedClip:
 class PackedBatch:
     """Only the budgeted tokens of all clips, laid end to end; nothing padded.
 
-    Rows are sorted by clip, then modality (index in `modalities`), then place.
-    A register row has modality index K and its register number as place; registers stand first in their clip.
+    Rows are sorted by clip, then modality (index in `modalities`), then position.
+    A register row has modality index K and its register number as position; registers stand first in their clip.
     A batch of fixed shape ends in `num_filler_clips` segments that are no clips: unused ones, which hold registers
     only, and the tail, which takes all rows left over (its targets have modality index K). Nothing real sees them.
 
     input_ids        (N,) int32        target_ids        (M,) int32
-    input_place      (N,) int          target_place      (M,) int
+    input_position      (N,) int          target_position      (M,) int
     input_modality   (N,) uint8        target_modality   (M,) uint8
     input_offsets    (B+1,) int32      target_offsets    (B+1,) int32
     query_ids        (M,) int32        -1: the mask token; else the token fed to the decoder (sequences); all -1 may be
@@ -55,11 +55,11 @@ class PackedBatch:
     """
 
     input_ids: Tensor
-    input_place: Tensor
+    input_position: Tensor
     input_modality: Tensor
     input_offsets: Tensor
     target_ids: Tensor
-    target_place: Tensor
+    target_position: Tensor
     target_modality: Tensor
     target_offsets: Tensor
     query_ids: Tensor
@@ -113,7 +113,7 @@ class PackedBatch:
         return replace(self, **self._each(Tensor.pin_memory))
 
     @property
-    def shipped_bytes(self) -> int:
+    def transfer_bytes(self) -> int:
         """Bytes that `to` sends to a device."""
         sizes = self._each(lambda tensor: tensor.numel() * tensor.element_size(), keep_repeats=False)
         return sum(sizes.values())

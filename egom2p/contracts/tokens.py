@@ -18,9 +18,9 @@ _QUANTITIES = ("rgb", "depth", "gaze", "camera", "text", "generic")
 
 @dataclass(frozen=True)
 class TokenGrid:
-    """How the places of one modality lie: (t, h, w) for video, (length,) for tracks and text.
+    """How the positions of one modality lie: (t, h, w) for video, (length,) for tracks and text.
 
-    A place is the row-major index into this grid (t first).
+    A position is the row-major index into this grid (t first).
     """
 
     shape: tuple[int, ...]
@@ -48,7 +48,7 @@ class ModalitySpec:
     rate_hz                rate of the signal the tokens stand for (frames or track samples per second); None for text
     tokenizer_fingerprint  identity of the tokenizer that makes these ids; None when unknown
     pad_id, eos_id, sentinel_ids   sequences only
-    num_streams            tracks only: how many neighbouring places stand for the same samples (residual codes: 2)
+    num_streams            tracks only: how many neighbouring positions stand for the same samples (residual codes: 2)
     conventions            free words for people: value range, unit, frame
     """
 
@@ -84,7 +84,7 @@ class ModalitySpec:
 
     @property
     def num_tokens(self) -> int:
-        """L: number of places."""
+        """L: number of positions."""
         return self.grid.num_tokens
 
     def words(self, ids: np.ndarray) -> np.ndarray:
@@ -133,7 +133,7 @@ class ModalitySpec:
 class TokenClip:
     """Tokens of one clip.
 
-    tokens        modality name -> ids (L,) int32 in place order; an absent modality has no entry.
+    tokens        modality name -> ids (L,) int32 in position order; an absent modality has no entry.
                   A sequence may be shorter than its grid.
     fingerprints  modality name -> fingerprint of the tokenizer that made them (None: unknown)
     """

@@ -34,7 +34,7 @@ def collate(
     shape: BatchShape | None = None,
     num_trimmed: int = 0,
 ) -> PackedBatch:
-    """Pack clips; rows sorted by clip, modality (order of `specs`), place, with R register rows first in each clip.
+    """Pack clips; rows sorted by clip, modality (order of `specs`), position, with R register rows first in each clip.
 
     num_slots, num_trimmed   noted in the batch, for logging only
     shape                    fill up with segments that stand for no clip, so that every tensor has a fixed shape; the
@@ -50,8 +50,8 @@ def collate(
         if registers is not None:
             inputs.add(np.zeros_like(registers), registers, num_modalities)
         for index, name in enumerate(names):
-            inputs.add_modality(clip.input_ids, clip.input_places, name, index)
-            targets.add_modality(clip.target_ids, clip.target_places, name, index)
+            inputs.add_modality(clip.input_ids, clip.input_positions, name, index)
+            targets.add_modality(clip.target_ids, clip.target_positions, name, index)
             if has_queries and name in clip.target_ids:
                 queries.append(clip.query_ids[name])
     num_filler = 0
@@ -59,7 +59,7 @@ def collate(
         num_filler = _fill_up(inputs, targets, shape, num_modalities, registers, num_clips=len(clips))
         if has_queries:
             queries.append(np.full(targets.num_rows - sum(map(len, queries)), -1, dtype=np.int32))
-    place_type = _place_type(max(num_registers, *(spec.num_tokens for spec in specs)))
+    position_type = _position_type(max(num_registers, *(spec.num_tokens for spec in specs)))
     target_modality_M = targets.modality()
     # Input and target sides have K (+ 1 with registers) and K segments for each clip.
     num_segments = len(clips) + num_filler
@@ -69,11 +69,11 @@ def collate(
     num_targets = len(target_modality_M)
     return PackedBatch(
         input_ids=inputs.ids(),
-        input_place=inputs.places(place_type),
+        input_position=inputs.positions(position_type),
         input_modality=torch.from_numpy(inputs.modality()),
         input_offsets=_offsets(input_lengths_B),
         target_ids=targets.ids(),
-        target_place=targets.places(place_type),
+        target_position=targets.positions(position_type),
         target_modality=torch.from_numpy(target_modality_M),
         target_offsets=_offsets(target_lengths_B),
         query_ids=_join(queries) if has_queries else torch.full((1,), -1, dtype=torch.int32).expand(num_targets),
@@ -128,7 +128,7 @@ class _Rows:
 
     def __init__(self) -> None:
         self._ids: list[np.ndarray] = []
-        self._places: list[np.ndarray] = []
+        self._positions: list[np.ndarray] = []
         self._indices: list[int] = []
         self.lengths: list[int] = []
 
@@ -136,27 +136,27 @@ class _Rows:
     def num_rows(self) -> int:
         return sum(self.lengths)
 
-    def add(self, ids: np.ndarray, places: np.ndarray, index: int) -> None:
+    def add(self, ids: np.ndarray, positions: np.ndarray, index: int) -> None:
         self._ids.append(ids)
-        self._places.append(places)
+        self._positions.append(positions)
         self._indices.append(index)
         self.lengths.append(len(ids))
 
     def add_modality(
-        self, ids: Mapping[str, np.ndarray], places: Mapping[str, np.ndarray], name: str, index: int
+        self, ids: Mapping[str, np.ndarray], positions: Mapping[str, np.ndarray], name: str, index: int
     ) -> None:
         found = ids.get(name)
         if found is None:
             self._indices.append(index)
             self.lengths.append(0)
         else:
-            self.add(found, places[name], index)
+            self.add(found, positions[name], index)
 
     def ids(self) -> Tensor:
         return _join(self._ids)
 
-    def places(self, dtype: np.dtype) -> Tensor:
-        return _join(self._places, dtype)
+    def positions(self, dtype: np.dtype) -> Tensor:
+        return _join(self._positions, dtype)
 
     def modality(self) -> np.ndarray:
         return np.repeat(np.array(self._indices, dtype=np.uint8), self.lengths)
@@ -177,6 +177,6 @@ def _offsets(lengths: np.ndarray) -> Tensor:
     return torch.from_numpy(offsets)
 
 
-def _place_type(num_places: int) -> np.dtype:
+def _position_type(num_positions: int) -> np.dtype:
     """uint8 is left out: torch takes a uint8 index for a mask."""
-    return np.dtype(np.int16 if num_places <= 32768 else np.int32)
+    return np.dtype(np.int16 if num_positions <= 32768 else np.int32)

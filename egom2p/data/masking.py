@@ -1,6 +1,6 @@
-"""Which places of a clip are input and which are target.
+"""Which positions of a clip are input and which are target.
 
-K modalities, L places of one modality.
+K modalities, L positions of one modality.
 """
 
 from bisect import bisect_right
@@ -14,9 +14,9 @@ import numpy as np
 from egom2p.contracts import MaskedClip, ModalitySpec, TokenClip
 from egom2p.data.budgets import draw_budgets
 from egom2p.data.masking_config import AlphasConfig, MaskingConfig, ModalityAlphas, TransferConfig
-from egom2p.data.place_draws import draw_connected, draw_split
+from egom2p.data.position_draws import draw_connected, draw_split
 from egom2p.data.sequence_masking import mask_sequence
-from egom2p.data.transfer_masking import Sides, TransferMasking, draw_cuts, transfer_places
+from egom2p.data.transfer_masking import Sides, TransferMasking, draw_cuts, transfer_positions
 
 __all__ = [
     "AlphasConfig",
@@ -30,7 +30,7 @@ __all__ = [
 
 
 class Masking(Protocol):
-    """Anything that decides which places of a clip are input and which are target."""
+    """Anything that decides which positions of a clip are input and which are target."""
 
     def __call__(self, clip: TokenClip, rng: np.random.Generator) -> MaskedClip: ...
 
@@ -88,24 +88,24 @@ class UnifiedMasking:
         else:
             transfer = plan.transfers[choice - num_components]
             targets = _transfer_targets(transfer, plan)
-            masked = transfer_places(
+            masked = transfer_positions(
                 clip,
                 transfer.inputs,
                 targets,
                 self._specs,
                 rng,
-                places_per_input=transfer.places_per_input,
-                places_per_target=transfer.places_per_target,
+                positions_per_input=transfer.positions_per_input,
+                positions_per_target=transfer.positions_per_target,
                 next_frame=transfer.next_frame,
             )
         if self._config.input_dropout > 0 and rng.random() < self._config.input_dropout:
-            masked = MaskedClip(masked.key, {}, {}, masked.target_ids, masked.target_places, masked.query_ids)
+            masked = MaskedClip(masked.key, {}, {}, masked.target_ids, masked.target_positions, masked.query_ids)
         return masked
 
     def sizes(self, names: Sequence[str], rng: np.random.Generator) -> tuple[int, int] | None:
         """Input and target rows that a call with this generator gives a clip with these modalities.
 
-        Much cheaper than the call: no place is drawn, no token needed. None where only the call can tell: for texts,
+        Much cheaper than the call: no position is drawn, no token needed. None where only the call can tell: for texts,
         and with `input_dropout`.
         """
         names = tuple(name for name in self._specs if name in names)
@@ -125,8 +125,8 @@ class UnifiedMasking:
         shown = {name: len(cuts[name].before) if name in cuts else lengths[name] for name in lengths}
         asked = {name: len(cuts[name].frame) if name in cuts else lengths[name] for name in lengths}
         return (
-            sum(_at_most(shown[name], transfer.places_per_input) for name in transfer.inputs if name in lengths),
-            sum(_at_most(asked[name], transfer.places_per_target) for name in wanted if name in lengths),
+            sum(_at_most(shown[name], transfer.positions_per_input) for name in transfer.inputs if name in lengths),
+            sum(_at_most(asked[name], transfer.positions_per_target) for name in wanted if name in lengths),
         )
 
     def check(self, names: Sequence[str], *, where: str) -> None:
@@ -167,10 +167,10 @@ class UnifiedMasking:
         sides = Sides()
         for name, count_in, count_out in zip(plan.names, inputs, targets, strict=True):
             if count_in or count_out:
-                self._place(sides, self._specs[name], clip.tokens[name], count_in, count_out, rng)
+                self._position(sides, self._specs[name], clip.tokens[name], count_in, count_out, rng)
         return sides.clip(clip.key)
 
-    def _place(
+    def _position(
         self,
         sides: "Sides",
         spec: ModalitySpec,
@@ -185,13 +185,15 @@ class UnifiedMasking:
             sides.add_input(spec.name, parts.input_ids, np.arange(len(parts.input_ids)))
             sides.add_target(spec.name, parts.target_ids, np.arange(len(parts.target_ids)), parts.query_ids)
             return
-        how = config.grid_places if spec.kind == "grid" else config.track_places
+        how = config.grid_positions if spec.kind == "grid" else config.track_positions
         if how == "random":
-            places = draw_split(spec.num_tokens, num_input=num_input, num_target=num_target, rng=rng)
+            positions = draw_split(spec.num_tokens, num_input=num_input, num_target=num_target, rng=rng)
         else:
-            places = draw_connected(spec.grid.shape, num_input=num_input, num_target=num_target, places=how, rng=rng)
-        sides.add_input(spec.name, ids[places[0]], places[0])
-        sides.add_target(spec.name, ids[places[1]], places[1])
+            positions = draw_connected(
+                spec.grid.shape, num_input=num_input, num_target=num_target, positions=how, rng=rng
+            )
+        sides.add_input(spec.name, ids[positions[0]], positions[0])
+        sides.add_target(spec.name, ids[positions[1]], positions[1])
 
     def _make_plan(self, names: tuple[str, ...]) -> _Plan:
         alphas = self._config.alphas

@@ -4,7 +4,7 @@ from dataclasses import field
 
 from egom2p.config import strict
 from egom2p.data.budgets import BudgetPolicy
-from egom2p.data.place_draws import GridPlaces, TrackPlaces
+from egom2p.data.position_draws import GridPositions, TrackPositions
 from egom2p.data.sequence_masking import KeepScheme
 
 
@@ -27,18 +27,18 @@ class ModalityAlphas:
 
 @strict
 class TransferConfig:
-    """A direct task: all places of `inputs` -> all places of `targets`, both disjoint.
+    """A direct task: all positions of `inputs` -> all positions of `targets`, both disjoint.
 
     next_frame          modalities on both sides: all frames (samples) before a random one are input, that one is target
-    places_per_input    a random subset of at most this many places of each input modality; None: all places
-    places_per_target   the same for each target modality
+    positions_per_input    a random subset of at most this many positions of each input modality; None: all positions
+    positions_per_target   the same for each target modality
     """
 
     weight: float
     inputs: list[str]
     targets: list[str]
-    places_per_input: int | None = None
-    places_per_target: int | None = None
+    positions_per_input: int | None = None
+    positions_per_target: int | None = None
     next_frame: bool = False
 
     def __post_init__(self) -> None:
@@ -51,7 +51,7 @@ class TransferConfig:
             raise ValueError(f"next_frame needs a modality on both sides, got {self.inputs} -> {self.targets}")
         if self.weight < 0:
             raise ValueError(f"the weight of a transfer is not negative, got {self.weight}")
-        for name in ("places_per_input", "places_per_target"):
+        for name in ("positions_per_input", "positions_per_target"):
             if (found := getattr(self, name)) is not None and found < 1:
                 raise ValueError(f"{name} is positive or null, got {found}")
 
@@ -63,8 +63,8 @@ class AlphasConfig:
     sampling_weights   one per Dirichlet component, on the same scale as the transfers' weights; None: 1 each
     alphas_mixture     modality -> its alphas; a modality without entry takes no part in Dirichlet components
     transfers          name -> direct task
-    always_target      modalities that are targets in every clip: at most half of their places become Dirichlet
-                       inputs and all other places are targets; a transfer that does not read them predicts them too
+    always_target      modalities that are targets in every clip: at most half of their positions become Dirichlet
+                       inputs and all other positions are targets; a transfer that does not read them predicts them too
     """
 
     alphas_mixture: dict[str, ModalityAlphas] = field(default_factory=dict)
@@ -102,7 +102,7 @@ class MaskingConfig:
     policy                     `waterfill`: what a full modality cannot take goes to others; `clamp` (published): lost
     input_dropout              share of clips whose inputs are all dropped, so that generation without input is trained
     keep_scheme                sequences as input: `all` the budget allows, a `random` part, `binary`: all or none
-    grid_places, track_places  how places are drawn: `random` (published), or connected blocks/tubes and spans
+    grid_positions, track_positions  how positions are drawn: `random` (published), or connected blocks/tubes and spans
     """
 
     alphas: AlphasConfig
@@ -115,8 +115,8 @@ class MaskingConfig:
     policy: BudgetPolicy = "waterfill"
     input_dropout: float = 0.0
     keep_scheme: KeepScheme = "random"
-    grid_places: GridPlaces = "random"
-    track_places: TrackPlaces = "random"
+    grid_positions: GridPositions = "random"
+    track_positions: TrackPositions = "random"
 
     def __post_init__(self) -> None:
         for side in ("input", "target"):

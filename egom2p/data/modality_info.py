@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from egom2p.contracts import ModalitySpec
-from egom2p.data.folder_set import open_clips
+from egom2p.data.shards.folder_set import open_clips
 
 # 2 s clips: 16 frames at 8 Hz (5 latent frames of 32x32 tokens), 60 track samples at 30 Hz (30 tokens).
 _VIDEO = {"kind": "grid", "grid": (5, 32, 32), "vocab_size": 64000, "rate_hz": 8.0}

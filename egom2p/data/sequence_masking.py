@@ -14,7 +14,7 @@ KeepScheme = Literal["random", "all", "binary"]
 
 
 class SequenceParts(NamedTuple):
-    """Both sides of one sequence, int32; places count from 0; `query_ids[i]` stands before `target_ids[i]`."""
+    """Both sides of one sequence, int32; positions count from 0; `query_ids[i]` stands before `target_ids[i]`."""
 
     input_ids: np.ndarray
     target_ids: np.ndarray

@@ -127,29 +127,29 @@ def _shares(total: int, free: Sequence[int]) -> list[int]:
 def _without(
     clip: MaskedClip, num_inputs: int, num_targets: int, texts: set[str], rng: np.random.Generator
 ) -> MaskedClip:
-    input_kept = _kept(clip.input_places, num_inputs, texts, rng)
-    target_kept = _kept(clip.target_places, num_targets, texts, rng)
+    input_kept = _kept(clip.input_positions, num_inputs, texts, rng)
+    target_kept = _kept(clip.target_positions, num_targets, texts, rng)
     return replace(
         clip,
         input_ids=_taken(clip.input_ids, input_kept),
-        input_places=_taken(clip.input_places, input_kept),
+        input_positions=_taken(clip.input_positions, input_kept),
         target_ids=_taken(clip.target_ids, target_kept),
-        target_places=_taken(clip.target_places, target_kept),
+        target_positions=_taken(clip.target_positions, target_kept),
         query_ids=_taken(clip.query_ids, target_kept),
     )
 
 
 def _kept(
-    places: dict[str, np.ndarray], num_dropped: int, texts: set[str], rng: np.random.Generator
+    positions: dict[str, np.ndarray], num_dropped: int, texts: set[str], rng: np.random.Generator
 ) -> dict[str, np.ndarray]:
     """Ascending rows that stay, of every modality with rows."""
-    names = [name for name in places if name not in texts]
-    sizes = [len(places[name]) for name in names]
+    names = [name for name in positions if name not in texts]
+    sizes = [len(positions[name]) for name in names]
     is_kept = np.ones(sum(sizes), dtype=bool)
     is_kept[rng.choice(len(is_kept), num_dropped, replace=False, shuffle=False)] = False
     parts = np.split(is_kept, np.cumsum(sizes)[:-1]) if names else []
     kept = {name: np.flatnonzero(part) for name, part in zip(names, parts, strict=True)}
-    return kept | {name: np.arange(len(places[name])) for name in places if name in texts}
+    return kept | {name: np.arange(len(positions[name])) for name in positions if name in texts}
 
 
 def _taken(arrays: dict[str, np.ndarray], kept: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from egom2p.contracts import ModalitySpec, TokenClip, check_fingerprint
-from egom2p.data.folder_set import open_clips
+from egom2p.data.shards.folder_set import open_clips
 
 
 class TokenSet:

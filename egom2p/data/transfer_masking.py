@@ -1,4 +1,4 @@
-"""Direct tasks: all places of some modalities -> all places of others."""
+"""Direct tasks: all positions of some modalities -> all positions of others."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from egom2p.data.sequence_masking import mask_sequence
 
 
 class TransferMasking:
-    """A fixed task: all places of the input modalities a clip has -> all places of the target modalities it has."""
+    """A fixed task: all positions of a clip's input modalities -> all positions of its target modalities."""
 
     def __init__(self, specs: Sequence[ModalitySpec], inputs: Sequence[str], targets: Sequence[str]) -> None:
         self._specs = {spec.name: spec for spec in specs}
@@ -21,21 +21,21 @@ class TransferMasking:
         self._inputs, self._targets = tuple(inputs), tuple(targets)
 
     def __call__(self, clip: TokenClip, rng: np.random.Generator) -> MaskedClip:
-        return transfer_places(clip, self._inputs, self._targets, self._specs, rng)
+        return transfer_positions(clip, self._inputs, self._targets, self._specs, rng)
 
 
-def transfer_places(
+def transfer_positions(
     clip: TokenClip,
     inputs: Sequence[str],
     targets: Sequence[str],
     specs: Mapping[str, ModalitySpec],
     rng: np.random.Generator,
     *,
-    places_per_input: int | None = None,
-    places_per_target: int | None = None,
+    positions_per_input: int | None = None,
+    positions_per_target: int | None = None,
     next_frame: bool = False,
 ) -> MaskedClip:
-    """All places of the inputs -> all places of the targets the clip has, or a random subset of each modality.
+    """All positions of the inputs -> all positions of the targets the clip has, or a random subset of each modality.
 
     A text as target is always whole. With next_frame a modality on both sides is cut at a random time.
     """
@@ -44,8 +44,8 @@ def transfer_places(
     present = [name for name in inputs if name in clip.tokens]
     ids = [specs[name].words(clip.tokens[name]) for name in present]
     for name, part in zip(present, ids, strict=True):
-        places = _subset(cuts[name].before if name in cuts else np.arange(len(part)), places_per_input, rng)
-        sides.add_input(name, part[places], places)
+        positions = _subset(cuts[name].before if name in cuts else np.arange(len(part)), positions_per_input, rng)
+        sides.add_input(name, part[positions], positions)
     wanted = [name for name in targets if name in clip.tokens and (name in cuts or name not in inputs)]
     texts = [name for name in wanted if specs[name].kind == "sequence"]
     others = [name for name in wanted if specs[name].kind != "sequence"]
@@ -53,15 +53,15 @@ def transfer_places(
         parts = mask_sequence(clip.tokens[name], specs[name], 0, specs[name].num_tokens, "all", rng)
         sides.add_target(name, parts.target_ids, np.arange(len(parts.target_ids)), parts.query_ids)
     for name in others:
-        places = cuts[name].frame if name in cuts else np.arange(len(clip.tokens[name]))
-        places = _subset(places, places_per_target, rng)
-        sides.add_target(name, clip.tokens[name][places], places)
+        positions = cuts[name].frame if name in cuts else np.arange(len(clip.tokens[name]))
+        positions = _subset(positions, positions_per_target, rng)
+        sides.add_target(name, clip.tokens[name][positions], positions)
     return sides.clip(clip.key)
 
 
 @dataclass(frozen=True)
 class Cut:
-    """Places of one modality: those of all frames before a certain one, and those of that one."""
+    """Positions of one modality: those of all frames before a certain one, and those of that one."""
 
     before: np.ndarray
     frame: np.ndarray
@@ -85,11 +85,11 @@ def draw_cuts(
     return cuts
 
 
-def _subset(places: np.ndarray, count: int | None, rng: np.random.Generator) -> np.ndarray:
-    """Ascending places of one modality: all of these, or `count` of them drawn at random."""
-    if count is None or count >= len(places):
-        return places
-    return places[np.sort(rng.choice(len(places), count, replace=False, shuffle=False))]
+def _subset(positions: np.ndarray, count: int | None, rng: np.random.Generator) -> np.ndarray:
+    """Ascending positions of one modality: all of these, or `count` of them drawn at random."""
+    if count is None or count >= len(positions):
+        return positions
+    return positions[np.sort(rng.choice(len(positions), count, replace=False, shuffle=False))]
 
 
 class Sides:
@@ -97,19 +97,21 @@ class Sides:
 
     def __init__(self) -> None:
         self.input_ids: dict[str, np.ndarray] = {}
-        self.input_places: dict[str, np.ndarray] = {}
+        self.input_positions: dict[str, np.ndarray] = {}
         self.target_ids: dict[str, np.ndarray] = {}
-        self.target_places: dict[str, np.ndarray] = {}
+        self.target_positions: dict[str, np.ndarray] = {}
         self.query_ids: dict[str, np.ndarray] = {}
 
-    def add_input(self, name: str, ids: np.ndarray, places: np.ndarray) -> None:
+    def add_input(self, name: str, ids: np.ndarray, positions: np.ndarray) -> None:
         if len(ids):
-            self.input_ids[name], self.input_places[name] = ids, places
+            self.input_ids[name], self.input_positions[name] = ids, positions
 
-    def add_target(self, name: str, ids: np.ndarray, places: np.ndarray, queries: np.ndarray | None = None) -> None:
+    def add_target(self, name: str, ids: np.ndarray, positions: np.ndarray, queries: np.ndarray | None = None) -> None:
         if len(ids):
-            self.target_ids[name], self.target_places[name] = ids, places
+            self.target_ids[name], self.target_positions[name] = ids, positions
             self.query_ids[name] = np.full(len(ids), -1, dtype=np.int32) if queries is None else queries
 
     def clip(self, key: str) -> MaskedClip:
-        return MaskedClip(key, self.input_ids, self.input_places, self.target_ids, self.target_places, self.query_ids)
+        return MaskedClip(
+            key, self.input_ids, self.input_positions, self.target_ids, self.target_positions, self.query_ids
+        )

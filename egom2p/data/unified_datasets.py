@@ -196,8 +196,8 @@ class TokenLoader:
         self._clips_per_step = batch_size * world_size
         self._num_workers, self._pin_memory = num_workers, pin_memory
         self._clips = _MaskedClips(config, specs, seed=seed)
-        self._place = {"rank": rank, "world_size": world_size, "num_registers": num_registers}
-        self._dataset = _ClipBatches(self._clips, batch_size=batch_size, **self._place)
+        self._position = {"rank": rank, "world_size": world_size, "num_registers": num_registers}
+        self._dataset = _ClipBatches(self._clips, batch_size=batch_size, **self._position)
         self.shape = None if batch_tokens is None else choose_shape(self._clips.size, batch_tokens)
 
     @property
@@ -212,7 +212,7 @@ class TokenLoader:
             firsts = count(first_clip, self._clips_per_step)
             made: Iterator[PackedBatch] = map(self._dataset.__getitem__, firsts)
         else:
-            dataset, firsts = _TokenBatches(self._clips, self.shape, first_clip=first_clip, **self._place), None
+            dataset, firsts = _TokenBatches(self._clips, self.shape, first_clip=first_clip, **self._position), None
             made = iter(dataset)
         if self._num_workers == 0:
             yield from (batch.pin_memory() for batch in made) if self._pin_memory else made

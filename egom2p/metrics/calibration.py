@@ -46,7 +46,7 @@ class Calibration:
 def clip_spread(samples: np.ndarray, truth: np.ndarray, rng: np.random.Generator) -> ClipSpread:
     """Ranks, spread and error of samples (K, N) against truth (N,), all finite.
 
-    Where samples equal the truth exactly (decoded codes repeat), the rank is drawn among the tied places.
+    Where samples equal the truth exactly (decoded codes repeat), the rank is drawn among the tied positions.
     """
     if samples.ndim != 2 or samples.shape[1:] != truth.shape or len(samples) < 2:
         raise ValueError(f"samples (K >= 2, N) and truth (N,) expected, found {samples.shape} and {truth.shape}")

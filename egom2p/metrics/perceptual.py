@@ -62,12 +62,12 @@ class Lpips(nn.Module):
         """Tensors by the names of their files, e.g. `features.0.weight` and `lin0.model.1.weight`."""
         super().__init__()
         convolutions, weights, width = [], [], 3
-        for place, (index, channels, kernel, stride, padding) in enumerate(_ALEXNET):
+        for position, (index, channels, kernel, stride, padding) in enumerate(_ALEXNET):
             layer = nn.Conv2d(width, channels, kernel, stride, padding)
             names = {"weight": f"features.{index}.weight", "bias": f"features.{index}.bias"}
             layer.load_state_dict({key: _found(backbone, name, "the backbone") for key, name in names.items()})
             convolutions.append(layer)
-            weights.append(_found(heads, f"lin{place}.model.1.weight", "the heads").reshape(1, channels, 1, 1))
+            weights.append(_found(heads, f"lin{position}.model.1.weight", "the heads").reshape(1, channels, 1, 1))
             width = channels
         self.convolutions = nn.ModuleList(convolutions)
         self.heads = nn.ParameterList(weights)

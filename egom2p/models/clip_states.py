@@ -1,6 +1,6 @@
 """What is known of a clip while it is generated, and what of it the model is shown.
 
-L tokens of one modality, n places asked in one step.
+L tokens of one modality, n positions asked in one step.
 """
 
 from collections.abc import Sequence
@@ -81,7 +81,7 @@ class Shown:
     def rows(self, asked: np.ndarray, fed: np.ndarray | None = None) -> tuple[tuple[PromptRow, ...], tuple[float, ...]]:
         """One row per guidance pass that has weight, and the weights.
 
-        asked  (n,) places; fed: (n,) what the decoder of a sequence is fed (its own tokens are not shown then)
+        asked  (n,) positions; fed: (n,) what the decoder of a sequence is fed (its own tokens are not shown then)
         """
         state, plan = self._state, self._plan
         conditions = [name for name in state.tokens if name in state.given and name != plan.target]
@@ -102,28 +102,28 @@ class Shown:
             if spec.name not in names or spec.name not in self._state.tokens:
                 continue
             ids_L = spec.words(self._state.tokens[spec.name])
-            places = self._subset.get(spec.name)
-            if places is None:
-                places = np.flatnonzero(ids_L != UNKNOWN)
-            if len(places):
-                parts.append(KnownTokens(index, ids_L[places], places))
+            positions = self._subset.get(spec.name)
+            if positions is None:
+                positions = np.flatnonzero(ids_L != UNKNOWN)
+            if len(positions):
+                parts.append(KnownTokens(index, ids_L[positions], positions))
         return tuple(parts)
 
 
 def _draw_subset(
     state: ClipState, plan: TargetPlan, specs: Sequence[ModalitySpec], rng: np.random.Generator
 ) -> dict[str, np.ndarray]:
-    """Places kept of each condition, in proportion to its length and never more than allowed; empty when all fit."""
+    """Positions kept of each condition, in proportion to its length and never more than allowed; empty when all fit."""
     words = {spec.name: spec.words for spec in specs}
     names = sorted(set(state.tokens) - {plan.target})
     known = {name: np.flatnonzero(words[name](state.tokens[name]) != UNKNOWN) for name in names}
-    total = sum(len(places) for places in known.values())
+    total = sum(len(positions) for positions in known.values())
     if total <= plan.max_condition_tokens:
         return {}
-    shares = {name: len(places) * plan.max_condition_tokens / total for name, places in known.items()}
+    shares = {name: len(positions) * plan.max_condition_tokens / total for name, positions in known.items()}
     counts = {name: int(share) for name, share in shares.items()}
     # What rounding down left over goes to those it took most from.
     by_loss = sorted(known, key=lambda name: counts[name] - shares[name])
     for name in by_loss[: plan.max_condition_tokens - sum(counts.values())]:
         counts[name] += 1
-    return {name: np.sort(rng.choice(places, size=counts[name], replace=False)) for name, places in known.items()}
+    return {name: np.sort(rng.choice(positions, size=counts[name], replace=False)) for name, positions in known.items()}

@@ -2,9 +2,9 @@
 
 B clips, K modalities, N input rows and M target rows of all clips, D width.
 
-The encoder sees the input tokens of a clip; the decoder asks for the target places of the same clip with mask tokens,
-sees the other targets of the same modality and, by cross-attention, the whole encoder output. In a sequence (text) the
-decoder is fed the previous token and looks back only. Mathematics as published (4M, EgoM2P).
+The encoder sees the input tokens of a clip; the decoder asks for the target positions of the same clip with mask
+tokens, sees the other targets of the same modality and, by cross-attention, the whole encoder output. In a sequence
+(text) the decoder is fed the previous token and looks back only. Mathematics as published (4M, EgoM2P).
 """
 
 from pathlib import Path
@@ -19,7 +19,7 @@ from egom2p.layers.blocks import BlockConfig, DecoderBlock, EncoderBlock, initia
 from egom2p.layers.drop_path import draw_branch_scale, spread_over_rows
 from egom2p.layers.padding import inverse_permutation, permute_rows
 from egom2p.models.decoder_embeddings import DecoderEmbeddings
-from egom2p.models.encoder_embeddings import EncoderEmbeddings, PlaceEmbedding
+from egom2p.models.encoder_embeddings import EncoderEmbeddings, PositionEmbedding
 from egom2p.models.losses import modality_cross_entropy, row_cross_entropy
 
 
@@ -28,10 +28,10 @@ class ModelConfig(BlockConfig):
     """Size and options of EgoM2P; defaults are the published ones.
 
     drop_path        rate of stochastic depth in the last block of each side; rises linearly from 0 in the first
-    position_period, position_scale   of the sin-cos places; small grids learn faster with a shorter period
+    position_period, position_scale   of the sin-cos positions; small grids learn faster with a shorter period
     embedding_std    of token, modality, register and mask embeddings at the start
     input_embedding_std   the same for all of them but the heads' table, where given: at 0.02 tokens enter far weaker
-                     than places (root mean square 0.7). Made little difference where measured (docs/LOG.md)
+                     than positions (root mean square 0.7). Made little difference where measured (docs/LOG.md)
     causal_decoder   targets see only earlier targets of their modality (a published variant)
     """
 
@@ -60,7 +60,9 @@ class EgoM2P(nn.Module):
         self.config = config
         self.specs = tuple(specs)
         self.modalities = tuple(spec.name for spec in specs)
-        self.places = PlaceEmbedding(specs, config.dim, period=config.position_period, scale=config.position_scale)
+        self.positions = PositionEmbedding(
+            specs, config.dim, period=config.position_period, scale=config.position_scale
+        )
         self.encoder_embeddings = EncoderEmbeddings(specs, config.dim, num_registers=config.num_registers)
         self.decoder_embeddings = DecoderEmbeddings(specs, config.dim, share=config.share_embeddings)
         self.encoder = nn.ModuleList(EncoderBlock(config) for _ in range(config.encoder_depth))
@@ -124,13 +126,13 @@ class EgoM2P(nn.Module):
 
     def encode(self, batch: PackedBatch, *, generator: torch.Generator | None = None) -> Tensor:
         """Context (N, D): what the decoder's cross-attention sees."""
-        hidden_ND, places_ND = self._run_encoder(batch, generator)
-        return self.decoder_proj_context(hidden_ND) + places_ND
+        hidden_ND, positions_ND = self._run_encoder(batch, generator)
+        return self.decoder_proj_context(hidden_ND) + positions_ND
 
     def decode(self, batch: PackedBatch, context: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         """Decoder states (M, D) after the final norm, in the order of the batch's target rows."""
         queries_MD = self.decoder_embeddings(batch.query_ids, batch.target_modality)
-        hidden_MD = queries_MD + self.places(batch.target_place, batch.target_modality)
+        hidden_MD = queries_MD + self.positions(batch.target_position, batch.target_modality)
         self_layout = self._target_layout(batch)
         cross_layout = AttentionLayout(
             batch.target_offsets, batch.input_offsets, batch.target_lengths, batch.input_lengths
@@ -149,14 +151,14 @@ class EgoM2P(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         if batch.modalities != self.modalities:
             raise ValueError(f"the batch holds modalities {batch.modalities}, the model knows {self.modalities}")
-        places_ND = self.places(batch.input_place, batch.input_modality)
+        positions_ND = self.positions(batch.input_position, batch.input_modality)
         tokens_ND = self.encoder_embeddings(batch.input_ids, batch.input_modality, batch.input_offsets)
-        hidden_ND = tokens_ND + places_ND
+        hidden_ND = tokens_ND + positions_ND
         layout = AttentionLayout.within(batch.input_offsets, batch.input_lengths)
         for number, block in enumerate(self.encoder[:layer]):
             scale_N2 = self._branch_scale(number, len(self.encoder), 2, batch.input_offsets, hidden_ND, generator)
             hidden_ND = block(hidden_ND, layout, scale_N2)
-        return self.encoder_norm(hidden_ND) if layer is None else hidden_ND, places_ND
+        return self.encoder_norm(hidden_ND) if layer is None else hidden_ND, positions_ND
 
     def _target_layout(self, batch: PackedBatch) -> AttentionLayout | MixedLayout:
         """Targets see targets of their clip and modality; inside a sequence only earlier ones."""
@@ -201,7 +203,7 @@ class EgoM2P(nn.Module):
         nn.init.zeros_(self.decoder_proj_context.bias)
         head_std, input_std = self.config.embedding_std, self.config.input_embedding_std
         input_std = head_std if input_std is None else input_std
-        embeddings = (self.places, self.encoder_embeddings, self.decoder_embeddings)
+        embeddings = (self.positions, self.encoder_embeddings, self.decoder_embeddings)
         for parameter in (parameter for module in embeddings for parameter in module.parameters()):
             nn.init.normal_(parameter, std=input_std)
         nn.init.normal_(self.decoder_embeddings.head_table, std=head_std)

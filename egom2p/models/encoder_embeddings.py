@@ -1,6 +1,6 @@
-"""What enters the encoder: token, place and modality embeddings.
+"""What enters the encoder: token, position and modality embeddings.
 
-K modalities, N rows, R registers of a clip, L places and V ids of all modalities together, D width.
+K modalities, N rows, R registers of a clip, L positions and V ids of all modalities together, D width.
 Tables of all modalities lie one below the other, so that one lookup serves rows of any modality.
 """
 
@@ -11,28 +11,28 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from egom2p.contracts import ModalitySpec
-from egom2p.layers.places import sincos_places
+from egom2p.layers.position_embeddings import sincos_positions
 
 
-class PlaceEmbedding(nn.Module):
-    """Fixed sin-cos code of a row's place plus the learned embedding of its modality; both sides share it.
+class PositionEmbedding(nn.Module):
+    """Fixed sin-cos code of a row's position plus the learned embedding of its modality; both sides share it.
 
     Register rows (modality index K) get 0.
     """
 
     def __init__(self, specs: Sequence[ModalitySpec], dim: int, *, period: float, scale: float) -> None:
         super().__init__()
-        codes = [sincos_places(spec.grid, dim, period=period, scale=scale) for spec in specs]
+        codes = [sincos_positions(spec.grid, dim, period=period, scale=scale) for spec in specs]
         self.modality_table = nn.Parameter(torch.zeros(len(specs), dim))
-        self.register_buffer("place_table", torch.cat([*codes, torch.zeros(1, dim)]), persistent=False)
+        self.register_buffer("position_table", torch.cat([*codes, torch.zeros(1, dim)]), persistent=False)
         # The last line is zero and serves registers, whatever their number.
-        self.register_buffer("first_place", first_rows([spec.num_tokens for spec in specs]), persistent=False)
+        self.register_buffer("first_position", first_rows([spec.num_tokens for spec in specs]), persistent=False)
 
-    def forward(self, place: Tensor, modality: Tensor) -> Tensor:
-        """place, modality (N,) of any integer type -> (N, D)."""
+    def forward(self, position: Tensor, modality: Tensor) -> Tensor:
+        """position, modality (N,) of any integer type -> (N, D)."""
         modality_N = modality.int()
-        row_N = self.first_place.index_select(0, modality_N) + place.int()
-        codes_ND = F.embedding(row_N.clamp_(max=self.place_table.shape[0] - 1), self.place_table)
+        row_N = self.first_position.index_select(0, modality_N) + position.int()
+        codes_ND = F.embedding(row_N.clamp_(max=self.position_table.shape[0] - 1), self.position_table)
         # As a product: a lookup's gradient would add thousands of rows into K lines one by one.
         numbers_K = torch.arange(self.modality_table.shape[0], device=modality.device)
         is_modality_NK = (modality_N[:, None] == numbers_K).to(self.modality_table.dtype)

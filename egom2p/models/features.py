@@ -20,16 +20,16 @@ from egom2p.models.prompt_batches import KnownTokens, PromptRow, pack_prompts
 class ClipFeatures:
     """Encoder states of one clip, float32 on the CPU.
 
-    rows        (N, D) one per token, sorted by modality, then place
+    rows        (N, D) one per token, sorted by modality, then position
     modality    (N,) int64 index into the model's modalities
-    place       (N,) int64 place in the grid of the modality
+    position       (N,) int64 position in the grid of the modality
     registers   (R, D)
     pooled      (D,) mean of the rows
     """
 
     rows: Tensor
     modality: Tensor
-    place: Tensor
+    position: Tensor
     registers: Tensor
 
     @property
@@ -88,7 +88,7 @@ def _encoded(model: EgoM2P, rows: Sequence[PromptRow], layer: int | None) -> lis
             ClipFeatures(
                 rows=states_ND[tokens],
                 modality=batch.input_modality[tokens].long(),
-                place=batch.input_place[tokens].long(),
+                position=batch.input_position[tokens].long(),
                 registers=states_ND[registers],
             )
         )
@@ -105,8 +105,8 @@ def _known_tokens(
     for index, spec in enumerate(specs):
         if spec.name in state.tokens and (modalities is None or spec.name in modalities):
             ids_L = spec.words(state.tokens[spec.name])
-            places = np.flatnonzero(ids_L != UNKNOWN)
-            parts.append(KnownTokens(index, ids_L[places], places))
+            positions = np.flatnonzero(ids_L != UNKNOWN)
+            parts.append(KnownTokens(index, ids_L[positions], positions))
     if not sum(len(part.ids) for part in parts):
         raise ValueError(f"clip {clip.key}: no tokens to encode")
     return tuple(part for part in parts if len(part.ids))

@@ -1,6 +1,6 @@
 """Fill modalities step by step: ROAR, MaskGIT and autoregressive decoding of packed prompts, with guidance.
 
-B clips, L tokens of one modality, n places asked of one clip in one step, V vocabulary.
+B clips, L tokens of one modality, n positions asked of one clip in one step, V vocabulary.
 
 A clip's result depends on its prompt, the plans and its own seed alone, never on the batch it is in. Clips in the same
 state (several samples of one prompt, the unconditional passes of guidance) are run once and share their logits.
@@ -20,22 +20,22 @@ from egom2p.models.prompt_answers import PromptAnswers, Question
 from egom2p.models.sampling import combine_guided
 from egom2p.models.schedules import step_temperatures
 
-Places = Mapping[str, Sequence[Sequence[np.ndarray]]]
-"""Target -> clip -> step -> places to write."""
+Positions = Mapping[str, Sequence[Sequence[np.ndarray]]]
+"""Target -> clip -> step -> positions to write."""
 
 
 @dataclass(frozen=True)
 class GenerationStep:
     """What one step wrote.
 
-    places, ids   per clip (n,), empty for a clip that was already done
+    positions, ids   per clip (n,), empty for a clip that was already done
     tokens        per clip: the target's ids (L,) after this step, -1 where still unknown
     """
 
     target: str
     step: int
     num_steps: int
-    places: tuple[np.ndarray, ...]
+    positions: tuple[np.ndarray, ...]
     ids: tuple[np.ndarray, ...]
     tokens: tuple[np.ndarray, ...]
 
@@ -57,11 +57,11 @@ class Sampler:
         plans: Sequence[TargetPlan],
         seeds: Sequence[int],
         *,
-        places: Places | None = None,
+        positions: Positions | None = None,
     ) -> list[TokenClip]:
         """The prompts with every target filled; arguments as in `iterate`."""
         states = self._states(prompts, plans, seeds)
-        for _ in self._run(states, plans, seeds, places or {}):
+        for _ in self._run(states, plans, seeds, positions or {}):
             pass
         return [state.to_token_clip() for state in states]
 
@@ -71,20 +71,20 @@ class Sampler:
         plans: Sequence[TargetPlan],
         seeds: Sequence[int],
         *,
-        places: Places | None = None,
+        positions: Positions | None = None,
     ) -> Iterator[GenerationStep]:
         """Generate the targets in the order of `plans`, yielding after each step.
 
         prompts   any set of modalities per clip; ids (L,), -1 = unknown (so a target may be given in part)
         seeds     one per prompt; equal prompt and seed give an equal result in any batch
-        places    instead of drawn ones (roar)
+        positions    instead of drawn ones (roar)
         """
-        return self._run(self._states(prompts, plans, seeds), plans, seeds, places or {})
+        return self._run(self._states(prompts, plans, seeds), plans, seeds, positions or {})
 
     @torch.inference_mode()
-    def logits(self, prompts: Sequence[TokenClip], plan: TargetPlan, places: Sequence[np.ndarray]) -> list[Tensor]:
-        """Guided logits (n, V) of the plan's target at the given places of each clip, with nothing else asked."""
-        questions = self._questions(prompts, plan, places)
+    def logits(self, prompts: Sequence[TokenClip], plan: TargetPlan, positions: Sequence[np.ndarray]) -> list[Tensor]:
+        """Guided logits (n, V) of the plan's target at the given positions of each clip, with nothing else asked."""
+        questions = self._questions(prompts, plan, positions)
         found = zip(questions, self._answers.hidden_by_pass(questions), strict=True)
         return [
             combine_guided(
@@ -97,7 +97,7 @@ class Sampler:
     def log_likelihood(
         self, prompts: Sequence[TokenClip], plan: TargetPlan, truths: Sequence[np.ndarray]
     ) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Per clip log p (L,) in nats of the true ids (L,), all places asked at once; where the best guess is right.
+        """Per clip log p (L,) in nats of the true ids (L,), all positions asked at once; where the best guess is right.
 
         Of a sequence: of its words and eos, each after the true ones before it.
         Raises ValueError for a prompt that holds the target: the model would see the answer.
@@ -116,14 +116,14 @@ class Sampler:
         self,
         prompts: Sequence[TokenClip],
         plan: TargetPlan,
-        places: Sequence[np.ndarray],
+        positions: Sequence[np.ndarray],
         truths: Sequence[np.ndarray] | None = None,
     ) -> list[Question]:
         """truths: (L,) per clip; the decoder of a sequence is fed with them, one place late."""
         questions = []
         states = self._states(prompts, [plan], [0] * len(prompts))
         spec = next(spec for spec in self.specs if spec.name == plan.target)
-        for clip, (state, asked) in enumerate(zip(states, places, strict=True)):
+        for clip, (state, asked) in enumerate(zip(states, positions, strict=True)):
             fed = None
             if spec.kind == "sequence" and truths is not None:
                 fed = np.concatenate([[_start_id(spec)], truths[clip][:-1]]).astype(np.int32)
@@ -145,7 +145,7 @@ class Sampler:
 
     @torch.inference_mode()
     def _run(
-        self, states: list[ClipState], plans: Sequence[TargetPlan], seeds: Sequence[int], places: Places
+        self, states: list[ClipState], plans: Sequence[TargetPlan], seeds: Sequence[int], positions: Positions
     ) -> Iterator[GenerationStep]:
         was_training = self.model.training
         self.model.eval()
@@ -156,7 +156,7 @@ class Sampler:
                 if spec.kind == "sequence":
                     yield from self._run_sequence(states, plan, spec, rngs)
                 else:
-                    yield from self._run_grid(states, plan, spec, rngs, places.get(plan.target))
+                    yield from self._run_grid(states, plan, spec, rngs, positions.get(plan.target))
                 for state in states:
                     state.grown.append(plan.target)
                     state.fingerprints[plan.target] = spec.tokenizer_fingerprint
@@ -170,10 +170,10 @@ class Sampler:
         plan: TargetPlan,
         spec: ModalitySpec,
         rngs: list[np.random.Generator],
-        places: Sequence[Sequence[np.ndarray]] | None,
+        positions: Sequence[Sequence[np.ndarray]] | None,
     ) -> Iterator[GenerationStep]:
         work = [
-            _GridWork(state, plan, self.specs, spec, rng, None if places is None else places[clip])
+            _GridWork(state, plan, self.specs, spec, rng, None if positions is None else positions[clip])
             for clip, (state, rng) in enumerate(zip(states, rngs, strict=True))
         ]
         num_steps = max((len(part.order) for part in work), default=0)
@@ -240,19 +240,19 @@ class _GridWork:
         specs: Sequence[ModalitySpec],
         spec: ModalitySpec,
         rng: np.random.Generator,
-        places: Sequence[np.ndarray] | None,
+        positions: Sequence[np.ndarray] | None,
     ) -> None:
         self._ids_L = state.tokens.setdefault(plan.target, np.full(spec.num_tokens, UNKNOWN, np.int32))
         self._plan, self._rng = plan, rng
         self._shown = Shown(state, plan, specs, rng)
         self._certainty_L = np.full(spec.num_tokens, np.inf)  # of what was given: never rewritten
         unknown = np.flatnonzero(self._ids_L == UNKNOWN)
-        self.order = writing_order(plan, unknown, rng, places, frame_size=spec.num_tokens // spec.grid.shape[0])
+        self.order = writing_order(plan, unknown, rng, positions, frame_size=spec.num_tokens // spec.grid.shape[0])
         counts = tuple(len(part) for part in self.order)
         self.temperatures = step_temperatures(plan.temperature_schedule, temperature=plan.temperature, counts=counts)
 
     def question(self, clip: int, step: int) -> Question:
-        """ROAR asks for the places it writes, MaskGIT for all unknown ones."""
+        """ROAR asks for the positions it writes, MaskGIT for all unknown ones."""
         asked, num_written = self.order[step], len(self.order[step])
         if self._plan.scheme == "maskgit":
             num_written += self._forget_least_certain()
@@ -263,8 +263,8 @@ class _GridWork:
     def write(
         self, question: Question, step: int, ids: np.ndarray, log_probs: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Places and ids written; of MaskGIT the most certain, at the last step all."""
-        asked = question.rows[0].places
+        """Positions and ids written; of MaskGIT the most certain, at the last step all."""
+        asked = question.rows[0].positions
         kept = np.arange(len(asked))
         if self._plan.scheme == "maskgit" and step + 1 < len(self.order):
             kept = np.sort(np.argsort(-log_probs, kind="stable")[: question.num_written])
@@ -293,7 +293,7 @@ def _report(
         target=plan.target,
         step=step,
         num_steps=num_steps,
-        places=tuple(part[0] for part in parts),
+        positions=tuple(part[0] for part in parts),
         ids=tuple(part[1] for part in parts),
         tokens=tuple(state.tokens[plan.target].copy() for state in states),
     )

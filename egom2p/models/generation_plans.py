@@ -1,6 +1,6 @@
 """How a modality is to be generated: what a user writes in a config, and what follows from it.
 
-n places still unknown in one clip.
+n positions still unknown in one clip.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from egom2p.models.schedules import step_temperatures, token_counts
 class SamplingConfig:
     """How tokens of one modality are generated. The defaults are one step, most likely tokens, no guidance.
 
-    scheme                 roar: random places; maskgit: most confident first; autoregressive: in place order;
+    scheme                 roar: random positions; maskgit: most confident first; autoregressive: in position order;
                            frames: one frame (sample) after the other, each in `num_steps` steps as roar
     temperature            0 takes the most likely token
     temperature_schedule   constant | linear | decreasing:<min> | onex:<min>:<power>
@@ -96,29 +96,29 @@ def writing_order(
     *,
     frame_size: int = 1,
 ) -> list[np.ndarray]:
-    """Places written in each step; for maskgit only their number counts.
+    """Positions written in each step; for maskgit only their number counts.
 
-    frame_size   places of one frame, or sample of a track
+    frame_size   positions of one frame, or sample of a track
     """
     if given is not None:
         if plan.scheme == "maskgit":
-            raise ValueError(f"{plan.target}: maskgit chooses its places by confidence; given places need roar")
+            raise ValueError(f"{plan.target}: maskgit chooses its positions by confidence; given positions need roar")
         order = [np.asarray(part, np.int64) for part in given]
         written = np.concatenate(order) if order else np.zeros(0, np.int64)
         if not np.array_equal(np.sort(written), unknown):
-            raise ValueError(f"{plan.target}: the given places must be the {len(unknown)} unknown ones, each once")
+            raise ValueError(f"{plan.target}: the given positions must be the {len(unknown)} unknown ones, each once")
         return order
     if plan.scheme == "autoregressive":
         return list(np.split(unknown, len(unknown))) if len(unknown) else []
     if plan.scheme == "frames":
         starts = np.flatnonzero(np.diff(unknown // frame_size)) + 1
         frames = np.split(unknown, starts) if len(unknown) else []
-        return [places for frame in frames for places in _at_random(plan, frame, rng)]
+        return [positions for frame in frames for positions in _at_random(plan, frame, rng)]
     return _at_random(plan, unknown, rng)
 
 
 def _at_random(plan: TargetPlan, unknown: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
-    """Some places in `num_steps` steps, in random order."""
+    """Some positions in `num_steps` steps, in random order."""
     counts = token_counts(plan.token_schedule, num_steps=plan.num_steps, num_tokens=len(unknown))
-    places = rng.permutation(unknown) if len(counts) > 1 else unknown
-    return np.split(places, np.cumsum(counts)[:-1]) if counts else []
+    positions = rng.permutation(unknown) if len(counts) > 1 else unknown
+    return np.split(positions, np.cumsum(counts)[:-1]) if counts else []

@@ -1,6 +1,6 @@
 """Ask the model about many clips at once and draw from its answers.
 
-n places asked of one clip, M rows of all different questions, R rows of logits, K clips that share them, D width,
+n positions asked of one clip, M rows of all different questions, R rows of logits, K clips that share them, D width,
 V vocabulary, P passes of guidance.
 """
 
@@ -24,9 +24,9 @@ class Question:
     """One clip's part of one step.
 
     clip         number of the clip
-    rows         one per guidance pass, all asking for the same places; weights: of the passes
-    uniform      (n,) one random number per asked place
-    num_written  how many of the places will be written
+    rows         one per guidance pass, all asking for the same positions; weights: of the passes
+    uniform      (n,) one random number per asked position
+    num_written  how many of the positions will be written
     """
 
     clip: int
@@ -59,7 +59,7 @@ class PromptAnswers:
         """Per question the decoder output (n, D) of each pass."""
         hidden_MD, starts = self._hidden(questions)
         return [
-            [hidden_MD[starts[row.key] : starts[row.key] + len(row.places)] for row in question.rows]
+            [hidden_MD[starts[row.key] : starts[row.key] + len(row.positions)] for row in question.rows]
             for question in questions
         ]
 
@@ -177,4 +177,4 @@ def _alike(questions: Sequence[Question], temperatures: Mapping[int, float]) -> 
 def _span(question: Question, number: int, starts: Mapping[bytes, int]) -> np.ndarray:
     """Rows of the decoder output that one pass of a question asked for."""
     row = question.rows[number]
-    return np.arange(len(row.places)) + starts[row.key]
+    return np.arange(len(row.positions)) + starts[row.key]

@@ -16,26 +16,26 @@ from egom2p.contracts import PackedBatch
 
 @dataclass(frozen=True)
 class KnownTokens:
-    """Tokens of one modality that the encoder sees: ids and places (n,), places ascending."""
+    """Tokens of one modality that the encoder sees: ids and positions (n,), positions ascending."""
 
     modality: int
     ids: np.ndarray
-    places: np.ndarray
+    positions: np.ndarray
 
 
 @dataclass(frozen=True)
 class PromptRow:
-    """One question to the model: what it sees, and the places of one modality it is asked for.
+    """One question to the model: what it sees, and the positions of one modality it is asked for.
 
     inputs         known tokens by modality, modality index ascending
     modality       index of the asked modality
-    places         (n,) asked places
+    positions         (n,) asked positions
     query_ids      (n,) what is fed to the decoder; -1: the mask token
     """
 
     inputs: tuple[KnownTokens, ...]
     modality: int = 0
-    places: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
+    positions: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
     query_ids: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
 
     @cached_property
@@ -45,7 +45,7 @@ class PromptRow:
         for known in self.inputs:
             digest.update(np.array([known.modality, len(known.ids)], np.int64).tobytes())
             digest.update(np.asarray(known.ids, np.int32).tobytes())
-            digest.update(np.asarray(known.places, np.int32).tobytes())
+            digest.update(np.asarray(known.positions, np.int32).tobytes())
         return digest.digest()
 
     @cached_property
@@ -53,7 +53,7 @@ class PromptRow:
         """Equal for rows that the model need answer only once."""
         digest = hashlib.blake2b(self.input_key, digest_size=16)
         digest.update(np.int64(self.modality).tobytes())
-        digest.update(np.asarray(self.places, np.int32).tobytes())
+        digest.update(np.asarray(self.positions, np.int32).tobytes())
         digest.update(np.asarray(self.query_ids, np.int32).tobytes())
         return digest.digest()
 
@@ -61,29 +61,29 @@ class PromptRow:
 def pack_prompts(rows: Sequence[PromptRow], modalities: tuple[str, ...], *, num_registers: int = 0) -> PackedBatch:
     """Rows as clips of a PackedBatch on the CPU; `target_ids` are -1, nobody knows them yet."""
     num_modalities = len(modalities)
-    ids, places, kinds, input_lengths = [], [], [], []
-    target_places, query_ids, target_kinds, segment_lengths = [], [], [], []
+    ids, positions, kinds, input_lengths = [], [], [], []
+    target_positions, query_ids, target_kinds, segment_lengths = [], [], [], []
     for row in rows:
         known = [KnownTokens(num_modalities, np.zeros(num_registers, np.int32), np.arange(num_registers))]
         known.extend(row.inputs)
         ids.extend(np.asarray(part.ids, np.int32) for part in known)
-        places.extend(np.asarray(part.places, np.int32) for part in known)
+        positions.extend(np.asarray(part.positions, np.int32) for part in known)
         kinds.extend(np.full(len(part.ids), part.modality, np.uint8) for part in known)
         input_lengths.append(sum(len(part.ids) for part in known))
-        target_places.append(np.asarray(row.places, np.int32))
+        target_positions.append(np.asarray(row.positions, np.int32))
         query_ids.append(np.asarray(row.query_ids, np.int32))
-        target_kinds.append(np.full(len(row.places), row.modality, np.uint8))
-        segment_lengths.extend(len(row.places) if kind == row.modality else 0 for kind in range(num_modalities))
-    target_lengths = [len(part) for part in target_places]
+        target_kinds.append(np.full(len(row.positions), row.modality, np.uint8))
+        segment_lengths.extend(len(row.positions) if kind == row.modality else 0 for kind in range(num_modalities))
+    target_lengths = [len(part) for part in target_positions]
     target_kind_M = np.concatenate(target_kinds) if target_kinds else np.zeros(0, np.uint8)
     queries = torch.from_numpy(_joined(query_ids, np.int32))
     return PackedBatch(
         input_ids=torch.from_numpy(_joined(ids, np.int32)),
-        input_place=torch.from_numpy(_joined(places, np.int32)),
+        input_position=torch.from_numpy(_joined(positions, np.int32)),
         input_modality=torch.from_numpy(_joined(kinds, np.uint8)),
         input_offsets=_offsets(input_lengths),
         target_ids=torch.full_like(queries, -1),
-        target_place=torch.from_numpy(_joined(target_places, np.int32)),
+        target_position=torch.from_numpy(_joined(target_positions, np.int32)),
         target_modality=torch.from_numpy(target_kind_M),
         target_offsets=_offsets(target_lengths),
         query_ids=queries,

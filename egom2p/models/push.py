@@ -92,9 +92,9 @@ def _modalities(specs: Sequence[Mapping[str, Any]], tokenizers: Mapping[str, str
     for spec in specs:
         grid = " x ".join(map(str, spec["grid"]))
         tokenizer = spec.get("tokenizer_fingerprint") or "not known"
-        place = tokenizers.get(spec["name"], "not included")
+        position = tokenizers.get(spec["name"], "not included")
         rows.append(
-            f"| {spec['name']} | {spec['quantity']} | {grid} | {spec['vocab_size']} | `{tokenizer}` | {place} |"
+            f"| {spec['name']} | {spec['quantity']} | {grid} | {spec['vocab_size']} | `{tokenizer}` | {position} |"
         )
     return rows
 
@@ -110,11 +110,13 @@ def _training(about: Mapping[str, Any]) -> list[str]:
 def _measured(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     if not rows:
         return []
-    lines = ["| task | target | nats per token | place marginal |", "|---|---|---|---|"]
+    lines = ["| task | target | nats per token | unigram baseline per position |", "|---|---|---|---|"]
     for row in rows:
-        marginal = "" if row["place_marginal"] is None else f"{row['place_marginal']:.3f}"
+        marginal = "" if row["unigram_baseline"] is None else f"{row['unigram_baseline']:.3f}"
         lines.append(f"| {row['task']} | {row['modality']} | {row['nats']:.3f} | {marginal} |")
-    note = "The place marginal is the loss of a model that knows only how often an id occurs at a place."
+    note = (
+        "The unigram baseline per position is the loss of a model that knows only how often an id occurs at a position."
+    )
     return ["## Measured on held-out clips", "", *lines, "", note, ""]
 
 

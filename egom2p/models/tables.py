@@ -16,8 +16,8 @@ _VOCABULARY_TABLES = (
     "decoder_embeddings.head_table",
     "decoder_embeddings.token_table",
 )
-_MODALITY_TABLE = "places.modality_table"
-_EMBEDDINGS = ("encoder_embeddings.", "decoder_embeddings.", "places.")
+_MODALITY_TABLE = "positions.modality_table"
+_EMBEDDINGS = ("encoder_embeddings.", "decoder_embeddings.", "positions.")
 
 
 def table_lines(name: str, specs: Sequence[ModalitySpec]) -> list[int] | None:

@@ -99,7 +99,7 @@ def tokenizer_locations(directory: str | Path) -> dict[str, str]:
 def from_reference_state_dict(model: EgoM2P, tensors: Mapping[str, Tensor]) -> None:
     """Load weights that carry the published names; every one must fit, none may be missing.
 
-    Ignored: place tables and the zero biases of norms without bias (both fixed), and tied copies.
+    Ignored: position tables and the zero biases of norms without bias (both fixed), and tied copies.
     """
     remaining = dict(tensors)
     state: dict[str, Tensor] = {}
@@ -137,7 +137,7 @@ def to_reference_state_dict(model: EgoM2P) -> dict[str, Tensor]:
 def _reference_names(model: EgoM2P) -> Iterator[tuple[str, list[str], torch.Size]]:
     """(our name, published names whose lines make it up, our shape) of every parameter."""
     tables = {
-        "places.modality_table": "encoder_embeddings.{}.mod_emb",
+        "positions.modality_table": "encoder_embeddings.{}.mod_emb",
         "encoder_embeddings.token_table": "encoder_embeddings.{}.token_emb.weight",
         "decoder_embeddings.head_table": "decoder_embeddings.{}.to_logits.weight",
         "decoder_embeddings.token_table": "decoder_embeddings.{}.token_emb.weight",

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from egom2p.contracts import AlignedClip, Tokenizer
-from egom2p.data.clip_store import ClipStore
+from egom2p.data.clips.clip_store import ClipStore
 from egom2p.tokenizers.protocol import TokenizerBatch
 
 

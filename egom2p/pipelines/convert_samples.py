@@ -8,7 +8,7 @@ import sys
 from typing import NoReturn
 
 from egom2p.data.recordings.conversion import FORMATS, convert
-from egom2p.pipelines.progress import say
+from egom2p.jobs.progress import say
 
 
 def main(arguments: list[str] | None = None) -> None:

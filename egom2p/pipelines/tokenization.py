@@ -15,10 +15,10 @@ import torch
 
 from egom2p.config import strict, to_plain
 from egom2p.contracts import Tokenizer, check_fingerprint
-from egom2p.data.clip_store import META, ClipStore, stored_datasets, stored_streams
-from egom2p.data.shards import CARD_NAME, read_card
+from egom2p.data.clips.clip_store import META, ClipStore, stored_datasets, stored_streams
+from egom2p.data.shards.shard_set import CARD_NAME, read_card
+from egom2p.jobs.progress import say
 from egom2p.pipelines.clip_encoding import ClipEncoder
-from egom2p.pipelines.progress import say
 from egom2p.pipelines.shard_job import ShardJob
 from egom2p.pipelines.token_shards import TokenShards
 from egom2p.pipelines.tokenization_report import TokenizeReport, merged_report, summary, suspicions

@@ -9,8 +9,8 @@ from egom2p.tokenizers.pretrained import (
 )
 from egom2p.tokenizers.protocol import TokenizerBatch, TrainableTokenizer
 from egom2p.tokenizers.text import TextTokenizer, WordPieceConfig
-from egom2p.tokenizers.trajectory_vqvae import TrajectoryVqVae, TrajectoryVqVaeConfig
-from egom2p.tokenizers.video_codec import VideoCodec, VideoCodecConfig
+from egom2p.tokenizers.trajectory.trajectory_vqvae import TrajectoryVqVae, TrajectoryVqVaeConfig
+from egom2p.tokenizers.video.video_codec import VideoCodec, VideoCodecConfig
 
 __all__ = [
     "PretrainedTokenizer",

@@ -23,8 +23,8 @@ from egom2p.storage import atomic_directory, fingerprint_of, load_json, load_ten
 from egom2p.storage.hub import fetch
 from egom2p.tokenizers.protocol import TrainableTokenizer
 from egom2p.tokenizers.text import TextTokenizer, WordPieceConfig, load_text_tokenizer
-from egom2p.tokenizers.trajectory_vqvae import TrajectoryVqVae, TrajectoryVqVaeConfig
-from egom2p.tokenizers.video_codec import VideoCodec, VideoCodecConfig
+from egom2p.tokenizers.trajectory.trajectory_vqvae import TrajectoryVqVae, TrajectoryVqVaeConfig
+from egom2p.tokenizers.video.video_codec import VideoCodec, VideoCodecConfig
 
 WEIGHTS_FILE = "model.safetensors"
 CARD_FILE = "tokenizer.json"

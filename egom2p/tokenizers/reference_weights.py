@@ -1,6 +1,6 @@
 """Published tokenizer weights under our names.
 
-Trajectory VQ-VAE of EgoM2P: place codes are computed, the codebook is split into unit rows and their lengths.
+Trajectory VQ-VAE of EgoM2P: position codes are computed, the codebook is split into unit rows and their lengths.
 
 Cosmos video codec: `encoder.jit`, `decoder.jit` (or `autoencoder.jit`) of nvidia/Cosmos-0.1-Tokenizer-DV4x8x8:
 
@@ -20,8 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from egom2p.tokenizers.trajectory_vqvae import TrajectoryVqVae
-from egom2p.tokenizers.video_codec import VideoCodec
+from egom2p.tokenizers.trajectory.trajectory_vqvae import TrajectoryVqVae
+from egom2p.tokenizers.video.video_codec import VideoCodec
 
 _TRUNK = re.compile(r"^(encoder|decoder)\.(blocks|norm_mlp|post_mlp)\.")
 _COMPUTED = ("position_embeddings", "_codebook.initted")

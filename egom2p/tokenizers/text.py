@@ -1,6 +1,6 @@
 """Text to ids and back: WordPiece through the `tokenizers` library.
 
-B clips, L places of the sequence, V vocabulary.
+B clips, L positions of the sequence, V vocabulary.
 
 A text is normalised (NFC, one space between words, lower case if asked for), cut into words and punctuation, and each
 of those into the longest pieces of the vocabulary. Spaces are kept as a mark at the start of a word, so that decoding

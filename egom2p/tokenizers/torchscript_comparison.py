@@ -11,7 +11,7 @@ from torch import Tensor
 
 from egom2p.config import strict
 from egom2p.storage.torchscript_archives import load_torchscript
-from egom2p.tokenizers.video_codec import VideoCodec
+from egom2p.tokenizers.video.video_codec import VideoCodec
 
 
 @strict

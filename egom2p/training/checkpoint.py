@@ -30,11 +30,11 @@ from egom2p.storage import (
 )
 from egom2p.training.distributed import Ranks
 from egom2p.training.ema import shown_weights
-from egom2p.training.learner import Learner
 from egom2p.training.retention import Retention
 from egom2p.training.schedule import Progress
 from egom2p.training.sharded_tensors import gathered, is_sharded, local_part, part_like, sharded_like
 from egom2p.training.task import Task
+from egom2p.training.train_state import Learner
 
 _STEP = re.compile(r"step-(\d+)")
 

@@ -53,7 +53,7 @@ class Ema:
         return {name: sharded_like(average, like) for (name, like), average in self._pairs(model)}
 
     @contextlib.contextmanager
-    def in_place_of(self, model: nn.Module) -> Iterator[None]:
+    def in_position_of(self, model: nn.Module) -> Iterator[None]:
         """The model holds the average inside the block, and its own weights again after it."""
         pairs = [(local_part(tensor), average) for (_, tensor), average in self._pairs(model)]
         _swap(pairs)

@@ -19,10 +19,7 @@ from egom2p.training.checkpoint import CheckpointFolder, export, restore
 from egom2p.training.device_peak import peak_flops
 from egom2p.training.distributed import Ranks
 from egom2p.training.interruption import StopRequest
-from egom2p.training.learner import make_learner
-from egom2p.training.opening import changed_settings, opening
 from egom2p.training.optim import apply_gradients, set_weight_decay
-from egom2p.training.pace import Pace
 from egom2p.training.parallel import is_sharded_model, share_gradients, with_whole_weights
 from egom2p.training.precision import autocast, choose_dtype
 from egom2p.training.profiling import StepProfiler
@@ -30,9 +27,12 @@ from egom2p.training.randomness import seeded
 from egom2p.training.retention import BestCheckpoint, Retention
 from egom2p.training.run_folder import RunFolder
 from egom2p.training.run_log import RunLog
+from egom2p.training.run_summary import changed_settings, opening
 from egom2p.training.schedule import LearningRate, Length, Progress, WeightDecay
 from egom2p.training.step import StepSums, forward_backward
 from egom2p.training.task import BatchSize, Measurement, Task
+from egom2p.training.throughput import Pace
+from egom2p.training.train_state import make_learner
 from egom2p.training.training_config import TrainingConfig
 
 
@@ -248,7 +248,7 @@ class _Run:
         model.eval()
         with (
             self.pace.paused(),
-            ema.in_place_of(model) if wants_average else contextlib.nullcontext(),
+            ema.in_position_of(model) if wants_average else contextlib.nullcontext(),
             torch.no_grad(),
             seeded(self.seed, 1, device=device),
             autocast(device, self.dtype),

@@ -77,7 +77,7 @@ class RunLog:
         for item in measurements:
             values[f"{item.group}/{item.name}"] = item.value
             if item.marginal is not None:
-                values[f"{item.group}/{item.name}/place_marginal"] = item.marginal
+                values[f"{item.group}/{item.name}/unigram_baseline"] = item.marginal
         self._write("evaluation", progress, values)
         title = f"validation after {progress.step} steps, {progress.clips} clips"
         show_measurements(title, measurements, self._console)
@@ -128,7 +128,7 @@ def _table(title: str, measurements: Sequence[Measurement]) -> Table:
     table.add_column("measured")
     table.add_column("loss (nats)" if has_marginals else "value", justify="right")
     if has_marginals:
-        table.add_column("place marginal", justify="right")
+        table.add_column("unigram baseline per position", justify="right")
         table.add_column("gained from input", justify="right")
     previous = None
     for item in measurements:

@@ -45,7 +45,7 @@ class Measurement:
     group     evaluation task, e.g. `rgb2depth`
     name      what was measured in it, e.g. a modality
     value     a loss in nats, or an error in the unit its name ends in
-    marginal  losses only: cross entropy of the training tokens' marginals per place on the same tokens, which is
+    marginal  losses only: cross entropy of the training tokens' marginals per position on the same tokens, which is
               what a model that ignores its input can reach
     """
 

@@ -6,7 +6,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from egom2p.anytoany.nouns import KINDS
+from egom2p.anytoany.types import KINDS
 from egom2p.metrics.caption import words_of
 from egom2p.viewing import page
 from egom2p.viewing.percept_pictures import picture_of

@@ -36,7 +36,9 @@ class AnyToAnyPageConfig:
     def folders(self) -> list[Path]:
         names = [self.evaluation] if isinstance(self.evaluation, str) else list(self.evaluation)
         if not names:
-            raise ValueError("evaluation: wanted a folder that egom2p.pipelines.anytoany_evaluation wrote, found none")
+            raise ValueError(
+                "evaluation: wanted a folder that egom2p.anytoany.evaluation.anytoany_evaluation wrote, found none"
+            )
         return [Path(name) for name in names]
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from egom2p.config import run_main, strict
-from egom2p.data.video_files import encode_webm
+from egom2p.data.clips.video_files import encode_webm
 from egom2p.geometry import canonicalise
 from egom2p.storage import load_json
 from egom2p.viewing import page, plots

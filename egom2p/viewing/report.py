@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from egom2p.config import run_main, strict
-from egom2p.pipelines import spreads
-from egom2p.pipelines.results import (
+from egom2p.evaluation import spreads
+from egom2p.evaluation.results import (
     column_title,
     comparison_sentences,
     counted_clips,
@@ -212,7 +212,7 @@ def validation_curves(entries: Sequence[Mapping[str, Any]]) -> dict[str, dict[st
         if entry.get("kind") != "evaluation":
             continue
         for name, value in entry.items():
-            marginal = entry.get(f"{name}/place_marginal")
+            marginal = entry.get(f"{name}/unigram_baseline")
             if "/" in name and marginal is not None and value is not None:
                 curve = curves.setdefault(name.replace("/", ": "), {"x": [], "y": [], "marginal": marginal})
                 curve["x"].append(entry["clips"])

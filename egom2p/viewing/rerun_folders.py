@@ -13,7 +13,7 @@ import numpy as np
 
 from egom2p.config import run_main, strict
 from egom2p.contracts import Intrinsics, Stream
-from egom2p.pipelines.progress import say
+from egom2p.jobs.progress import say
 from egom2p.storage import load_json
 from egom2p.viewing import plots
 from egom2p.viewing.report import checkpoint_colours
@@ -47,8 +47,8 @@ def write_rerun_recordings(config: RerunConfig) -> list[Path]:
 
 
 def _generated(folder: Path, clip: Mapping[str, Any]) -> Path:
-    place = folder / clip["key"]
-    arrays = dict(np.load(place / "clip.npz"))
+    folder = folder / clip["key"]
+    arrays = dict(np.load(folder / "clip.npz"))
     names = [name for name in arrays if f"{name}_times_s" in arrays]
     streams = {
         name: Stream(arrays[name], arrays[f"{name}_is_valid"], arrays[f"{name}_times_s"], _unit(arrays[name]))
@@ -58,8 +58,8 @@ def _generated(folder: Path, clip: Mapping[str, Any]) -> Path:
     given = {name: stream for name, stream in streams.items() if name not in clip["made_streams"]}
     sources = {"given": Source(given, colour=plots.COLOURS[1])} if given else {}
     sources["generated"] = Source(made, context=given, colour=plots.COLOURS[0])
-    camera = load_json(place / "clip.json").get("intrinsics")
-    return write_rerun(place / "recording.rrd", sources, intrinsics=_intrinsics(camera), name=clip["key"])
+    camera = load_json(folder / "clip.json").get("intrinsics")
+    return write_rerun(folder / "recording.rrd", sources, intrinsics=_intrinsics(camera), name=clip["key"])
 
 
 def _evaluated(folder: Path, key: str, summary: Mapping[str, Any]) -> Path:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from egom2p.data.video_files import encode_webm
+from egom2p.data.clips.video_files import encode_webm
 from egom2p.viewing import page, plots
 from egom2p.viewing.panels import coloured_depth, depth_range, enlarged, samples_at_frames, side_by_side, with_gaze
 

@@ -4,9 +4,9 @@ from functools import lru_cache
 
 import numpy as np
 
-from egom2p.anytoany.chat import ChatConfig, ChatRenderer
-from egom2p.anytoany.nouns import Conversation, Media, Percept, Turn
-from egom2p.anytoany.text_tokenizer import train_tokenizer, with_reserved_tokens
+from egom2p.anytoany.conversations.chat import ChatConfig, ChatRenderer
+from egom2p.anytoany.language.language_tokenizer import train_tokenizer, with_reserved_tokens
+from egom2p.anytoany.types import Conversation, Media, Percept, Turn
 
 TEXTS = [
     "what does the wearer do in this video, and what is looked at?",

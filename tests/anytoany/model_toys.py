@@ -5,15 +5,15 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from egom2p.anytoany.chat import ChatConfig, ChatRenderer
 from egom2p.anytoany.codebooks import CodebookConfig, codebook_sizes
 from egom2p.anytoany.connectors import ConnectorConfig
-from egom2p.anytoany.language_model import LanguageModelConfig
+from egom2p.anytoany.conversations.chat import ChatConfig, ChatRenderer
+from egom2p.anytoany.conversations.packing import collate
+from egom2p.anytoany.language.language_model import LanguageModelConfig
+from egom2p.anytoany.language.language_tokenizer import train_tokenizer, with_reserved_tokens
 from egom2p.anytoany.model import AnyToAnyConfig, build_anytoany
-from egom2p.anytoany.nouns import Conversation, Media, Percept, Turn
-from egom2p.anytoany.packing import collate
 from egom2p.anytoany.perception.source import PerceptionConfig
-from egom2p.anytoany.text_tokenizer import train_tokenizer, with_reserved_tokens
+from egom2p.anytoany.types import Conversation, Media, Percept, Turn
 
 WIDTH = 10
 LLAMA = {
@@ -66,9 +66,9 @@ def toy_model(folder, *, noise=0.1, **settings):
 def toy_percept(number: int, *, rows: int | None = None, width: int = WIDTH) -> Percept:
     rng = np.random.default_rng(number)
     rows = rows or 1 + number % 4
-    place = np.zeros((rows, 3), np.int16)
-    place[:, 0] = np.arange(rows)
-    return Percept(rng.normal(size=(rows, width)).astype(np.float32), place, np.zeros(rows, np.int16))
+    position = np.zeros((rows, 3), np.int16)
+    position[:, 0] = np.arange(rows)
+    return Percept(rng.normal(size=(rows, width)).astype(np.float32), position, np.zeros(rows, np.int16))
 
 
 def percept_of(media: Media) -> Percept:

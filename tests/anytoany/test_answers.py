@@ -5,14 +5,14 @@ import pytest
 import torch
 from model_toys import BOOKS, CAM, GAZE, LLAMA, percept_of, renderer_of, talks, toy_model, toy_percept
 
+from egom2p.anytoany.answers.answer_generation import AnswerConfig, Question, answer, right_aligned
+from egom2p.anytoany.answers.grammar import SpanGrammar
+from egom2p.anytoany.answers.inference import PerceivedClip, Responder
+from egom2p.anytoany.answers.windows import WindowCaption, caption_windows, joined
 from egom2p.anytoany.connectors import ConnectorConfig
-from egom2p.anytoany.conversations import question_of
-from egom2p.anytoany.generation import AnswerConfig, Question, answer, right_aligned
-from egom2p.anytoany.grammar import SpanGrammar
-from egom2p.anytoany.nouns import Rendered
-from egom2p.anytoany.responder import PerceivedClip, Responder
-from egom2p.anytoany.text_tokenizer import end_tag, start_tag, stop_ids
-from egom2p.anytoany.windows import WindowCaption, caption_windows, joined
+from egom2p.anytoany.conversations.conversation import question_of
+from egom2p.anytoany.language.language_tokenizer import end_tag, start_tag, stop_ids
+from egom2p.anytoany.types import Rendered
 
 _SMALL = {key: value for key, value in LLAMA.items() if key != "model_type"}
 FAMILIES = {

@@ -8,12 +8,12 @@ import torch.nn.functional as F
 from model_toys import BOOKS, VECTORS, renderer_of, talks, toy_batch, toy_config, toy_model, toy_percept
 
 from egom2p.anytoany.connectors import ConnectorConfig
-from egom2p.anytoany.flops import LanguageFlops
-from egom2p.anytoany.head_loss import next_token_loss
-from egom2p.anytoany.language_model import LanguageModelConfig
-from egom2p.anytoany.nouns import Conversation, Media, Percept, Turn
-from egom2p.anytoany.packing import collate
+from egom2p.anytoany.conversations.packing import collate
+from egom2p.anytoany.language.head_loss import next_token_loss
+from egom2p.anytoany.language.language_flops import LanguageFlops
+from egom2p.anytoany.language.language_model import LanguageModelConfig
 from egom2p.anytoany.perception.source import PerceptionConfig
+from egom2p.anytoany.types import Conversation, Media, Percept, Turn
 from egom2p.layers.lora import LoraConfig
 
 
@@ -165,7 +165,7 @@ def padded(seed, width):
     """All percepts of a batch have one width; what a source does not use is 0."""
     percept = toy_percept(seed, width=width)
     features = torch.nn.functional.pad(torch.from_numpy(percept.features), (0, 6 - width)).numpy()
-    return Percept(features, percept.place, percept.source)
+    return Percept(features, percept.position, percept.source)
 
 
 def test_rows_do_not_depend_on_given_lengths(folder):

@@ -9,13 +9,13 @@ from test_anytoany_training import LLAMA, config_of, losses, whole_step
 
 from egom2p.anytoany.download import DownloadConfig, download
 from egom2p.anytoany.saving import load_anytoany
-from egom2p.anytoany.synthetic_data import SyntheticDataConfig
+from egom2p.anytoany.world.synthetic_data import SyntheticDataConfig
 from egom2p.storage import load_tensors
-from egom2p.training.anytoany_task import AnyToAnyTask
 from egom2p.training.distributed import Ranks
 from egom2p.training.loop import fit
 from egom2p.training.parallel import ParallelConfig, shard
 from egom2p.training.sharded_tensors import is_sharded
+from egom2p.training.tasks.anytoany_task import AnyToAnyTask
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")]
 GATED = {"model.connector.kind": "gated_xattn", "model.connector.dim": 16, "model.connector.num_heads": 2}
@@ -133,8 +133,8 @@ def test_loss_and_gradients_are_those_of_one_process(folder, way):
 def test_a_sharded_run_is_kept_and_loads_as_a_whole_one(folder, name):
     """Frozen weights stay where they came from, averages are offered, no file tells how many ranks there were."""
     for step in (1, 3):
-        place = f"checkpoints/step-{step:08d}/training.safetensors"
-        whole, sharded = (load_tensors(folder / f"{name}{ranks}" / place) for ranks in (1, 2))
+        position = f"checkpoints/step-{step:08d}/training.safetensors"
+        whole, sharded = (load_tensors(folder / f"{name}{ranks}" / position) for ranks in (1, 2))
         assert whole.keys() == sharded.keys()
         assert (name != "adapters") == any("embed_tokens" in key for key in whole)
         for key, tensor in whole.items():

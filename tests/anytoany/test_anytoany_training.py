@@ -11,14 +11,14 @@ import pytest
 import torch
 
 from egom2p.anytoany.download import DownloadConfig, download
-from egom2p.anytoany.synthetic_data import SyntheticDataConfig
+from egom2p.anytoany.world.synthetic_data import SyntheticDataConfig
 from egom2p.config import ConfigError, load_config
 from egom2p.storage import load_tensors, save_tensors
-from egom2p.training.anytoany_task import AnyToAnyTask, AnyToAnyTrainingConfig, train_anytoany
 from egom2p.training.distributed import Ranks
 from egom2p.training.parallel import prepare_blocks, share_gradients
 from egom2p.training.sharded_tensors import whole_tensor
 from egom2p.training.step import forward_backward
+from egom2p.training.tasks.anytoany_task import AnyToAnyTask, AnyToAnyTrainingConfig, train_anytoany
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = "cfgs/default/anytoany/8B_lora.yaml"
@@ -120,13 +120,13 @@ def test_what_is_perceived_is_never_changed(downloads, tmp_path):
     task = AnyToAnyTask(config_of(downloads, tmp_path), Ranks())
     batch = next(task.batches(0))
     seen = list(task.percepts._cache.values())
-    before = [(percept.features.copy(), percept.place.copy()) for percept in seen]
+    before = [(percept.features.copy(), percept.position.copy()) for percept in seen]
     with torch.autocast("cpu", torch.bfloat16):
         task.model(batch.to("cpu")).sums.sum().backward()
     assert len(seen) > 1
-    for percept, (features, place) in zip(seen, before, strict=True):
+    for percept, (features, position) in zip(seen, before, strict=True):
         assert percept.features.dtype == np.float32 and (percept.features == features).all()
-        assert (percept.place == place).all()
+        assert (percept.position == position).all()
 
 
 def step_gradients(downloads, tmp_path, *, batch_size, accumulation):
@@ -239,7 +239,7 @@ def test_two_ranks_equal_one_with_accumulation(downloads, tmp_path):
 
 def test_a_dry_run_of_the_published_model_fits_its_card():
     """48 GB and Llama's 8.03 billion parameters, LoRA on q and v, the published projector; nothing is loaded."""
-    from egom2p.training.anytoany_memory import estimate
+    from egom2p.training.planning.anytoany_memory import estimate
 
     sizes = "hidden_size: 4096, intermediate_size: 14336, num_hidden_layers: 32, num_attention_heads: 32"
     architecture = f"{{model_type: llama, {sizes}, num_key_value_heads: 8, vocab_size: 128256}}"

@@ -8,15 +8,15 @@ import torch
 from model_toys import BOOKS, toy_config, toy_model
 from tiny_artifacts import make_tiny_world
 
+from egom2p.anytoany.answers.answer_generation import AnswerConfig
+from egom2p.anytoany.answers.inference import Responder
 from egom2p.anytoany.generate import GenerateConfig, main, question_of_files
-from egom2p.anytoany.generation import AnswerConfig
 from egom2p.anytoany.model import build_anytoany
 from egom2p.anytoany.perception.source import PerceptionConfig
 from egom2p.anytoany.perception.vectors import percept_of_vectors
-from egom2p.anytoany.responder import Responder
 from egom2p.anytoany.saving import save_anytoany
 from egom2p.config import load_config
-from egom2p.data.video_files import write_video
+from egom2p.data.clips.video_files import write_video
 
 ANSWER = AnswerConfig(max_new_tokens=10)
 

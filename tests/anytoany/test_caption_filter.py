@@ -7,9 +7,9 @@ import pytest
 import torch
 from model_toys import WIDTH, toy_model
 
-from egom2p.anytoany.datasets import CaptionsConfig
+from egom2p.anytoany.conversations.datasets import CaptionsConfig
 from egom2p.anytoany.saving import save_anytoany
-from egom2p.pipelines.caption_filter import CaptionFilterConfig, area_under_curve, caption_nats, filter_captions
+from experiments.caption_filter import CaptionFilterConfig, area_under_curve, caption_nats, filter_captions
 
 
 def test_the_area_is_how_often_a_wrong_caption_is_less_likely():

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from model_toys import WIDTH, toy_model
 
-from egom2p.anytoany.generation import AnswerConfig
+from egom2p.anytoany.answers.answer_generation import AnswerConfig
+from egom2p.anytoany.answers.inference import Responder
 from egom2p.anytoany.perception.source import PerceptionConfig
 from egom2p.anytoany.perception.vectors import percept_of_vectors
-from egom2p.anytoany.responder import Responder
 from egom2p.anytoany.serve import INFERENCE, CaptionServer, ServeConfig
 
 CONFIG = ServeConfig(

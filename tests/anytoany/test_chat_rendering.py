@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from anytoany_toys import talk, toy_renderer, toy_tokenizer
 
-from egom2p.anytoany.chat import ChatConfig, ChatRenderer
-from egom2p.anytoany.conversations import question_of
-from egom2p.anytoany.nouns import Conversation, Media, Turn
-from egom2p.anytoany.text_tokenizer import end_tag, start_tag
+from egom2p.anytoany.conversations.chat import ChatConfig, ChatRenderer
+from egom2p.anytoany.conversations.conversation import question_of
+from egom2p.anytoany.language.language_tokenizer import end_tag, start_tag
+from egom2p.anytoany.types import Conversation, Media, Turn
 
 VIDEO, GAZE = Media("video", "clip"), Media("gaze", "eyes")
 

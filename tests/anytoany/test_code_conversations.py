@@ -2,16 +2,16 @@
 
 import numpy as np
 
-from egom2p.anytoany.code_conversations import (
+from egom2p.anytoany.conversations.datasets import InterleavedConfig, InterleavedSet
+from egom2p.anytoany.world.factor_world import ACTIONS, DIRECTIONS, OBJECTS, factor_clip, factor_rows
+from egom2p.anytoany.world.synthetic_data import _write_rows
+from experiments.code_conversations import (
     conversation_clips,
     corrupted_rows,
     dialogue_rows,
     experiment_rows,
     plan_rows,
 )
-from egom2p.anytoany.datasets import InterleavedConfig, InterleavedSet
-from egom2p.anytoany.factor_world import ACTIONS, DIRECTIONS, OBJECTS, factor_clip, factor_rows
-from egom2p.anytoany.synthetic_data import _write_rows
 
 CAPTIONS = factor_rows("caption", "train", 2)
 

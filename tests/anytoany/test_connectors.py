@@ -6,10 +6,10 @@ import torch
 from model_toys import percept_of, renderer_of, talks, toy_batch, toy_model, toy_percept
 
 from egom2p.anytoany.connectors import ConnectorConfig, build_connector
-from egom2p.anytoany.nouns import Percept
-from egom2p.anytoany.packed_attention import packed_hidden, packed_layout
-from egom2p.anytoany.packing import collate
+from egom2p.anytoany.conversations.packing import collate
+from egom2p.anytoany.language.packed_attention import packed_hidden, packed_layout
 from egom2p.anytoany.perception.tower import rows_of
+from egom2p.anytoany.types import Percept
 
 KINDS = ("global_mlp", "st_shuffle", "resampler")
 
@@ -30,9 +30,11 @@ def made(kind, *, width=10, out=12, **settings):
 
 def grid_percept(seed=0, shape=(3, 4, 2), *, drop=0):
     rng = np.random.default_rng(seed)
-    place = np.stack(np.unravel_index(np.arange(np.prod(shape)), shape), axis=1)[drop:].astype(np.int16)
+    position = np.stack(np.unravel_index(np.arange(np.prod(shape)), shape), axis=1)[drop:].astype(np.int16)
     return Percept(
-        rng.normal(size=(len(place), 10)).astype(np.float32), place, rng.integers(0, 3, len(place)).astype(np.int16)
+        rng.normal(size=(len(position), 10)).astype(np.float32),
+        position,
+        rng.integers(0, 3, len(position)).astype(np.int16),
     )
 
 
@@ -66,7 +68,7 @@ def test_an_item_does_not_depend_on_its_neighbours(kind):
         assert torch.allclose(connector(rows_of([percept]), [count]), tokens, atol=1e-5)
         # Nor on the order in which its rows come.
         order = np.random.default_rng(1).permutation(len(percept.features))
-        mixed = Percept(percept.features[order], percept.place[order], percept.source[order])
+        mixed = Percept(percept.features[order], percept.position[order], percept.source[order])
         assert torch.allclose(connector(rows_of([mixed]), [count]), tokens, atol=1e-5)
 
 
@@ -89,9 +91,9 @@ def test_shuffle_lays_neighbours_into_one_token():
     hidden = connector.reduce(connector.norm(torch.from_numpy(percept.features)))
     hidden = hidden + connector.source_table[percept.source.astype(int)]
     cells = {}
-    for row, (source, place) in enumerate(zip(percept.source, percept.place, strict=True)):
-        cell = (int(source), int(place[0]) // 2, int(place[1]) // 2, int(place[2]))
-        slot = (int(place[0]) % 2) * 2 + int(place[1]) % 2
+    for row, (source, position) in enumerate(zip(percept.source, percept.position, strict=True)):
+        cell = (int(source), int(position[0]) // 2, int(position[1]) // 2, int(position[2]))
+        slot = (int(position[0]) % 2) * 2 + int(position[1]) % 2
         cells.setdefault(cell, torch.zeros(4, 24))[slot] = hidden[row]
     wanted = torch.stack([connector.out(cells[cell].flatten()) for cell in sorted(cells)])
     assert config.span_length(percept, "video") == len(cells)
@@ -110,9 +112,9 @@ def test_pooling_lays_means_of_blocks_into_one_token():
     hidden = connector.reduce(connector.norm(torch.from_numpy(percept.features)))
     hidden = hidden + connector.source_table[percept.source.astype(int)]
     blocks = {}
-    for row, (source, place) in enumerate(zip(percept.source, percept.place, strict=True)):
-        cell = (int(source), int(place[0]) // 2, int(place[1]) // 4, int(place[2]))
-        blocks.setdefault(cell, ([], []))[int(place[1]) % 4 // 2].append(hidden[row])
+    for row, (source, position) in enumerate(zip(percept.source, percept.position, strict=True)):
+        cell = (int(source), int(position[0]) // 2, int(position[1]) // 4, int(position[2]))
+        blocks.setdefault(cell, ([], []))[int(position[1]) % 4 // 2].append(hidden[row])
     zero = torch.zeros(24)
     slots = [
         torch.cat([connector.mean_norm(torch.stack(rows).mean(0)) if rows else zero for rows in blocks[cell]])
@@ -142,7 +144,7 @@ def test_pooling_saves_parameters():
         {"cell": (5, 8, 8), "pool": (2, 8, 1)},
         {"pool": (0, 1, 1)},
         {"kind": "resampler", "pool": (1, 2, 1)},
-        {"kind": "resampler", "places": True},
+        {"kind": "resampler", "positions": True},
     ):
         with pytest.raises(ValueError, match="pool"):
             ConnectorConfig(**{"kind": "st_shuffle", **wrong})

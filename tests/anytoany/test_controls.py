@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from egom2p.anytoany.controls import check_control, controlled, partners
-from egom2p.anytoany.nouns import Media, Percept
+from egom2p.anytoany.evaluation.controls import check_control, controlled, partners
+from egom2p.anytoany.types import Media, Percept
 
 NAMES = ("rgb", "gaze")
 
@@ -14,8 +14,8 @@ def percept(media: Media) -> Percept:
     number = float(media.ref)
     source = np.array([0, 0, 0, 1, 1], np.int16)
     features = (number * 10 + np.arange(5)).astype(np.float32)[:, None] + 1
-    place = np.stack([np.arange(5)] * 3, axis=1).astype(np.int16)
-    return Percept(features, place, source)
+    position = np.stack([np.arange(5)] * 3, axis=1).astype(np.int16)
+    return Percept(features, position, source)
 
 
 ITEMS = [Media("video", str(number)) for number in range(12)] + [Media("image", str(number)) for number in range(3)]
@@ -44,11 +44,11 @@ def test_each_control_does_what_it_says():
     assert shown("true").features.tolist() == own.features.tolist()
     assert shown("shuffled").features.tolist() == other.features.tolist()
     zero = shown("zero")
-    assert not zero.features.any() and zero.place.tolist() == own.place.tolist()
+    assert not zero.features.any() and zero.position.tolist() == own.position.tolist()
     mixed = shown("shuffled gaze")
     assert mixed.features[:3].tolist() == own.features[:3].tolist()
     assert mixed.features[3:].tolist() == other.features[3:].tolist()
-    assert mixed.source.tolist() == own.source.tolist() and mixed.place.tolist() == own.place.tolist()
+    assert mixed.source.tolist() == own.source.tolist() and mixed.position.tolist() == own.position.tolist()
     first = shown("shuffled rgb")  # rows stay in the order of their modalities
     assert first.source.tolist() == own.source.tolist() and first.features[3:].tolist() == own.features[3:].tolist()
     left = shown("without gaze")

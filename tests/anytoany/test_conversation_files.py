@@ -8,8 +8,8 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from egom2p.anytoany.conversations import answer_of, conversation_of
-from egom2p.anytoany.datasets import (
+from egom2p.anytoany.conversations.conversation import answer_of, conversation_of
+from egom2p.anytoany.conversations.datasets import (
     CaptionsConfig,
     InstructConfig,
     InterleavedConfig,
@@ -17,9 +17,9 @@ from egom2p.anytoany.datasets import (
     llama3_turns,
     open_dataset,
 )
-from egom2p.anytoany.nouns import KINDS, Media
-from egom2p.anytoany.table_files import TableFiles
-from egom2p.anytoany.templates import TemplateConfig, Templates, fill, load_templates, template_path
+from egom2p.anytoany.conversations.table_files import TableFiles
+from egom2p.anytoany.conversations.templates import TemplateConfig, Templates, fill, load_templates, template_path
+from egom2p.anytoany.types import KINDS, Media
 from egom2p.config import ConfigError, cfgs_root
 
 RNG = np.random.default_rng

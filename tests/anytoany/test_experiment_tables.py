@@ -7,7 +7,7 @@ from anytoany_experiments import _COMBINATION
 from experiment_tables import TABLES
 
 from egom2p.config import load_config
-from egom2p.training.anytoany_task import AnyToAnyTrainingConfig
+from egom2p.training.tasks.anytoany_task import AnyToAnyTrainingConfig
 
 
 @pytest.mark.parametrize("name", TABLES)

@@ -4,9 +4,9 @@ from collections import Counter, defaultdict
 
 import numpy as np
 
-from egom2p.anytoany.factor_world import OBJECTS, factor_clip
-from egom2p.anytoany.synthetic_data import _balanced_rows
-from egom2p.anytoany.world_questions import ClipFacts, answer_to
+from egom2p.anytoany.world.factor_world import OBJECTS, factor_clip
+from egom2p.anytoany.world.synthetic_data import _balanced_rows
+from egom2p.anytoany.world.world_questions import ClipFacts, answer_to
 
 NAMES = ("red ball", "orange box", "pink barrel")
 
@@ -18,11 +18,11 @@ def facts(across, seen=(True, True, True)):
 
 def test_three_things_side_by_side_have_an_order():
     assert facts((0.8, 0.2, 0.5)).row == ("orange box", "pink barrel", "red ball")
-    assert answer_to("place", facts((0.8, 0.2, 0.5)), min_candidates=3) == "an orange box"
+    assert answer_to("position", facts((0.8, 0.2, 0.5)), min_candidates=3) == "an orange box"
     assert answer_to("row", facts((0.8, 0.2, 0.5)), min_candidates=3) == "an orange box, a pink barrel, a red ball"
     assert facts((0.8, 0.2, 0.21)).row is None, "too close to be left and right"
     assert facts((0.8, 0.2, 0.5), (True, False, True)).row is None
-    assert facts(None).row is None and answer_to("place", facts(None), min_candidates=1) is None
+    assert facts(None).row is None and answer_to("position", facts(None), min_candidates=1) is None
 
 
 def test_without_the_gaze_the_balanced_set_is_right_in_a_third_at_most():

@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from egom2p.anytoany.head_loss import CHUNK_ELEMENTS, next_token_loss
-from egom2p.anytoany.step_memory import LiveBytes
+from egom2p.anytoany.language.head_loss import CHUNK_ELEMENTS, next_token_loss
+from egom2p.anytoany.language.step_memory import LiveBytes
 
 WIDTH, CHUNK = 16, 2**17
 

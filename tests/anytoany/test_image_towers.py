@@ -11,25 +11,25 @@ from model_toys import toy_batch, toy_config
 from PIL import Image
 from tiny_artifacts import invented_clip, make_tiny_world
 
+from egom2p.anytoany.answers.inference import Responder
 from egom2p.anytoany.connectors import ConnectorConfig
-from egom2p.anytoany.datasets import CaptionsConfig, CaptionSet, InstructConfig, InstructSet
+from egom2p.anytoany.conversations.datasets import CaptionsConfig, CaptionSet, InstructConfig, InstructSet
+from egom2p.anytoany.conversations.templates import TemplateConfig
+from egom2p.anytoany.evaluation.harness import file_perception
 from egom2p.anytoany.model import build_anytoany
-from egom2p.anytoany.nouns import Media
-from egom2p.anytoany.percept_lookup import PerceptLookup
 from egom2p.anytoany.perception.export import ExportConfig, export
+from egom2p.anytoany.perception.feature_lookup import PerceptLookup
 from egom2p.anytoany.perception.media_files import read_clips
 from egom2p.anytoany.perception.picture_cells import PictureGrid
 from egom2p.anytoany.perception.source import PerceptionConfig, build_source
 from egom2p.anytoany.perception.timm_frames import tower_width
 from egom2p.anytoany.perception.tower import build_tower, rows_of
-from egom2p.anytoany.responder import Responder
 from egom2p.anytoany.saving import load_anytoany, save_anytoany
-from egom2p.anytoany.templates import TemplateConfig
+from egom2p.anytoany.types import Media
 from egom2p.config import to_plain
 from egom2p.contracts import TokenClip
-from egom2p.data.video_files import write_video
+from egom2p.data.clips.video_files import write_video
 from egom2p.layers.lora import LoraConfig
-from egom2p.pipelines.harness import file_perception
 from egom2p.storage import save_tensors
 
 RNG = np.random.default_rng(0)
@@ -51,17 +51,17 @@ def photo(path, height=50, width=70, **how):
 def test_pictures_come_back_out_of_their_rows(size, cells, tiles):
     grid = PictureGrid(size, cells, tiles)
     frames = RNG.integers(0, 256, (2, *grid.frame_size, 3), dtype=np.uint8)
-    rows, place = grid.rows(frames)
+    rows, position = grid.rows(frames)
     assert rows.dtype == np.uint8 and rows.shape == (2 * math.prod(tiles) * math.prod(cells), grid.row_width)
-    assert len({tuple(row) for row in place.tolist()}) == len(rows)
-    assert place.max(0).tolist() == [1, tiles[0] * cells[0] - 1, tiles[1] * cells[1] - 1]
+    assert len({tuple(row) for row in position.tolist()}) == len(rows)
+    assert position.max(0).tolist() == [1, tiles[0] * cells[0] - 1, tiles[1] * cells[1] - 1]
     pictures = grid.pictures(torch.from_numpy(rows)).numpy()
     first = np.moveaxis(pictures[: math.prod(tiles)].reshape(*tiles, 3, *size), 2, -1)
     assert (np.concatenate([np.concatenate(list(row), axis=1) for row in first]) == frames[0]).all()
     # A row holds the pixels of its place, whatever tile it lies in.
     h, w = grid.cell
     if size[0] == h * cells[0]:
-        for row, (frame, y, x) in zip(rows, place.tolist(), strict=True):
+        for row, (frame, y, x) in zip(rows, position.tolist(), strict=True):
             assert (row.reshape(h, w, 3) == frames[frame, y * h : (y + 1) * h, x * w : (x + 1) * w]).all()
     with pytest.raises(ValueError, match="made with other settings"):
         grid.pictures(torch.zeros(len(rows), grid.row_width + 3))
@@ -77,10 +77,10 @@ def test_features_are_timms_own(name):
     live = build_tower(config)
     size = live.grid.size
     pixels = RNG.integers(0, 256, (*size, 3), dtype=np.uint8)
-    rows, place = live.grid.rows(pixels[None])
+    rows, position = live.grid.rows(pixels[None])
     percept = build_source(config).perceive([invented_clip(0)])[0]
     assert len(percept.features) == len(invented_clip(0).rgb) * math.prod(live.grid.cells)
-    one = type(percept)(rows, place, np.zeros(len(rows), np.int16))
+    one = type(percept)(rows, position, np.zeros(len(rows), np.int16))
     found = live.eval()(rows_of([one]))
     original = timm.create_model(name, num_classes=0).eval()
     original.load_state_dict(live.tower.state_dict())
@@ -92,7 +92,7 @@ def test_features_are_timms_own(name):
         wanted = wanted[:, 1:]
     wanted = wanted.flatten(2).transpose(1, 2) if name == "test_resnet" else wanted.flatten(1, -2)
     assert torch.allclose(found, wanted[0], atol=1e-4)
-    assert (place[1] == [0, 0, 1]).all() and live.width == wanted.shape[-1]
+    assert (position[1] == [0, 0, 1]).all() and live.width == wanted.shape[-1]
 
 
 def test_layers_sizes_and_widths():
@@ -206,7 +206,7 @@ def test_pictures_and_videos_are_media_of_conversations(tmp_path):
     lookup = PerceptLookup([config], [], connector)
     picture, video = Media("image", str(tmp_path / "a.jpg")), Media("video", str(tmp_path / "v.mp4"))
     assert lookup.percept(picture).features.shape == (4, 32 * 32 * 3) and lookup.span_length(video) == 4
-    assert lookup.percept(video).place[:, 0].max() == 2
+    assert lookup.percept(video).position[:, 0].max() == 2
     with pytest.raises(FileNotFoundError, match=r"no\.jpg: no such picture"):
         lookup.percept(Media("image", str(tmp_path / "no.jpg")))
     for settings in ({}, {"precomputed": True}):
@@ -244,7 +244,7 @@ def test_a_trained_tower_is_saved_with_its_model(tmp_path, name):
         **{
             **vars(batch),
             "features": torch.from_numpy(np.tile(percept.features, (3, 1))).float(),
-            "place": torch.from_numpy(np.tile(percept.place, (3, 1))).long(),
+            "position": torch.from_numpy(np.tile(percept.position, (3, 1))).long(),
             "source": torch.zeros(3 * len(percept.source), dtype=torch.long),
             "percept_offsets": torch.arange(4) * len(percept.source),
         }

@@ -9,13 +9,13 @@ import pytest
 import torch
 from model_toys import LLAMA, toy_batch, toy_model
 
-from egom2p.anytoany.language_model import (
+from egom2p.anytoany.language.language_model import (
     LanguageModelConfig,
     check_language_model,
     load_language_model,
     model_settings,
 )
-from egom2p.anytoany.text_tokenizer import train_tokenizer, with_reserved_tokens
+from egom2p.anytoany.language.language_tokenizer import train_tokenizer, with_reserved_tokens
 
 _SMALL = {key: value for key, value in LLAMA.items() if key != "model_type"}
 FAMILIES = {

@@ -5,9 +5,9 @@ import torch
 from model_toys import BOOKS, percept_of, renderer_of, talks, toy_batch, toy_model
 from spy import Spy
 
+from egom2p.anytoany.answers.answer_generation import AnswerConfig, Question, answer
 from egom2p.anytoany.connectors import ConnectorConfig
-from egom2p.anytoany.conversations import question_of
-from egom2p.anytoany.generation import AnswerConfig, Question, answer
+from egom2p.anytoany.conversations.conversation import question_of
 
 
 @pytest.fixture(scope="module")

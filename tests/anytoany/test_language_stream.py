@@ -9,42 +9,42 @@ from anytoany_toys import talk, toy_percept, toy_renderer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from egom2p.anytoany.chat import ChatConfig
-from egom2p.anytoany.datasets import CaptionsConfig
-from egom2p.anytoany.loader import LanguageDataConfig, LanguageLoader
-from egom2p.anytoany.mixing import Mix, MixConfig
-from egom2p.anytoany.nouns import NO_LOSS
-from egom2p.anytoany.packing import best_fit_decreasing, collate, even_order
-from egom2p.anytoany.templates import TemplateConfig, Templates
+from egom2p.anytoany.conversations.chat import ChatConfig
+from egom2p.anytoany.conversations.conversation_loader import LanguageDataConfig, LanguageLoader
+from egom2p.anytoany.conversations.datasets import CaptionsConfig
+from egom2p.anytoany.conversations.mixing import Mix, MixConfig
+from egom2p.anytoany.conversations.packing import best_fit_decreasing, collate, even_order
+from egom2p.anytoany.conversations.templates import TemplateConfig, Templates
+from egom2p.anytoany.types import NO_LOSS
 from egom2p.data.clip_order import clip_rng
 
 
 def test_round_robin_by_progress_uses_every_sample_once_an_epoch():
     sizes = {"a": 7, "b": 100, "c": 3}
     mix = Mix(sizes, MixConfig(), seed=0)
-    places = [mix.locate(place) for place in range(330)]
+    positions = [mix.locate(position) for position in range(330)]
     for epoch in range(3):
-        seen = Counter((name, index) for name, _, index in places[epoch * 110 : (epoch + 1) * 110])
+        seen = Counter((name, index) for name, _, index in positions[epoch * 110 : (epoch + 1) * 110])
         assert set(seen.values()) == {1} and len(seen) == 110
     # Progress is even: at half an epoch every data set is half through, to a sample.
-    half = Counter(name for name, _, _ in places[:55])
+    half = Counter(name for name, _, _ in positions[:55])
     assert all(abs(half[name] - size / 2) <= 1 for name, size in sizes.items())
-    orders = [[index for name, _, index in places[e * 110 : (e + 1) * 110] if name == "b"] for e in range(2)]
+    orders = [[index for name, _, index in positions[e * 110 : (e + 1) * 110] if name == "b"] for e in range(2)]
     assert orders[0] != orders[1] and orders[0] != sorted(orders[0])
 
 
 @settings(max_examples=60, deadline=None)
 @given(
-    weights=st.lists(st.floats(0.01, 50), min_size=1, max_size=6), place=st.integers(0, 5000), seed=st.integers(0, 9)
+    weights=st.lists(st.floats(0.01, 50), min_size=1, max_size=6), position=st.integers(0, 5000), seed=st.integers(0, 9)
 )
-def test_seeking_equals_walking(weights, place, seed):
+def test_seeking_equals_walking(weights, position, seed):
     sizes = {f"d{number}": 5 + number for number in range(len(weights))}
     config = MixConfig(weights=dict(zip(sizes, weights, strict=True)))
     walked = Mix(sizes, config, seed=seed)
-    place = place % 400
-    for number in range(place):
+    position = position % 400
+    for number in range(position):
         walked.locate(number)
-    assert Mix(sizes, config, seed=seed).locate(place) == walked.locate(place)
+    assert Mix(sizes, config, seed=seed).locate(position) == walked.locate(position)
 
 
 def test_temperature_and_weights():
@@ -152,8 +152,8 @@ def test_templates_do_not_depend_on_the_number_of_ranks_and_are_drawn_evenly(cap
     templates = Templates(TemplateConfig(file="caption_video"))
     counts = Counter()
     one = loader(captions)
-    for place in range(83 * 10):
-        name, before, index = one.mix.locate(place)
+    for position in range(83 * 10):
+        name, before, index = one.mix.locate(position)
         counts[templates.draw(clip_rng(0, f"template of {name}", before))] += 1
     expected = 83 * 10 / len(templates)
     chi_square = sum((counts[text] - expected) ** 2 / expected for text in templates.texts)
@@ -187,10 +187,10 @@ def test_workers_change_nothing(captions, batching):
     assert next(again).ids.tolist() == take(alone.batches(consumed), 1)[0].ids.tolist()
 
 
-def test_a_place_inside_a_row_cannot_be_resumed_from(captions):
+def test_a_position_inside_a_row_cannot_be_resumed_from(captions):
     one = loader(captions)
     starts = np.cumsum([0, *(row.num_consumed for row in one.window_rows(0))])
-    inside = next(place for place in range(83) if place not in starts)
+    inside = next(position for position in range(83) if position not in starts)
     with pytest.raises(ValueError, match="no row begins there"):
         next(loader(captions).rows(inside))
 

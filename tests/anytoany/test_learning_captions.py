@@ -5,14 +5,14 @@ import pytest
 import torch
 from model_toys import LLAMA, renderer_of, toy_config
 
-from egom2p.anytoany.chat import ChatConfig, ChatRenderer
+from egom2p.anytoany.answers.answer_generation import AnswerConfig, Question, answer
 from egom2p.anytoany.codebooks import CodebookConfig
 from egom2p.anytoany.connectors import ConnectorConfig
-from egom2p.anytoany.conversations import answer_of, question_of
-from egom2p.anytoany.generation import AnswerConfig, Question, answer
+from egom2p.anytoany.conversations.chat import ChatConfig, ChatRenderer
+from egom2p.anytoany.conversations.conversation import answer_of, question_of
+from egom2p.anytoany.conversations.packing import collate
 from egom2p.anytoany.model import build_anytoany
-from egom2p.anytoany.nouns import Conversation, Media, Percept, Turn
-from egom2p.anytoany.packing import collate
+from egom2p.anytoany.types import Conversation, Media, Percept, Turn
 
 WORDS = (
     ("push", "lift", "open", "turn", "wash"),
@@ -73,7 +73,7 @@ def test_unseen_combinations_are_captioned_with_several_tokens(tmp_path, kind, c
         def shown(media):
             percept = percept_of(int(media.ref))
             noisy = percept.features + 0.3 * rng.normal(size=percept.features.shape).astype(np.float32)
-            return Percept(noisy, percept.place, percept.source)
+            return Percept(noisy, percept.position, percept.source)
 
         talks = [
             Conversation(str(n), (Turn("user", (Media("video", str(n)), "what?")), Turn("assistant", (caption_of(n),))))
@@ -92,7 +92,7 @@ def test_unseen_combinations_are_captioned_with_several_tokens(tmp_path, kind, c
         return np.mean([one.text == answer_of(talk) for one, talk in zip(said, unseen, strict=True)])
 
     true = [percept_of(int(talk.key)) for talk in unseen]
-    zero = [Percept(0 * percept.features, percept.place, percept.source) for percept in true]
+    zero = [Percept(0 * percept.features, percept.position, percept.source) for percept in true]
     assert exact(true) >= 0.9
     assert exact(true[1:] + true[:1]) <= 0.2 and exact(zero) <= 0.2
 

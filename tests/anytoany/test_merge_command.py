@@ -3,10 +3,10 @@
 import pytest
 from model_toys import LLAMA, toy_model
 
-from egom2p.anytoany.language_model import LanguageModelConfig, load_language_model
+from egom2p.anytoany.language.language_model import LanguageModelConfig, load_language_model
+from egom2p.anytoany.language.language_tokenizer import train_tokenizer
 from egom2p.anytoany.merge import MergeConfig, merge
 from egom2p.anytoany.saving import save_anytoany
-from egom2p.anytoany.text_tokenizer import train_tokenizer
 
 
 def saved(tmp_path, dtype):

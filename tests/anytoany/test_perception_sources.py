@@ -8,9 +8,9 @@ import torch
 from tiny_artifacts import invented_clip, make_tiny_world
 
 from egom2p.anytoany.perception.export import ExportConfig, export
+from egom2p.anytoany.perception.feature_store import CARD, LEDGER, PerceptStore, PerceptWriter
 from egom2p.anytoany.perception.source import PerceptionConfig, build_source, source_of_kind
-from egom2p.anytoany.perception.store import CARD, LEDGER, PerceptStore, PerceptWriter
-from egom2p.anytoany.perception.token_percepts import percept_of_tokens
+from egom2p.anytoany.perception.token_features import percept_of_tokens
 from egom2p.anytoany.perception.tower import EncoderTower, build_tower, rows_of
 from egom2p.anytoany.perception.vectors import VectorFiles
 from egom2p.contracts import ModalitySpec, TokenClip, TokenGrid, TokenizerMismatch
@@ -53,13 +53,13 @@ def checkpoint(request, tmp_path_factory):
     return model.eval(), str(folder)
 
 
-def test_codes_carry_their_places():
+def test_codes_carry_their_positions():
     percept = percept_of_tokens(CLIPS[0], SPECS)
     assert percept.features.shape == (24 + 5 + 3, 1) and percept.source.tolist() == [0] * 24 + [1] * 5 + [2] * 3
     assert percept.features[:, 0].tolist() == np.concatenate(list(CLIPS[0].tokens.values())).tolist()
-    assert percept.place[7].tolist() == [0, 1, 3] and percept.place[24 + 4].tolist() == [4, 0, 0]
+    assert percept.position[7].tolist() == [0, 1, 3] and percept.position[24 + 4].tolist() == [4, 0, 0]
     partly = TokenClip("p", {"tok_gaze": np.array([3, -1, 2, -1, -1])})
-    assert percept_of_tokens(partly, SPECS).place[:, 0].tolist() == [0, 2]
+    assert percept_of_tokens(partly, SPECS).position[:, 0].tolist() == [0, 2]
     with pytest.raises(ValueError, match="none of the perceived"):
         percept_of_tokens(CLIPS[1], SPECS[:1])
     with pytest.raises(ValueError, match="wanted at most 5 below 7"):
@@ -93,7 +93,7 @@ def test_states_are_those_of_the_encoder(checkpoint, modalities, layer):
         assert len(percept.features) == len(wanted) and torch.allclose(ours, wanted, atol=1e-5)
     exported = build_source(PerceptionConfig(**{**vars_of(config), "precomputed": True})).perceive(CLIPS)
     assert all(np.allclose(one.features, two.numpy(), atol=1e-5) for one, two in zip(exported, states, strict=True))
-    assert all((one.place == two.place).all() for one, two in zip(exported, percepts, strict=True))
+    assert all((one.position == two.position).all() for one, two in zip(exported, percepts, strict=True))
 
 
 def vars_of(config):
@@ -197,7 +197,7 @@ def test_vectors_of_files(tmp_path):
         ("v.npy#3", vectors[3:]),
     ):
         percept = files[str(tmp_path / ref)]
-        assert np.allclose(percept.features, wanted) and percept.place[:, 0].tolist() == list(range(len(wanted)))
+        assert np.allclose(percept.features, wanted) and percept.position[:, 0].tolist() == list(range(len(wanted)))
     for ref, message in (
         ("v.parquet#4", "from 0 to 3"),
         ("v.parquet", "from 0 to 3"),

@@ -9,12 +9,12 @@ from model_toys import BOOKS, LLAMA, toy_batch, toy_config, toy_model, toy_perce
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from egom2p.anytoany.answers.answer_generation import AnswerConfig
+from egom2p.anytoany.answers.inference import Responder
 from egom2p.anytoany.connectors import ConnectorConfig
-from egom2p.anytoany.generation import AnswerConfig
-from egom2p.anytoany.language_model import LanguageModelConfig, load_language_model
-from egom2p.anytoany.responder import Responder
+from egom2p.anytoany.language.language_model import LanguageModelConfig, load_language_model
+from egom2p.anytoany.language.language_tokenizer import train_tokenizer
 from egom2p.anytoany.saving import load_anytoany, merge_into_plain, save_anytoany, save_merged
-from egom2p.anytoany.text_tokenizer import train_tokenizer
 from egom2p.layers.lora import LoraConfig
 from egom2p.storage import load_json, load_tensors, save_tensors
 

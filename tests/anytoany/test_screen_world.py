@@ -9,37 +9,39 @@ import torch
 from PIL import Image
 
 from egom2p.anytoany.connectors import ConnectorConfig
-from egom2p.anytoany.datasets import InterleavedConfig, open_dataset
-from egom2p.anytoany.nouns import Percept
-from egom2p.anytoany.percept_lookup import PerceptLookup
+from egom2p.anytoany.conversations.datasets import InterleavedConfig, open_dataset
+from egom2p.anytoany.perception.feature_lookup import PerceptLookup
 from egom2p.anytoany.perception.picture_cells import PictureGrid
 from egom2p.anytoany.perception.source import PerceptionConfig
 from egom2p.anytoany.perception.tower import build_tower
-from egom2p.anytoany.screen_conversations import questions, screen_texts, write_screens
-from egom2p.anytoany.screen_reader import ScreenReaderConfig, reading_order, teach
-from egom2p.anytoany.screen_world import ICONS, PLACES, WORDS, changed, picture, places_of, screen
+from egom2p.anytoany.types import Percept
 from egom2p.config import load_config
 from egom2p.data.clip_order import clip_rng
 from egom2p.storage import load_tensors
-from egom2p.training.anytoany_task import AnyToAnyTrainingConfig
+from egom2p.training.tasks.anytoany_task import AnyToAnyTrainingConfig
+from experiments.screen_conversations import questions, screen_texts, write_screens
+from experiments.screen_reader import ScreenReaderConfig, reading_order, teach
+from experiments.screen_world import ICONS, POSITIONS, WORDS, changed, picture, positions_of, screen
 
 TRAIN = [f"screen-train-0-{number}" for number in range(200)]
 UNSEEN = [f"screen-unseen-12-{number}" for number in range(100)]
 SIDE = 80
 
 
-def places_that_differ(one, two):
+def positions_that_differ(one, two):
     differs = np.abs(np.asarray(one, int) - np.asarray(two, int)).sum(-1)
-    return {place for place in range(9) if differs[place // 3 * SIDE :, place % 3 * SIDE :][:SIDE, :SIDE].any()}
+    return {
+        position for position in range(9) if differs[position // 3 * SIDE :, position % 3 * SIDE :][:SIDE, :SIDE].any()
+    }
 
 
 def test_unseen_layouts_are_unseen():
     def seen(names):
-        return {(e.word, e.place) for name in names for e in screen(name) if e.kind != "icon"}
+        return {(e.word, e.position) for name in names for e in screen(name) if e.kind != "icon"}
 
     assert not seen(TRAIN) & seen(UNSEEN)
     for word in WORDS:
-        train, unseen = (set(places_of(word, split)) for split in ("train", "unseen"))
+        train, unseen = (set(positions_of(word, split)) for split in ("train", "unseen"))
         assert train | unseen == set(range(9)) and not train & unseen and len(unseen) == 2
     # All that a split may show is shown, and each word is as frequent as any other.
     assert len(seen(TRAIN)) > 0.95 * 7 * len(WORDS)
@@ -49,16 +51,16 @@ def test_unseen_layouts_are_unseen():
 def test_answers_are_what_is_shown():
     for name in (*TRAIN[:40], *UNSEEN[:40]):
         elements, asked = screen(name), questions(name)
-        assert len({e.place for e in elements}) == len({e.word for e in elements}) == 5
+        assert len({e.position for e in elements}) == len({e.word for e in elements}) == 5
         nothing = picture(name, ())
         shown = picture(name, elements)
         # Everything stays inside its place, and nowhere else is anything.
-        assert places_that_differ(nothing, shown) == {e.place for e in elements}
+        assert positions_that_differ(nothing, shown) == {e.position for e in elements}
         ((_, said),) = asked["read"]
         word_at = dict(part.split(" ") for part in said.split(", "))
-        assert word_at == {PLACES[e.place]: e.word for e in elements}
+        assert word_at == {POSITIONS[e.position]: e.word for e in elements}
         assert all(word_at[question.split()[-2]] == word for question, word in asked["text"])
-        assert all(word_at[place] == question.split()[-1][:-1] for question, place in asked["where"])
+        assert all(word_at[position] == question.split()[-1][:-1] for question, position in asked["where"])
 
 
 def test_changes_are_where_they_are_said_to_be():
@@ -66,18 +68,18 @@ def test_changes_are_where_they_are_said_to_be():
     for name in [f"change-{split}-0-{number}" for split in ("train", "unseen") for number in range(60)]:
         after, said = changed(name)
         before = screen(name)
-        where = {e.word: e.place for e in before} | {e.word: e.place for e in after}
-        differing = places_that_differ(picture(name, before), picture(name, after))
+        where = {e.word: e.position for e in before} | {e.word: e.position for e in after}
+        differing = positions_that_differ(picture(name, before), picture(name, after))
         first = said.split()[0]
         kinds.add(said.split()[1])
         if "moved" in said:
-            now = next(e.place for e in after if e.word == first)
-            assert differing == {next(e.place for e in before if e.word == first), now}
-            assert said == f"{first} moved {PLACES[now]}"
+            now = next(e.position for e in after if e.word == first)
+            assert differing == {next(e.position for e in before if e.word == first), now}
+            assert said == f"{first} moved {POSITIONS[now]}"
         else:
             assert differing == {where[first]} and first not in {e.word for e in after}
         new = [e for e in after if e not in before and e.kind != "icon"]
-        assert all(e.place in places_of(e.word, name.split("-")[1]) for e in new)
+        assert all(e.position in positions_of(e.word, name.split("-")[1]) for e in new)
     assert kinds == {"became", "moved", "is"}
 
 
@@ -90,7 +92,7 @@ def test_files_are_perceived_as_conversations(tmp_path):
     for file, num_frames in (("train.jsonl", 1), ("change_train.jsonl", 2), ("text_8px_unseen.jsonl", 1)):
         opened = open_dataset(InterleavedConfig(files=(str(folder / file),), folder=str(folder)))
         (media,) = opened.conversation(1, clip_rng(0, "")).media
-        assert lookup.percept(media).place[:, 0].max() == num_frames - 1
+        assert lookup.percept(media).position[:, 0].max() == num_frames - 1
         with Image.open(media.ref) as found:
             name = media.ref.rsplit("/", 1)[1].removesuffix(".png")
             assert (np.asarray(found.convert("RGB")) == np.asarray(picture(name, screen(name)))).all()

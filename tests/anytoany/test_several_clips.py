@@ -5,9 +5,9 @@ import re
 import numpy as np
 import pytest
 
-from egom2p.anytoany.factor_world import PARTS, factor_clip, factor_rows, factors_of
-from egom2p.anytoany.reference_text import passages, reference_rows
-from egom2p.anytoany.several_clips import PLACES, changed_rows, named_rows, thing_clips, which_rows
+from egom2p.anytoany.world.factor_world import PARTS, factor_clip, factor_rows, factors_of
+from egom2p.anytoany.world.reference_text import passages, reference_rows
+from experiments.several_clips import POSITIONS, changed_rows, named_rows, thing_clips, which_rows
 
 CAPTIONS = factor_rows("caption", "train", 2)
 
@@ -27,11 +27,11 @@ def test_one_clip_shows_what_is_asked_and_permuted_clips_permute_the_answer(num_
         orders = rows[start : start + num_clips]
         assert len({texts_of(row)[0] for row in orders}) == 1
         assert len({frozenset(item["ref"] for item in row["media"]) for row in orders}) == 1
-        for place, row in zip(PLACES, orders, strict=False):
+        for position, row in zip(POSITIONS, orders, strict=False):
             asked, said = texts_of(row)
             is_there = [any(f" {word}?" in asked for word in shown(item)) for item in row["media"]]
-            assert [PLACES[n] for n in np.flatnonzero(is_there)] == [place]
-            assert said.endswith(f". the {place}")
+            assert [POSITIONS[n] for n in np.flatnonzero(is_there)] == [position]
+            assert said.endswith(f". the {position}")
             for told, item, is_it in zip(said.partition(". ")[0].split(", "), row["media"], is_there, strict=True):
                 _, _, words = told.partition(" ")
                 assert any(words == f"{word} {'yes' if is_it else 'no'}" for word in shown(item))
@@ -73,8 +73,8 @@ def test_a_name_belongs_to_the_thing_that_is_shown_again():
         assert new not in [factors_of(item["ref"])[:2] for item in removed["media"][:-1]]
         *marks, mark = re.findall(r": (\w+)", texts_of(in_words)[0])
         told = [
-            f"{place} {name} {one} {'yes' if one == mark else 'no'}"
-            for place, name, one in zip(PLACES, names, marks, strict=True)
+            f"{position} {name} {one} {'yes' if one == mark else 'no'}"
+            for position, name, one in zip(POSITIONS, names, marks, strict=True)
         ]
         assert texts_of(in_words)[1] == said and said.startswith(f"this {mark}. {', '.join(told)}. ")
         assert in_words["media"] == [] and "{video}" not in "".join(texts_of(in_words))

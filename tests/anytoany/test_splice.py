@@ -7,11 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from model_toys import percept_of, renderer_of, talks, toy_model, toy_percept
 
+from egom2p.anytoany.answers.answer_generation import Question, right_aligned
+from egom2p.anytoany.answers.inference import Responder
 from egom2p.anytoany.connectors import ConnectorConfig
-from egom2p.anytoany.conversations import question_of
-from egom2p.anytoany.generation import Question, right_aligned
-from egom2p.anytoany.packing import collate
-from egom2p.anytoany.responder import Responder
+from egom2p.anytoany.conversations.conversation import question_of
+from egom2p.anytoany.conversations.packing import collate
 from egom2p.anytoany.splice import splice
 
 MEDIA = 99
@@ -19,7 +19,7 @@ MEDIA = 99
 
 @settings(max_examples=80, deadline=None)
 @given(st.data())
-def test_every_token_lies_in_its_place_and_nothing_else_moves(data):
+def test_every_token_lies_in_its_position_and_nothing_else_moves(data):
     num_rows = data.draw(st.integers(1, 3))
     lengths = data.draw(st.lists(st.lists(st.integers(1, 64), max_size=4), min_size=num_rows, max_size=num_rows))
     width = max(sum(row) + 2 * len(row) for row in lengths) + 3

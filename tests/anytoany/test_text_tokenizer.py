@@ -4,8 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from egom2p.anytoany.nouns import KINDS
-from egom2p.anytoany.text_tokenizer import (
+from egom2p.anytoany.language.language_tokenizer import (
     MEDIA,
     code_token,
     load_text_tokenizer,
@@ -16,6 +15,7 @@ from egom2p.anytoany.text_tokenizer import (
     train_tokenizer,
     with_reserved_tokens,
 )
+from egom2p.anytoany.types import KINDS
 
 BOOKS = [("gaze", 13), ("cam", 5)]
 TALK = [

@@ -6,12 +6,12 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from egom2p.anytoany.conversations import answer_of
-from egom2p.anytoany.factor_world import OBJECTS, combinations, factor_clip, factor_rows, factor_specs
-from egom2p.anytoany.world_questions import ClipFacts, WorldQuestionsConfig, WorldQuestionSet, answer_to
+from egom2p.anytoany.conversations.conversation import answer_of
+from egom2p.anytoany.world.factor_world import OBJECTS, combinations, factor_clip, factor_rows, factor_specs
+from egom2p.anytoany.world.world_questions import ClipFacts, WorldQuestionsConfig, WorldQuestionSet, answer_to
 from egom2p.contracts import AlignedClip, Provenance, Stream
-from egom2p.data.alignment import ClipConfig, cut_clips
-from egom2p.data.clip_store import write_clips
+from egom2p.data.clips.clip_alignment import ClipConfig, cut_clips
+from egom2p.data.clips.clip_store import write_clips
 from egom2p.data.recordings.synthetic import GazeConfig, MoversConfig, SyntheticReader, SyntheticWorldConfig
 
 NAMES = ["red ball", "orange box", "pink barrel"]
@@ -88,7 +88,7 @@ def test_where_the_eyes_are_tells_what_is_looked_at_and_nothing_else_does():
     reader = SyntheticReader(gaze_world(recordings_per_room=4))
     config = ClipConfig(height=64, width=64)
     clips = [cut for index in range(len(reader)) for cut in cut_clips(reader.outline(index), config)]
-    places, by_gaze = Counter(), []
+    positions, by_gaze = Counter(), []
     for cut in clips:
         facts = ClipFacts.of(cut)
         if facts.looked_at is None or len(facts.candidates) < 3:
@@ -98,10 +98,12 @@ def test_where_the_eyes_are_tells_what_is_looked_at_and_nothing_else_does():
         is_valid_S = cut.gaze_is_valid
         distance_M = np.linalg.norm(views_SM3[is_valid_S, :, :2] - cut.gaze[is_valid_S][:, None], axis=-1)
         by_gaze.append(facts.names[int(np.median(distance_M, axis=0).argmin())] == facts.looked_at)
-        places[int(np.argsort(views_SM3[:, :, 0].mean(axis=0)).tolist().index(facts.names.index(facts.looked_at)))] += 1
+        positions[
+            int(np.argsort(views_SM3[:, :, 0].mean(axis=0)).tolist().index(facts.names.index(facts.looked_at)))
+        ] += 1
     assert len(by_gaze) > 50 and np.mean(by_gaze) > 0.95
     # Left, middle and right are looked at alike: a guess from the picture is right one time in three.
-    shares = np.array([places[place] for place in range(3)]) / len(by_gaze)
+    shares = np.array([positions[position] for position in range(3)]) / len(by_gaze)
     assert abs(shares - 1 / 3).max() < 0.2
 
 

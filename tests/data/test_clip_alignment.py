@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from egom2p.contracts import Intrinsics, Provenance, Recording, Stream
-from egom2p.data.alignment import ClipConfig, RecordingTooShort, clip_key, cut_clips, plan_clips
-from egom2p.data.cropping import centre_crop, crop_depth, crop_gaze, crop_intrinsics
-from egom2p.data.resampling import track_at
+from egom2p.data.clips.clip_alignment import ClipConfig, RecordingTooShort, clip_key, cut_clips, plan_clips
+from egom2p.data.clips.cropping import centre_crop, crop_depth, crop_gaze, crop_intrinsics
+from egom2p.data.clips.resampling import track_at
 from egom2p.geometry import project
 
 CONFIG = ClipConfig(height=16, width=16)

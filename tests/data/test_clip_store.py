@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from egom2p.contracts import AlignedClip, Intrinsics, Provenance, Stream
-from egom2p.data.clip_store import ClipStore, stored_datasets, write_clips
+from egom2p.data.clips.clip_store import ClipStore, stored_datasets, write_clips
 
 
 def make_clip(key, rng, *, has_gaze=True):

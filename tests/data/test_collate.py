@@ -1,4 +1,4 @@
-"""Packing: rows sorted by clip, modality, place; lengths add up; empty segments keep their place."""
+"""Packing: rows sorted by clip, modality, position; lengths add up; empty segments keep their place."""
 
 import numpy as np
 import pytest
@@ -33,14 +33,14 @@ def test_rows_are_the_clips_laid_end_to_end(num_registers):
     for number, clip in enumerate(clips):
         rows = slice(batch.input_offsets[number], batch.input_offsets[number + 1])
         assert batch.input_modality[rows][:num_registers].tolist() == [len(specs)] * num_registers
-        assert batch.input_place[rows][:num_registers].tolist() == list(range(num_registers))
+        assert batch.input_position[rows][:num_registers].tolist() == list(range(num_registers))
         inputs = [
-            (index, place, word)
+            (index, position, word)
             for index, spec in enumerate(specs)
             if spec.name in clip.input_ids
-            for place, word in zip(clip.input_places[spec.name], clip.input_ids[spec.name], strict=True)
+            for position, word in zip(clip.input_positions[spec.name], clip.input_ids[spec.name], strict=True)
         ]
-        columns = (batch.input_modality, batch.input_place, batch.input_ids)
+        columns = (batch.input_modality, batch.input_position, batch.input_ids)
         found = list(zip(*(column[rows][num_registers:].tolist() for column in columns), strict=True))
         assert found == inputs
         for index, spec in enumerate(specs):
@@ -48,7 +48,7 @@ def test_rows_are_the_clips_laid_end_to_end(num_registers):
             rows = slice(batch.segment_offsets[segment], batch.segment_offsets[segment + 1])
             for column, wanted in (
                 (batch.target_ids, clip.target_ids),
-                (batch.target_place, clip.target_places),
+                (batch.target_position, clip.target_positions),
                 (batch.query_ids, clip.query_ids),
             ):
                 assert column[rows].tolist() == list(wanted.get(spec.name, []))
@@ -70,12 +70,12 @@ def test_types_are_small_and_a_full_clip_ships_in_32_kilobytes():
     specs = default_specs()
     batch = collate(masked_clips(specs, 2, tokens=2048), specs)
     assert batch.input_lengths == batch.target_lengths == (2048, 2048)
-    assert (batch.input_ids.dtype, batch.input_place.dtype, batch.target_modality.dtype) == (
+    assert (batch.input_ids.dtype, batch.input_position.dtype, batch.target_modality.dtype) == (
         torch.int32,
         torch.int16,
         torch.uint8,
     )
-    assert batch.shipped_bytes / 2 <= 32_000
+    assert batch.transfer_bytes / 2 <= 32_000
     moved = batch.to("meta")
     assert moved.query_ids.shape == moved.head_order.shape == batch.target_ids.shape
     same = batch.to("cpu")

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from egom2p.data.alignment import ClipConfig, cut_clips, plan_clips
+from egom2p.data.clips.clip_alignment import ClipConfig, cut_clips, plan_clips
 from egom2p.data.recordings.conversion import convert, detect_format
 from egom2p.data.recordings.plain_folder import PlainFolderReader
 from egom2p.geometry import inverse_poses, pixel_grid, project, unproject

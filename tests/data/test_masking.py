@@ -1,4 +1,4 @@
-"""Masking: exact disjoint places, domains honoured, mixtures in proportion, text spelled out."""
+"""Masking: exact disjoint positions, domains honoured, mixtures in proportion, text spelled out."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from token_shards import random_clip, text_spec, tiny_specs
 from egom2p.contracts import TokenClip
 from egom2p.data.masking import AlphasConfig, MaskingConfig, ModalityAlphas, TransferConfig, UnifiedMasking
 from egom2p.data.modality_info import default_specs
-from egom2p.data.place_draws import draw_connected, draw_split
+from egom2p.data.position_draws import draw_connected, draw_split
 from egom2p.data.sequence_masking import mask_sequence
 from egom2p.data.transfer_masking import TransferMasking
 
@@ -28,15 +28,15 @@ def masking_of(alphas=None, specs=SPECS, **settings_):
 
 
 def check(masked, clip, specs=SPECS):
-    """Places ascending, ids those of the places, no place on both sides."""
+    """Positions ascending, ids those of the positions, no position on both sides."""
     for spec in specs:
-        sides = [(masked.input_ids, masked.input_places), (masked.target_ids, masked.target_places)]
-        found = [(ids.get(spec.name), places.get(spec.name)) for ids, places in sides]
-        for ids, places in found:
+        sides = [(masked.input_ids, masked.input_positions), (masked.target_ids, masked.target_positions)]
+        found = [(ids.get(spec.name), positions.get(spec.name)) for ids, positions in sides]
+        for ids, positions in found:
             if ids is not None:
-                assert len(ids) > 0 and (np.diff(places) > 0).all()
-                assert np.array_equal(ids, clip.tokens[spec.name][places])
-        if all(places is not None for _, places in found):
+                assert len(ids) > 0 and (np.diff(positions) > 0).all()
+                assert np.array_equal(ids, clip.tokens[spec.name][positions])
+        if all(positions is not None for _, positions in found):
             assert not set(found[0][1].tolist()) & set(found[1][1].tolist())
     assert all((queries == -1).all() for queries in masked.query_ids.values())
 
@@ -53,11 +53,14 @@ def num_tokens(side):
     st.sampled_from(["random", "block", "tube"]),
     st.sampled_from(["random", "span"]),
 )
-def test_inputs_and_targets_are_disjoint_and_exact(seed, num_input, num_target, grid_places, track_places):
+def test_inputs_and_targets_are_disjoint_and_exact(seed, num_input, num_target, grid_positions, track_positions):
     rng = np.random.default_rng(seed)
     clip = random_clip(SPECS, rng)
     masking = masking_of(
-        max_input_tokens=num_input, max_target_tokens=num_target, grid_places=grid_places, track_places=track_places
+        max_input_tokens=num_input,
+        max_target_tokens=num_target,
+        grid_positions=grid_positions,
+        track_positions=track_positions,
     )
     masked = masking(clip, rng)
     check(masked, clip)
@@ -66,30 +69,32 @@ def test_inputs_and_targets_are_disjoint_and_exact(seed, num_input, num_target, 
     assert num_tokens(masked.target_ids) == min(num_target, total - num_tokens(masked.input_ids))
 
 
-@pytest.mark.parametrize("places", ["random", "block", "tube", "span"])
-def test_draws_of_places_are_exact(places, rng):
-    shape = (30,) if places == "span" else (3, 4, 5)
+@pytest.mark.parametrize("positions", ["random", "block", "tube", "span"])
+def test_draws_of_positions_are_exact(positions, rng):
+    shape = (30,) if positions == "span" else (3, 4, 5)
     size = int(np.prod(shape))
     for num_input, num_target in [(0, 0), (5, 7), (0, size), (size, 0), (size - 3, 3)]:
         counts = {"num_input": num_input, "num_target": num_target, "rng": rng}
         inputs, targets = (
-            draw_split(size, **counts) if places == "random" else draw_connected(shape, places=places, **counts)
+            draw_split(size, **counts)
+            if positions == "random"
+            else draw_connected(shape, positions=positions, **counts)
         )
         assert (len(inputs), len(targets)) == (num_input, num_target)
         assert len(set(inputs.tolist()) | set(targets.tolist())) == num_input + num_target
-        if places == "span" and num_target:
+        if positions == "span" and num_target:
             assert targets[-1] - targets[0] == num_target - 1
-        if places == "tube" and num_target == 3:
+        if positions == "tube" and num_target == 3:
             assert len(set((targets % 20).tolist())) == 1
     with pytest.raises(ValueError, match="do not fit"):
         draw_split(size, num_input=size, num_target=1, rng=rng)
 
 
-def test_every_place_is_equally_likely(rng):
+def test_every_position_is_equally_likely(rng):
     counts = np.zeros((2, 20))
     for _ in range(4000):
-        for side, places in enumerate(draw_split(20, num_input=5, num_target=5, rng=rng)):
-            counts[side, places] += 1
+        for side, positions in enumerate(draw_split(20, num_input=5, num_target=5, rng=rng)):
+            counts[side, positions] += 1
     assert np.abs(counts / 4000 - 0.25).max() < 0.04
 
 
@@ -113,7 +118,9 @@ def test_mixture_follows_its_weights_and_skips_impossible_tasks(rng):
         sampling_weights=[0.3],
         transfers={
             "rgb_to_all": TransferConfig(weight=0.6, inputs=["tok_rgb"], targets=["tok_depth", "tok_smell"]),
-            "depth_to_rgb": TransferConfig(weight=0.1, inputs=["tok_depth"], targets=["tok_rgb"], places_per_input=5),
+            "depth_to_rgb": TransferConfig(
+                weight=0.1, inputs=["tok_depth"], targets=["tok_rgb"], positions_per_input=5
+            ),
         },
     )
     masking = masking_of(alphas)
@@ -135,7 +142,7 @@ def test_mixture_follows_its_weights_and_skips_impossible_tasks(rng):
 
 
 def test_modalities_that_are_always_targets(rng):
-    transfers = {"t": TransferConfig(weight=1.0, inputs=["tok_depth"], targets=["tok_rgb"], places_per_target=20)}
+    transfers = {"t": TransferConfig(weight=1.0, inputs=["tok_depth"], targets=["tok_rgb"], positions_per_target=20)}
     masking = masking_of(alphas_of(NAMES, [10.0], always_target=["tok_smell"], transfers=transfers))
     for _ in range(200):
         clip = random_clip(SPECS, rng)
@@ -157,7 +164,7 @@ def test_input_dropout_keeps_targets(rng):
     assert 150 < dropped < 250
 
 
-def test_transfer_takes_all_places(rng):
+def test_transfer_takes_all_positions(rng):
     clip = random_clip(SPECS, rng)
     masked = TransferMasking(SPECS, ["tok_rgb"], ["tok_depth", "tok_smell"])(clip, rng)
     check(masked, clip)

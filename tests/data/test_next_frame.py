@@ -24,8 +24,8 @@ def test_all_before_is_input_and_the_next_frame_is_target(rng, spec):
     for _ in range(200):
         clip = random_clip(SPECS, rng)
         masked = masking(clip, rng)
-        assert set(masked.input_places) == set(masked.target_places) == {spec.name}
-        inputs, targets = masked.input_places[spec.name], masked.target_places[spec.name]
+        assert set(masked.input_positions) == set(masked.target_positions) == {spec.name}
+        inputs, targets = masked.input_positions[spec.name], masked.target_positions[spec.name]
         assert targets.tolist() == list(range(targets[0], targets[0] + size)) and targets[0] % size == 0
         assert inputs.tolist() == list(range(targets[0]))
         assert np.array_equal(masked.target_ids[spec.name], clip.tokens[spec.name][targets])
@@ -37,18 +37,20 @@ def test_all_before_is_input_and_the_next_frame_is_target(rng, spec):
 def test_other_modalities_are_whole_and_subsets_stay_inside_the_cut(rng):
     video, track = GRIDS[0], TRACKS[0]
     size = video.num_tokens // video.grid.shape[0]
-    masking = masking_of([track.name, video.name], [video.name], places_per_input=3, places_per_target=2)
+    masking = masking_of([track.name, video.name], [video.name], positions_per_input=3, positions_per_target=2)
     for _ in range(50):
         masked = masking(random_clip(SPECS, rng), rng)
-        assert len(masked.input_places[track.name]) == min(3, track.num_tokens) and track.name not in masked.target_ids
-        targets = masked.target_places[video.name]
+        assert (
+            len(masked.input_positions[track.name]) == min(3, track.num_tokens) and track.name not in masked.target_ids
+        )
+        targets = masked.target_positions[video.name]
         assert len(targets) == min(2, size) and len(set(targets // size)) == 1
-        assert len(masked.input_places[video.name]) == 3
-        assert masked.input_places[video.name].max() < targets[0] // size * size
+        assert len(masked.input_positions[video.name]) == 3
+        assert masked.input_positions[video.name].max() < targets[0] // size * size
 
 
-@pytest.mark.parametrize("further", [{}, {"places_per_input": 3, "places_per_target": 2}])
-def test_sizes_are_told_without_drawing_places(further):
+@pytest.mark.parametrize("further", [{}, {"positions_per_input": 3, "positions_per_target": 2}])
+def test_sizes_are_told_without_drawing_positions(further):
     names = [spec.name for spec in SPECS]
     masking = masking_of(names, [GRIDS[0].name, TRACKS[0].name], **further)
     for seed in range(50):

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from egom2p.data.clips.video_files import write_video
 from egom2p.data.recordings.plain_folder import PlainFolderReader
 from egom2p.data.recordings.reader_choice import PlainFolderSource, SyntheticSource, open_reader, outline
 from egom2p.data.recordings.recording_settings import RecordingSettings, read_settings
-from egom2p.data.video_files import write_video
 from egom2p.geometry import inverse_poses, write_tum
 
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import webdataset
 
-from egom2p.data.folder_set import FolderSet, open_clips
 from egom2p.data.modality_info import default_specs
-from egom2p.data.shard_paths import expand_braces, split_folders
-from egom2p.data.shards import ShardSet, ShardWriter, decode_array, encode_array, shard_pattern
+from egom2p.data.shards.folder_set import FolderSet, open_clips
+from egom2p.data.shards.shard_paths import expand_braces, split_folders
+from egom2p.data.shards.shard_set import ShardSet, ShardWriter, decode_array, encode_array, shard_pattern
 
 
 def _write(root, num_clips=7, clips_per_shard=3, folders=None, first=0):

@@ -154,7 +154,7 @@ def test_a_caption_names_motion_and_target(recordings):
             assert any(shape in str(caption) for shape in shapes)
 
 
-def test_a_scene_file_takes_the_place_of_the_rooms(tmp_path):
+def test_a_scene_file_takes_the_position_of_the_rooms(tmp_path):
     room = trimesh.creation.box(extents=(6, 6, 3))
     room.apply_translation((0, 0, 1.5))
     room.invert()
@@ -167,9 +167,9 @@ def test_a_scene_file_takes_the_place_of_the_rooms(tmp_path):
     reader = SyntheticReader(config)
     first, second = reader.read(0), reader.read(1)
     for recording in (first, second):
-        place = recording.streams["camera"].values[:, :3, 3]
-        assert (np.abs(place[:, :2]) < 2.4).all()
-        assert not ((place[:, 0] > 1.0) & (place[:, 1] > 1.0)).any()
+        position = recording.streams["camera"].values[:, :3, 3]
+        assert (np.abs(position[:, :2]) < 2.4).all()
+        assert not ((position[:, 0] > 1.0) & (position[:, 1] > 1.0)).any()
         assert recording.streams["depth"].values.min() >= 0.35
     assert not np.array_equal(first.streams["camera"].values, second.streams["camera"].values)
 

@@ -13,11 +13,11 @@ from egom2p.data.clip_order import MixtureOrder, clip_rng
 from egom2p.data.collate import BatchShape, collate
 from egom2p.data.masking import AlphasConfig, MaskingConfig, ModalityAlphas, TransferConfig, UnifiedMasking
 from egom2p.data.modality_info import default_specs
-from egom2p.data.shard_paths import split_folders
+from egom2p.data.shards.shard_paths import split_folders
 from egom2p.data.token_batches import ClipSize, choose_shape, fit_clips, runs
 from egom2p.data.unified_datasets import DataConfig, DatasetConfig, TokenLoader
 from egom2p.models.egom2p_model import EgoM2P, ModelConfig
-from egom2p.training.pretrain_task import PretrainConfig
+from egom2p.training.tasks.pretrain_task import PretrainConfig
 
 SPECS = tiny_specs()
 TEXTUAL = (*SPECS, text_spec())
@@ -26,7 +26,7 @@ CAPACITY = 120
 
 def dataset(pattern, specs=SPECS, **settings):
     both = ModalityAlphas(input_alphas=[0.1, 1.0], target_alphas=[0.1, 1.0])
-    transfers = {"see": TransferConfig(weight=1.0, inputs=["tok_rgb"], targets=["tok_depth"], places_per_input=9)}
+    transfers = {"see": TransferConfig(weight=1.0, inputs=["tok_rgb"], targets=["tok_depth"], positions_per_input=9)}
     alphas = AlphasConfig(alphas_mixture={spec.name: both for spec in specs}, transfers=transfers)
     settings = {"max_input_tokens": 10, "min_target_tokens": 3, "max_target_tokens": 12, **settings}
     return DatasetConfig(shards=pattern, alphas=alphas, **settings)
@@ -126,14 +126,14 @@ def test_leaving_out_keeps_rows_together_and_texts_whole():
     assert before - num_left_out == sum(size_of(clip).inputs + size_of(clip).targets for clip in fitted) <= 120
     assert num_left_out > 0
     for clip, whole in zip(fitted, clips[: len(fitted)], strict=True):
-        for ids, places, full_ids, full_places in (
-            (clip.input_ids, clip.input_places, whole.input_ids, whole.input_places),
-            (clip.target_ids, clip.target_places, whole.target_ids, whole.target_places),
+        for ids, positions, full_ids, full_positions in (
+            (clip.input_ids, clip.input_positions, whole.input_ids, whole.input_positions),
+            (clip.target_ids, clip.target_positions, whole.target_ids, whole.target_positions),
         ):
             for name in ids:
-                pairs = set(zip(full_places[name].tolist(), full_ids[name].tolist(), strict=True))
-                assert set(zip(places[name].tolist(), ids[name].tolist(), strict=True)) <= pairs
-                assert (np.diff(places[name]) > 0).all()
+                pairs = set(zip(full_positions[name].tolist(), full_ids[name].tolist(), strict=True))
+                assert set(zip(positions[name].tolist(), ids[name].tolist(), strict=True)) <= pairs
+                assert (np.diff(positions[name]) > 0).all()
         assert len(clip.target_ids.get("tok_text", ())) == len(whole.target_ids.get("tok_text", ()))
         assert clip.query_ids.keys() == clip.target_ids.keys()
 

@@ -16,7 +16,7 @@ from egom2p.config import load_config, strict
 from egom2p.contracts import TokenizerMismatch
 from egom2p.data.clip_order import ClipOrder, MixtureOrder
 from egom2p.data.masking import AlphasConfig, ModalityAlphas, UnifiedMasking
-from egom2p.data.shards import ShardWriter, encode_array
+from egom2p.data.shards.shard_set import ShardWriter, encode_array
 from egom2p.data.token_set import TokenSet
 from egom2p.data.transfer_masking import TransferMasking
 from egom2p.data.unified_datasets import DataConfig, DatasetConfig, EvalLoader, TokenLoader, data_specs, fixed_batches
@@ -57,8 +57,8 @@ def clips_of(batch):
     for i in range(batch.num_clips):
         inputs = slice(batch.input_offsets[i], batch.input_offsets[i + 1])
         targets = slice(batch.target_offsets[i], batch.target_offsets[i + 1])
-        columns = [(batch.input_ids, inputs), (batch.input_place, inputs), (batch.input_modality, inputs)]
-        columns += [(batch.target_ids, targets), (batch.target_place, targets), (batch.target_modality, targets)]
+        columns = [(batch.input_ids, inputs), (batch.input_position, inputs), (batch.input_modality, inputs)]
+        columns += [(batch.target_ids, targets), (batch.target_position, targets), (batch.target_modality, targets)]
         rows.append(tuple(tuple(column[part].tolist()) for column, part in columns))
     return rows
 

@@ -4,8 +4,8 @@ import av
 import numpy as np
 import pytest
 
-from egom2p.data import video_files
-from egom2p.data.video_files import encode_webm, open_video, write_video
+from egom2p.data.clips import video_files
+from egom2p.data.clips.video_files import encode_webm, open_video, write_video
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import numpy as np
 
 from egom2p.contracts import ModalitySpec, TokenClip
 from egom2p.data.modality_info import build_specs
-from egom2p.data.shards import ShardWriter, encode_array, shard_pattern
+from egom2p.data.shards.shard_set import ShardWriter, encode_array, shard_pattern
 
 GRID = {"kind": "grid", "grid": [3, 2, 4], "vocab_size": 13}
 TRACK = {"kind": "track", "grid": [6], "vocab_size": 7}

@@ -30,9 +30,9 @@ def _plain_lpips(a_HW3: np.ndarray, b_HW3: np.ndarray, backbone: dict, heads: di
             x = functional.relu(functional.conv2d(x, weight, bias, stride, padding))
             kept.append(x[0])
         maps.append(kept)
-    for place, (a_CHW, b_CHW) in enumerate(zip(*maps, strict=True)):
+    for position, (a_CHW, b_CHW) in enumerate(zip(*maps, strict=True)):
         a_CHW, b_CHW = (x / (x.norm(dim=0) + 1e-10) for x in (a_CHW, b_CHW))
-        head_C = heads[f"lin{place}.model.1.weight"].double().flatten()
+        head_C = heads[f"lin{position}.model.1.weight"].double().flatten()
         total += torch.einsum("chw,c->hw", (a_CHW - b_CHW) ** 2, head_C).mean().item()
     return total
 

@@ -7,7 +7,7 @@ import torch
 
 from egom2p.contracts import ModalitySpec, PackedBatch, TokenGrid
 
-# One side of a clip: modality -> (ids, places), and for targets optionally the fed tokens.
+# One side of a clip: modality -> (ids, positions), and for targets optionally the fed tokens.
 Side = Mapping[str, tuple]
 
 TINY_SPECS = (
@@ -26,11 +26,11 @@ def pack(clips: Sequence[tuple[Side, Side]], specs: Sequence[ModalitySpec], *, n
     input_lengths, target_lengths = (tuple(len(rows) for rows in side) for side in (inputs, targets))
     return PackedBatch(
         input_ids=_tensor(input_rows[:, 1], torch.int32),
-        input_place=_tensor(input_rows[:, 2], torch.int16),
+        input_position=_tensor(input_rows[:, 2], torch.int16),
         input_modality=_tensor(input_rows[:, 0], torch.uint8),
         input_offsets=_offsets(input_lengths),
         target_ids=_tensor(target_rows[:, 1], torch.int32),
-        target_place=_tensor(target_rows[:, 2], torch.int16),
+        target_position=_tensor(target_rows[:, 2], torch.int16),
         target_modality=_tensor(target_rows[:, 0], torch.uint8),
         target_offsets=_offsets(target_lengths),
         query_ids=_tensor(target_rows[:, 3], torch.int32),
@@ -47,7 +47,7 @@ def pack(clips: Sequence[tuple[Side, Side]], specs: Sequence[ModalitySpec], *, n
 def random_clips(
     rng: np.random.Generator, specs: Sequence[ModalitySpec], num_clips: int, *, share: float = 0.4
 ) -> list[tuple[dict, dict]]:
-    """Clips whose places are input, target or neither at random."""
+    """Clips whose positions are input, target or neither at random."""
     clips = []
     for _ in range(num_clips):
         inputs, targets = {}, {}
@@ -55,8 +55,8 @@ def random_clips(
             use = rng.random(spec.num_tokens)
             ids = rng.integers(0, spec.vocab_size, spec.num_tokens)
             for side, chosen in ((inputs, use < share), (targets, use > 1 - share)):
-                places = np.flatnonzero(chosen)
-                side[spec.name] = (ids[places], places)
+                positions = np.flatnonzero(chosen)
+                side[spec.name] = (ids[positions], positions)
             if spec.kind == "sequence":
                 ids_of_target = targets[spec.name][0]
                 fed = np.concatenate([[spec.sentinel_ids[0]], ids_of_target[:-1]])[: len(ids_of_target)]
@@ -66,12 +66,12 @@ def random_clips(
 
 
 def _side_rows(side: Side, names: tuple[str, ...], num_registers: int) -> np.ndarray:
-    """(rows, 4): modality, id, place, fed token."""
+    """(rows, 4): modality, id, position, fed token."""
     rows = [(len(names), 0, number, -1) for number in range(num_registers)]
     for modality, name in enumerate(names):
-        ids, places, *fed = side.get(name, ((), ()))
+        ids, positions, *fed = side.get(name, ((), ()))
         queries = fed[0] if fed else [-1] * len(ids)
-        rows += [(modality, *row) for row in zip(ids, places, queries, strict=True)]
+        rows += [(modality, *row) for row in zip(ids, positions, queries, strict=True)]
     return np.array(rows, np.int64).reshape(-1, 4)
 
 

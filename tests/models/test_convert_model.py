@@ -10,7 +10,7 @@ from parity_checks.model_folder import pack_reference
 from safetensors.torch import load_file
 
 from egom2p.config import load_config
-from egom2p.models.convert_reference import ConvertModelConfig, convert_model
+from egom2p.models.convert_model import ConvertModelConfig, convert_model
 from egom2p.models.weights import load_model
 
 VARIANTS = ("swiglu_nobias", "gelu_bias", "swiglu_qknorm_nobias", "swiglu_nobias_registers")
@@ -57,7 +57,7 @@ def test_what_does_not_fit_is_named_and_nothing_is_written(released, tmp_path):
     turned = {**config.modalities, "tok_rgb": {**config.modalities["tok_rgb"], "grid": [4, 5, 4]}}
     fewer = {name: values for name, values in config.modalities.items() if name != "tok_gaze"}
     for change, message in (
-        ({"modalities": turned}, "swiglu_nobias.pth: tok_rgb: its 80 places are not those of the grid"),
+        ({"modalities": turned}, "swiglu_nobias.pth: tok_rgb: its 80 positions are not those of the grid"),
         ({"modalities": fewer}, r"swiglu_nobias.pth: its modalities are \[.*tok_gaze.*the config describes"),
         ({"tokenizers": {"tok_smell": "x"}}, "tokenizers names"),
         ({"num_heads": 5}, "multiple of num_heads"),

@@ -61,7 +61,7 @@ def test_the_order_of_modalities_changes_nothing(rng):
     sizes, state = [spec.vocab_size for spec in TINY_SPECS], model.state_dict()
     for name in state:
         if name.endswith("_table"):
-            parts = state[name].split([1, 1] if name.startswith("places") else sizes)
+            parts = state[name].split([1, 1] if name.startswith("positions") else sizes)
             state[name] = torch.cat(parts[::-1])
     turned.load_state_dict(state)
     sums = model(pack(clips, TINY_SPECS)).sums
@@ -71,11 +71,11 @@ def test_the_order_of_modalities_changes_nothing(rng):
 def test_targets_see_only_their_own_modality_and_clip(rng):
     model, clips = tiny_model(), random_clips(rng, TINY_SPECS, 2)
     batch = pack(clips, TINY_SPECS)
-    moved = batch.target_place.clone()
+    moved = batch.target_position.clone()
     is_changed = (batch.target_modality == 1) & (torch.arange(len(moved)) < batch.target_offsets[1])
     moved[is_changed] = (moved[is_changed] + 1) % TINY_SPECS[1].num_tokens
     context = model.encode(batch)
-    before, after = model.decode(batch, context), model.decode(replace(batch, target_place=moved), context)
+    before, after = model.decode(batch, context), model.decode(replace(batch, target_position=moved), context)
     assert torch.equal(before[~is_changed], after[~is_changed])
     assert not torch.isclose(before[is_changed], after[is_changed]).all(-1).any()
 

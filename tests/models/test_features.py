@@ -31,7 +31,7 @@ def test_features_are_the_states_of_the_encoder(rng, num_registers):
     wanted = model.encoder_output(pack([(inputs, {})], SPECS, num_registers=num_registers))
     assert torch.allclose(torch.cat([features.registers, features.rows]), wanted, atol=1e-6)
     assert features.rows.shape == (6 + 24 + 5, 32) and features.registers.shape == (num_registers, 32)
-    assert features.modality.bincount().tolist() == [6, 24, 5] and features.place[6:30].tolist() == list(range(24))
+    assert features.modality.bincount().tolist() == [6, 24, 5] and features.position[6:30].tolist() == list(range(24))
     assert torch.allclose(features.pooled, features.rows.mean(0)) and not features.rows.requires_grad
 
 
@@ -52,8 +52,8 @@ def test_layers_follow_each_other(rng):
     model, clip = tiny_model().eval(), clip_of("a", rng, "tok_motion")
     states = [encode_clip(model, clip, layer=layer).rows for layer in range(4)]
     embedded = model.encoder_embeddings.token_table[torch.from_numpy(clip.tokens["tok_motion"]).long()]
-    places = model.places(torch.arange(6), torch.zeros(6, dtype=torch.long))
-    assert torch.allclose(states[0], embedded + places, atol=1e-6)
+    positions = model.positions(torch.arange(6), torch.zeros(6, dtype=torch.long))
+    assert torch.allclose(states[0], embedded + positions, atol=1e-6)
     assert not any(torch.allclose(a, b, atol=1e-3) for a, b in zip(states, states[1:], strict=False))
     assert torch.allclose(model.encoder_norm(states[3]), encode_clip(model, clip).rows, atol=1e-6)
 
@@ -66,7 +66,7 @@ def test_any_subset_of_modalities_and_what_is_known_of_them(rng):
     clip.tokens["tok_motion"][2:] = -1
     clip.tokens["tok_words"][:] = [5, 7, 1, 0, 0]
     found = encode_clip(model, clip, modalities=["tok_motion", "tok_words"])
-    assert found.modality.tolist() == [0, 0, 2, 2] and found.place.tolist() == [0, 1, 0, 1]
+    assert found.modality.tolist() == [0, 0, 2, 2] and found.position.tolist() == [0, 1, 0, 1]
 
 
 def test_mistakes_are_named(rng):

@@ -41,16 +41,16 @@ def test_each_frame_is_asked_for_given_all_before_it(model):
     start = np.r_[np.arange(8) % 13, np.full(16, -1)].astype(np.int32)
     plan = TargetPlan(target="tok_smell", scheme="frames")
     steps = list(Sampler(model).iterate([TokenClip("c", {"tok_smell": start})], [plan], [0]))
-    assert [step.places[0].tolist() for step in steps] == [list(range(8, 16)), list(range(16, 24))]
+    assert [step.positions[0].tolist() for step in steps] == [list(range(8, 16)), list(range(16, 24))]
     known = start.copy()
     for first in (8, 16):
-        places = np.arange(first, first + 8)
-        logits_PV = Sampler(model).logits([TokenClip("c", {"tok_smell": known.copy()})], plan, [places])[0]
-        known[places] = logits_PV.argmax(1).numpy()
+        positions = np.arange(first, first + 8)
+        logits_PV = Sampler(model).logits([TokenClip("c", {"tok_smell": known.copy()})], plan, [positions])[0]
+        known[positions] = logits_PV.argmax(1).numpy()
     assert np.array_equal(steps[-1].tokens[0], known)
 
 
-def test_on_a_track_it_is_place_order(model):
+def test_on_a_track_it_is_position_order(model):
     prompt = TokenClip("c", {"tok_smell": np.arange(24, dtype=np.int32) % 13})
     found = [
         Sampler(model).generate([prompt], [TargetPlan(target="tok_sound", scheme=scheme)], [0])[0].tokens["tok_sound"]

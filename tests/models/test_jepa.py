@@ -7,8 +7,8 @@ from packing import TINY_SPECS, pack, random_clips
 
 from egom2p.contracts import ModalitySpec, TokenGrid
 from egom2p.models.egom2p_model import EgoM2P, ModelConfig
-from egom2p.models.jepa import Jepa, JepaConfig, with_targets_shown
 from egom2p.models.losses import combine_losses
+from experiments.jepa import Jepa, JepaConfig, with_targets_shown
 
 SIZE = {"dim": 24, "encoder_depth": 2, "decoder_depth": 1, "num_heads": 2, "mlp_ratio": 2.0, "activation": "swiglu",
         "use_bias": False, "qk_norm": False, "input_embedding_std": 0.5}  # fmt: skip
@@ -32,19 +32,21 @@ def test_the_teacher_sees_inputs_and_targets_together(rng, num_registers):
     batch = pack(clips, TINY_SPECS, num_registers=num_registers)
     jepa = build(JepaConfig(weight=1.0), num_registers=num_registers)
     found_MD = jepa.teacher_features(batch)
-    # Packed anew as inputs, clip by clip, and the targets' rows looked up by modality and place.
+    # Packed anew as inputs, clip by clip, and the targets' rows looked up by modality and position.
     wanted = []
     for inputs, targets in clips:
         whole = {}
         for spec in TINY_SPECS:
             parts = [side[spec.name][:2] for side in (inputs, targets) if spec.name in side]
-            ids, places = (np.concatenate([part[i] for part in parts]) if parts else np.zeros(0, int) for i in (0, 1))
-            whole[spec.name] = (ids[np.argsort(places)], np.sort(places))
+            ids, positions = (
+                np.concatenate([part[i] for part in parts]) if parts else np.zeros(0, int) for i in (0, 1)
+            )
+            whole[spec.name] = (ids[np.argsort(positions)], np.sort(positions))
         alone = pack([(whole, {})], TINY_SPECS, num_registers=num_registers)
         states_ND = torch.nn.functional.layer_norm(jepa.model.encoder_output(alone), (SIZE["dim"],))
         for modality, spec in enumerate(TINY_SPECS):
-            for place in targets.get(spec.name, ((), ()))[1]:
-                row = (alone.input_modality == modality) & (alone.input_place == place)
+            for position in targets.get(spec.name, ((), ()))[1]:
+                row = (alone.input_modality == modality) & (alone.input_position == position)
                 wanted.append(states_ND[row][0])
     torch.testing.assert_close(found_MD, torch.stack(wanted), atol=1e-5, rtol=0)
     torch.testing.assert_close(found_MD.var(-1, correction=0), torch.ones(len(found_MD)), atol=1e-3, rtol=0)

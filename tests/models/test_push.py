@@ -12,7 +12,7 @@ ABOUT = {
     "licence": "Apache-2.0",
     "training_data": {"world": 2.0, "walks": 0.5},
     "started_from": "me/earlier",
-    "measured": [{"task": "mix", "modality": "tok_smell", "nats": 1.25, "place_marginal": 2.5}],
+    "measured": [{"task": "mix", "modality": "tok_smell", "nats": 1.25, "unigram_baseline": 2.5}],
 }
 
 

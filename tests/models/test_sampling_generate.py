@@ -18,7 +18,7 @@ _SPECS = (
 
 
 class _MeanModel(nn.Module):
-    """Answers depend on everything seen, on the place, and on what else is asked; nothing learned. Counts its work."""
+    """Answers depend on everything seen, the position, and what else is asked; nothing learned. Counts its work."""
 
     def __init__(self, num_registers: int = 0) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class _MeanModel(nn.Module):
         with torch.random.fork_rng():
             torch.manual_seed(0)
             self.token = nn.ModuleList([nn.Embedding(spec.vocab_size + 1, 16) for spec in _SPECS])
-            self.place, self.kind = nn.Embedding(32, 16), nn.Embedding(5, 16)
+            self.position, self.kind = nn.Embedding(32, 16), nn.Embedding(5, 16)
             self.head = nn.ModuleList([nn.Linear(16, spec.vocab_size) for spec in _SPECS])
         self.num_encoded = self.num_decoded = 0
 
@@ -36,10 +36,10 @@ class _MeanModel(nn.Module):
         rows = [
             torch.tanh(
                 (self.token[kind](ident.long()) if kind < len(_SPECS) else 0)
-                + self.place(place.long())
+                + self.position(position.long())
                 + self.kind(kind.long())
             )
-            for ident, place, kind in zip(batch.input_ids, batch.input_place, batch.input_modality, strict=True)
+            for ident, position, kind in zip(batch.input_ids, batch.input_position, batch.input_modality, strict=True)
         ]
         return torch.stack(rows) if rows else torch.zeros(0, 16)
 
@@ -49,12 +49,12 @@ class _MeanModel(nn.Module):
         for clip in range(batch.num_clips):
             seen = context_ND[batch.input_offsets[clip] : batch.input_offsets[clip + 1]]
             start, end = batch.target_offsets[clip], batch.target_offsets[clip + 1]
-            place, kind = batch.target_place[start:end].long(), batch.target_modality[start:end].long()
+            position, kind = batch.target_position[start:end].long(), batch.target_modality[start:end].long()
             fed = [
                 self.token[k](q.long()) if q >= 0 else torch.zeros(16)
                 for k, q in zip(kind, batch.query_ids[start:end], strict=True)
             ]
-            own = self.place(place) + self.kind(kind) + (torch.stack(fed) if fed else 0)
+            own = self.position(position) + self.kind(kind) + (torch.stack(fed) if fed else 0)
             mean = seen.mean(0) if len(seen) else torch.zeros(16)
             answers.append(torch.tanh(own + 3 * mean + 0.3 * own.mean(0)))
         return torch.cat(answers)
@@ -101,12 +101,12 @@ def test_a_clip_alone_equals_the_same_clip_in_a_batch(model, rng, plan):
 
 
 @pytest.mark.parametrize("plan", _PLANS[:-1])
-def test_every_place_is_written_once_and_in_range(model, rng, plan):
+def test_every_position_is_written_once_and_in_range(model, rng, plan):
     prompt = _prompt("a", rng)
     steps = list(Sampler(model).iterate([prompt], [plan], [0]))
-    places = np.concatenate([step.places[0] for step in steps])
+    positions = np.concatenate([step.positions[0] for step in steps])
     if plan.rewrite_fraction == 0:
-        assert np.array_equal(np.sort(places), np.arange(6))
+        assert np.array_equal(np.sort(positions), np.arange(6))
     final = steps[-1].tokens[0]
     assert final.min() >= 0 and final.max() < 7
     assert steps[-1].num_steps == len(steps)
@@ -186,24 +186,24 @@ def test_hot_draws_differ_by_seed_and_cold_ones_do_not(model, rng):
 
 
 def test_guidance_mixes_what_is_seen_with_nothing(model, rng):
-    prompt, places = _prompt("a", rng), np.arange(6)
+    prompt, positions = _prompt("a", rng), np.arange(6)
     sampler = Sampler(model)
-    seen = sampler.logits([prompt], TargetPlan(target="tok_sound"), [places])[0]
-    unseen = sampler.logits([TokenClip("b", {})], TargetPlan(target="tok_sound"), [places])[0]
-    guided = sampler.logits([prompt], TargetPlan(target="tok_sound", guidance=3.0), [places])[0]
+    seen = sampler.logits([prompt], TargetPlan(target="tok_sound"), [positions])[0]
+    unseen = sampler.logits([TokenClip("b", {})], TargetPlan(target="tok_sound"), [positions])[0]
+    guided = sampler.logits([prompt], TargetPlan(target="tok_sound", guidance=3.0), [positions])[0]
     torch.testing.assert_close(guided, unseen + 3 * (seen - unseen), atol=1e-5, rtol=1e-5)
 
 
 def test_each_condition_may_have_its_own_weight(model, rng):
-    both, places = _prompt("a", rng, ("tok_smell", "tok_touch")), np.arange(6)
+    both, positions = _prompt("a", rng, ("tok_smell", "tok_touch")), np.arange(6)
     sampler, plain = Sampler(model), TargetPlan(target="tok_sound")
     one = [
-        sampler.logits([TokenClip("x", {name: both.tokens[name]})], plain, [places])[0]
+        sampler.logits([TokenClip("x", {name: both.tokens[name]})], plain, [positions])[0]
         for name in ("tok_smell", "tok_touch")
     ]
-    nothing = sampler.logits([TokenClip("x", {})], plain, [places])[0]
+    nothing = sampler.logits([TokenClip("x", {})], plain, [positions])[0]
     plan = TargetPlan(target="tok_sound", guidance_weights={"tok_smell": 2.0, "tok_touch": -0.5})
-    found = sampler.logits([both], plan, [places])[0]
+    found = sampler.logits([both], plan, [positions])[0]
     wanted = nothing + 2 * (one[0] - nothing) - 0.5 * (one[1] - nothing)
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
 
@@ -246,6 +246,6 @@ def test_bad_plans_are_refused(model, rng):
         TargetPlan(target="tok_sound", num_steps=0)
     with pytest.raises(ValueError, match="one seed per prompt"):
         Sampler(model).generate([_prompt("a", rng)], [], [])
-    places = {"tok_sound": [[np.arange(4)]]}
+    positions = {"tok_sound": [[np.arange(4)]]}
     with pytest.raises(ValueError, match="each once"):
-        Sampler(model).generate([_prompt("a", rng)], [TargetPlan(target="tok_sound")], [0], places=places)
+        Sampler(model).generate([_prompt("a", rng)], [TargetPlan(target="tok_sound")], [0], positions=positions)

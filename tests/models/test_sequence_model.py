@@ -25,7 +25,7 @@ def tiny_model(**options) -> EgoM2P:
 
 
 def clip_of(rng: np.random.Generator, *, words: bool = True, motion: bool = True) -> tuple[dict, dict]:
-    """Input `a S0 d S1`, target `b c S1 e eos` fed with `S0 b c S1 e`; some places of the other modalities."""
+    """Input `a S0 d S1`, target `b c S1 e eos` fed with `S0 b c S1 e`; some positions of the other modalities."""
     inputs = {"tok_smell": (rng.integers(0, 13, 5), np.array([1, 4, 9, 16, 23]))}
     targets = {"tok_smell": (rng.integers(0, 13, 3), np.array([0, 7, 20]))}
     if motion:
@@ -85,21 +85,21 @@ def plain_self_attention(state, name, rows, may_see, config):
     return plain_attention(state, name, q, k, v, may_see, config)
 
 
-def plain_place(place, length, config, grid):
+def plain_position(position, length, config, grid):
     """The sin-cos code of one place of a text or track, and of a (t, h, w) grid."""
     period, scale, dim = config.position_period, config.position_scale, config.dim
     code = torch.zeros(dim)
     if len(grid) == 1:
         half = dim // 2
         for i in range(half):
-            angle = place * scale / period ** (i / half)
+            angle = position * scale / period ** (i / half)
             code[i], code[half + i] = math.sin(angle), math.cos(angle)
         return code
-    place_of = (place // (grid[1] * grid[2]), place // grid[2] % grid[1], place % grid[2])
+    position_of = (position // (grid[1] * grid[2]), position // grid[2] % grid[1], position % grid[2])
     part = dim // 6
     for axis in range(3):
         for i in range(part):
-            angle = place_of[axis] * scale / period ** (i / part)
+            angle = position_of[axis] * scale / period ** (i / part)
             code[2 * (axis * part + i)], code[2 * (axis * part + i) + 1] = math.sin(angle), math.cos(angle)
     return code
 
@@ -108,14 +108,14 @@ def plain_losses(model: EgoM2P, clip: tuple[dict, dict]) -> dict[str, float]:
     """Summed cross entropy of one clip by modality."""
     config, state = model.config, {name: tensor.detach() for name, tensor in model.state_dict().items()}
     first_id = dict(zip(model.modalities, np.cumsum([0, *[spec.vocab_size for spec in SPECS]]), strict=False))
-    of_modality = dict(zip(model.modalities, state["places.modality_table"], strict=True))
+    of_modality = dict(zip(model.modalities, state["positions.modality_table"], strict=True))
     head = state["decoder_embeddings.head_table"]
     fed_table = state.get("decoder_embeddings.token_table", head)
     inputs, targets = clip
     hidden, where = [], []
     for spec in SPECS:
-        for ident, place in zip(*inputs.get(spec.name, ((), ())), strict=True):
-            where.append(plain_place(int(place), 0, config, spec.grid.shape) + of_modality[spec.name])
+        for ident, position in zip(*inputs.get(spec.name, ((), ())), strict=True):
+            where.append(plain_position(int(position), 0, config, spec.grid.shape) + of_modality[spec.name])
             hidden.append(state["encoder_embeddings.token_table"][first_id[spec.name] + int(ident)] + where[-1])
     where, hidden = torch.stack(where), torch.stack(hidden)
     everything = np.ones((len(hidden), len(hidden)), bool)
@@ -127,14 +127,14 @@ def plain_losses(model: EgoM2P, clip: tuple[dict, dict]) -> dict[str, float]:
     context = plain_linear(state, "decoder_proj_context", plain_norm(state, "encoder_norm", hidden)) + where
     hidden, rows_of, truth = [], [], []
     for spec in SPECS:
-        ids, places, *fed = targets.get(spec.name, ((), ()))
+        ids, positions, *fed = targets.get(spec.name, ((), ()))
         queries = fed[0] if fed else [None] * len(ids)
-        for ident, place, query in zip(ids, places, queries, strict=True):
+        for ident, position, query in zip(ids, positions, queries, strict=True):
             asked = state["decoder_embeddings.mask_token"][0]
             if query is not None:
                 asked = fed_table[first_id[spec.name] + int(query)]
-            hidden.append(asked + plain_place(int(place), 0, config, spec.grid.shape) + of_modality[spec.name])
-            rows_of.append((spec, int(place)))
+            hidden.append(asked + plain_position(int(position), 0, config, spec.grid.shape) + of_modality[spec.name])
+            rows_of.append((spec, int(position)))
             truth.append(int(ident))
     hidden = torch.stack(hidden)
     may_see = np.array(

@@ -12,27 +12,27 @@ import pytest
 import torch
 
 from egom2p.anytoany.connectors import ConnectorConfig
-from egom2p.anytoany.factor_world import factor_clip, factor_rows, factor_specs
-from egom2p.anytoany.language_model import LanguageModelConfig
-from egom2p.anytoany.likelihood import continuation, likelihoods
+from egom2p.anytoany.evaluation.anytoany_evaluation import evaluate_anytoany, load_evaluated
+from egom2p.anytoany.evaluation.harness import answer_config, lmms_adapter, run_lm_eval, run_lmms_eval
+from egom2p.anytoany.evaluation.questions import letters_of
+from egom2p.anytoany.evaluation.report import glance
+from egom2p.anytoany.evaluation.settings import AnyToAnyEvaluationConfig, EvaluatedModelConfig, HarnessConfig
+from egom2p.anytoany.evaluation.shown import Sights
+from egom2p.anytoany.language.language_model import LanguageModelConfig
+from egom2p.anytoany.language.language_tokenizer import train_tokenizer
+from egom2p.anytoany.language.likelihood import continuation, likelihoods
+from egom2p.anytoany.language.text_embedding import own_embedding
 from egom2p.anytoany.model import AnyToAnyConfig, build_anytoany
-from egom2p.anytoany.nouns import Conversation, Media, Turn
-from egom2p.anytoany.percept_lookup import select_modalities
+from egom2p.anytoany.perception.feature_lookup import select_modalities
+from egom2p.anytoany.perception.feature_store import PerceptStore, PerceptWriter
 from egom2p.anytoany.perception.source import PerceptionConfig
-from egom2p.anytoany.perception.store import PerceptStore, PerceptWriter
-from egom2p.anytoany.perception.token_percepts import TokenSource
+from egom2p.anytoany.perception.token_features import TokenSource
 from egom2p.anytoany.saving import load_anytoany, save_anytoany, save_merged
-from egom2p.anytoany.text_embedding import own_embedding
-from egom2p.anytoany.text_tokenizer import train_tokenizer
+from egom2p.anytoany.types import Conversation, Media, Turn
+from egom2p.anytoany.world.factor_world import factor_clip, factor_rows, factor_specs
 from egom2p.config import from_plain, to_plain
 from egom2p.contracts import AlignedClip, Provenance, Stream
-from egom2p.data.clip_store import write_clips
-from egom2p.pipelines.anytoany_config import AnyToAnyEvaluationConfig, EvaluatedModelConfig, HarnessConfig
-from egom2p.pipelines.anytoany_evaluation import evaluate_anytoany, load_evaluated
-from egom2p.pipelines.anytoany_questions import letters_of
-from egom2p.pipelines.anytoany_report import glance
-from egom2p.pipelines.anytoany_shown import Sights
-from egom2p.pipelines.harness import answer_config, lmms_adapter, run_lm_eval, run_lmms_eval
+from egom2p.data.clips.clip_store import write_clips
 from egom2p.storage import load_json
 
 SPECS = [spec.to_dict() for spec in factor_specs()]
@@ -166,7 +166,9 @@ def test_what_the_page_shows_is_kept(world, tmp_path):
     kept = np.load(tmp_path / "out/shown/looked_at-3-0.npz")
     store = PerceptStore(world / "percepts")
     wanted = select_modalities(store[samples[3]["media"][0]["ref"]], store.card["names"], kept["names"].tolist())
-    assert kept["ids"].tolist() == wanted.features[:, 0].tolist() and kept["place"].tolist() == wanted.place.tolist()
+    assert (
+        kept["ids"].tolist() == wanted.features[:, 0].tolist() and kept["position"].tolist() == wanted.position.tolist()
+    )
 
 
 def test_sights_are_stored_clips_files_or_nothing(tmp_path, rng):

@@ -9,12 +9,12 @@ import pytest
 import torch
 from tiny_artifacts import invented_clip, make_tiny_world
 
+from egom2p.evaluation.evaluation import run_evaluation
+from egom2p.evaluation.evaluation_config import ClipsConfig, EstimatorConfig, EvaluationConfig
+from egom2p.generation.checkpoints import load_checkpoint, pretrained_checkpoint
+from egom2p.generation.generation import GenerationConfig, generate_clips, run_generation
 from egom2p.models.weights import load_model, save_model
-from egom2p.pipelines.bundle import BundleConfig, make_bundle
-from egom2p.pipelines.checkpoints import load_checkpoint, shipped_checkpoint
-from egom2p.pipelines.evaluation import run_evaluation
-from egom2p.pipelines.evaluation_config import ClipsConfig, EstimatorConfig, EvaluationConfig
-from egom2p.pipelines.generation import GenerationConfig, generate_clips, run_generation
+from egom2p.pipelines.export import BundleConfig, make_bundle
 from egom2p.storage import load_tensors
 
 WORDS = {"title": "A tiny one", "data": "invented clips", "commands": ("make tiny",), "limits": "untrained"}
@@ -92,8 +92,8 @@ def test_weights_that_float16_cannot_hold_are_refused(world, tmp_path):
     with torch.no_grad():
         model.decoder_proj_context.weight[0, 0] = 1e5
     shutil.copytree(world / "tokenizers", tmp_path / "tokenizers")
-    places = {f"tok_{name}": f"../tokenizers/{name}" for name in ("rgb", "depth", "gaze", "cam")}
-    save_model(model, tmp_path / "model", places)
+    positions = {f"tok_{name}": f"../tokenizers/{name}" for name in ("rgb", "depth", "gaze", "cam")}
+    save_model(model, tmp_path / "model", positions)
     with pytest.raises(ValueError, match="decoder_proj_context.weight reaches 1e\\+05, which torch.float16"):
         make_bundle(bundle_config(tmp_path, tmp_path / "made"))
 
@@ -107,7 +107,7 @@ def test_a_model_without_tokenizers_is_refused(world, tmp_path):
 def test_generation_uses_the_shipped_checkpoint(tmp_path):
     folder = Path(__file__).resolve().parents[2] / "checkpoints" / "world_small"
     if folder.is_dir():
-        assert shipped_checkpoint() == folder
+        assert pretrained_checkpoint() == folder
         assert load_checkpoint(folder, device="cpu").tokenizers.keys() == {
             spec.name for spec in load_model(folder).specs
         }

@@ -11,13 +11,13 @@ import pytest
 from tiny_artifacts import invented_clip, make_tiny_world
 
 from egom2p.contracts import AlignedClip
-from egom2p.data.clip_store import write_clips
-from egom2p.pipelines.baselines import baseline_estimates, training_statistics
-from egom2p.pipelines.evaluation import run_evaluation
-from egom2p.pipelines.evaluation_config import ClipsConfig, EvaluationConfig, split_task
-from egom2p.pipelines.results import Method, Metric, TaskResult, comparison_sentences, summarise
-from egom2p.pipelines.scores import ProtocolConfig, metrics_of, score
-from egom2p.pipelines.task_evaluation import TaskEvaluator, mean_of_samples
+from egom2p.data.clips.clip_store import write_clips
+from egom2p.evaluation.baselines import baseline_estimates, training_statistics
+from egom2p.evaluation.evaluation import run_evaluation
+from egom2p.evaluation.evaluation_config import ClipsConfig, EvaluationConfig, split_task
+from egom2p.evaluation.results import Method, Metric, TaskResult, comparison_sentences, summarise
+from egom2p.evaluation.scores import ProtocolConfig, metrics_of, score
+from egom2p.evaluation.task_evaluation import TaskEvaluator, mean_of_samples
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def test_every_task_has_baselines_ceiling_and_model_rows(evaluation):
         primary = next(metric["key"] for metric in task["metrics"] if metric["is_primary"])
         verdicts = [row["against_baseline"][primary]["verdict"] for row in task["rows"] if row["kind"] == "model"]
         assert set(verdicts) <= {"better", "worse", "tie"}
-        assert task["token_losses"][0]["marginal_nats"] > 0
+        assert task["token_losses"][0]["unigram_nats"] > 0
     assert [row["label"] for row in by_task["rgb2camera"]["rows"][:3]] == [
         "stationary",
         "mean velocity",
@@ -148,7 +148,7 @@ def test_files_hold_the_same_numbers(evaluation):
     row = next(row for row in stored["tasks"][2]["rows"] if row["label"] == "mean gaze")
     assert row["values"]["distance"]["mean"] == pytest.approx(mean)
     page = (folder / "results.md").read_text()
-    assert "per-pixel geometric mean depth" in page and "95 %" in page and "place marginal" in page
+    assert "per-pixel geometric mean depth" in page and "95 %" in page and "unigram baseline per position" in page
     with np.load(folder / "shown" / "clip_100.npz") as arrays:
         assert {"truth|rgb", "truth|camera", "valid|gaze"} <= set(arrays.files)
         estimates = [name for name in arrays.files if name.startswith("estimate|")]
@@ -281,4 +281,4 @@ def test_other_tokenizers_marginals_are_not_shown(world):
         loss = run_evaluation(config).summary["tasks"][0]["token_losses"][0]
     finally:
         card.write_text(original)
-    assert loss["marginal_nats"] is None and "sha256:other" in loss["marginal_note"]
+    assert loss["unigram_nats"] is None and "sha256:other" in loss["unigram_note"]

@@ -8,12 +8,12 @@ import pytest
 import torch
 from tiny_artifacts import NUM_FRAMES, NUM_SAMPLES, SIZE, invented_clip, make_tiny_world
 
-from egom2p.data.video_files import open_video, write_video
+from egom2p.data.clips.video_files import open_video, write_video
+from egom2p.generation.checkpoints import load_checkpoint
+from egom2p.generation.generation import GenerationConfig, generate_clips, run_generation
 from egom2p.geometry import read_tum
 from egom2p.models.generation_plans import SamplingConfig
 from egom2p.models.weights import load_model, save_model, tokenizer_locations
-from egom2p.pipelines.checkpoints import load_checkpoint
-from egom2p.pipelines.generation import GenerationConfig, generate_clips, run_generation
 from egom2p.storage import load_json
 from egom2p.viewing.generation_page import write_generation_page
 

@@ -5,14 +5,14 @@ from fake_hub import answers, hub_with
 
 from egom2p import load_model
 from egom2p.contracts import TokenClip
-from egom2p.pipelines.checkpoints import shipped_checkpoint
+from egom2p.generation.checkpoints import pretrained_checkpoint
 
 IMPORTS = "from egom2p import load_model; from egom2p.contracts import TokenClip"
 MADE = "{}.generate(TokenClip('x', {{}}), ['cam', 'gaze'], conditions=[], seed=3)"
 
 
 def test_a_model_of_the_hub_generates_what_the_folder_does(tmp_path):
-    folder = shipped_checkpoint()
+    folder = pretrained_checkpoint()
     files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     local = load_model(folder, device="cpu").generate(TokenClip("x", {}), ["cam", "gaze"], conditions=[], seed=3)
     calls = [

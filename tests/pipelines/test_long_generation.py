@@ -9,24 +9,24 @@ from tiny_artifacts import SIZE, make_tiny_world
 
 import egom2p
 from egom2p.contracts import AlignedClip, Provenance, Recording, Stream
-from egom2p.data.alignment import RecordingTooShort
-from egom2p.data.video_files import open_video, write_video
-from egom2p.models.generation_plans import SamplingConfig
-from egom2p.pipelines.checkpoints import load_checkpoint
-from egom2p.pipelines.clip_generation import Request, generate_clips
-from egom2p.pipelines.generation import GenerationConfig, run_generation
-from egom2p.pipelines.generation_inputs import clip_config_of
-from egom2p.pipelines.known_parts import HiddenPart, encode_known, known_places
-from egom2p.pipelines.loaded_model import LoadedModel
-from egom2p.pipelines.long_generation import generate_stretch
-from egom2p.pipelines.memory import (
+from egom2p.data.clips.clip_alignment import RecordingTooShort
+from egom2p.data.clips.video_files import open_video, write_video
+from egom2p.generation.checkpoints import load_checkpoint
+from egom2p.generation.clip_generation import Request, generate_clips
+from egom2p.generation.generation import GenerationConfig, run_generation
+from egom2p.generation.generation_inputs import clip_config_of
+from egom2p.generation.generation_memory import (
     MemoryEstimate,
     check_joined_fits,
     estimate_memory,
     fitting_batch,
     in_smaller_batches,
 )
-from egom2p.pipelines.recording_windows import common_step_s, overlap_of, plan_stretches
+from egom2p.generation.loaded_model import LoadedModel
+from egom2p.generation.long_generation import generate_stretch
+from egom2p.generation.partial_prompts import HiddenPart, encode_known, known_positions
+from egom2p.generation.recording_windows import common_step_s, overlap_of, plan_stretches
+from egom2p.models.generation_plans import SamplingConfig
 
 HOT = {"default": SamplingConfig(temperature=1.0, num_steps=2)}
 
@@ -301,7 +301,7 @@ def test_what_is_hidden_does_not_reach_the_tokens_of_the_rest(checkpoint, world)
         )
         ids = encode_known(tokenizer, clip, is_known)
         assert np.array_equal(ids, encode_known(tokenizer, other, is_known)), name
-        assert np.array_equal(ids >= 0, known_places(tokenizer.spec, is_known)) and (ids >= 0).any()
+        assert np.array_equal(ids >= 0, known_positions(tokenizer.spec, is_known)) and (ids >= 0).any()
 
 
 def test_the_second_half_of_gaze_and_of_rgb_is_predicted_from_the_first(checkpoint):

@@ -9,11 +9,11 @@ import torch
 from tiny_artifacts import make_tiny_world
 
 from egom2p.config import from_plain
-from egom2p.data.clip_store import ClipStore
+from egom2p.data.clips.clip_store import ClipStore
+from egom2p.generation.checkpoints import load_checkpoint
 from egom2p.metrics.video import frame_psnr_db
-from egom2p.pipelines.checkpoints import load_checkpoint
-from egom2p.pipelines.frame_prediction import FramePredictionConfig, run_frame_prediction
-from egom2p.pipelines.probe_comparison import ProbeComparisonConfig, run_probe_comparison
+from experiments.frame_prediction import FramePredictionConfig, run_frame_prediction
+from experiments.probe_comparison import ProbeComparisonConfig, run_probe_comparison
 
 
 @pytest.fixture(scope="module")

@@ -8,20 +8,20 @@ import tiny_artifacts
 import torch
 from tiny_perceptual import lpips_weights, write_program
 
-from egom2p.data.clip_store import write_clips
+from egom2p.data.clips.clip_store import write_clips
+from egom2p.evaluation.evaluation import run_evaluation
+from egom2p.evaluation.evaluation_config import ClipsConfig, EstimatorConfig, EvaluationConfig
+from egom2p.evaluation.scores import ProtocolConfig
+from egom2p.evaluation.task_evaluation import _Scorer
+from egom2p.generation.checkpoints import load_checkpoint, pretrained_checkpoint
 from egom2p.metrics.perceptual import FvdConfig, Lpips, LpipsConfig, frechet_distance
-from egom2p.pipelines.checkpoints import load_checkpoint, shipped_checkpoint
-from egom2p.pipelines.evaluation import run_evaluation
-from egom2p.pipelines.evaluation_config import ClipsConfig, EstimatorConfig, EvaluationConfig
-from egom2p.pipelines.scores import ProtocolConfig
-from egom2p.pipelines.task_evaluation import _Scorer
 from egom2p.storage import save_tensors
 from egom2p.viewing.report import ReportConfig, write_report
 
 
 @pytest.fixture
 def clips(monkeypatch):
-    """Of the size that the shipped model reads: the tiny one's pictures are too small for LPIPS."""
+    """Of the size that the pretrained model reads: the tiny one's pictures are too small for LPIPS."""
     monkeypatch.setattr(tiny_artifacts, "SIZE", 64)
     return [tiny_artifacts.invented_clip(number) for number in range(6)]
 
@@ -35,7 +35,7 @@ def test_lpips_and_fvd_are_in_the_results(clips, tmp_path):
     write_clips(tmp_path / "val", "tiny", clips[3:])
     config = EvaluationConfig(
         output=str(tmp_path / "evaluation"),
-        checkpoints={"small": str(shipped_checkpoint())},
+        checkpoints={"small": str(pretrained_checkpoint())},
         clips=ClipsConfig(root=str(tmp_path / "val"), dataset="tiny"),
         train_clips=ClipsConfig(root=str(tmp_path / "train"), dataset="tiny"),
         tasks=("depth2rgb",),
@@ -54,7 +54,7 @@ def test_lpips_and_fvd_are_in_the_results(clips, tmp_path):
         assert not row["failures"] and value["num_clips"] == 3 and value["low"] <= value["mean"] <= value["high"]
         assert row["of_the_set"]["FVD"] > 0
 
-    tokenizer = load_checkpoint(shipped_checkpoint(), device="cpu").tokenizer("tok_rgb")
+    tokenizer = load_checkpoint(pretrained_checkpoint(), device="cpu").tokenizer("tok_rgb")
     decoded, _ = tokenizer.decode(tokenizer.encode(clips[3:]))
     lpips = Lpips(backbone, heads)
     wanted = [lpips(found, clip.rgb).mean() for found, clip in zip(decoded, clips[3:], strict=True)]

@@ -10,9 +10,9 @@ import pytest
 
 from egom2p.config import load_config
 from egom2p.contracts import AlignedClip
-from egom2p.data.clip_store import ClipStore
+from egom2p.data.clips.clip_store import ClipStore
+from egom2p.data.clips.video_files import write_video
 from egom2p.data.recordings.conversion import convert
-from egom2p.data.video_files import write_video
 from egom2p.geometry import write_tum
 from egom2p.pipelines import prepare as prepare_module
 from egom2p.pipelines.prepare import PrepareConfig, prepare, read_report

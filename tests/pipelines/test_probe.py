@@ -9,9 +9,9 @@ from tiny_artifacts import invented_clip, make_tiny_world
 
 from egom2p.config import from_plain, load_config
 from egom2p.contracts import AlignedClip, Provenance, Stream
-from egom2p.pipelines.linear_probe import fit_and_predict
-from egom2p.pipelines.probe import ProbeConfig, run_probe
-from egom2p.pipelines.probe_labels import ProbeLabelConfig
+from egom2p.evaluation.linear_probe import fit_and_predict
+from egom2p.evaluation.probe import ProbeConfig, run_probe
+from egom2p.evaluation.probe_labels import ProbeLabelConfig
 
 
 def blobs(rng, count, num_features=4):
@@ -33,7 +33,7 @@ def test_it_finds_what_is_linear_and_nothing_in_noise(rng):
 
 def test_two_classes_are_split_where_calculus_says(rng):
     """Points +a and -a, equally many: the weight w of class differences solves sigmoid(-2aw) a = penalty w / 2."""
-    from egom2p.pipelines import linear_probe
+    from egom2p.evaluation import linear_probe
 
     a, penalty = 1.5, 0.3
     rows = np.array([[a]] * 10 + [[-a]] * 10)
@@ -45,7 +45,7 @@ def test_two_classes_are_split_where_calculus_says(rng):
 
 def test_many_features_give_the_same_answer_as_in_full(rng):
     """More features than rows: the shortcut through the row space changes nothing."""
-    from egom2p.pipelines import linear_probe
+    from egom2p.evaluation import linear_probe
 
     rows, labels, _ = blobs(rng, 30, num_features=80)
     test = rng.normal(size=(7, 80))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from egom2p.contracts import AlignedClip, Provenance, Stream
-from egom2p.pipelines.spreads import sample_spread
+from egom2p.evaluation.spreads import sample_spread
 
 
 @pytest.mark.parametrize("width", [64, 96])
@@ -13,8 +13,8 @@ def test_all_columns_and_colours_of_a_picture_count(width):
     truth = np.full((16, 64, width, 3), 100, np.uint8)
     pictures = Stream(truth, np.ones(16, bool), np.arange(16) / 8, "uint8")
     clip = AlignedClip("c", {"rgb": pictures}, None, Provenance("d", "r"))
-    for place in (np.s_[:, :, -8:], np.s_[..., 1]):
+    for position in (np.s_[:, :, -8:], np.s_[..., 1]):
         samples = np.repeat(truth[None], 2, axis=0)
-        samples[(slice(None), *place)] = 200
+        samples[(slice(None), *position)] = 200
         found = sample_spread("rgb", samples, clip, "rgb", np.random.default_rng(0))
         assert found.error == pytest.approx(100 * np.sqrt((samples[0] == 200).mean()), rel=0.1)

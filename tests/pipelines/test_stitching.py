@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
+from egom2p.generation.stitching import StitchConfig, fade_in, joined_stream, position_depth, seam_summary
 from egom2p.geometry import canonicalise, poses_from_parts, rotation_angle
-from egom2p.pipelines.stitching import StitchConfig, fade_in, joined_stream, place_depth, seam_summary
 
 _LENGTH, _WINDOW, _STRIDE = 150, 60, 30
 
@@ -141,7 +141,7 @@ def test_an_anchor_keeps_chained_scales_from_walking_away(rng):
 
 def test_depth_without_common_pixels_stays_as_it_is():
     line = (np.zeros((4, 2, 2), np.float32), np.ones(4, bool))
-    placed, report = place_depth(line, line, _all_valid(np.ones((8, 2, 2), np.float32)))
+    placed, report = position_depth(line, line, _all_valid(np.ones((8, 2, 2), np.float32)))
     assert (placed == 1).all() and report["scale"] == 1
 
 

@@ -8,21 +8,21 @@ from tiny_artifacts import TOKENIZERS, invented_clip
 
 from egom2p.config import from_plain
 from egom2p.contracts import Stream
-from egom2p.data.clip_store import write_clips
-from egom2p.data.shards import shard_pattern
+from egom2p.data.clips.clip_store import write_clips
+from egom2p.data.clips.video_files import write_video
+from egom2p.data.shards.shard_set import shard_pattern
 from egom2p.data.token_set import TokenSet
 from egom2p.data.unified_datasets import data_specs
-from egom2p.data.video_files import write_video
+from egom2p.evaluation.evaluation import run_evaluation
+from egom2p.evaluation.evaluation_config import EstimatorConfig, EvaluationConfig
+from egom2p.generation.checkpoints import load_checkpoint
+from egom2p.generation.generation import GenerationConfig, run_generation
 from egom2p.models.generation_plans import SamplingConfig
-from egom2p.pipelines.checkpoints import load_checkpoint
-from egom2p.pipelines.evaluation import run_evaluation
-from egom2p.pipelines.evaluation_config import EstimatorConfig, EvaluationConfig
-from egom2p.pipelines.generation import GenerationConfig, run_generation
 from egom2p.pipelines.tokenization import TokenizeConfig, tokenize
 from egom2p.storage import load_json
 from egom2p.tokenizers.pretrained import build_network, save_tokenizer
-from egom2p.training.pretrain_task import PretrainConfig, pretrain
-from egom2p.training.text_tokenizer import TextTokenizerTrainingConfig, train_text_tokenizer
+from egom2p.training.tasks.pretrain_task import PretrainConfig, pretrain
+from egom2p.training.tasks.text_tokenizer import TextTokenizerTrainingConfig, train_text_tokenizer
 from egom2p.viewing.generation_page import write_generation_page
 from egom2p.viewing.report import ReportConfig, write_report
 
@@ -111,7 +111,7 @@ def test_shards_of_captions_are_read_like_any_other(root):
 
 def test_training_measures_a_text_beside_its_marginal(root):
     lines = [line for line in (root / "run" / "log.jsonl").read_text().splitlines() if "rgb2caption" in line]
-    assert "rgb2caption/tok_caption/place_marginal" in lines[-1]
+    assert "rgb2caption/tok_caption/unigram_baseline" in lines[-1]
 
 
 def config_of(root, output, **changes) -> GenerationConfig:
@@ -176,7 +176,7 @@ def test_captions_are_scored_and_shown_beside_the_truth(root):
     assert 0 < rows["most frequent text"]["exact"]["mean"] < 1
     assert rows["commonest of 3"]["word_error_rate"]["mean"] > 0
     loss = task["token_losses"][0]
-    assert 0 < loss["marginal_nats"] < loss["uniform_nats"] and loss["nats"]["mean"] > 0
+    assert 0 < loss["unigram_nats"] < loss["uniform_nats"] and loss["nats"]["mean"] > 0
     assert evaluation.summary["tasks"][1]["quantity"] == "gaze"
     page = write_report(ReportConfig(evaluation=str(evaluation.folder))).read_text()
     assert "the wearer walks and looks at a &lt;red&gt; ball" in page, "truth, escaped"

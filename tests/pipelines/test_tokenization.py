@@ -7,9 +7,9 @@ from tiny_clips import TRACK, tiny_clip, tiny_config
 
 from egom2p.config import load_config
 from egom2p.contracts import TokenizerMismatch
-from egom2p.data.clip_store import ClipStore, write_clips
+from egom2p.data.clips.clip_store import ClipStore, write_clips
 from egom2p.data.modality_info import default_specs
-from egom2p.data.shards import ShardSet, shard_pattern
+from egom2p.data.shards.shard_set import ShardSet, shard_pattern
 from egom2p.pipelines.tokenization import TokenizeConfig, tokenize
 from egom2p.storage import save_json
 from egom2p.tokenizers import TrajectoryVqVaeConfig, build_network, save_tokenizer

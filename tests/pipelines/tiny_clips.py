@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from egom2p.contracts import AlignedClip, Provenance, Stream
-from egom2p.data.clip_store import write_clips
+from egom2p.data.clips.clip_store import write_clips
 from egom2p.pipelines.tokenization import TokenizeConfig
 from egom2p.tokenizers import TrajectoryVqVaeConfig, VideoCodecConfig, build_network, save_tokenizer
 

@@ -7,7 +7,7 @@ import torch.multiprocessing as mp
 from moving_clips import moving_clips
 from tiny_tokenizers import tiny_trajectory
 
-from egom2p.tokenizers.track_quantizers import ResidualVqConfig
+from egom2p.tokenizers.trajectory.track_quantizers import ResidualVqConfig
 
 NUM_RANKS = 2
 

@@ -7,10 +7,10 @@ from moving_clips import SIZE, moving_clip, moving_clips, with_stream
 from tiny_tokenizers import tiny_codec
 
 from egom2p.storage import save_tensors
-from egom2p.tokenizers.adversarial_loss import AdversarialLossConfig, PatchCritic, adversarial_terms
-from egom2p.tokenizers.codec_losses import CodecLossesConfig, CodecWithLosses
-from egom2p.tokenizers.flow_loss import FlowLossConfig, estimated_flow, flow_loss, warped
-from egom2p.tokenizers.perceptual_loss import PerceptualLoss, PerceptualLossConfig
+from egom2p.tokenizers.video.adversarial_loss import AdversarialLossConfig, PatchCritic, adversarial_terms
+from egom2p.tokenizers.video.codec_losses import CodecLossesConfig, CodecWithLosses
+from egom2p.tokenizers.video.flow_loss import FlowLossConfig, estimated_flow, flow_loss, warped
+from egom2p.tokenizers.video.perceptual_loss import PerceptualLoss, PerceptualLossConfig
 
 BACKBONE = "test_resnet.r160_in1k"
 

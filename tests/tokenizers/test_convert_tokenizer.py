@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from egom2p.storage import load_tensors
-from egom2p.tokenizers.convert_reference import ConvertTokenizerConfig, convert_tokenizer
+from egom2p.tokenizers.convert_tokenizer import ConvertTokenizerConfig, convert_tokenizer
 from egom2p.tokenizers.pretrained import load_tokenizer
-from egom2p.tokenizers.trajectory_vqvae import TrajectoryVqVaeConfig
-from egom2p.tokenizers.video_codec import VideoCodecConfig
+from egom2p.tokenizers.trajectory.trajectory_vqvae import TrajectoryVqVaeConfig
+from egom2p.tokenizers.video.video_codec import VideoCodecConfig
 
 
 def released(folder, tmp_path):

@@ -10,7 +10,7 @@ from moving_clips import moving_clip
 from tiny_tokenizers import tiny_codec
 from torch import nn
 
-from egom2p.tokenizers.convert_reference import ConvertTokenizerConfig, convert_tokenizer
+from egom2p.tokenizers.convert_tokenizer import ConvertTokenizerConfig, convert_tokenizer
 from egom2p.tokenizers.pretrained import load_tokenizer
 from egom2p.tokenizers.torchscript_comparison import TorchScriptConfig
 

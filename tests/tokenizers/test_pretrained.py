@@ -13,7 +13,7 @@ from egom2p.config import strict
 from egom2p.contracts import Tokenizer
 from egom2p.storage import fingerprint_of, load_tensors, save_tensors
 from egom2p.tokenizers import load_tokenizer, save_tokenizer
-from egom2p.tokenizers.trajectory_vqvae import TrajectoryVqVae, TrajectoryVqVaeConfig
+from egom2p.tokenizers.trajectory.trajectory_vqvae import TrajectoryVqVae, TrajectoryVqVaeConfig
 
 MAKERS = {
     "gaze": tiny_trajectory,

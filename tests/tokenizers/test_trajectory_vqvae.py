@@ -11,7 +11,7 @@ from tiny_tokenizers import TINY_TRACK, tiny_trajectory
 from egom2p.config import ConfigError, from_plain
 from egom2p.geometry import canonicalise, rotation_angle
 from egom2p.tokenizers.protocol import TrainableTokenizer
-from egom2p.tokenizers.trajectory_vqvae import TrajectoryVqVae, TrajectoryVqVaeConfig
+from egom2p.tokenizers.trajectory.trajectory_vqvae import TrajectoryVqVae, TrajectoryVqVaeConfig
 
 
 def train(network: TrajectoryVqVae, clips, num_steps: int) -> list[float]:

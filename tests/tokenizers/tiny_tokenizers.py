@@ -3,8 +3,8 @@
 import torch
 from moving_clips import SIZE
 
-from egom2p.tokenizers.trajectory_vqvae import TrajectoryVqVae, TrajectoryVqVaeConfig
-from egom2p.tokenizers.video_codec import VideoCodec, VideoCodecConfig
+from egom2p.tokenizers.trajectory.trajectory_vqvae import TrajectoryVqVae, TrajectoryVqVaeConfig
+from egom2p.tokenizers.video.video_codec import VideoCodec, VideoCodecConfig
 
 TINY_CODEC = {
     "num_frames": 16, "height": SIZE, "width": SIZE, "rate_hz": 8.0, "levels": (8, 4, 4), "channels": 8,

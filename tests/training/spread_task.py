@@ -107,16 +107,16 @@ def make_batch(numbers: list[int], *, apart: bool = False) -> PackedBatch:
     clips = []
     for number in numbers:
         rng = np.random.default_rng(number)
-        given = {name: {} for name in ("input_ids", "input_places", "target_ids", "target_places", "query_ids")}
+        given = {name: {} for name in ("input_ids", "input_positions", "target_ids", "target_positions", "query_ids")}
         for index, spec in enumerate(SPECS):
             if apart and number % 2 != index:
                 continue
-            places = rng.permutation(spec.num_tokens)
+            positions = rng.permutation(spec.num_tokens)
             num_inputs = int(rng.integers(1, spec.num_tokens - 1))
             num_targets = int(rng.integers(1, spec.num_tokens - num_inputs))
-            for side, chosen in (("input", places[:num_inputs]), ("target", places[-num_targets:])):
+            for side, chosen in (("input", positions[:num_inputs]), ("target", positions[-num_targets:])):
                 ids = rng.integers(0, spec.vocab_size, len(chosen)).astype(np.int32)
-                given[f"{side}_ids"][spec.name], given[f"{side}_places"][spec.name] = ids, np.sort(chosen)
+                given[f"{side}_ids"][spec.name], given[f"{side}_positions"][spec.name] = ids, np.sort(chosen)
             given["query_ids"][spec.name] = np.full(num_targets, -1, np.int32)
         clips.append(MaskedClip(key=str(number), **given))
     return collate(clips, SPECS, num_registers=1, num_slots=40 * len(clips))

@@ -13,7 +13,7 @@ from egom2p.models.egom2p_model import EgoM2P
 from egom2p.models.partial_loading import load_weights
 from egom2p.models.weights import find_model, load_model, read_model_files, save_model
 from egom2p.storage import load_json, load_tensors
-from egom2p.training.pretrain_task import PretrainConfig, pretrain
+from egom2p.training.tasks.pretrain_task import PretrainConfig, pretrain
 
 HEADS = "decoder_embeddings.head_table"
 
@@ -63,7 +63,7 @@ def test_a_new_modality_keeps_what_is_known_and_starts_fresh(tokens, tmp_path):
     run(values, frozen=frozen)
     report = load_json(tmp_path / "two" / "finetune.json")
     assert sorted(report["fresh"]) == sorted(
-        f"{name}[tok_drift]" for name in ("places.modality_table", "encoder_embeddings.token_table", HEADS)
+        f"{name}[tok_drift]" for name in ("positions.modality_table", "encoder_embeddings.token_table", HEADS)
     )
     assert f"{HEADS}[tok_smell]" in report["loaded"] and not report["mismatched"] and not report["unused"]
     old, now = weights(tmp_path / "one"), weights(tmp_path / "two")
@@ -82,7 +82,7 @@ def test_a_new_modality_keeps_what_is_known_and_starts_fresh(tokens, tmp_path):
 
 
 def report_tables():
-    return {"places.modality_table", "encoder_embeddings.token_table", HEADS}
+    return {"positions.modality_table", "encoder_embeddings.token_table", HEADS}
 
 
 def test_a_resumed_run_does_not_ask_for_its_start_again(tokens, first, tmp_path):
@@ -146,14 +146,14 @@ def test_adapters_train_alone_and_the_export_is_merged(tokens, first, tmp_path):
     pytest.importorskip("peft", reason="adapters need peft: pip install 'egom2p[anytoany]'")
     from egom2p.layers.lora import LoraConfig, attach_lora, load_lora_state
 
-    lora = {"rank": 2, "alpha": 8.0, "also_train": ["places.modality_table"]}
+    lora = {"rank": 2, "alpha": 8.0, "also_train": ["positions.modality_table"]}
     values = pretrain_values(tokens, tmp_path / "run", num_steps=4, checkpoint_every=2, keep_last=9)
     values |= {"finetune": str(first), "lora": lora}
     run(values)
     base, final = load_model(first / "final"), tmp_path / "run" / "final"
     kept = load_tensors(tmp_path / "run" / "checkpoints" / "step-00000004" / "training.safetensors")
     for name, tensor in base.state_dict().items():
-        if name != "places.modality_table":
+        if name != "positions.modality_table":
             there = kept.get(f"model/{name}")
             if there is None:
                 layer, _, kind = name.rpartition(".")
@@ -197,7 +197,7 @@ def test_a_model_is_measured_without_training(tokens, first, tmp_path):
     }  # fmt: skip
     for item in result.measurements:
         assert item.value == pytest.approx(logged[f"{item.group}/{item.name}"], abs=1e-6)
-        assert item.marginal == pytest.approx(logged[f"{item.group}/{item.name}/place_marginal"])
+        assert item.marginal == pytest.approx(logged[f"{item.group}/{item.name}/unigram_baseline"])
     written = load_json(tmp_path / "measured" / "evaluation.json")
     assert len(written["measurements"]) == 3 and written["model"].endswith("first/final")
     assert [path.name for path in (tmp_path / "measured").iterdir()] == ["evaluation.json"]

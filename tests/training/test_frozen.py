@@ -14,7 +14,7 @@ SPECS = (DRIFT, SMELL)
 TABLES = {
     "encoder_embeddings.token_table": slice(7, 20),
     "decoder_embeddings.head_table": slice(7, 20),
-    "places.modality_table": slice(1, 2),
+    "positions.modality_table": slice(1, 2),
 }
 
 
@@ -61,7 +61,7 @@ def test_embeddings_of_all_modalities():
     optimizer = build_optimizer(model, OptimizerConfig())
     train(model, optimizer, FrozenPhase(trained_lines(model, SPECS, "embeddings"), until=1), steps=2, seed=0)
     moved = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
-    assert moved == {name for name in before if "embeddings" in name or "places" in name}
+    assert moved == {name for name in before if "embeddings" in name or "positions" in name}
 
 
 def test_gradients_that_are_not_finite_do_not_reach_what_stands_still():

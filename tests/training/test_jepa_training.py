@@ -10,7 +10,7 @@ from tiny_tokens import pretrain_values, write_tokens
 from egom2p.config import ConfigError, from_plain
 from egom2p.models.weights import load_model
 from egom2p.storage import load_tensors
-from egom2p.training.pretrain_task import PretrainConfig, pretrain
+from egom2p.training.tasks.pretrain_task import PretrainConfig, pretrain
 
 
 @pytest.fixture(scope="module")

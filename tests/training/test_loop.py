@@ -32,7 +32,7 @@ def test_it_learns_logs_and_exports(tmp_path):
     assert len(curve) == 60 and curve[-1]["loss"] < 0.6 * curve[0]["loss"]
     assert {"loss/first", "loss/second", "lr", "grad_norm", "tokens_per_s", "clips_per_s"} <= set(curve[0])
     (evaluation,) = read_log(tmp_path, "evaluation")
-    assert evaluation["toy/first"] < evaluation["toy/first/place_marginal"] == 1.6
+    assert evaluation["toy/first"] < evaluation["toy/first/unigram_baseline"] == 1.6
     assert set(load_tensors(tmp_path / "final" / "model.safetensors")) == set(
         load_tensors(tmp_path / "checkpoints" / "step-00000060" / "model.safetensors")
     )

@@ -10,8 +10,8 @@ from egom2p.data.modality_info import default_specs
 from egom2p.layers.block_options import recompute_in_backward, transformer_blocks
 from egom2p.models.egom2p_model import EgoM2P, ModelConfig
 from egom2p.training.ema import Ema, EmaConfig
-from egom2p.training.memory import BlockShape, HeadShape, ParameterCounts, Precision, footprint
-from egom2p.training.model_memory import (
+from egom2p.training.optim import OptimizerConfig, apply_gradients, build_optimizer
+from egom2p.training.planning.model_memory import (
     ClipRows,
     block_shapes,
     count_parameters,
@@ -19,7 +19,7 @@ from egom2p.training.model_memory import (
     outside_blocks,
     step_footprint,
 )
-from egom2p.training.optim import OptimizerConfig, apply_gradients, build_optimizer
+from egom2p.training.planning.step_memory_table import BlockShape, HeadShape, ParameterCounts, Precision, footprint
 
 SMELL = ModalitySpec("tok_smell", "grid", "generic", TokenGrid((4, 8, 8)), 100, "smell")
 NUM_CLIPS, NUM_INPUTS, NUM_TARGETS = 4, 96, 64
@@ -33,8 +33,8 @@ def equal_clips(num_registers: int) -> PackedBatch:
     """Clips of one length, for which attention on CPUs needs no padding, as on GPUs."""
     clips = []
     for number in range(NUM_CLIPS):
-        places = np.random.default_rng(number).permutation(SMELL.num_tokens)
-        inputs, targets = np.sort(places[:NUM_INPUTS]), np.sort(places[NUM_INPUTS : NUM_INPUTS + NUM_TARGETS])
+        positions = np.random.default_rng(number).permutation(SMELL.num_tokens)
+        inputs, targets = np.sort(positions[:NUM_INPUTS]), np.sort(positions[NUM_INPUTS : NUM_INPUTS + NUM_TARGETS])
         ids = np.arange(SMELL.num_tokens, dtype=np.int32) % SMELL.vocab_size
         sides = ({SMELL.name: values} for values in (ids[inputs], inputs, ids[targets], targets))
         clips.append(MaskedClip(str(number), *sides, {SMELL.name: np.full(NUM_TARGETS, -1, np.int32)}))

@@ -10,8 +10,8 @@ from egom2p.training.distributed import Ranks
 from egom2p.training.ema import Ema, EmaConfig
 from egom2p.training.optim import OptimizerConfig, apply_gradients, build_optimizer
 from egom2p.training.precision import gradient_scaler
-from egom2p.training.pretrain_task import PretrainConfig, PretrainTask
 from egom2p.training.step import StepSums, forward_backward
+from egom2p.training.tasks.pretrain_task import PretrainConfig, PretrainTask
 
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])

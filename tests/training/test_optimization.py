@@ -52,7 +52,7 @@ def test_weight_decay_falls_on_the_published_parameters():
     optimizer = build_optimizer(model, OptimizerConfig())
     decayed = {id(p) for group in optimizer.param_groups if group["weight_decay"] for p in group["params"]}
     names = {name for name, parameter in model.named_parameters() if id(parameter) in decayed}
-    assert {"decoder_embeddings.mask_token", "places.modality_table", "encoder_embeddings.register_tokens"} <= names
+    assert {"decoder_embeddings.mask_token", "positions.modality_table", "encoder_embeddings.register_tokens"} <= names
     for name, parameter in model.named_parameters():
         assert (name in names) == (parameter.ndim > 1), name
     total = sum(len(group["params"]) for group in optimizer.param_groups)

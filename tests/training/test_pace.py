@@ -3,9 +3,9 @@
 from dataclasses import replace
 
 from egom2p.config import from_plain
-from egom2p.training.pace import Pace
 from egom2p.training.schedule import Length, Progress
 from egom2p.training.task import BatchSize
+from egom2p.training.throughput import Pace
 from egom2p.training.training_config import TrainingConfig
 
 

@@ -14,8 +14,8 @@ from egom2p.contracts import TokenizerMismatch
 from egom2p.models.weights import load_model
 from egom2p.storage import load_json, load_tensors, save_json
 from egom2p.training.distributed import Ranks
-from egom2p.training.pretrain_task import PretrainConfig, PretrainTask, pretrain
 from egom2p.training.step import forward_backward
+from egom2p.training.tasks.pretrain_task import PretrainConfig, PretrainTask, pretrain
 
 
 @pytest.fixture(scope="module")

@@ -9,12 +9,12 @@ import torch
 
 from egom2p.config import ConfigError, from_plain
 from egom2p.contracts import AlignedClip, Provenance, Stream
-from egom2p.data.clip_store import ClipStore, write_clips
+from egom2p.data.clips.clip_store import ClipStore, write_clips
 from egom2p.storage import load_tensors
 from egom2p.tokenizers.pretrained import load_tokenizer
-from egom2p.training.clip_inputs import ClipInputs
 from egom2p.training.distributed import Ranks
-from egom2p.training.tokenizer_task import TokenizerTask, TokenizerTrainingConfig, train_tokenizer
+from egom2p.training.tasks.clip_inputs import ClipInputs
+from egom2p.training.tasks.tokenizer_task import TokenizerTask, TokenizerTrainingConfig, train_tokenizer
 
 FRAMES, SAMPLES, SIZE = 5, 8, 16
 
@@ -164,7 +164,7 @@ def test_every_epoch_sees_every_clip_once_and_memory_is_bounded(clips, tmp_path)
     task = TokenizerTask(config, Ranks())
     inputs = ClipInputs(ClipStore(clips, "train"), task.network, seed=0, cache_bytes=0)
     for epoch in range(2):
-        seen = [inputs.clip_index(24 * epoch + place) for place in range(24)]
+        seen = [inputs.clip_index(24 * epoch + position) for position in range(24)]
         assert sorted(seen) == list(range(24))
     inputs.batch(range(8))
     assert not inputs._kept_clips and not inputs._kept_inputs

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from egom2p.contracts import ModalitySpec, TokenGrid
-from egom2p.data.shards import ShardWriter, encode_array
+from egom2p.data.shards.shard_set import ShardWriter, encode_array
 
 SMELL = ModalitySpec(
     "tok_smell", "grid", "generic", TokenGrid((3, 2, 4)), 13, "smell", tokenizer_fingerprint="sha256:a"

@@ -31,7 +31,7 @@ def answer(model, control, said, is_right):
 @pytest.fixture
 def folder(tmp_path):
     """An evaluation as the pipeline writes it: a set with frames, codes and a vector, and a set of texts."""
-    run, place = tmp_path / "run", tmp_path / "evaluation"
+    run, folder = tmp_path / "run", tmp_path / "evaluation"
     (run / "final").mkdir(parents=True)
     log = [{"kind": "train", "step": step, "loss/text": 3.0 / step} for step in (1, 2, 3)]
     log.append({"kind": "evaluation", "step": 3, "held/loss": 0.4, "held, shuffled percepts/loss": 0.9})
@@ -44,15 +44,15 @@ def folder(tmp_path):
         {**texts, "rows": [row("m", "text", 6.5, "nats_per_token")]},
     ]
     about = {"config": {"models": {"m": {"directory": str(run / "final")}}}, "seconds": {"m": 2.0}, "machine": "CPU"}
-    save_json(place / "results.json", {"about": about, "tables": tables})
-    (place / "shown").mkdir()
+    save_json(folder / "results.json", {"about": about, "tables": tables})
+    (folder / "shown").mkdir()
     frames = np.random.default_rng(0).integers(0, 255, (4, 16, 20, 3), dtype=np.uint8)
     np.savez(
-        place / "shown/looked_at-0-0.npz", frames=frames, gaze=np.full((4, 2), 0.5), gaze_is_valid=np.ones(4, bool)
+        folder / "shown/looked_at-0-0.npz", frames=frames, gaze=np.full((4, 2), 0.5), gaze_is_valid=np.ones(4, bool)
     )
-    codes = {"ids": np.array([7, 8, 3]), "place": np.array([[0, 0, 0], [1, 0, 0], [0, 0, 0]]), "source": [0, 0, 1]}
-    np.savez(place / "shown/looked_at-4-0.npz", names=np.array(["code_rgb", "code_gaze"]), **codes)
-    np.savez(place / "shown/looked_at-8-0.npz")
+    codes = {"ids": np.array([7, 8, 3]), "position": np.array([[0, 0, 0], [1, 0, 0], [0, 0, 0]]), "source": [0, 0, 1]}
+    np.savez(folder / "shown/looked_at-4-0.npz", names=np.array(["code_rgb", "code_gaze"]), **codes)
+    np.savez(folder / "shown/looked_at-8-0.npz")
     samples = [
         {
             "table": "looked_at",
@@ -68,8 +68,8 @@ def folder(tmp_path):
         }
         for number in range(9)
     ]
-    (place / "samples.jsonl").write_text("".join(json.dumps(sample) + "\n" for sample in samples))
-    return place
+    (folder / "samples.jsonl").write_text("".join(json.dumps(sample) + "\n" for sample in samples))
+    return folder
 
 
 def test_the_page_shows_what_was_perceived_asked_and_said(folder):

@@ -10,10 +10,10 @@ import pytest
 
 from egom2p.config import from_plain
 from egom2p.contracts import AlignedClip, Intrinsics, Provenance, Stream
-from egom2p.data.clip_store import write_clips
+from egom2p.data.clips.clip_store import write_clips
 from egom2p.tokenizers import load_tokenizer
-from egom2p.training.rate_distortion import RateDistortionConfig, measured, run_variants
-from egom2p.viewing.rate_distortion import MARKS, compare
+from experiments.rate_distortion import RateDistortionConfig, measured, run_variants
+from experiments.rate_distortion_page import MARKS, compare
 
 SAMPLES = 12
 
@@ -76,7 +76,7 @@ def test_runs_resume_and_the_page_keeps_its_words(config):
     assert set(results) == {("cam_vq", 0), ("cam_residual", 0), ("gaze_vq", 0), ("cam_residual", 1)}
     residual = results["cam_residual", 1]
     assert residual["num_tokens"] == 12 and residual["bits"] == pytest.approx(12 * math.log2(16))
-    assert 0 < residual["place_bits"] < 1.2 * residual["bits"]
+    assert 0 < residual["position_bits"] < 1.2 * residual["bits"]
     assert set(residual["sets"]) == {"rooms", "again"} and set(results["gaze_vq", 0]["sets"]) == {"rooms"}
 
     text = page.read_text()

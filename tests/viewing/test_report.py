@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from tiny_artifacts import make_tiny_world
 
-from egom2p.pipelines.evaluation import run_evaluation
-from egom2p.pipelines.evaluation_config import ClipsConfig, EvaluationConfig
+from egom2p.evaluation.evaluation import run_evaluation
+from egom2p.evaluation.evaluation_config import ClipsConfig, EvaluationConfig
 from egom2p.viewing.panels import coloured_depth, depth_range, enlarged, side_by_side, with_gaze
 from egom2p.viewing.report import ReportConfig, validation_curves, write_report
 
@@ -22,14 +22,14 @@ _ENTRIES = [
         "step": 1,
         "clips": 4,
         "rgb2depth/tok_depth": 3.0,
-        "rgb2depth/tok_depth/place_marginal": 2.5,
+        "rgb2depth/tok_depth/unigram_baseline": 2.5,
     },
     {
         "kind": "evaluation",
         "step": 2,
         "clips": 8,
         "rgb2depth/tok_depth": 2.4,
-        "rgb2depth/tok_depth/place_marginal": 2.5,
+        "rgb2depth/tok_depth/unigram_baseline": 2.5,
     },
 ]
 
@@ -42,7 +42,7 @@ def page(tmp_path_factory) -> Path:
     (root / "run" / "log.jsonl").write_text("\n".join(lines) + "\n")
     config = EvaluationConfig(
         output=str(root / "evaluation"),
-        checkpoints={"just <trained>": str(root / "model"), "shipped": str(root / "model")},
+        checkpoints={"just <trained>": str(root / "model"), "pretrained": str(root / "model")},
         clips=ClipsConfig(root=str(root / "clips" / "val"), dataset="tiny"),
         train_clips=ClipsConfig(root=str(root / "clips" / "train"), dataset="tiny"),
         training_runs={"just trained": str(root / "run")},

@@ -11,9 +11,9 @@ from typing import Literal
 
 import torch
 
+from egom2p.anytoany.perception.feature_store import PerceptWriter
 from egom2p.anytoany.perception.media_files import read_clips
 from egom2p.anytoany.perception.source import Clip, PerceptionConfig, build_source
-from egom2p.anytoany.perception.store import PerceptWriter
 from egom2p.config import run_main, strict, to_plain
 from egom2p.storage import only_writer
 

@@ -8,18 +8,18 @@ from typing import Any
 
 import numpy as np
 
-from egom2p.anytoany.nouns import Percept
 from egom2p.anytoany.perception.picture_cells import resized
 from egom2p.anytoany.perception.source import Clip, PerceptionConfig, build_source
-from egom2p.anytoany.perception.token_percepts import TokenSource, perceived_specs
+from egom2p.anytoany.perception.token_features import TokenSource, perceived_specs
+from egom2p.anytoany.types import Percept
 from egom2p.contracts import AlignedClip, ModalitySpec, Provenance, Stream, TokenClip
-from egom2p.data.alignment import ClipConfig, cut_clips
-from egom2p.data.clip_sizes import clip_config_for
-from egom2p.data.clip_store import ClipStore, stored_datasets
-from egom2p.data.image_files import PICTURE_SUFFIXES, read_picture
+from egom2p.data.clips.clip_alignment import ClipConfig, cut_clips
+from egom2p.data.clips.clip_sizes import clip_config_for
+from egom2p.data.clips.clip_store import ClipStore, stored_datasets
+from egom2p.data.clips.image_files import PICTURE_SUFFIXES, read_picture
+from egom2p.data.clips.video_files import VIDEO_SUFFIXES, video_recording
 from egom2p.data.recordings.plain_folder import PlainFolderReader
 from egom2p.data.token_set import TokenSet
-from egom2p.data.video_files import VIDEO_SUFFIXES, video_recording
 
 
 def read_clips(source: str, config: PerceptionConfig, *, stride_s: float | None = None) -> Iterator[Clip]:

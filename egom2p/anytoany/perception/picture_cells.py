@@ -42,9 +42,9 @@ class PictureGrid:
         return self.cell[0] * self.cell[1] * 3
 
     def rows(self, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Frames (F, H', W', 3) uint8 of any size -> rows (N, h w 3) uint8, and place (N, 3): frame, row, column.
+        """Frames (F, H', W', 3) uint8 of any size -> rows (N, h w 3) uint8, and position (N, 3): frame, row, column.
 
-        Rows are ordered by frame, tile, cell; places count cells of the whole frame.
+        Rows are ordered by frame, tile, cell; positions count cells of the whole frame.
         """
         (height, width), (rows, columns), (tile_rows, tile_columns) = self.size, self.cells, self.tiles
         whole = np.stack([resized(frame, self.frame_size) for frame in frames])
@@ -52,9 +52,9 @@ class PictureGrid:
         beyond = (rows * self.cell[0] - height, columns * self.cell[1] - width)
         tiles = np.pad(tiles, ((0, 0), (0, beyond[0]), (0, beyond[1]), (0, 0)))
         cells = rearrange(tiles, "p (y h) (x w) c -> (p y x) (h w c)", y=rows, x=columns)
-        place = np.stack(np.indices((len(frames), tile_rows * rows, tile_columns * columns)), axis=-1)
+        position = np.stack(np.indices((len(frames), tile_rows * rows, tile_columns * columns)), axis=-1)
         pattern = "f (a y) (b x) n -> (f a b y x) n"
-        return cells, rearrange(place, pattern, a=tile_rows, b=tile_columns).astype(np.int16)
+        return cells, rearrange(position, pattern, a=tile_rows, b=tile_columns).astype(np.int16)
 
     def pictures(self, rows: Tensor) -> Tensor:
         """Rows (N, h w 3), in their order -> pictures (P, 3, H, W), numbers as they are."""

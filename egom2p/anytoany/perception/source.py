@@ -10,7 +10,7 @@ them; of the others the percept's features are what the connector gets.
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
-from egom2p.anytoany.nouns import KINDS, MediaKind, Percept
+from egom2p.anytoany.types import KINDS, MediaKind, Percept
 from egom2p.config import strict
 from egom2p.contracts import AlignedClip, TokenClip
 from egom2p.layers.lora import LoraConfig
@@ -142,7 +142,7 @@ def build_source(config: PerceptionConfig, *, device: str = "cpu") -> Perception
         from egom2p.anytoany.perception.timm_frames import PixelSource, encoded_frames
 
         return PixelSource(config) if config.gives_pixels else encoded_frames(config, device=device)
-    from egom2p.anytoany.perception.token_percepts import TokenSource
+    from egom2p.anytoany.perception.token_features import TokenSource
 
     tokens = TokenSource(config, device=device)
     if config.gives_ids:

@@ -14,10 +14,10 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from egom2p.anytoany.nouns import Percept
 from egom2p.anytoany.perception.picture_cells import PictureGrid, grid_of_patches
 from egom2p.anytoany.perception.source import Clip, PerceptionConfig
 from egom2p.anytoany.perception.tower import EncodedSource, PerceptRows, Tower, plain_tower_state
+from egom2p.anytoany.types import Percept
 from egom2p.contracts import AlignedClip
 from egom2p.layers.lora import attach_lora
 from egom2p.storage import fingerprint_of, load_tensors
@@ -27,7 +27,7 @@ _AT_ONCE = 32
 
 
 class PixelSource:
-    """Percepts of pixels: each row is what one cell of the tower's grid covers, place (frame, row, column)."""
+    """Percepts of pixels: each row is what one cell of the tower's grid covers, position (frame, row, column)."""
 
     def __init__(self, config: PerceptionConfig) -> None:
         self.grid = picture_grid(config)
@@ -47,8 +47,8 @@ class PixelSource:
         if len(frames) > self._num_frames:
             middles = (np.arange(self._num_frames) + 0.5) * len(frames) / self._num_frames
             frames = frames[middles.astype(np.int64)]
-        rows, place = self.grid.rows(frames)
-        return Percept(rows, place, np.zeros(len(rows), np.int16))
+        rows, position = self.grid.rows(frames)
+        return Percept(rows, position, np.zeros(len(rows), np.int16))
 
 
 class TimmTower(Tower):

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from egom2p.anytoany.nouns import Percept
 from egom2p.anytoany.perception.source import Clip, PerceptionConfig, PerceptionSource
-from egom2p.anytoany.perception.token_percepts import TokenSource, perceived_specs
+from egom2p.anytoany.perception.token_features import TokenSource, perceived_specs
+from egom2p.anytoany.types import Percept
 from egom2p.contracts import ModalitySpec, PackedBatch
 from egom2p.layers.lora import attach_lora
 from egom2p.models.egom2p_model import EgoM2P
@@ -25,11 +25,11 @@ from egom2p.storage import fingerprint_of
 class PerceptRows:
     """Percepts of I media items laid end to end.
 
-    features (N, D)   place (N, 3)   source (N,)   lengths   I ints, rows of each item, on the CPU
+    features (N, D)   position (N, 3)   source (N,)   lengths   I ints, rows of each item, on the CPU
     """
 
     features: Tensor
-    place: Tensor
+    position: Tensor
     source: Tensor
     lengths: tuple[int, ...]
 
@@ -116,13 +116,13 @@ class EncoderTower(Tower):
         owner_N = np.repeat(np.arange(len(rows.lengths)), rows.lengths)
         rows_N = torch.from_numpy(np.arange(len(owner_N)) + (owner_N + 1) * num_registers).to(device)
         source_N = rows.source.int()
-        place_N = (rows.place.int() * self.strides[source_N]).sum(-1, dtype=torch.int32)
+        position_N = (rows.position.int() * self.strides[source_N]).sum(-1, dtype=torch.int32)
         starts = np.cumsum([0, *lengths])[:-1]
         registers = np.zeros(total, np.int32)
         registers[(starts[:, None] + np.arange(num_registers)).reshape(-1)] = np.tile(
             np.arange(num_registers), len(lengths)
         )
-        places = torch.from_numpy(registers).to(device).index_copy(0, rows_N, place_N)
+        positions = torch.from_numpy(registers).to(device).index_copy(0, rows_N, position_N)
         kinds = torch.full((total,), num_modalities, dtype=torch.int32, device=device)
         ids = torch.zeros(total, dtype=torch.int32, device=device).index_copy(0, rows_N, _ids(rows))
         nothing = torch.zeros(0, dtype=torch.int32, device=device)
@@ -130,11 +130,11 @@ class EncoderTower(Tower):
         offsets = torch.tensor([0, *lengths]).cumsum(0, dtype=torch.int32).to(device)
         batch = PackedBatch(
             input_ids=ids,
-            input_place=places,
+            input_position=positions,
             input_modality=kinds.index_copy(0, rows_N, self.modality_of_source[source_N]),
             input_offsets=offsets,
             target_ids=nothing,
-            target_place=nothing,
+            target_position=nothing,
             target_modality=nothing,
             target_offsets=torch.zeros_like(offsets),
             query_ids=nothing,
@@ -163,7 +163,7 @@ class EncodedSource:
         states = self._tower(rows_of(percepts, self._device)).float().cpu().numpy()
         ends = np.cumsum([len(percept.features) for percept in percepts])
         return [
-            Percept(part, percept.place, percept.source)
+            Percept(part, percept.position, percept.source)
             for part, percept in zip(np.split(states, ends[:-1]), percepts, strict=True)
         ]
 
@@ -187,9 +187,9 @@ def plain_tower_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def rows_of(percepts: Sequence[Percept], device: torch.device | str = "cpu") -> PerceptRows:
     """Percepts laid end to end on a device."""
-    parts = [np.concatenate([getattr(p, name) for p in percepts]) for name in ("features", "place", "source")]
-    features, place, source = (torch.from_numpy(part).to(device) for part in parts)
-    return PerceptRows(features, place, source, tuple(len(percept.features) for percept in percepts))
+    parts = [np.concatenate([getattr(p, name) for p in percepts]) for name in ("features", "position", "source")]
+    features, position, source = (torch.from_numpy(part).to(device) for part in parts)
+    return PerceptRows(features, position, source, tuple(len(percept.features) for percept in percepts))
 
 
 def build_tower(config: PerceptionConfig, *, with_weights: bool = True) -> Tower:
@@ -219,7 +219,7 @@ def _ids(rows: PerceptRows) -> Tensor:
 
 
 def _strides(spec: ModalitySpec) -> tuple[int, int, int]:
-    """Place = t, y, x times these."""
+    """Position = t, y, x times these."""
     if len(spec.grid.shape) == 1:
         return 1, 0, 0
     _, height, width = spec.grid.shape

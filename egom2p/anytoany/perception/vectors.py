@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from egom2p.anytoany.nouns import Percept
-from egom2p.anytoany.table_files import TableFiles
+from egom2p.anytoany.conversations.table_files import TableFiles
+from egom2p.anytoany.types import Percept
 
 # Columns that the published data sets use.
 COLUMNS = ("video_embed", "ib_embed", "image_embed", "audio_embed", "embedding")
@@ -73,9 +73,9 @@ class VectorFiles:
 def percept_of_vectors(vectors: np.ndarray) -> Percept:
     """Vectors (D,) or (n, D) as a percept of n rows."""
     features_ND = np.atleast_2d(np.asarray(vectors, dtype=np.float32))
-    place_N3 = np.zeros((len(features_ND), 3), np.int16)
-    place_N3[:, 0] = np.arange(len(features_ND))
-    return Percept(features_ND, place_N3, np.zeros(len(features_ND), np.int16))
+    position_N3 = np.zeros((len(features_ND), 3), np.int16)
+    position_N3[:, 0] = np.arange(len(features_ND))
+    return Percept(features_ND, position_N3, np.zeros(len(features_ND), np.int16))
 
 
 def _row(path: Path, text: str, count: int) -> int:

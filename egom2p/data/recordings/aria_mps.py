@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from egom2p.contracts import Intrinsics
-from egom2p.data.resampling import nearest_index
+from egom2p.data.clips.resampling import nearest_index
 from egom2p.geometry import (
     CLOCKWISE_TURN,
     fisheye624,
@@ -177,11 +177,11 @@ def _read_columns(path: Path, wanted: list[str], optional: list[str] | None = No
             f"{path}: found columns {header[:12]} and {max(len(rows) - 1, 0)} rows, wanted {missing or wanted}"
         )
     names = [*wanted, *(name for name in optional or () if name in header)]
-    places = [header.index(name) for name in names]
+    positions = [header.index(name) for name in names]
     table = np.empty((len(rows) - 1, len(names)))
     for line, row in enumerate(rows[1:], start=2):
         try:
-            table[line - 2] = [float(row[place]) if row[place].strip() else np.nan for place in places]
+            table[line - 2] = [float(row[position]) if row[position].strip() else np.nan for position in positions]
         except (ValueError, IndexError):
             raise ValueError(f"{path}, line {line}: found {row[:8]}, wanted numbers in {names}") from None
     return {name: table[:, i] for i, name in enumerate(names)}

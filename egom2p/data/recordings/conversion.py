@@ -14,10 +14,10 @@ import numpy as np
 import yaml
 
 from egom2p.contracts import Intrinsics
-from egom2p.data.image_files import IMAGE_SUFFIXES, RgbImages
+from egom2p.data.clips.image_files import IMAGE_SUFFIXES, RgbImages
+from egom2p.data.clips.video_files import VIDEO_SUFFIXES, open_video
 from egom2p.data.recordings.aria_mps import is_mps_folder, read_mps
 from egom2p.data.recordings.recording_settings import SETTINGS_FILE
-from egom2p.data.video_files import VIDEO_SUFFIXES, open_video
 from egom2p.storage import atomic_directory
 
 _FRAME = re.compile(r"^(?P<stem>.*?)(?P<number>\d+)\.(color|rgb)$")

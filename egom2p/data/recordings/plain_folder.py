@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 
 from egom2p.contracts import Intrinsics, Provenance, Recording, Stream, check_shape
-from egom2p.data.image_files import DepthImages, RgbImages, list_images
-from egom2p.data.ray_depth import DepthAlongAxis
+from egom2p.data.clips.image_files import DepthImages, RgbImages, list_images
+from egom2p.data.clips.ray_depth import DepthAlongAxis
+from egom2p.data.clips.video_files import VIDEO_SUFFIXES, open_video
 from egom2p.data.recordings.plain_tracks import first_existing, read_camera, read_clock, read_further_track, read_gaze
 from egom2p.data.recordings.recording_settings import (
     SETTINGS_FILE,
@@ -31,7 +32,6 @@ from egom2p.data.recordings.recording_settings import (
     read_settings,
 )
 from egom2p.data.recordings.track_files import load_npz
-from egom2p.data.video_files import VIDEO_SUFFIXES, open_video
 
 _TRACK_SUFFIXES = (".csv", ".npz")
 _RESERVED = ("depth", "gaze", "trajectory")

@@ -115,9 +115,9 @@ class RecordingSettings:
 
 def read_settings(folder: Path, *, parent: Path | None = None) -> RecordingSettings:
     """Settings of a recording: its own file, else its parent's (for all recordings below), else the defaults."""
-    for place in (folder, parent):
-        if place is not None and (place / SETTINGS_FILE).is_file():
-            return _read(place / SETTINGS_FILE)
+    for held in (folder, parent):
+        if held is not None and (held / SETTINGS_FILE).is_file():
+            return _read(held / SETTINGS_FILE)
     return RecordingSettings()
 
 

@@ -41,17 +41,17 @@ def read_times(path: Path) -> np.ndarray:
     return result
 
 
-def check_times(times: np.ndarray, places: list[str], path: Path) -> None:
+def check_times(times: np.ndarray, positions: list[str], path: Path) -> None:
     """Raise ValueError naming the place where times are missing, not finite or do not increase."""
     if len(times) == 0:
         raise ValueError(f"{path}: found no rows, wanted at least one sample")
     is_bad = ~np.isfinite(times)
     if is_bad.any():
-        raise ValueError(f"{places[int(np.argmax(is_bad))]}: the time is not a finite number")
+        raise ValueError(f"{positions[int(np.argmax(is_bad))]}: the time is not a finite number")
     is_bad = np.diff(times) <= 0
     if is_bad.any():
         row = int(np.argmax(is_bad)) + 1
-        raise ValueError(f"{places[row]}: time {times[row]:.17g} follows {times[row - 1]:.17g}; times must increase")
+        raise ValueError(f"{positions[row]}: time {times[row]:.17g} follows {times[row - 1]:.17g}; times must increase")
 
 
 def _read_csv(path: Path) -> Track:
@@ -63,15 +63,15 @@ def _read_csv(path: Path) -> Track:
     time_column = _find(header, _TIME_NAMES)
     if time_column is None:
         raise ValueError(f"{path}: found columns {header}, wanted a time column called one of {list(_TIME_NAMES)}")
-    places = [f"{path}, line {line}" for line, _ in rows[1:]]
-    for place, (_, row) in zip(places, rows[1:], strict=True):
+    positions = [f"{path}, line {line}" for line, _ in rows[1:]]
+    for position, (_, row) in zip(positions, rows[1:], strict=True):
         if len(row) != len(header):
-            raise ValueError(f"{place}: found {len(row)} columns, wanted {len(header)} as in the header")
+            raise ValueError(f"{position}: found {len(row)} columns, wanted {len(header)} as in the header")
     table = np.array(
-        [[_number(cell, place) for cell in row] for place, (_, row) in zip(places, rows[1:], strict=True)],
+        [[_number(cell, position) for cell in row] for position, (_, row) in zip(positions, rows[1:], strict=True)],
         dtype=np.float64,
-    ).reshape(len(places), len(header))
-    check_times(table[:, time_column], places, path)
+    ).reshape(len(positions), len(header))
+    check_times(table[:, time_column], positions, path)
     valid_column = _find(header, _VALID_NAMES)
     is_valid = np.ones(len(table), bool) if valid_column is None else np.nan_to_num(table[:, valid_column]) > 0
     columns = [i for i in range(len(header)) if i not in (time_column, valid_column)]
@@ -110,9 +110,9 @@ def _find(header: list[str], names: tuple[str, ...]) -> int | None:
     return next((header.index(name) for name in names if name in header), None)
 
 
-def _number(cell: str, place: str) -> float:
+def _number(cell: str, position: str) -> float:
     text = cell.strip().lower()
     try:
         return float(_NO_NUMBER.get(text, text))
     except ValueError:
-        raise ValueError(f"{place}: found {cell!r}, wanted a number") from None
+        raise ValueError(f"{position}: found {cell!r}, wanted a number") from None

@@ -5,7 +5,7 @@ nothing stands in front of it, else 0. The eyes go to the mover of highest salie
 became `switch_ratio` times as salient as the present one (or the present one was lost), and then stay on it,
 following its motion exactly (smooth pursuit). When no mover is visible they look ahead, `ahead_elevation_deg` from
 the horizon in the direction of the body. Exceptions: about `look_aways_per_s` times a second they leave for a random
-place in the picture (another mover or a thing, when one is visible) for `look_away_s`. On top come a slow drift and
+position in the picture (another mover or a thing, when one is visible) for `look_away_s`. On top come a slow drift and
 the jitter of an eye tracker, and blinks, during which the gaze is invalid. Saccades take a few hundredths of a second.
 
 The head turns after the eyes: its yaw and pitch relative to the body approach `head_gain` times the direction of the
@@ -202,7 +202,7 @@ class _Attention:
 
 
 def _somewhere(view: View, movers: list[Vector], things: list[Vector], best: int, rng: np.random.Generator) -> Vector:
-    """Another visible mover or thing, else a random place in the picture."""
+    """Another visible mover or thing, else a random position in the picture."""
     others = [mover for index, mover in enumerate(movers) if index != best] + things
     visible = [vector for vector in others if view.contains(vector)]
     if visible and rng.random() < 0.7:

@@ -84,7 +84,7 @@ def patch_movers(
     for _ in range(config.num_patch_movers):
         if walk_map.clearance.max() < config.patch_radius_m + 0.05:
             break
-        centre = walk_map.random_place(rng, clearance_m=config.patch_radius_m, where=where)
+        centre = walk_map.random_position(rng, clearance_m=config.patch_radius_m, where=where)
         walk_map_left = walk_map.without_disc(centre, config.patch_radius_m)
         if walk_map_left.clearance.max() < walk_clearance_m + 0.1:
             break

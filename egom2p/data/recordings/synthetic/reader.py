@@ -170,7 +170,7 @@ class _Story:
             stage.walk_map, times_s, rng, config.movers, walk_clearance_m=config.walk.clearance_m, where=where
         )
         walk = plan_walk(walk_map, num_times, _SIMULATION_HZ, rng, config.walk, where=where)
-        eye_T3 = np.c_[walk.place, np.full(num_times, walk_map.floor_m + rng.uniform(*config.walk.eye_height_m))]
+        eye_T3 = np.c_[walk.position, np.full(num_times, walk_map.floor_m + rng.uniform(*config.walk.eye_height_m))]
         if config.movers.companion:
             for number in range(config.movers.num_companions):
                 parts = (stage.caster, times_s, eye_T3, walk, movers)

@@ -123,14 +123,14 @@ def _furniture(
     half = np.max(mesh.bounds[1, :2])
     side = np.array([east, north]) / 2
     if rng.random() < config.share_in_the_middle:
-        place = rng.uniform(-0.5, 0.5, size=2) * side
+        position = rng.uniform(-0.5, 0.5, size=2) * side
     else:
-        place = rng.uniform(-1, 1, size=2) * (side - half)
+        position = rng.uniform(-1, 1, size=2) * (side - half)
         axis = rng.integers(2)
-        place[axis] = (side[axis] - half) * rng.choice([-1.0, 1.0])
+        position[axis] = (side[axis] - half) * rng.choice([-1.0, 1.0])
     turn = rng.uniform(0, 2 * np.pi) if shape in ("box", "table") else 0.0
     matrix = trimesh.transformations.rotation_matrix(turn, [0, 0, 1])
-    matrix[:2, 3] = place
+    matrix[:2, 3] = position
     mesh.apply_transform(matrix)
     colour_name = list(FURNITURE_COLOURS)[rng.integers(len(FURNITURE_COLOURS))]
     colour = _jittered(FURNITURE_COLOURS[colour_name], rng, config.colour_jitter)

@@ -35,7 +35,7 @@ class View:
         return 0.0 <= u < 1.0 and 0.0 <= v < 1.0
 
     def vector(self, u: float, v: float) -> Vector:
-        """The vector from the eye through a place of the picture: the inverse of `image`."""
+        """The vector from the eye through a position of the picture: the inverse of `image`."""
         right, down = (u - 0.5) / self._focal[0], (v - 0.5) / self._focal[1]
         right, up = right * self._cos_roll - down * self._sin_roll, -down * self._cos_roll - right * self._sin_roll
         level = self._cos_pitch - up * self._sin_pitch

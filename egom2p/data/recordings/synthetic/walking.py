@@ -62,9 +62,9 @@ class WalkMap:
     origin: np.ndarray
     floor_m: float
 
-    def at(self, places: np.ndarray) -> np.ndarray:
-        """Clearance (...,) at places (..., 2); 0 off the map. Bilinear between cells."""
-        cells = np.moveaxis((places - self.origin) / _CELL_M, -1, 0)
+    def at(self, positions: np.ndarray) -> np.ndarray:
+        """Clearance (...,) at positions (..., 2); 0 off the map. Bilinear between cells."""
+        cells = np.moveaxis((positions - self.origin) / _CELL_M, -1, 0)
         return ndimage.map_coordinates(self.clearance, cells, order=1, mode="constant", cval=0.0)
 
     def without_disc(self, centre: np.ndarray, radius_m: float) -> "WalkMap":
@@ -73,13 +73,13 @@ class WalkMap:
         outside = np.linalg.norm(self.origin + grid * _CELL_M - centre, axis=-1) - radius_m
         return WalkMap(np.minimum(self.clearance, np.maximum(outside, 0.0)), self.origin, self.floor_m)
 
-    def random_place(self, rng: np.random.Generator, *, clearance_m: float, where: str) -> np.ndarray:
-        """A place (2,) with at least this clearance; ValueError naming the scene when there is none."""
+    def random_position(self, rng: np.random.Generator, *, clearance_m: float, where: str) -> np.ndarray:
+        """A position (2,) with at least this clearance; ValueError naming the scene when there is none."""
         cells = np.argwhere(self.clearance >= clearance_m)
         if len(cells) == 0:
             raise ValueError(
                 f"scene {where}: nowhere {clearance_m:.2f} m away from everything "
-                f"(the most open place has {self.clearance.max():.2f} m); wanted room to walk"
+                f"(the most open position has {self.clearance.max():.2f} m); wanted room to walk"
             )
         return self.origin + cells[rng.integers(len(cells))] * _CELL_M
 
@@ -117,10 +117,10 @@ def build_walk_map(scene: Scene, caster: Caster) -> WalkMap:
 
 @dataclass(frozen=True)
 class Walk:
-    """The body over time: place (T, 2) metres, heading (T,) radians (0 east, left positive), speed (T,) m/s, turn
+    """The body over time: position (T, 2) metres, heading (T,) radians (0 east, left positive), speed (T,) m/s, turn
     (T,) rad/s, and the steps' sway: up and left (T, 2) metres and roll (T,) radians of the head."""
 
-    place: np.ndarray
+    position: np.ndarray
     heading: np.ndarray
     speed: np.ndarray
     turn: np.ndarray
@@ -132,8 +132,8 @@ def plan_walk(
     walk_map: WalkMap, num_times: int, rate_hz: float, rng: np.random.Generator, config: WalkConfig, *, where: str
 ) -> Walk:
     """Walk for `num_times` samples at `rate_hz`."""
-    place = walk_map.random_place(rng, clearance_m=config.clearance_m, where=where)
-    state = np.array([*place, rng.uniform(0, 2 * np.pi), 0.0, 0.0])  # x, y, heading, speed, turn
+    position = walk_map.random_position(rng, clearance_m=config.clearance_m, where=where)
+    state = np.array([*position, rng.uniform(0, 2 * np.pi), 0.0, 0.0])  # x, y, heading, speed, turn
     pieces: list[np.ndarray] = []
     total = 0
     while total < num_times:
@@ -146,8 +146,8 @@ def plan_walk(
         walked_CT5 = _roll_out(starts_C5, commands_C2, num_command, rate_hz, config)
         num_brake = round(1.5 * rate_hz)
         braked_CT5 = _roll_out(walked_CT5[:, -1], np.zeros_like(commands_C2), num_brake, rate_hz, config)
-        places_CT2 = np.concatenate([walked_CT5, braked_CT5], axis=1)[:, ::3, :2]
-        is_clear_C = (walk_map.at(places_CT2) >= config.clearance_m - 0.02).all(axis=1)
+        positions_CT2 = np.concatenate([walked_CT5, braked_CT5], axis=1)[:, ::3, :2]
+        is_clear_C = (walk_map.at(positions_CT2) >= config.clearance_m - 0.02).all(axis=1)
         # The last candidate stands: it only goes on braking, which the last command was checked for.
         chosen = int(np.argmax(is_clear_C)) if is_clear_C.any() else len(commands_C2) - 1
         pieces.append(walked_CT5[chosen])
@@ -182,8 +182,8 @@ def _roll_out(
     rates_CT2 = commands_C2[:, None] + (starts_C5[:, 3:] - commands_C2)[:, None] * decay_T2
     heading_CT = starts_C5[:, None, 2] + np.cumsum(rates_CT2[..., 1], axis=1) / rate_hz
     steps_CT2 = rates_CT2[..., :1] * np.stack([np.cos(heading_CT), np.sin(heading_CT)], axis=-1)
-    place_CT2 = starts_C5[:, None, :2] + np.cumsum(steps_CT2, axis=1) / rate_hz
-    return np.concatenate([place_CT2, heading_CT[..., None], rates_CT2], axis=-1)
+    position_CT2 = starts_C5[:, None, :2] + np.cumsum(steps_CT2, axis=1) / rate_hz
+    return np.concatenate([position_CT2, heading_CT[..., None], rates_CT2], axis=-1)
 
 
 def _steps(

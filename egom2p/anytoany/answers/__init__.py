@@ -1,0 +1,1 @@
+"""What the language model answers: decoding, grammar of token spans, windows of long videos."""

@@ -1,0 +1,131 @@
+"""From a prompt with placeholders and files of media to answers, for the command line, the server and evaluations.
+
+D width of a percept.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from egom2p.anytoany.answers.answer_generation import Answer, AnswerConfig, Question, answer
+from egom2p.anytoany.conversations.chat import ChatConfig, ChatRenderer
+from egom2p.anytoany.conversations.conversation import captioned, question_of
+from egom2p.anytoany.model import AnyToAny
+from egom2p.anytoany.perception.media_files import read_clips
+from egom2p.anytoany.perception.source import Clip, PerceptionSource, build_source, source_of_kind
+from egom2p.anytoany.perception.vectors import VectorFiles
+from egom2p.anytoany.types import KINDS, Media, Percept
+from egom2p.contracts import AlignedClip
+
+_VECTOR_FILES = (".npy", ".npz", ".parquet", ".jsonl", ".json")
+_WORD_IN_BRACES = re.compile(r"\{(\w+)\}")
+
+
+@dataclass(frozen=True)
+class PerceivedClip:
+    """A percept, and the seconds of its recording that it covers (0, 0 where there is no clock)."""
+
+    key: str
+    percept: Percept
+    start_s: float = 0.0
+    end_s: float = 0.0
+
+
+class Responder:
+    """A model that answers prompts; perception sources are opened when something is to be perceived."""
+
+    def __init__(self, model: AnyToAny) -> None:
+        self.model = model
+        self._sources: dict[int, PerceptionSource] = {}
+
+    def question(
+        self, prompt: str, media: Sequence[tuple[str, Percept]] = (), *, num_tokens: int | None = None
+    ) -> Question:
+        """A question out of a prompt whose placeholders (`{video}`, `{gaze}` ...) take (kind, percept) in order.
+
+        num_tokens   perception tokens of each item, one of the connector's nested counts; None: all
+        """
+        percepts = [percept for _, percept in media]
+        items = [Media(kind, str(number)) for number, (kind, _) in enumerate(media)]
+        connector = self.model.config.connector
+        renderer = ChatRenderer(
+            self.model.tokenizer,
+            lambda item: connector.span_length(percepts[int(item.ref)], item.kind, num_tokens),
+            ChatConfig(),
+        )
+        conversation = question_of(captioned("prompt", prompt, items, "-"))
+        return Question(renderer.render_question(conversation), tuple(percepts))
+
+    def answer(
+        self, questions: Sequence[Question], config: AnswerConfig, *, seeds: Sequence[int] | None = None
+    ) -> list[Answer]:
+        return answer(self.model, questions, config, seeds=seeds)
+
+    def perceive_file(self, kind: str, path: str, *, stride_s: float | None = None) -> Iterator[PerceivedClip]:
+        """Percepts of a file as the model's source for this kind of media wants it; a long video gives several."""
+        number = source_of_kind(self.model.config.perception, kind)
+        config = self.model.config.perception[number]
+        if config.source == "vectors":
+            suffix = Path(path.partition("#")[0]).suffix
+            if suffix not in _VECTOR_FILES:
+                raise ValueError(
+                    f"{path}: this model perceives {kind} as vectors of {config.width} numbers; "
+                    f"wanted one of {', '.join(_VECTOR_FILES)}"
+                )
+            yield PerceivedClip(path, VectorFiles(int(config.width or 0))[path])
+            return
+        if number not in self._sources:
+            self._sources[number] = build_source(config, device=str(self.model.device))
+        for clip in read_clips(path, config, stride_s=stride_s):
+            start_s, end_s = _span_s(clip)
+            yield PerceivedClip(clip.key, self._sources[number].perceive([clip])[0], start_s, end_s)
+
+    @cached_property
+    def vector_width(self) -> int:
+        """Numbers of one vector, for models that perceive vectors; ValueError for others."""
+        widths = [source.width for source in self.model.config.perception if source.source == "vectors"]
+        if len(widths) != 1:
+            found = [source.source for source in self.model.config.perception]
+            raise ValueError(f"wanted a model with one perception source of vectors, this one has {found}")
+        return int(widths[0] or 0)
+
+
+def chosen_device(wanted: str) -> torch.device:
+    """`auto`: the accelerator where there is one. ValueError for a device that this machine does not have."""
+    if wanted == "auto":
+        return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    try:
+        device = torch.device(wanted)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device: {wanted} is not to be had here ({str(error).splitlines()[0]})") from None
+    return device
+
+
+def typed_prompt(prompt: str) -> str:
+    r"""A prompt as it was typed in a shell: `\n` is a line break. ValueError for a placeholder with a slip in it."""
+    text = prompt.replace("\\n", "\n")
+    if not text.strip():
+        raise ValueError("prompt is empty")
+    for word in _WORD_IN_BRACES.findall(text):
+        if word not in KINDS and (near := get_close_matches(word.lower(), KINDS, n=1, cutoff=0.7)):
+            raise ValueError(f"prompt: {{{word}}} is no placeholder; did you mean {{{near[0]}}}?")
+    return text
+
+
+def _span_s(clip: Clip) -> tuple[float, float]:
+    """First time of a clip's streams, and the end of its last sample."""
+    if not isinstance(clip, AlignedClip) or not clip.streams:
+        return 0.0, 0.0
+    starts, ends = [], []
+    for stream in clip.streams.values():
+        times_s = stream.times_s
+        period_s = float(times_s[-1] - times_s[0]) / (len(times_s) - 1) if len(times_s) > 1 else 0.0
+        starts.append(float(times_s[0]))
+        ends.append(float(times_s[-1]) + period_s)
+    return min(starts), max(ends)

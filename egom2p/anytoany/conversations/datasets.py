@@ -1,0 +1,235 @@
+"""Data sets of conversations: captions, instructions in the LLaVA format, interleaved media, text alone.
+
+A data set gives the conversation of a row; what is random in it (the template) comes from the generator it is handed.
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Protocol
+
+import numpy as np
+from pydantic import Field
+
+from egom2p.anytoany.conversations.conversation import captioned, checked, conversation_of
+from egom2p.anytoany.conversations.table_files import TableFiles
+from egom2p.anytoany.conversations.templates import TemplateConfig, Templates, fill
+from egom2p.anytoany.types import Conversation, Media, MediaKind, Role, Turn
+from egom2p.anytoany.world.world_questions import WorldQuestionsConfig, WorldQuestionSet
+from egom2p.config import strict
+
+_ROLES: dict[str, Role] = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "system": "system",
+}
+
+_LLAMA3_TURN = re.compile(
+    r"<\|start_header_id\|>(?P<role>\w+)<\|end_header_id\|>(?P<text>.*?)(?:<\|eot_id\|>|\Z)", re.DOTALL
+)
+
+
+class ConversationSet(Protocol):
+    """Conversations by number."""
+
+    def __len__(self) -> int: ...
+
+    def conversation(self, index: int, rng: np.random.Generator) -> Conversation:
+        """ValueError names the file and the row that cannot become a conversation."""
+        ...
+
+
+@strict
+class CaptionsConfig:
+    """Rows with a media item and a caption, as the video captions of the published trainer.
+
+    ref     column that names the media item; null: the row itself is the item (`<file>#<row>`), as where its vector
+            stands in the same row
+    folder  where the media files lie that `ref` names; null: `ref` is a path as it stands, or a name in a percept store
+    """
+
+    kind: Literal["captions"] = "captions"
+    files: tuple[str, ...]
+    media: MediaKind = "video"
+    ref: str | None = None
+    folder: str | None = None
+    caption: str = "description"
+    templates: TemplateConfig = TemplateConfig(file="caption_video")
+
+
+@strict
+class InstructConfig:
+    """Rows with a list of turns ({from: human | gpt, value: text}), in the format of LLaVA.
+
+    The tag `<image>` stands for the row's media item; where the turns have several, `refs` must name as many.
+    turns   column of the turns; the published files call it `caption`, LLaVA itself `conversations`
+    ref     column with the name of the media item, or with a list of names; null: the row itself (`<file>#<row>`)
+    folder  where the media files lie that `ref` names; null: as for captions
+    """
+
+    kind: Literal["instruct"] = "instruct"
+    files: tuple[str, ...]
+    media: MediaKind = "image"
+    ref: str | None = None
+    folder: str | None = None
+    turns: str = "caption"
+    tag: str = "<image>"
+
+
+@strict
+class InterleavedConfig:
+    """Rows {key, turns: [{role, text}], media: [{kind, ref}]}; the texts hold `{video}`, `{gaze}` ... in order.
+
+    folder  where the media files lie that `ref` names; null: as for captions
+    """
+
+    kind: Literal["interleaved"] = "interleaved"
+    files: tuple[str, ...]
+    folder: str | None = None
+
+
+@strict
+class TextConfig:
+    """Rows with turns and no media, so that the language model keeps what it knew. Same turns as `instruct`.
+
+    turns   column of the turns; null: columns `input` and `output` hold the text in Llama 3's chat form
+    """
+
+    kind: Literal["text"] = "text"
+    files: tuple[str, ...]
+    turns: str | None = "conversations"
+
+
+DatasetConfig = Annotated[
+    CaptionsConfig | InstructConfig | InterleavedConfig | TextConfig | WorldQuestionsConfig,
+    Field(discriminator="kind"),
+]
+
+
+def open_dataset(config: Any) -> ConversationSet:
+    """The data set a config describes."""
+    kinds = {
+        CaptionsConfig: CaptionSet,
+        InstructConfig: InstructSet,
+        InterleavedConfig: InterleavedSet,
+        TextConfig: TextSet,
+        WorldQuestionsConfig: WorldQuestionSet,
+    }
+    return kinds[type(config)](config)
+
+
+class CaptionSet:
+    """One question and its caption per row."""
+
+    def __init__(self, config: CaptionsConfig) -> None:
+        self._config = config
+        self._rows = TableFiles(config.files, [name for name in (config.caption, config.ref) if name])
+        self._templates = Templates(config.templates)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def conversation(self, index: int, rng: np.random.Generator) -> Conversation:
+        row, key = self._rows[index], row_name(self._rows, index)
+        media = Media(
+            self._config.media, media_ref(row[self._config.ref], self._config.folder) if self._config.ref else key
+        )
+        return captioned(key, fill(self._templates.draw(rng), {}), [media], str(row[self._config.caption]).strip())
+
+
+class InstructSet:
+    """Turns of people and the model, about one media item or several."""
+
+    def __init__(self, config: InstructConfig) -> None:
+        self._config = config
+        self._rows = TableFiles(config.files, [name for name in (config.turns, config.ref) if name])
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def conversation(self, index: int, rng: np.random.Generator) -> Conversation:
+        row, key, config = self._rows[index], row_name(self._rows, index), self._config
+        refs = row[config.ref] if config.ref else key
+        refs = refs if isinstance(refs, list) else [refs]
+        refs = [media_ref(ref, config.folder) if config.ref else str(ref) for ref in refs]
+        texts = texts_of(row[config.turns], key)
+        num_tags = sum(text.count(config.tag) for _, text in texts)
+        if num_tags == 0:
+            # Some rows leave the tag out: the item then opens the first question.
+            first = next(number for number, (role, _) in enumerate(texts) if role == "user")
+            texts[first] = ("user", f"{config.tag * len(refs)}\n{texts[first][1]}")
+            num_tags = len(refs)
+        if num_tags != len(refs):
+            raise ValueError(f"{key}: {num_tags} tags {config.tag!r} for {len(refs)} media items; wanted one for each")
+        return conversation_of(key, texts, [Media(config.media, ref) for ref in refs], tag=config.tag)
+
+
+class InterleavedSet:
+    """Any order of text and media."""
+
+    def __init__(self, config: InterleavedConfig) -> None:
+        self._folder = config.folder
+        self._rows = TableFiles(config.files, ["turns", "media"], ["key"])
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def conversation(self, index: int, rng: np.random.Generator) -> Conversation:
+        row = self._rows[index]
+        key = str(row.get("key", row_name(self._rows, index)))
+        texts = [(_role(turn["role"], key), str(turn["text"])) for turn in row["turns"]]
+        return conversation_of(
+            key, texts, [Media(item["kind"], media_ref(item["ref"], self._folder)) for item in row["media"]]
+        )
+
+
+class TextSet:
+    """Conversations without media."""
+
+    def __init__(self, config: TextConfig) -> None:
+        self._config = config
+        self._rows = TableFiles(config.files, [config.turns] if config.turns else ["input", "output"])
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def conversation(self, index: int, rng: np.random.Generator) -> Conversation:
+        key, row = row_name(self._rows, index), self._rows[index]
+        turns = row[self._config.turns] if self._config.turns else llama3_turns(row["input"] + row["output"])
+        texts = texts_of(turns, key)
+        return checked(Conversation(key, tuple(Turn(role, (text,)) for role, text in texts)))
+
+
+def row_name(rows: TableFiles, index: int) -> str:
+    """`<file>#<row>`: a row's name, and the name of the media item that stands in it."""
+    number, row = rows.locate(index)
+    return f"{rows.files[number]}#{row}"
+
+
+def media_ref(name: Any, folder: str | None) -> str:
+    """Reference of a media item that a row names."""
+    return str(name) if folder is None else str(Path(folder) / str(name))
+
+
+def texts_of(turns: Sequence[Any], key: str) -> list[tuple[Role, str]]:
+    """(role, text) of turns written as {from, value} or {role, content}."""
+    texts = []
+    for turn in turns:
+        role, text = (turn.get("from", turn.get("role")), turn.get("value", turn.get("content")))
+        if text is None:
+            raise ValueError(f"{key}: a turn is {{from, value}} or {{role, content}}, found {sorted(turn)}")
+        texts.append((_role(role, key), str(text)))
+    return texts
+
+
+def llama3_turns(text: str) -> list[dict[str, str]]:
+    """Turns of a text in Llama 3's chat form."""
+    return [{"role": found["role"], "content": found["text"].strip()} for found in _LLAMA3_TURN.finditer(text)]
+
+
+def _role(name: Any, key: str) -> Role:
+    if name not in _ROLES:
+        raise ValueError(f"{key}: role must be one of {sorted(_ROLES)}, found {name!r}")
+    return _ROLES[name]

@@ -1,0 +1,129 @@
+"""Conversations laid into rows, and rows into a batch.
+
+Several conversations share a row; segments and positions keep them apart (the model attends inside a segment only).
+R rows of T positions, L ids of one conversation, I media items.
+"""
+
+from bisect import bisect_left, insort
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+from egom2p.anytoany.types import NO_LOSS, LanguageBatch, Media, Percept, Rendered
+
+Row = Sequence[Rendered]
+
+
+def best_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """Indices of the lengths that share each row, longest first; each goes where it leaves the least room.
+
+    ValueError for a length beyond the capacity.
+    """
+    rows: list[list[int]] = []
+    room: list[tuple[int, int]] = []  # (free positions, row), ascending
+    for index in sorted(range(len(lengths)), key=lambda number: (-lengths[number], number)):
+        length = lengths[index]
+        if length > capacity:
+            raise ValueError(f"a conversation of {length} tokens does not fit a row of {capacity}")
+        at = bisect_left(room, (length, -1))
+        if at == len(room):
+            free, row = capacity, len(rows)
+            rows.append([])
+        else:
+            free, row = room.pop(at)
+        rows[row].append(index)
+        insort(room, (free - length, row))
+    return rows
+
+
+def even_order(lengths: Sequence[int], batch_size: int, *, num_strata: int = 5) -> list[int]:
+    """Indices in an order in which `batch_size` neighbours are of similar length, and short and long batches alternate.
+
+    Batches sorted by length are visited at 0, 1/n, 2/n ... of the whole, then one further each.
+    """
+    by_length = sorted(range(len(lengths)), key=lambda number: (lengths[number], number))
+    batches = [by_length[start : start + batch_size] for start in range(0, len(by_length), batch_size)]
+    stride = -(-len(batches) // num_strata)
+    order = [number for first in range(stride) for number in range(first, len(batches), stride)]
+    return [index for number in order for index in batches[number]]
+
+
+def padding_share(rows: Sequence[Row], num_positions: int) -> float:
+    """Share of the positions of these rows that hold no token."""
+    tokens = sum(len(rendered.ids) for row in rows for rendered in row)
+    return 1 - tokens / (len(rows) * num_positions)
+
+
+def collate(
+    rows: Sequence[Row],
+    percept_of: Callable[[Media], Percept],
+    *,
+    pad_id: int,
+    num_positions: int | None = None,
+    num_clips: int | None = None,
+) -> LanguageBatch:
+    """A batch of packed rows with the percepts of their media.
+
+    num_positions  T; None: the longest row
+    num_clips      what to note as consumed; None: the conversations in the rows
+    """
+    lengths = [sum(len(rendered.ids) for rendered in row) for row in rows]
+    positions_T = max(lengths) if num_positions is None else num_positions
+    shape = (len(rows), positions_T)
+    ids_RT = np.full(shape, pad_id, dtype=np.int64)
+    labels_RT = np.full(shape, NO_LOSS, dtype=np.int64)
+    position_RT = np.zeros(shape, dtype=np.int64)
+    segments_RT = np.full(shape, -1, dtype=np.int64)
+    media: list[Media] = []
+    spans: list[tuple[int, int, int]] = []
+    for number, row in enumerate(rows):
+        start = 0
+        for segment, rendered in enumerate(row):
+            end = start + len(rendered.ids)
+            ids_RT[number, start:end] = rendered.ids
+            position_RT[number, start:end] = np.arange(end - start)
+            segments_RT[number, start:end] = segment
+            labels_RT[number, start : end - 1] = np.where(rendered.is_target[1:], rendered.ids[1:], NO_LOSS)
+            media += [span.media for span in rendered.spans]
+            spans += [(number, start + span.start, span.length) for span in rendered.spans]
+            start = end
+    percepts = [percept_of(item) for item in media]
+    media_I3 = torch.tensor(spans, dtype=torch.int64).reshape(-1, 3)
+    return LanguageBatch(
+        ids=torch.from_numpy(ids_RT),
+        labels=torch.from_numpy(labels_RT),
+        positions=torch.from_numpy(position_RT),
+        segments=torch.from_numpy(segments_RT),
+        **joined_percepts(percepts),
+        media_rows=media_I3[:, 0].contiguous(),
+        media_starts=media_I3[:, 1].contiguous(),
+        media_lengths=media_I3[:, 2].contiguous(),
+        kinds=tuple(item.kind for item in media),
+        num_clips=sum(len(row) for row in rows) if num_clips is None else num_clips,
+        num_targets=int((labels_RT != NO_LOSS).sum()),
+        num_tokens=sum(lengths),
+        row_lengths=tuple(tuple(len(rendered.ids) for rendered in row) for row in rows),
+    )
+
+
+def joined_percepts(percepts: Sequence[Percept]) -> dict[str, torch.Tensor]:
+    """Fields of a batch: rows of all percepts end to end, and where each begins.
+
+    Narrow ones (of another source) are padded with zeros.
+    """
+    offsets = np.cumsum([0, *(len(percept.features) for percept in percepts)], dtype=np.int64)
+    width = max((percept.features.shape[1] for percept in percepts), default=0)
+    features_NW = np.zeros((int(offsets[-1]), width), np.float32)
+    for start, percept in zip(offsets[:-1].tolist(), percepts, strict=True):
+        features_NW[start : start + len(percept.features), : percept.features.shape[1]] = percept.features
+    position_N3 = np.concatenate(
+        [np.zeros((0, 3), np.int64), *(percept.position.astype(np.int64) for percept in percepts)]
+    )
+    source_N = np.concatenate([np.zeros(0, np.int64), *(percept.source.astype(np.int64) for percept in percepts)])
+    return {
+        "features": torch.from_numpy(features_NW),
+        "position": torch.from_numpy(position_N3),
+        "source": torch.from_numpy(source_N),
+        "percept_offsets": torch.from_numpy(offsets),
+    }

@@ -1,0 +1,1 @@
+"""Captions and answers scored with controls."""

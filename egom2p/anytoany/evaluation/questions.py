@@ -1,0 +1,179 @@
+"""Held-out questions about media, put to a model under every control."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from egom2p.anytoany.answers.answer_generation import AnswerConfig, Question, answer
+from egom2p.anytoany.conversations.chat import ChatConfig, ChatRenderer
+from egom2p.anytoany.conversations.conversation import answer_of, question_of
+from egom2p.anytoany.conversations.datasets import open_dataset
+from egom2p.anytoany.evaluation.controls import PerceptOf, controlled
+from egom2p.anytoany.evaluation.settings import AnyToAnyEvaluationConfig, EvaluatedModelConfig, QuestionsConfig
+from egom2p.anytoany.language.likelihood import likelihoods
+from egom2p.anytoany.model import AnyToAny
+from egom2p.anytoany.perception.feature_lookup import PerceptLookup, perceived_names, spellings
+from egom2p.anytoany.types import Conversation, Media, Turn
+from egom2p.data.clip_order import clip_rng
+from egom2p.metrics.caption import Encoder, caption_scores, corpus_bleu4, embedding_cosine
+
+_LETTER = re.compile(r"\b([A-H])\) ")
+# A question is never cut; only training data has a length policy.
+_ANY_LENGTH = ChatConfig(max_length=1_000_000)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What one model reached on one set under one control.
+
+    values     metric -> value per sample
+    said       answer per sample
+    whole      metrics of the set that no sample has by itself
+    """
+
+    model: str
+    control: str
+    values: Mapping[str, Sequence[float]]
+    said: Sequence[str] = ()
+    whole: Mapping[str, float] | None = None
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The conversations of a set, the same for every model and control."""
+
+    conversations: Sequence[Conversation]
+    groups: Sequence[str]
+
+    @property
+    def keys(self) -> list[str]:
+        return [conversation.key for conversation in self.conversations]
+
+    @property
+    def references(self) -> list[str]:
+        return [answer_of(conversation) for conversation in self.conversations]
+
+
+def draw_samples(name: str, config: QuestionsConfig, *, seed: int) -> Samples:
+    """Conversations spread over a data set; templates and options are drawn from the seed."""
+    opened = open_dataset(config.dataset)
+    count = min(len(opened), config.max_conversations)
+    rows = [number * len(opened) // count for number in range(count)]
+    conversations = [opened.conversation(row, clip_rng(seed, f"evaluation of {name}", row)) for row in rows]
+    groups = []
+    for conversation in conversations:
+        if not conversation.media:
+            raise ValueError(f"questions.{name}: {conversation.key} has no media; texts belong into `texts`")
+        found = re.match(config.group, conversation.media[0].ref)
+        groups.append(conversation.media[0].ref if found is None else found.group(1))
+    return Samples(conversations, groups)
+
+
+class QuestionAsker:
+    """Puts sets of questions to one model."""
+
+    def __init__(
+        self,
+        label: str,
+        model: AnyToAny,
+        about: EvaluatedModelConfig,
+        config: AnyToAnyEvaluationConfig,
+        encoder: Encoder | None,
+    ) -> None:
+        self._label, self._model, self._config, self._encoder = label, model, config, encoder
+        self._controls = config.controls if about.controls is None else about.controls
+        self._lookup = PerceptLookup(model.config.perception, about.percepts, model.config.connector)
+
+    @property
+    def num_controls(self) -> int:
+        return len(self._controls)
+
+    def scores(self, config: QuestionsConfig, samples: Samples, advance: Callable[[int], None]) -> list[Scores]:
+        """One per control; `advance` hears of each."""
+        items = [item for conversation in samples.conversations for item in conversation.media]
+        found = []
+        for control in self._controls:
+            percept_of = controlled(self._lookup.percept, control, items, self._names_of)
+            if config.kind == "choice":
+                found.append(self._choices(samples, control, percept_of))
+            else:
+                found.append(self._texts(samples, control, percept_of))
+            advance(1)
+        return found
+
+    def _names_of(self, media: Media) -> Sequence[str]:
+        return perceived_names(self._model.config.perception, media.kind)
+
+    def _renderer(self, percept_of: PerceptOf) -> ChatRenderer:
+        connector = self._model.config.connector
+        return ChatRenderer(
+            self._model.tokenizer,
+            lambda media: connector.span_length(percept_of(media), media.kind),
+            _ANY_LENGTH,
+            spellings=spellings(self._model.codebooks, self._lookup),
+        )
+
+    def _texts(self, samples: Samples, control: str, percept_of: PerceptOf) -> Scores:
+        renderer = self._renderer(percept_of)
+        questions = []
+        for conversation in samples.conversations:
+            rendered = renderer.render_question(question_of(conversation))
+            questions.append(Question(rendered, tuple(percept_of(span.media) for span in rendered.spans)))
+        said = [found.text for found in answer(self._model, questions, self._answer_config())]
+        return text_scores(self._label, control, said, samples.references, self._encoder)
+
+    def _answer_config(self) -> AnswerConfig:
+        return replace(self._config.answer, batch_size=self._config.batch_size)
+
+    def _choices(self, samples: Samples, control: str, percept_of: PerceptOf) -> Scores:
+        renderer = self._renderer(percept_of)
+        rows, letters = [], []
+        for conversation in samples.conversations:
+            offered = letters_of(conversation)
+            letters.append(offered)
+            for letter in offered:
+                turns = (*conversation.turns[:-1], Turn("assistant", (letter,)))
+                rendered = renderer.render(Conversation(conversation.key, turns))
+                assert rendered is not None
+                rows.append(rendered)
+        nats = iter(likelihoods(self._model, rows, percept_of, batch_size=self._config.batch_size))
+        said = []
+        for offered in letters:
+            found = [next(nats).nats for _ in offered]
+            said.append(offered[int(np.argmin(found))])
+        right = [float(letter == wanted) for letter, wanted in zip(said, samples.references, strict=True)]
+        return Scores(self._label, control, {"accuracy": right}, said)
+
+
+def text_scores(
+    label: str, control: str, said: Sequence[str], wanted: Sequence[str], encoder: Encoder | None
+) -> Scores:
+    """All caption metrics of the answers."""
+    references = [[text] for text in wanted]
+    values: dict[str, Sequence[float]] = dict(caption_scores(said, references))
+    if encoder is not None:
+        values["embedding_cosine"] = embedding_cosine(said, references, encoder)
+    return Scores(label, control, values, said, {"corpus_bleu4": corpus_bleu4(said, references)})
+
+
+def commonest_answer(config: QuestionsConfig, samples: Samples) -> Scores:
+    """What always saying the most frequent reference reaches: a prior that saw even the answers of this set."""
+    references = samples.references
+    best = max(dict.fromkeys(references), key=references.count)
+    if config.kind == "choice":
+        return Scores(
+            "commonest answer", "", {"accuracy": [float(text == best) for text in references]}, [best] * len(references)
+        )
+    return text_scores("commonest answer", "", [best] * len(references), references, None)
+
+
+def letters_of(conversation: Conversation) -> list[str]:
+    """Letters that the last question offers, and among which the reference is; ValueError where that is not so."""
+    asked = "".join(part for part in conversation.turns[-2].parts if isinstance(part, str))
+    offered = _LETTER.findall(asked)
+    wanted = answer_of(conversation)
+    if len(set(offered)) != len(offered) or wanted not in offered:
+        raise ValueError(f"{conversation.key}: offers the answers {offered}, the right one is {wanted!r}")
+    return offered

@@ -1,0 +1,1 @@
+"""The causal language model: loading, attention over packed rows, its tokenizer, its memory."""

@@ -1,0 +1,161 @@
+"""Percepts of media items: from exported stores, or, for vectors and live image towers, from the files themselves."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from egom2p.anytoany.codebooks import CodebookConfig, Codebooks
+from egom2p.anytoany.connectors import ConnectorConfig
+from egom2p.anytoany.conversations.chat import Spelling
+from egom2p.anytoany.perception.feature_store import PerceptStore
+from egom2p.anytoany.perception.media_files import PixelFiles, picture_key
+from egom2p.anytoany.perception.source import PerceptionConfig, as_meant_today, source_of_kind
+from egom2p.anytoany.perception.token_features import perceived_specs
+from egom2p.anytoany.perception.vectors import VectorFiles
+from egom2p.anytoany.types import Media, Percept
+from egom2p.config import from_plain
+
+_CACHED_BYTES = 2**29
+
+
+class PerceptLookup:
+    """What the sources of a model say about media items.
+
+    stores   folders that `perception.export` wrote; vectors, and pictures and videos of a live `timm_frames`, need none
+
+    ValueError names a store that another source wrote than the model perceives with.
+    """
+
+    def __init__(self, sources: Sequence[PerceptionConfig], stores: Sequence[str], connector: ConnectorConfig) -> None:
+        self._sources, self._connector = tuple(sources), connector
+        self._stores = [PerceptStore(folder) for folder in stores]
+        self._vectors = {
+            number: VectorFiles(int(source.width or 0))
+            for number, source in enumerate(sources)
+            if source.source == "vectors"
+        }
+        self._pixels = {number: PixelFiles(source) for number, source in enumerate(sources) if source.gives_pixels}
+        self._cache: OrderedDict[Media, Percept] = OrderedDict()
+        self._num_cached_bytes = 0
+        for store in self._stores:
+            # Codes may also be there for the vocabulary alone.
+            if not any(_fits(store, source) for source in self._sources) and not _holds_ids(store):
+                raise ValueError(
+                    f"{store.folder}: holds percepts of {store.card['source']} for {store.card['names']}, which no "
+                    f"source of the model perceives: {[source.source for source in self._sources]}"
+                )
+
+    def percept(self, media: Media) -> Percept:
+        """ValueError names an item that no store holds."""
+        if media not in self._cache:
+            percept = self._cache[media] = self._find(media)
+            self._num_cached_bytes += percept.features.nbytes
+            while self._num_cached_bytes > _CACHED_BYTES and len(self._cache) > 1:
+                self._num_cached_bytes -= self._cache.popitem(last=False)[1].features.nbytes
+            return percept
+        return self._cache[media]
+
+    def span_length(self, media: Media, wanted: int | None = None) -> int:
+        """Positions of an item in the text; only connectors whose count depends on the percept look at it.
+
+        wanted   one of the connector's nested counts, in place of the full one
+        """
+        if self._connector.kind == "st_shuffle":
+            return self._connector.span_length(self.percept(media), media.kind)
+        return 1 if self._connector.kind == "gated_xattn" else wanted or self._connector.tokens_of_kind(media.kind)
+
+    def codes(self, media: Media, modality: str) -> np.ndarray:
+        """Ids (L,) of one modality of an item, in position order, from a store of ids."""
+        store = next(
+            (s for s in self._stores if _holds_ids(s) and media.ref in s and modality in s.card["names"]), None
+        )
+        if store is None:
+            raise ValueError(
+                f"no codes of {modality} of {media.ref!r} in the stores {[str(s.folder) for s in self._stores]}"
+            )
+        return (
+            select_modalities(store[media.ref], store.card["names"], [modality]).features[:, 0].round().astype(np.int32)
+        )
+
+    def _find(self, media: Media) -> Percept:
+        number = source_of_kind(self._sources, media.kind)
+        if number in self._vectors:
+            return self._vectors[number][media.ref]
+        source = self._sources[number]
+        refs = (media.ref, picture_key(media.ref))
+        found = [(store, ref) for store in self._stores for ref in refs if ref in store and _fits(store, source)]
+        if not found and number in self._pixels:
+            return self._pixels[number][media.ref]
+        if not found:
+            folders = [str(store.folder) for store in self._stores] or "none (see `percepts`)"
+            raise ValueError(f"no percept of {media.kind} {media.ref!r} in the stores {folders}")
+        store, ref = found[0]
+        percept = store[ref]
+        return select_modalities(percept, store.card["names"], _names(source)) if source.gives_ids else percept
+
+
+def spellings(books: Codebooks, lookup: PerceptLookup) -> dict[str, Spelling]:
+    """For every kind of media with a codebook: its items as ids of the vocabulary."""
+
+    def spelling(config: CodebookConfig) -> Spelling:
+        def ids_of(media: Media) -> list[int]:
+            codes = lookup.codes(media, config.modality)
+            if len(codes) != config.num_tokens:
+                raise ValueError(
+                    f"{media.ref!r} has {len(codes)} codes of {config.modality}, wanted {config.num_tokens}"
+                )
+            return books.ids(config.kind, codes).tolist()
+
+        return ids_of
+
+    return {kind: spelling(config) for kind, config in books.configs.items()}
+
+
+def perceived_names(sources: Sequence[PerceptionConfig], kind: str) -> tuple[str, ...]:
+    """What `Percept.source` indexes for a kind of media: modalities, or the name of the source itself."""
+    source = sources[source_of_kind(sources, kind)]
+    return _names(source) if source.source in ("codes", "egom2p_encoder") else (source.source,)
+
+
+def _holds_ids(store: PerceptStore) -> bool:
+    return _written_by(store).gives_ids
+
+
+def _written_by(store: PerceptStore) -> PerceptionConfig:
+    return from_plain(PerceptionConfig, as_meant_today(store.card["perception"]), where=str(store.folder))
+
+
+def _fits(store: PerceptStore, source: PerceptionConfig) -> bool:
+    """Whether a store was written by a source; ids also serve a source that perceives only some of the modalities."""
+    if source.source == "vectors" or _holds_ids(store) != source.gives_ids:
+        return False
+    if source.gives_ids:
+        return set(_names(source)) <= set(store.card["names"])
+    if source.source == "timm_frames":
+        return _picture_settings(_written_by(store)) == _picture_settings(source)
+    return store.card["source"] == source.source and (not source.width or store.width == source.width)
+
+
+def _picture_settings(source: PerceptionConfig) -> tuple[Any, ...]:
+    """What decides on the rows that a picture gives."""
+    return source.source, source.precomputed, source.tower, source.layer, source.image_size, source.tiles
+
+
+def _names(source: PerceptionConfig) -> tuple[str, ...]:
+    return tuple(spec.name for spec in perceived_specs(source))
+
+
+def select_modalities(percept: Percept, names: Sequence[str], wanted: Sequence[str]) -> Percept:
+    """The rows of some modalities, with their numbers among those; ValueError where none is left."""
+    if tuple(names) == tuple(wanted):
+        return percept
+    number_of = {names.index(name): number for number, name in enumerate(wanted) if name in names}
+    is_kept_N = [int(source) in number_of for source in percept.source]
+    source_N = percept.source[is_kept_N].copy()
+    for old, new in number_of.items():
+        source_N[percept.source[is_kept_N] == old] = new
+    if not len(source_N):
+        raise ValueError(f"the percept has none of the modalities {list(wanted)}")
+    return Percept(percept.features[is_kept_N], percept.position[is_kept_N], source_N)

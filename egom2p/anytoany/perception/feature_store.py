@@ -1,0 +1,128 @@
+"""Percepts on disk by reference: shards of safetensors and a ledger that says which items each of them holds.
+
+N percept rows, D their width.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from safetensors import safe_open
+
+from egom2p.anytoany.perception.source import PerceptionConfig, as_meant_today
+from egom2p.anytoany.types import Percept
+from egom2p.config import from_plain, to_plain
+from egom2p.storage import load_json, save_json, save_tensors
+
+LEDGER, CARD = "ledger.jsonl", "card.json"
+
+
+class Percepts(Protocol):
+    """Percepts by the reference of their media item; KeyError names an unknown one."""
+
+    def __getitem__(self, ref: str) -> Percept: ...
+
+
+class PerceptStore:
+    """Reads what `PerceptWriter` wrote; a file is opened when first asked for, a percept read when asked for."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.card: dict[str, Any] = load_json(self.folder / CARD)
+        self._shard_of = {ref: entry["shard"] for entry in read_ledger(self.folder) for ref in entry["refs"]}
+        self._opened: dict[str, Any] = {}
+
+    @property
+    def refs(self) -> tuple[str, ...]:
+        return tuple(self._shard_of)
+
+    @property
+    def width(self) -> int:
+        return int(self.card["width"])
+
+    def __len__(self) -> int:
+        return len(self._shard_of)
+
+    def __contains__(self, ref: str) -> bool:
+        return ref in self._shard_of
+
+    def __getitem__(self, ref: str) -> Percept:
+        shard = self._shard_of.get(ref)
+        if shard is None:
+            raise KeyError(f"{self.folder}: no percept of {ref!r} among {len(self)}")
+        if shard not in self._opened:
+            self._opened[shard] = safe_open(str(self.folder / shard), framework="pt")
+        opened = self._opened[shard]
+        features, position, source = (opened.get_tensor(f"{name}/{ref}") for name in ("features", "position", "source"))
+        features = features if features.dtype == torch.uint8 else features.float()
+        return Percept(features.numpy(), position.numpy(), source.numpy())
+
+
+class PerceptWriter:
+    """Appends shards to a folder: a shard is written whole, then noted in the ledger. One writer at a time.
+
+    card       what the percepts are: source, names, width, fingerprint, perception; a folder made with another card is
+               refused
+    """
+
+    def __init__(self, folder: str | Path, card: Mapping[str, Any], *, dtype: torch.dtype = torch.float32) -> None:
+        self.folder, self._dtype = Path(folder), dtype
+        self.folder.mkdir(parents=True, exist_ok=True)
+        card = dict(card) | {"dtype": str(dtype).removeprefix("torch.")}
+        if (self.folder / CARD).is_file():
+            found = _with_every_field(load_json(self.folder / CARD), where=str(self.folder / CARD))
+            other = [name for name in sorted(found.keys() | card.keys()) if found.get(name) != card.get(name)]
+            if other:
+                raise ValueError(
+                    f"{self.folder}: holds percepts with {other[0]} {found.get(other[0])!r}, these would have "
+                    f"{card.get(other[0])!r}; choose another folder"
+                )
+        else:
+            save_json(self.folder / CARD, card)
+        entries = read_ledger(self.folder)
+        self.done = {ref for entry in entries for ref in entry["refs"]}
+        self._num_shards = len(entries)
+
+    def write(self, refs: Sequence[str], percepts: Sequence[Percept]) -> None:
+        """One shard. ValueError for a reference that is there already."""
+        if repeated := [ref for ref in refs if ref in self.done] or _repeats(refs):
+            raise ValueError(f"{self.folder}: {repeated[0]!r} is there already; references must be unique")
+        shard = f"percepts-{self._num_shards:06d}.safetensors"
+        tensors = {}
+        for ref, percept in zip(refs, percepts, strict=True):
+            tensors[f"features/{ref}"] = torch.from_numpy(percept.features).to(self._dtype)
+            tensors[f"position/{ref}"] = torch.from_numpy(np.asarray(percept.position, np.int16))
+            tensors[f"source/{ref}"] = torch.from_numpy(np.asarray(percept.source, np.int16))
+        save_tensors(self.folder / shard, tensors)
+        entry = {"shard": shard, "refs": list(refs), "rows": [len(percept.features) for percept in percepts]}
+        with (self.folder / LEDGER).open("a", encoding="utf-8") as opened:
+            opened.write(json.dumps(entry) + "\n")
+        self.done.update(refs)
+        self._num_shards += 1
+
+
+def read_ledger(folder: Path) -> list[dict[str, Any]]:
+    """Entries of finished shards; a last line that a killed process left unfinished does not count."""
+    file = folder / LEDGER
+    if not file.is_file():
+        return []
+    lines = file.read_bytes().split(b"\n")
+    if lines[-1]:
+        # The next entry must not be glued to the unfinished one.
+        file.write_bytes(b"".join(line + b"\n" for line in lines[:-1]))
+    return [json.loads(line) for line in lines[:-1]]
+
+
+def _with_every_field(card: Mapping[str, Any], *, where: str) -> dict[str, Any]:
+    """A card of an earlier version, whose perception lacks what has been added since, with the defaults of that."""
+    if "perception" not in card:
+        return dict(card)
+    config = from_plain(PerceptionConfig, as_meant_today(card["perception"]), where=where)
+    return {**card, "perception": to_plain(config)}
+
+
+def _repeats(refs: Sequence[str]) -> list[str]:
+    return [ref for number, ref in enumerate(refs) if ref in refs[:number]]

@@ -1,0 +1,258 @@
+"""Everything a run needs, made here: captions of the world of codes, percepts, text, a tokenizer and a tiny base model.
+
+Same files as the downloaded ones, so the same configs and readers work; no network. Makes nothing twice.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from egom2p.anytoany.conversations.templates import load_templates, template_path
+from egom2p.anytoany.language.language_model import LanguageModelConfig, load_language_model
+from egom2p.anytoany.language.language_tokenizer import train_tokenizer
+from egom2p.anytoany.perception.feature_store import PerceptWriter
+from egom2p.anytoany.perception.source import PerceptionConfig
+from egom2p.anytoany.perception.token_features import TokenSource
+from egom2p.anytoany.world.factor_world import Ask, Split, answer, combinations, factor_clip, factor_rows, factor_specs
+from egom2p.anytoany.world.reference_text import reference_rows
+from egom2p.config import strict, to_plain
+from egom2p.data.clip_order import clip_rng
+from egom2p.storage import atomic_directory, atomic_file
+from experiments.code_conversations import conversation_clips, experiment_rows
+from experiments.screen_conversations import screen_texts, write_screens
+
+_TEMPLATES = ("caption_video", "looked_at", "looked_at_choice", "motion", "order")
+_SHARD_CLIPS = 1024
+_VECTOR_WIDTH = 1024
+
+
+@strict
+class SyntheticDataConfig:
+    """Sizes of what is made.
+
+    architecture   settings of transformers for the base model, with random weights
+    experiments    also what cfgs/default/anytoany/experiments reads, and no quickstart (12 seconds)
+    held_out_clips of each unseen combination, in the experiments
+    screens        pictures of screens to train on, for experiments/screen.yaml (about 10 ms each); 0: none
+    """
+
+    clips_per_combination: int = 8
+    experiments: bool = False
+    held_out_clips: int = 10
+    screens: int = 0
+    vocab_size: int = 768
+    architecture: dict[str, Any] | None = None
+    seed: int = 0
+
+
+def build_synthetic(output: str | Path, config: SyntheticDataConfig) -> list[Path]:
+    """Write what is missing below `output`; returns the files and folders.
+
+    captions_train.jsonl, captions_unseen.jsonl, looked_at_*.jsonl   rows {clip, description}
+    looked_at_balanced.jsonl   new clips, of every three objects one for each that may be looked at: without the gaze
+                               nobody is right more often than in a third of them
+    fusion_train.jsonl, fusion_unseen.jsonl   interleaved: camera codes asked for, and read
+    percepts/    codes of all these clips     text.jsonl, text_unseen.jsonl   conversations without media
+    tokenizer/   trained on these texts
+    screens/, tokenizer_screens/   with `screens`: pictures and conversations about them, see screen_conversations
+    and with `experiments`, see code_conversations: captions_unseen_many.jsonl, captions_noisy.jsonl, dialogues_*,
+    which_*, changed_*, named_*, say_*, read_*, reference_*, and tokenizer_*/, trained on their texts too
+    """
+    output = Path(output)
+    output.mkdir(parents=True, exist_ok=True)
+    tables = {
+        (ask, split): factor_rows(ask, split, config.clips_per_combination if split == "train" else 1)
+        for ask in ("caption", "looked_at")
+        for split in ("train", "unseen")
+    }
+    made = [_write_rows(output / table_name(*key), rows) for key, rows in tables.items()]
+    balanced = _balanced_rows()
+    made.append(_write_rows(output / "looked_at_balanced.jsonl", balanced))
+    for split in ("train", "unseen"):
+        made.append(_write_rows(output / f"fusion_{split}.jsonl", _fusion_rows(tables["caption", split])))
+    for name, split in (("text", "train"), ("text_unseen", "unseen")):
+        made.append(_write_rows(output / f"{name}.jsonl", _text_rows(tables["caption", split])))
+    names = [row["clip"] for rows in (*tables.values(), balanced) for row in rows]
+    made.append(_write_percepts(output / "percepts", names))
+    made.append(_write_tokenizer(output / "tokenizer", _all_texts(), config.vocab_size))
+    if config.screens:
+        made += write_screens(output / "screens", config.screens)
+        made.append(_write_tokenizer(output / "tokenizer_screens", screen_texts(), config.vocab_size))
+    return [*made, *(_write_experiments(output, config) if config.experiments else ())]
+
+
+def build_like_manifest(tables: Mapping[Path, Sequence[str]], config: SyntheticDataConfig) -> list[Path]:
+    """Stand-ins under the names of downloaded files; what is there already stays.
+
+    tables   path -> columns. A parquet file gets captions of the world of codes, as instructions where a folder's name
+             says so, and vectors that hold what the clip shows. Beside a `config.json` a tiny model is made.
+    """
+    made = []
+    for path, columns in tables.items():
+        if path.exists():
+            continue
+        if path.suffix == ".parquet":
+            made.append(_write_vectors(path, columns, config))
+        elif path.name == "config.json" and config.architecture is not None:
+            made.append(_write_base(path.parent, config))
+    return made
+
+
+def _write_experiments(output: Path, config: SyntheticDataConfig) -> list[Path]:
+    many = factor_rows("caption", "unseen", config.held_out_clips)
+    captions = {"train": factor_rows("caption", "train", config.clips_per_combination), "unseen": many}
+    files = {"captions_unseen_many.jsonl": many, **experiment_rows(captions)}
+    manual = {f"reference_{split}.jsonl": reference_rows(split) for split in captions}
+    made = [_write_rows(output / name, rows) for name, rows in (files | manual).items()]
+    made.append(_write_percepts(output / "percepts", [row["clip"] for row in many] + conversation_clips()))
+    words = list(dict.fromkeys(text for rows in files.values() for row in rows for text in _said_of(row)))
+    passages = [turn["value"] for row in manual["reference_train.jsonl"] for turn in row["conversations"]]
+    for name, texts in (("experiments", words), ("reference", passages)):
+        made.append(_write_tokenizer(output / f"tokenizer_{name}", [*_all_texts(), *texts], 2 * config.vocab_size))
+    return made
+
+
+def _said_of(row: dict[str, Any]) -> list[str]:
+    """Texts of an interleaved row, without the placeholders of media."""
+    return [re.sub(r"\{\w+\}", " ", turn["text"]) for turn in row.get("turns", ())]
+
+
+def table_name(ask: Ask, split: Split) -> str:
+    return f"{'captions' if ask == 'caption' else ask}_{split}.jsonl"
+
+
+def world_texts() -> list[str]:
+    """Words of all questions about the synthetic worlds, and of the answers about the rendered one."""
+    files = [load_templates(template_path(name)) for name in _TEMPLATES]
+    texts = [text for file in files for text in (*file.train, *file.held_out)]
+    movers = [f"{colour} {shape}" for colour in ("red", "orange", "pink") for shape in ("ball", "box", "barrel")]
+    answers = [f"first a {mover}, then an {mover}" for mover in movers]
+    answers += [f"the wearer {way} and looks at a {mover} moving" for mover in movers for way in _WAYS]
+    return texts + answers
+
+
+_WAYS = (
+    "stands still",
+    "turns left on the spot",
+    "turns right on the spot",
+    "walks forward",
+    "walks fast forward",
+    "walks and turns left",
+    "walks fast and turns right",
+)
+
+
+def _write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> Path:
+    if not path.is_file():
+        with atomic_file(path) as unfinished:
+            unfinished.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def _balanced_rows() -> list[dict[str, Any]]:
+    every = sorted([*combinations("looked_at", "train"), *combinations("looked_at", "unseen")])
+    return [
+        {
+            "clip": "-".join(["looked_at", "balanced", *map(str, factors), "0"]),
+            "description": answer("looked_at", factors),
+        }
+        for factors in every
+    ]
+
+
+def _text_rows(captions: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Conversations that can be answered from their text alone."""
+    texts = sorted({row["description"] for row in captions})
+    return [
+        {
+            "conversations": [
+                {"from": "human", "value": f"Say again: {text}"},
+                {"from": "gpt", "value": text},
+            ]
+        }
+        for text in texts
+    ]
+
+
+def _fusion_rows(captions: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Both directions between words and camera codes: codes that the model is to say, codes that it is to name."""
+    rows = []
+    for caption in captions:
+        motion = caption["description"].rpartition(" while ")[2]
+        media = [{"kind": "cam", "ref": caption["clip"]}]
+        pairs = {"say": (f"Move the camera: {motion}.", "{cam}"), "read": ("{cam}\nHow does the camera move?", motion)}
+        for name, (question, said) in pairs.items():
+            turns = [{"role": "user", "text": question}, {"role": "assistant", "text": said}]
+            rows.append({"key": f"{caption['clip']}/{name}", "turns": turns, "media": media})
+    return rows
+
+
+def _write_percepts(folder: Path, names: list[str]) -> Path:
+    config = PerceptionConfig(source="codes", width=1, modality_specs=[spec.to_dict() for spec in factor_specs()])
+    source = TokenSource(config)
+    card = {"source": "codes", "names": list(source.names), "width": 1, "fingerprint": source.fingerprint}
+    writer = PerceptWriter(folder, card | {"perception": to_plain(config)})
+    missing = [name for name in names if name not in writer.done]
+    for start in range(0, len(missing), _SHARD_CLIPS):
+        part = missing[start : start + _SHARD_CLIPS]
+        writer.write(part, source.perceive([factor_clip(name) for name in part]))
+    return folder
+
+
+def _write_tokenizer(folder: Path, texts: Iterable[str], vocab_size: int) -> Path:
+    if not folder.is_dir():
+        with atomic_directory(folder) as unfinished:
+            train_tokenizer(texts, vocab_size).save_pretrained(unfinished)
+    return folder
+
+
+def _write_vectors(path: Path, columns: Sequence[str], config: SyntheticDataConfig) -> Path:
+    """Rows of a published data set: column `caption` (text or turns) and a vector in the other one."""
+    import pyarrow
+    from pyarrow import parquet
+
+    caption, vector = columns
+    names = [row["clip"] for row in factor_rows("caption", "train", 1)]
+    texts = [row["description"] for row in factor_rows("caption", "train", 1)]
+    if "instruct" in path.parent.name or "flan" in path.parent.name:
+        said = [{"human": "<image>\nWhat happens here?", "gpt": text} for text in texts]
+        answers: list[Any] = [[{"from": who, "value": text} for who, text in turns.items()] for turns in said]
+    else:
+        answers = texts
+    vectors = [clip_vector(name).tolist() for name in names]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path) as unfinished:
+        parquet.write_table(pyarrow.table({caption: answers, vector: vectors}), unfinished)
+    return path
+
+
+def clip_vector(name: str) -> np.ndarray:
+    """(1024,) float32: the codes of a clip through a fixed random projection, as one vector per clip has them."""
+    tokens = factor_clip(name).tokens
+    vector = np.zeros(_VECTOR_WIDTH)
+    for modality in sorted(tokens):
+        for code in tokens[modality][tokens[modality] >= 0].tolist():
+            vector += clip_rng(0, f"direction of {modality}", code).normal(size=_VECTOR_WIDTH)
+    return (vector / np.linalg.norm(vector)).astype(np.float32)
+
+
+def _write_base(folder: Path, config: SyntheticDataConfig) -> Path:
+    """A language model with random weights and the tokenizer of the world, as a folder of transformers."""
+    if not (folder / "config.json").is_file():
+        tokenizer = train_tokenizer(_all_texts(), config.vocab_size)
+        settings = LanguageModelConfig(architecture=config.architecture, tokenizer="none", seed=config.seed)
+        model = load_language_model(settings, tokenizer)
+        with atomic_directory(folder) as unfinished:
+            model.save_pretrained(unfinished)
+            tokenizer.save_pretrained(unfinished)
+    return folder
+
+
+def _all_texts() -> list[str]:
+    asks: tuple[Ask, ...] = ("caption", "looked_at")
+    answers = [row["description"] for ask in asks for row in factor_rows(ask, "train", 1)]
+    return [*world_texts(), *answers, "Say again: What happens here? Move the camera: How does the camera move?"]

@@ -1,0 +1,1 @@
+"""From recordings to aligned clips of two seconds, and the store that holds them."""

@@ -1,0 +1,253 @@
+"""From a recording with many clocks to clips on two: pictures at one rate, tracks at another.
+
+First a plan (which windows, which streams each of them has, why others are missing), made from times and tracks alone;
+then clips, which read pictures. F frames and S samples of a clip, H, W pixels.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import numpy as np
+
+from egom2p.config import strict
+from egom2p.contracts import AlignedClip, Recording, Stream
+from egom2p.data.clips.cropping import Crop, centre_crop, crop_depth, crop_gaze, crop_intrinsics, crop_rgb
+from egom2p.data.clips.resampling import nearest_frames, poses_at, sample_period_s, track_at
+
+IMAGES = ("rgb", "depth")
+_TEXT = "caption"
+_TIME_TOLERANCE_S = 1e-6
+_ASPECT_TOLERANCE = 0.02
+
+
+@strict
+class ClipConfig:
+    """How recordings become clips: length, rates, picture size, and how much of a stream a clip may miss."""
+
+    height: int
+    width: int
+    duration_s: float = 2.0
+    stride_s: float = 2.0  # from the start of one clip to the next; smaller than duration_s: they overlap
+    video_rate_hz: float = 8.0
+    track_rate_hz: float = 30.0
+    # `common`: only where all streams of the recording run. `any`: everywhere; streams that miss there are absent.
+    span: Literal["common", "any"] = "common"
+    max_frame_offset_s: float = 0.1  # a frame further from its time is missing
+    max_pose_gap_s: float = 0.2
+    max_gaze_gap_s: float = 0.15
+    max_track_gap_s: float = 0.2  # any other track
+    # Gaze and other tracks: share of valid samples below which the stream is absent. Pictures and poses need all.
+    min_valid_fraction: float = 0.5
+    gaze_margin: float = 0.0  # gaze this far outside the cropped picture still counts (published data: 0.2)
+
+    def __post_init__(self) -> None:
+        for name in ("height", "width", "duration_s", "stride_s", "video_rate_hz", "track_rate_hz"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if not 0 <= self.min_valid_fraction <= 1:
+            raise ValueError(f"min_valid_fraction must be in [0, 1], got {self.min_valid_fraction}")
+
+    @property
+    def num_frames(self) -> int:
+        """F."""
+        return max(1, round(self.duration_s * self.video_rate_hz))
+
+    @property
+    def num_samples(self) -> int:
+        """S."""
+        return max(1, round(self.duration_s * self.track_rate_hz))
+
+
+class RecordingTooShort(ValueError):
+    """No clip fits into what the streams of a recording have in common."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """One clip to be: its number in the recording, start on the recording's clock, streams, and why others miss."""
+
+    index: int
+    start_s: float
+    streams: tuple[str, ...]
+    absent: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ClipPlan:
+    """Windows of a recording that become clips.
+
+    num_empty   windows without any usable stream, left out
+    unused_s    seconds in which some stream runs that no window covers
+    """
+
+    recording: str
+    windows: tuple[Window, ...]
+    num_empty: int
+    unused_s: float
+
+
+def clip_key(recording: str, index: int) -> str:
+    """Key `<recording>_<index>` of letters, digits, `_` and `-`; a name that had to change also gets a short hash."""
+    safe = re.sub(r"[^A-Za-z0-9_-]+", "-", recording)
+    if safe != recording:
+        safe += "-" + hashlib.sha256(recording.encode()).hexdigest()[:8]
+    return f"{safe}_{index:06d}"
+
+
+def plan_clips(recording: Recording, config: ClipConfig) -> ClipPlan:
+    """Which clips a recording gives; reads no pictures. Raises RecordingTooShort naming recording and spans."""
+    signals = {name: stream for name, stream in recording.streams.items() if name != _TEXT}
+    if not signals:
+        raise ValueError(f"{_where(recording)}: no stream to cut clips from")
+    first = {name: float(stream.times_s[0]) for name, stream in signals.items()}
+    last = {name: float(s.times_s[-1]) + sample_period_s(s.times_s) / 2 for name, s in signals.items()}
+    # The time of the last frame or sample of a window, from its start.
+    reach = {name: _grid(0.0, name, config)[-1] for name in signals}
+    choose_first, choose_last = (max, min) if config.span == "common" else (min, max)
+    start_s = choose_first(first.values())
+    end_s = choose_last(last[name] - reach[name] for name in signals)
+    count = int(np.floor((end_s - start_s + _TIME_TOLERANCE_S) / config.stride_s)) + 1
+    if count < 1:
+        spans = ", ".join(f"{name} {first[name]:.3f}-{last[name]:.3f} s" for name in sorted(signals))
+        raise RecordingTooShort(
+            f"{_where(recording)}: found {spans}; wanted {config.duration_s:g} s in which "
+            f"{'all streams run' if config.span == 'common' else 'a stream runs'} (shorter clips: clip.duration_s)"
+        )
+    crop = _picture_crop(recording, config)
+    windows = [_plan_window(recording, k, start_s + k * config.stride_s, config, crop) for k in range(count)]
+    covered_s = min(config.stride_s, config.duration_s) * (count - 1) + config.duration_s
+    total_s = max(last.values()) - min(first.values())
+    return ClipPlan(
+        recording=recording.name,
+        windows=tuple(window for window in windows if window.streams),
+        num_empty=sum(not window.streams for window in windows),
+        unused_s=max(0.0, total_s - covered_s),
+    )
+
+
+def cut_clip(recording: Recording, window: Window, config: ClipConfig) -> AlignedClip:
+    """The clip of one window of the recording's plan."""
+    crop = _picture_crop(recording, config)
+    streams = {name: _cut_stream(recording, name, window.start_s, config, crop) for name in window.streams}
+    intrinsics = recording.intrinsics
+    if intrinsics is not None and crop is not None:
+        intrinsics = crop_intrinsics(intrinsics, crop, width=config.width, height=config.height)
+    return AlignedClip(
+        key=clip_key(recording.name, window.index),
+        streams=streams,
+        intrinsics=intrinsics,
+        provenance=replace(recording.provenance, start_s=window.start_s),
+        extra={"video_rate_hz": config.video_rate_hz, "track_rate_hz": config.track_rate_hz},
+    )
+
+
+def cut_clips(recording: Recording, config: ClipConfig) -> Iterator[AlignedClip]:
+    """All clips of a recording, in time order; what is missing in them is in `plan_clips`."""
+    for window in plan_clips(recording, config).windows:
+        yield cut_clip(recording, window, config)
+
+
+def _plan_window(recording: Recording, index: int, start_s: float, config: ClipConfig, crop: Crop | None) -> Window:
+    present, absent = [], {}
+    for name, stream in recording.streams.items():
+        if name == _TEXT:
+            if _caption_at(stream, start_s + config.duration_s / 2):
+                present.append(name)
+            continue
+        times_s = _grid(start_s, name, config)
+        if name in IMAGES:
+            _, is_valid = nearest_frames(stream, times_s, max_offset_s=config.max_frame_offset_s)
+        else:
+            _, is_valid = _track_values(stream, name, times_s, config, crop)
+        needs_all = name in IMAGES or name == "camera"
+        wanted = len(times_s) if needs_all else max(1, int(np.ceil(config.min_valid_fraction * len(times_s))))
+        if is_valid.sum() >= wanted:
+            present.append(name)
+        else:
+            absent[name] = f"{int(is_valid.sum())} of {len(times_s)} samples valid, wanted {wanted}"
+    if set(present) <= {_TEXT}:
+        present = []
+    return Window(index=index, start_s=float(start_s), streams=tuple(sorted(present)), absent=absent)
+
+
+def _cut_stream(recording: Recording, name: str, start_s: float, config: ClipConfig, crop: Crop | None) -> Stream:
+    stream = recording.streams[name]
+    if name == _TEXT:
+        caption = np.array([_caption_at(stream, start_s + config.duration_s / 2)])
+        return Stream(caption, np.ones(1, dtype=bool), np.array([start_s]), stream.unit)
+    times_s = _grid(start_s, name, config)
+    if name not in IMAGES:
+        values, is_valid = _track_values(stream, name, times_s, config, crop)
+        return Stream(values, is_valid, times_s, stream.unit)
+    indices, is_valid = nearest_frames(stream, times_s, max_offset_s=config.max_frame_offset_s)
+    pictures = stream.values[indices] if isinstance(stream.values, np.ndarray) else stream.values.read(indices)
+    if name == "rgb":
+        return Stream(
+            crop_rgb(pictures, crop, width=config.width, height=config.height), is_valid, times_s, stream.unit
+        )
+    own_crop = _crop_of(*_picture_size(pictures), config)
+    depth_m = crop_depth(pictures, own_crop, width=config.width, height=config.height)
+    return Stream(depth_m, is_valid & (depth_m > 0).any(axis=(1, 2)), times_s, stream.unit)
+
+
+def _track_values(
+    stream: Stream, name: str, times_s: np.ndarray, config: ClipConfig, crop: Crop | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Values and validity of a track at the samples of a clip."""
+    if name == "camera":
+        return poses_at(stream, times_s, max_gap_s=config.max_pose_gap_s)
+    if name != "gaze":
+        values, is_valid = track_at(stream, times_s, max_gap_s=config.max_track_gap_s)
+        return values.astype(np.float32), is_valid
+    gaze, is_valid = track_at(stream, times_s, max_gap_s=config.max_gaze_gap_s)
+    gaze = crop_gaze(gaze, crop) if crop is not None else gaze
+    low, high = -config.gaze_margin, 1 + config.gaze_margin
+    is_valid = is_valid & ((gaze >= low) & (gaze <= high)).all(axis=1)
+    return np.where(is_valid[:, None], gaze, 0.0).astype(np.float32), is_valid
+
+
+def _grid(start_s: float, name: str, config: ClipConfig) -> np.ndarray:
+    """Times of a stream's frames or samples in a clip."""
+    count, rate_hz = (
+        (config.num_frames, config.video_rate_hz) if name in IMAGES else (config.num_samples, config.track_rate_hz)
+    )
+    return start_s + np.arange(count) / rate_hz
+
+
+def _picture_crop(recording: Recording, config: ClipConfig) -> Crop | None:
+    """The crop of the recording's picture: of RGB, else depth, else the size its intrinsics state; None: no size."""
+    sizes = {name: _picture_size(recording.streams[name].values) for name in IMAGES if name in recording.streams}
+    if len(sizes) == 2:
+        aspects = [width / height for width, height in sizes.values()]
+        if abs(aspects[0] / aspects[1] - 1) > _ASPECT_TOLERANCE:
+            raise ValueError(f"{_where(recording)}: rgb and depth show different pictures (width, height): {sizes}")
+    if sizes:
+        return _crop_of(*next(iter(sizes.values())), config)
+    intrinsics = recording.intrinsics
+    return _crop_of(intrinsics.width, intrinsics.height, config) if intrinsics else None
+
+
+def _crop_of(width: int, height: int, config: ClipConfig) -> Crop:
+    return centre_crop(width, height, aspect=config.width / config.height)
+
+
+def _picture_size(values: object) -> tuple[int, int]:
+    """Width and height of an array of pictures or a FrameSource."""
+    if hasattr(values, "shape"):
+        return int(values.shape[2]), int(values.shape[1])
+    if hasattr(values, "height") and hasattr(values, "width"):
+        return int(values.width), int(values.height)
+    return _picture_size(values.read(np.zeros(1, np.int64)))
+
+
+def _caption_at(stream: Stream, time_s: float) -> str:
+    """The caption that holds at a time; empty before the first."""
+    row = int(np.searchsorted(stream.times_s, time_s, side="right")) - 1
+    return str(stream.values[row]) if row >= 0 and stream.is_valid[row] else ""
+
+
+def _where(recording: Recording) -> str:
+    return recording.provenance.source or recording.name

@@ -1,0 +1,1 @@
+"""Folders and tars of tokens: reading, writing, numbering."""

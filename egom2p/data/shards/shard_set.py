@@ -1,0 +1,167 @@
+"""Clips in modality-wise tars: `root/<folder>/<dataset>/shard-000000.tar`, members `<key>.<suffix>`.
+
+Every folder of a data set holds the same keys in the same order, so a clip is one index into all of them. The tars
+are webdataset's. Beside the shards of a folder lies `card.json` (for tokens: the modality's spec and fingerprint).
+"""
+
+import bisect
+from collections.abc import Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from egom2p.data.shards.array_files import decode_array, encode_array
+from egom2p.data.shards.shard_files import Member, OpenShards, read_index
+from egom2p.data.shards.shard_paths import expand_files, split_folders
+from egom2p.data.shards.shard_writer import CARD_NAME, ShardWriter, read_card
+
+__all__ = ["CARD_NAME", "ShardSet", "ShardWriter", "decode_array", "encode_array", "read_card", "shard_pattern"]
+
+
+def shard_pattern(root: str | Path, dataset: str, folders: Sequence[str]) -> str:
+    """The pattern of all shards of a data set: `root/[a,b]/<dataset>/shard-*.tar`."""
+    return f"{root}/[{','.join(folders)}]/{dataset}/shard-*.tar"
+
+
+class ShardSet:
+    """Clips of the shards a pattern names, by index; keys and sizes are read once from the tar headers.
+
+    Headers of the first folder are read at once, those of another folder when one of its shards is first touched; they
+    are then compared, so a clip missing in one tar is an error that names shard and key, never a shifted pair.
+    """
+
+    def __init__(self, pattern: str) -> None:
+        self.pattern = pattern
+        self._paths = {folder: expand_files(part) for folder, part in split_folders(pattern).items()}
+        self.folders: tuple[str, ...] = tuple(self._paths)
+        self._check_same_shards()
+        self._index: dict[tuple[int, str], list[Member]] = {}
+        for shard in range(self.num_shards):
+            self._index[shard, self.folders[0]] = read_index(self._paths[self.folders[0]][shard])
+        sizes = [len(self._index[shard, self.folders[0]]) for shard in range(self.num_shards)]
+        self.shard_starts: tuple[int, ...] = (0, *accumulate(sizes))
+        self._open = OpenShards()
+
+    @property
+    def num_shards(self) -> int:
+        return len(self._paths[self.folders[0]])
+
+    @property
+    def num_clips(self) -> int:
+        return self.shard_starts[-1]
+
+    def __len__(self) -> int:
+        return self.num_clips
+
+    @property
+    def keys(self) -> list[str]:
+        """Key of every clip, in order."""
+        first = self.folders[0]
+        return [member.key for shard in range(self.num_shards) for member in self._index[shard, first]]
+
+    def key(self, index: int) -> str:
+        shard, row = self._locate(index)
+        return self._index[shard, self.folders[0]][row].key
+
+    def where(self, index: int, folder: str) -> str:
+        """Shard and key of a clip, for messages."""
+        return f"{self._paths[folder][self._locate(index)[0]]}: clip {self.key(index)}"
+
+    def suffix(self, index: int, folder: str) -> str:
+        """What kind of file the clip is in a folder, without dot: `npy`, `npz`, `json`, `mp4`."""
+        shard, row = self._locate(index)
+        return self._members(shard, folder)[row].suffix
+
+    def read(self, index: int, folder: str) -> bytes:
+        """Bytes of one clip in one folder."""
+        shard, row = self._locate(index)
+        member = self._members(shard, folder)[row]
+        return self._open.read(self._paths[folder][shard], member)
+
+    def read_array(self, index: int, folder: str) -> np.ndarray:
+        """The array of one clip in one folder (npy or npz). Raises ValueError naming shard and key."""
+        content, suffix = self.read(index, folder), self.suffix(index, folder)
+        try:
+            return decode_array(content, suffix)
+        except ValueError as error:
+            raise ValueError(f"{self.where(index, folder)}: {error}") from error
+
+    def card(self, folder: str) -> dict[str, Any]:
+        """What `card.json` beside the shards says; equal in all data sets that the pattern names."""
+        if folder not in self._paths:
+            raise ValueError(f"{self.pattern}: no folder {folder!r}; it has {list(self.folders)}")
+        # As text: a Path would make one slash of the two of an address.
+        directories = dict.fromkeys(path.rpartition("/")[0] for path in self._paths[folder])
+        (first, card), *others = ((directory, read_card(directory)) for directory in directories)
+        for directory, other in others:
+            if differing := sorted(key for key in card.keys() | other.keys() if card.get(key) != other.get(key)):
+                raise ValueError(
+                    f"{directory}/{CARD_NAME}: found {differing[0]} {other.get(differing[0])}, but {first}/{CARD_NAME} "
+                    f"says {card.get(differing[0])}; the data sets of one pattern need equal cards"
+                )
+        return card
+
+    def verify(self) -> int:
+        """Compare every shard of every folder with the first folder; returns the number of clips.
+
+        Raises ValueError naming shard, key and folder at the first clip that is missing or out of order.
+        """
+        for folder in self.folders:
+            for shard in range(self.num_shards):
+                self._members(shard, folder)
+        return self.num_clips
+
+    def _locate(self, index: int) -> tuple[int, int]:
+        if not 0 <= index < self.num_clips:
+            raise IndexError(f"{self.pattern}: clip {index} of {self.num_clips}")
+        shard = bisect.bisect_right(self.shard_starts, index) - 1
+        return shard, index - self.shard_starts[shard]
+
+    def _members(self, shard: int, folder: str) -> list[Member]:
+        found = self._index.get((shard, folder))
+        if found is None:
+            if folder not in self._paths:
+                raise ValueError(f"{self.pattern}: no folder {folder!r}; it has {list(self.folders)}")
+            path = self._paths[folder][shard]
+            found = read_index(path)
+            first = self.folders[0]
+            check_same_keys(
+                [member.key for member in found],
+                [member.key for member in self._index[shard, first]],
+                where=path,
+                folder=folder,
+                reference=self._paths[first][shard],
+            )
+            self._index[shard, folder] = found
+        return found
+
+    def _check_same_shards(self) -> None:
+        first = self.folders[0]
+        wanted = [Path(path).name for path in self._paths[first]]
+        for folder in self.folders[1:]:
+            found = [Path(path).name for path in self._paths[folder]]
+            if found != wanted:
+                differing = sorted(set(found) ^ set(wanted)) or [f"order {found[:3]}..."]
+                raise ValueError(
+                    f"{self.pattern}: folder {folder} has {len(found)} shards, folder {first} has {len(wanted)}; "
+                    f"only in one of them: {differing[:5]}"
+                )
+
+
+def check_same_keys(found: Sequence[str], wanted: Sequence[str], *, where: str, folder: str, reference: str) -> None:
+    """Raise ValueError naming the first key that is missing, surplus or out of order."""
+    if list(found) == list(wanted):
+        return
+    missing = [key for key in wanted if key not in set(found)]
+    surplus = [key for key in found if key not in set(wanted)]
+    compared = f"compared with {reference}"
+    if missing:
+        what = f"clip {missing[0]} has no {folder} ({len(missing)} missing); {compared}"
+    elif surplus:
+        what = f"clip {surplus[0]} of {folder} is missing in {reference} ({len(surplus)} such)"
+    else:
+        row = next(row for row, (a, b) in enumerate(zip(found, wanted, strict=True)) if a != b)
+        what = f"clip {row} of {folder} is {found[row]}, wanted {wanted[row]}: the order differs; {compared}"
+    raise ValueError(f"{where}: {what}. Every folder needs the same keys in the same order")

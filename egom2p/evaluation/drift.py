@@ -1,0 +1,214 @@
+"""The drift table: what becomes of long recordings when windows are joined, and which way of joining is best.
+
+    python -m egom2p.evaluation.drift --config cfgs/default/egom2p/evaluation/drift.yaml
+
+Every row makes the same recordings from the same conditions; rows differ in windows and joining. The truth that went
+through the tokenizers window by window is joined as well: what the model could reach at best.
+"""
+
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from egom2p.config import run_main, to_plain
+from egom2p.contracts import Recording, TokenClip
+from egom2p.data.clips.clip_alignment import IMAGES
+from egom2p.data.recordings.reader_choice import open_reader
+from egom2p.evaluation.drift_config import DriftConfig, RecordingsConfig
+from egom2p.evaluation.drift_scores import METRICS, camera_drift, long_scores
+from egom2p.evaluation.results import Method, TaskResult, summarise, write_results
+from egom2p.generation.checkpoints import Checkpoint, load_checkpoint
+from egom2p.generation.clip_generation import Request
+from egom2p.generation.generation_inputs import clip_config_of, kind_of_input, read_recordings
+from egom2p.generation.long_generation import generate_stretch, window_seeds
+from egom2p.generation.recording_windows import Stretch, overlap_of, plan_stretches
+from egom2p.generation.stitching import StitchConfig, joined_stream
+from egom2p.geometry import canonicalise
+from egom2p.jobs.progress import progress_bar, say
+from egom2p.metrics.drift import path_length_m
+
+
+@dataclass
+class _Tables:
+    """Values of one group of recordings: quantity -> row -> metric -> one value per recording."""
+
+    segments_m: Sequence[float]
+    names: dict[str, list[str]] = field(default_factory=dict)  # quantity -> recordings that have its truth
+    values: dict[str, dict[str, dict[str, list[float | None]]]] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    travelled_m: list[float] = field(default_factory=list)
+    duration_s: list[float] = field(default_factory=list)
+
+    def begin(self, recording: str, quantities: Iterable[str]) -> None:
+        for quantity in quantities:
+            self.names.setdefault(quantity, []).append(recording)
+
+    def add(self, quantity: str, row: str, found: Mapping[str, float | None]) -> None:
+        columns = self.values.setdefault(quantity, {}).setdefault(row, {})
+        for metric in METRICS[quantity]:
+            columns.setdefault(metric.key, []).append(found.get(metric.key))
+
+
+class _Kept:
+    """Tokens of windows in memory: rows that differ in joining alone share them."""
+
+    def __init__(self) -> None:
+        self._tokens: dict[str, TokenClip] = {}
+
+    def load(self, key: str) -> TokenClip | None:
+        return self._tokens.get(key)
+
+    def save(self, clip: TokenClip) -> None:
+        self._tokens[clip.key] = clip
+
+
+def run_drift(config: DriftConfig) -> Path:
+    """Make every row of every recording; writes results.json, results.md and per_clip.csv; returns the folder."""
+    checkpoint = load_checkpoint(config.checkpoint, device=config.device)
+    folder, results, about = Path(config.output), [], {}
+    for label, source in config.recordings.items():
+        tables = _Tables(source.segments_m)
+        for number, recording in enumerate(_recordings(source, config.max_recordings)):
+            _measure(checkpoint, recording, number, config, tables)
+        if not tables.names:
+            raise ValueError(f"{label}: found no recording that holds the conditions and the truth of a target")
+        results += _results(label, tables)
+        about[label] = {
+            "segments_m": list(source.segments_m),
+            "num_recordings": len(tables.duration_s),
+            "duration_s": tables.duration_s,
+            "travelled_m": tables.travelled_m,
+            "seconds": {row: round(value, 2) for row, value in tables.seconds.items()},
+        }
+    words = [
+        f"{label}: {note['num_recordings']} recordings, {np.mean(note['duration_s']):.1f} s and "
+        f"{np.mean(note['travelled_m']):.1f} m on average, camera segments of "
+        f"{', '.join(f'{length:g}' for length in note['segments_m'])} m"
+        for label, note in about.items()
+    ]
+    summary = {
+        "description": f"{config.description} {'; '.join(words)}.".strip(),
+        "config": to_plain(config),
+        "checkpoint": str(checkpoint.directory),
+        "recordings": about,
+        "tasks": [summarise(result, seed=config.seed) for result in results],
+    }
+    write_results(folder, summary, results)
+    say(f"wrote {folder}/results.md, results.json, per_clip.csv")
+    return folder
+
+
+def _recordings(config: RecordingsConfig, limit: int | None) -> Iterator[Recording]:
+    if config.source is not None:
+        reader = open_reader(config.source)
+        count = len(reader) if limit is None else min(limit, len(reader))
+        yield from (reader.read(index) for index in range(count))
+    elif config.input is not None:
+        found = read_recordings(config.input, kind_of_input(config.input), rate_hz=config.rate_hz)
+        for number, recording in enumerate(found):
+            if limit is not None and number >= limit:
+                return
+            yield recording
+
+
+def _measure(checkpoint: Checkpoint, recording: Recording, number: int, config: DriftConfig, tables: _Tables) -> None:
+    clip_config = clip_config_of(checkpoint, span="common")
+    targets = tuple(
+        word for word in config.targets if checkpoint.tokenizer(checkpoint.spec(word).name).stream in recording.streams
+    )
+    if not targets:
+        say(f"left out {recording.name}: it has {sorted(recording.streams)}, no truth of {list(config.targets)}")
+        return
+    quantities = {checkpoint.spec(word).quantity for word in targets} & set(METRICS)
+    tables.begin(recording.name, quantities)
+    kept: dict[Any, _Kept] = {}
+    truth: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    with progress_bar(f"drift of {recording.name}", len(config.rows), is_shown=config.progress) as advance:
+        for label, row in config.rows.items():
+            overlap_s = overlap_of(clip_config, row.overlap_s)
+            (stretch, *rest) = plan_stretches(recording, clip_config, overlap_s=overlap_s)
+            if rest:
+                raise ValueError(f"{recording.name}: streams miss for a while; drift wants recordings without a hole")
+            if not truth:
+                truth = _truth(stretch)
+                tables.duration_s.append(stretch.duration_s)
+                camera = truth.get("camera")
+                tables.travelled_m.append(path_length_m(camera[0]) if camera else 0.0)
+                if camera and "camera" in quantities:
+                    still = np.tile(np.eye(4), (len(camera[0]), 1, 1))
+                    tables.add("camera", "stationary", camera_drift(still, camera[0], tables.segments_m))
+            request = Request(targets, config.conditions, row.sampling)
+            # Windows that were conditioned depend on how those before them were joined.
+            shared = (row.join, overlap_s, repr(row.sampling), row.stitching if row.join == "condition" else None)
+            store = kept.setdefault((*shared, row.is_ceiling), _Kept())
+            if row.is_ceiling:
+                _tokenize_truth(checkpoint, stretch, request, store)
+            start = time.perf_counter()
+            result = generate_stretch(
+                checkpoint,
+                stretch,
+                request,
+                seeds=window_seeds(config.seed, number, stretch),
+                join=row.join,
+                stitching=row.stitching,
+                batch_size=config.batch_size,
+                store=store,
+            )
+            tables.seconds[label] = tables.seconds.get(label, 0.0) + time.perf_counter() - start
+            for quantity, found in long_scores(result, truth, tables.segments_m, clip_config.video_rate_hz).items():
+                tables.add(quantity, label, found)
+            advance(1)
+
+
+def _truth(stretch: Stretch) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Stream -> values and validity of the whole stretch; poses relative to the first."""
+    lines = {}
+    as_is = StitchConfig(camera="none", depth="none")
+    for window in stretch.windows:
+        clip = stretch.clip(window)
+        for name in set(METRICS) & set(clip.streams):
+            config = stretch.config
+            rate_hz = config.video_rate_hz if name in IMAGES else config.track_rate_hz
+            if name not in lines:
+                lines[name] = joined_stream(name, stretch.num_samples(rate_hz), as_is)
+            stream = clip.streams[name]
+            lines[name].add(stretch.first_sample(window, rate_hz), stream.values, stream.is_valid)
+    found = {name: line.part(0, line.end) for name, line in lines.items()}
+    if "camera" in found:
+        found["camera"] = (canonicalise(found["camera"][0]), found["camera"][1])
+    return found
+
+
+def _tokenize_truth(checkpoint: Checkpoint, stretch: Stretch, request: Request, store: _Kept) -> None:
+    names = [spec.name for spec in request.specs(checkpoint)]
+    names += [checkpoint.spec(word).name for word in request.conditions or ()]
+    for window in stretch.windows:
+        clip = stretch.clip(window)
+        if store.load(clip.key) is None:
+            store.save(checkpoint.tokenize([clip], names)[0])
+
+
+def _results(label: str, tables: _Tables) -> list[TaskResult]:
+    results = []
+    for quantity, rows in tables.values.items():
+        methods = [Method(row, _kind(row), values) for row, values in rows.items()]
+        names = tables.names[quantity]
+        results.append(TaskResult(f"{label}, {quantity}", quantity, names, names, METRICS[quantity], methods))
+    return results
+
+
+def _kind(row: str) -> Any:
+    return "baseline" if row == "stationary" else "ceiling" if row.startswith("round trip") else "model"
+
+
+if __name__ == "__main__":
+    run_main(
+        DriftConfig,
+        run_drift,
+        default_config="default/egom2p/evaluation/drift.yaml",
+        description="Compare ways of joining the windows of long recordings.",
+    )

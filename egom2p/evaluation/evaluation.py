@@ -1,0 +1,225 @@
+"""Benchmark tables: checkpoints, trivial baselines and tokenizer ceilings on the same held-out clips."""
+
+import hashlib
+import json
+import platform
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from egom2p.config import to_plain
+from egom2p.contracts import AlignedClip
+from egom2p.data.clips.clip_store import ClipStore, stored_streams
+from egom2p.data.shards.folder_set import open_clips
+from egom2p.data.shards.shard_paths import expand_files, split_folders
+from egom2p.evaluation.baselines import TrainingStatistics, training_statistics
+from egom2p.evaluation.evaluation_config import EvaluationConfig
+from egom2p.evaluation.finished_tasks import FinishedTask, FinishedTasks
+from egom2p.evaluation.results import TaskResult, summarise, write_results
+from egom2p.evaluation.task_evaluation import ShownArrays, TaskEvaluator, check_task
+from egom2p.generation.checkpoints import load_checkpoint
+from egom2p.geometry import canonicalise
+from egom2p.jobs.progress import progress_bar, say
+from egom2p.jobs.workers import Workers
+from egom2p.storage import is_remote
+
+# Of the config: does not change a number of a task.
+_PRESENTATION = (
+    "output tasks batch_size num_workers device progress title description training_runs stage_times page".split()
+)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was evaluated: the summary (as in results.json) and where it lies."""
+
+    folder: Path
+    summary: Mapping[str, Any]
+
+
+def run_evaluation(config: EvaluationConfig) -> Evaluation:
+    """Evaluate and write results.json, results.md, per_clip.csv and shown/*.npz below `config.output`.
+
+    Until all are done, each finished task is kept in `finished/`: an evaluation that was interrupted goes on with the
+    others.
+    """
+    seconds: dict[str, float] = {}
+    folder = Path(config.output)
+    _check_training_runs(config)
+    _check_held_out(config)
+    if config.train_tokens is not None:
+        open_clips(config.train_tokens)
+    about = {label: _describe(directory, config) for label, directory in config.checkpoints.items()}
+    statistics = None
+    if config.train_clips is not None:
+        with _timed(seconds, "baselines from the training split"):
+            store = ClipStore(config.train_clips.root, config.train_clips.dataset)
+            statistics = training_statistics(store, max_clips=config.max_train_clips)
+    results: list[TaskResult] = []
+    shown = {clip.key: _truth_arrays(clip) for clip in _held_out_clips(config)[: config.num_shown_clips]}
+    finished = FinishedTasks(folder / "finished", _deciding(config, about))
+    found = {task: finished.load(task) for task in config.tasks}
+    missing = [task for task in config.tasks if found[task] is None]
+    if len(missing) < len(config.tasks):
+        say(f"{len(config.tasks) - len(missing)} of {len(config.tasks)} tasks are already there and are kept")
+    with (
+        progress_bar("evaluate tasks", len(config.tasks), is_shown=config.progress) as advance,
+        Workers(config.num_workers, _prepare, (config, statistics)) as workers,
+    ):
+        advance(len(config.tasks) - len(missing))
+        for task_found in workers.run(_evaluate, missing, on_tick=lambda _: None):
+            finished.save(task_found)
+            found[task_found.result.task] = task_found
+            advance(1)
+    for task in config.tasks:
+        results.append(found[task].result)
+        seconds[task] = found[task].seconds
+        for key, arrays in found[task].shown.items():
+            shown.get(key, {}).update(arrays)
+    summary = {
+        "description": config.description or "Held-out clips, the same for every row.",
+        "config": to_plain(config),
+        "hardware": _hardware(config),
+        "seconds": {name: round(value, 2) for name, value in seconds.items()},
+        "num_train_clips": statistics.num_clips if statistics else 0,
+        "checkpoints": about,
+        "tasks": [summarise(result, seed=config.seed) for result in results],
+        "shown_clips": list(shown),
+    }
+    write_results(folder, summary, results)
+    _write_shown(folder / "shown", shown)
+    finished.forget()
+    return Evaluation(folder, summary)
+
+
+class _Local:
+    """What a process evaluates with."""
+
+    evaluator: TaskEvaluator | None = None
+
+
+def _prepare(config: EvaluationConfig, statistics: TrainingStatistics | None) -> None:
+    checkpoints = {
+        label: load_checkpoint(directory, device=config.device) for label, directory in config.checkpoints.items()
+    }
+    _Local.evaluator = TaskEvaluator(config, checkpoints, _held_out_clips(config), statistics)
+
+
+def _evaluate(task: str) -> FinishedTask:
+    assert _Local.evaluator is not None
+    start = time.perf_counter()
+    result, shown = _Local.evaluator.evaluate(task)
+    return FinishedTask(result, shown, time.perf_counter() - start)
+
+
+def _deciding(config: EvaluationConfig, about: Mapping[str, Any]) -> dict[str, Any]:
+    """What the numbers of a task depend on; a task evaluated under anything else is evaluated again."""
+    plain = to_plain(config)
+    for name in _PRESENTATION:
+        plain.pop(name)
+    marks = {label: found["fingerprint"] for label, found in about.items()}
+    folders = [config.clips.root, *([config.train_clips.root] if config.train_clips else [])]
+    files = {folder: _stamp(Path(folder).rglob("*.tar")) for folder in folders}
+    if config.train_tokens is not None and not is_remote(config.train_tokens):
+        shards = [file for part in split_folders(config.train_tokens).values() for file in expand_files(part)]
+        files[config.train_tokens] = _stamp(map(Path, shards))
+    return plain | {"checkpoints": marks, "clip_files": files}
+
+
+def _stamp(files: Iterable[Path]) -> str:
+    """Changes when one of these files was written again; of a folder among them, a file inside."""
+    inside = [path for file in files for path in (file.rglob("*") if file.is_dir() else [file])]
+    seen = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(inside)]
+    return hashlib.sha256(repr(seen).encode()).hexdigest()[:16]
+
+
+def _check_training_runs(config: EvaluationConfig) -> None:
+    """A page without its curves should fail before the evaluation, not after it."""
+    for folder in (config.training_runs or {}).values():
+        if not (Path(folder) / "log.jsonl").is_file():
+            raise ValueError(f"{folder}/log.jsonl: no training log there (training_runs=null leaves the curves out)")
+
+
+def _check_held_out(config: EvaluationConfig) -> None:
+    """Numbers on clips that the training split also holds would say nothing."""
+    if config.train_clips is None:
+        return
+    # Without streams only keys and provenance are read.
+    held_out = ClipStore(config.clips.root, config.clips.dataset, streams=())
+    train = ClipStore(config.train_clips.root, config.train_clips.dataset, streams=())
+    train_rows = {key: row for row, key in enumerate(train.keys)}
+    shared = [
+        key
+        for row, key in enumerate(held_out.keys)
+        if key in train_rows and held_out[row].provenance == train[train_rows[key]].provenance
+    ]
+    if shared:
+        raise ValueError(
+            f"{len(shared)} of {len(held_out)} clips of {config.clips.root}, {config.clips.dataset} are also in the "
+            f"training split {config.train_clips.root}, {config.train_clips.dataset}, the first is {shared[0]}; "
+            "evaluate on recordings that were not trained on"
+        )
+
+
+def _held_out_clips(config: EvaluationConfig) -> list[AlignedClip]:
+    store = ClipStore(config.clips.root, config.clips.dataset)
+    count = len(store) if config.num_clips is None else min(config.num_clips, len(store))
+    return [store[int(index)] for index in np.linspace(0, len(store) - 1, count).astype(int)]
+
+
+def _write_shown(folder: Path, shown: ShownArrays) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for stale in folder.glob("*.npz"):
+        stale.unlink()
+    for key, arrays in shown.items():
+        np.savez_compressed(folder / f"{key}.npz", **arrays)
+
+
+def _truth_arrays(clip: AlignedClip) -> dict[str, np.ndarray]:
+    arrays = {}
+    for name, stream in clip.streams.items():
+        arrays[f"truth|{name}"] = canonicalise(stream.values) if name == "camera" else np.asarray(stream.values)
+        arrays[f"valid|{name}"] = stream.is_valid
+        arrays[f"times_s|{name}"] = stream.times_s - stream.times_s[0]
+    if clip.intrinsics is not None:
+        arrays["intrinsics"] = np.array(json.dumps(asdict(clip.intrinsics)))
+    return arrays
+
+
+def _describe(directory: str, config: EvaluationConfig) -> dict[str, Any]:
+    """What the page says about a checkpoint; also the check that it loads and knows the tasks, before any work."""
+    checkpoint = load_checkpoint(directory, device="cpu")
+    streams = stored_streams(config.clips.root, config.clips.dataset)
+    for task in config.tasks:
+        check_task(task, checkpoint, streams, where=f"{config.clips.root}, {config.clips.dataset}")
+    return {
+        "directory": directory,
+        "fingerprint": checkpoint.fingerprint,
+        "num_parameters": sum(parameter.numel() for parameter in checkpoint.model.parameters()),
+        "modalities": [spec.to_dict() for spec in checkpoint.specs],
+    }
+
+
+def _hardware(config: EvaluationConfig) -> dict[str, Any]:
+    accelerator = torch.cuda.get_device_name() if torch.cuda.is_available() and config.device != "cpu" else None
+    return {
+        "accelerator": accelerator,
+        "machine": platform.machine(),
+        "threads": config.num_workers if config.num_workers > 1 else torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    """Note the seconds of a block."""
+    start = time.perf_counter()
+    yield
+    seconds[name] = time.perf_counter() - start

@@ -1,0 +1,87 @@
+"""What an evaluation is told: checkpoints, clips, tasks, estimators, protocol."""
+
+from dataclasses import field
+
+from egom2p.config import strict
+from egom2p.evaluation.scores import ProtocolConfig
+from egom2p.models.generation_plans import SamplingConfig
+
+
+@strict
+class EstimatorConfig:
+    """How one estimate per clip is made: `num_samples` generations with different seeds, decoded and averaged."""
+
+    num_samples: int = 1
+    sampling: SamplingConfig = SamplingConfig()
+
+    def __post_init__(self) -> None:
+        if self.num_samples < 1:
+            raise ValueError(f"num_samples must be at least 1, got {self.num_samples}")
+
+
+@strict
+class ClipsConfig:
+    """A data set of aligned clips: `root/<stream>/<dataset>/shard-*.tar`."""
+
+    root: str
+    dataset: str
+
+
+@strict
+class EvaluationConfig:
+    """One evaluation.
+
+    checkpoints      label -> model directory; labels appear in the tables
+    clips            held-out clips; the same ones for every method
+    train_clips      training split, for the trivial baselines (None: no baselines)
+    train_tokens     pattern of training token shards, for the unigram baselines per position (None: not shown)
+    tasks            `rgb2depth`; several inputs as `rgb+gaze2camera`; names, quantities or folders
+    estimators       label -> how a checkpoint's estimate is made
+    num_clips        evenly spaced among the held-out clips; None: all
+    num_shown_clips  clips whose predictions are kept for the page
+    num_workers      processes that share the tasks, one thread each; 0: this process, all threads
+    training_runs    label -> folder of a training run, whose `log.jsonl` the page shows as curves
+    stage_times      JSON file, stage -> seconds, shown on the page
+    page             where the page is written; None: index.html in `output`
+    """
+
+    output: str
+    checkpoints: dict[str, str]
+    clips: ClipsConfig
+    train_clips: ClipsConfig | None = None
+    train_tokens: str | None = None
+    tasks: tuple[str, ...] = ("rgb2depth", "rgb2camera", "rgb2gaze", "depth2rgb")
+    estimators: dict[str, EstimatorConfig] = field(
+        default_factory=lambda: {
+            "most likely tokens, 1 step": EstimatorConfig(),
+            "mean of 8 samples, T=1, 1 step": EstimatorConfig(num_samples=8, sampling=SamplingConfig(temperature=1.0)),
+        }
+    )
+    protocol: ProtocolConfig = ProtocolConfig()
+    num_clips: int | None = 96
+    num_shown_clips: int = 6
+    max_train_clips: int | None = 1000
+    batch_size: int = 32
+    num_workers: int = 0
+    seed: int = 0
+    device: str = "auto"
+    progress: bool = True
+    title: str = "EgoM2P evaluation"
+    description: str = ""
+    training_runs: dict[str, str] | None = None
+    stage_times: str | None = None
+    page: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.checkpoints:
+            raise ValueError("checkpoints must name at least one model directory (label: path)")
+        for task in self.tasks:
+            split_task(task)
+
+
+def split_task(task: str) -> tuple[tuple[str, ...], str]:
+    """Inputs and target of `rgb+gaze2camera` (or `rgb+gaze->camera`, for names that hold a 2)."""
+    parts = task.split("->") if "->" in task else task.split("2")
+    if len(parts) != 2 or not all(parts):
+        raise ValueError(f"a task reads <input>[+<input>]2<target>, e.g. rgb2depth, got {task!r}")
+    return tuple(parts[0].split("+")), parts[1]

@@ -1,0 +1,302 @@
+"""One task of an evaluation: every method's estimate on the same clips, scored.
+
+B clips, K samples per clip, L tokens of one modality, T frames or samples of a stream.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from egom2p.contracts import AlignedClip, ModalitySpec, TokenClip, Tokenizer
+from egom2p.contracts.quantities import SCORED_QUANTITIES, STREAM_OF_QUANTITY
+from egom2p.data.shards.folder_set import open_clips
+from egom2p.data.unigram_baseline import marginal_cross_entropy, position_entropy, unigram_baselines
+from egom2p.evaluation.baselines import TrainingStatistics, baseline_estimates
+from egom2p.evaluation.evaluation_config import EstimatorConfig, EvaluationConfig, split_task
+from egom2p.evaluation.results import Method, TaskResult
+from egom2p.evaluation.scores import ProtocolConfig, metrics_of, score
+from egom2p.evaluation.spreads import sample_spread
+from egom2p.generation.checkpoints import Checkpoint
+from egom2p.geometry import mean_poses
+from egom2p.metrics.bootstrap import bootstrap_interval
+from egom2p.metrics.calibration import ClipSpread, calibration
+from egom2p.metrics.perceptual import VideoFeatures, frechet_distance
+from egom2p.models.generation_plans import SamplingConfig
+
+ShownArrays = dict[str, dict[str, np.ndarray]]
+"""Clip key -> array name -> array, kept for the page."""
+
+
+def check_task(task: str, checkpoint: Checkpoint, streams: Sequence[str], *, where: str) -> None:
+    """Raise ValueError when a checkpoint cannot be asked for a task, or its answer cannot be scored on these streams.
+
+    streams   what the held-out clips have; where: their store, for the message
+    """
+    inputs, target = split_task(task)
+    tokenizers = [checkpoint.tokenizer(checkpoint.spec(word).name) for word in (*inputs, target)]
+    if tokenizers[-1].spec.name in [tokenizer.spec.name for tokenizer in tokenizers[:-1]]:
+        raise ValueError(f"task {task}: {target} is input and target; a model that sees the answer says nothing")
+    quantity = tokenizers[-1].spec.quantity
+    if quantity not in SCORED_QUANTITIES:
+        raise ValueError(f"task {task}: no metrics for quantity {quantity!r}; there are for {SCORED_QUANTITIES}")
+    needed = {tokenizer.stream for tokenizer in tokenizers[:-1]} | {_truth_stream(tokenizers[-1])}
+    if missing := sorted(needed - set(streams)):
+        raise ValueError(f"{where}: held-out clips have {sorted(streams)}, task {task} needs {missing} too")
+
+
+class TaskEvaluator:
+    """Evaluates tasks on fixed clips; tokens of inputs that several tasks share are made once."""
+
+    def __init__(
+        self,
+        config: EvaluationConfig,
+        checkpoints: Mapping[str, Checkpoint],
+        clips: Sequence[AlignedClip],
+        statistics: TrainingStatistics | None,
+    ) -> None:
+        self._config, self._clips, self._statistics = config, clips, statistics
+        self._caches = {label: _TokenCache(checkpoint) for label, checkpoint in checkpoints.items()}
+
+    def evaluate(self, task: str) -> tuple[TaskResult, ShownArrays]:
+        """All methods of a task, and what the page shows of the first clips."""
+        config = self._config
+        inputs, target = split_task(task)
+        specs = {label: cache.checkpoint.spec(target) for label, cache in self._caches.items()}
+        quantity = next(iter(specs.values())).quantity
+        label, cache = next(iter(self._caches.items()))
+        stream = _truth_stream(cache.checkpoint.tokenizer(specs[label].name))
+        clips = [clip for clip in self._clips if stream in clip]
+        if not clips:
+            raise ValueError(f"{config.clips.root}: no held-out clip has {stream}, the truth of {task}")
+        scorer = _Scorer(quantity, stream, clips, config.protocol)
+        methods = [] if self._statistics is None else _baselines(scorer, self._statistics)
+        methods += _bounds(scorer)
+        token_losses, uncertainty = [], []
+        shown: ShownArrays = {clip.key: {} for clip in clips[: config.num_shown_clips]}
+        recordings = [clip.provenance.recording for clip in clips]
+        for label, cache in self._caches.items():
+            tokenizer = cache.checkpoint.tokenizer(specs[label].name)
+            truth = cache.tokenize(clips, [specs[label].name])
+            prompts = cache.tokenize(clips, [cache.checkpoint.spec(word).name for word in inputs])
+            ceiling, _ = tokenizer.decode(_ids(truth, specs[label]))
+            methods.append(scorer.method("tokenizer round trip", "ceiling", ceiling, checkpoint=label))
+            for name, estimator in config.estimators.items():
+                estimate, samples, spreads = _estimate(
+                    cache.checkpoint, prompts, specs[label], estimator, config, scorer.spread
+                )
+                methods.append(scorer.method(name, "model", estimate, checkpoint=label))
+                _keep_shown(shown, f"{task}|{label}|{name}", estimate, samples)
+                if spreads:
+                    uncertainty.append({"checkpoint": label, "estimator": name, **asdict(calibration(spreads))})
+            token_losses.append(_token_loss(label, cache.checkpoint, prompts, truth, specs[label], config, recordings))
+        return (
+            TaskResult(
+                task=task,
+                quantity=quantity,
+                stream=stream,
+                clip_keys=[clip.key for clip in clips],
+                recordings=recordings,
+                metrics=metrics_of(quantity, config.protocol),
+                methods=methods,
+                token_losses=token_losses,
+                uncertainty=uncertainty,
+            ),
+            shown,
+        )
+
+
+def _truth_stream(tokenizer: Tokenizer) -> str:
+    """Stream of the clips that a tokenizer's decodes are compared with."""
+    return STREAM_OF_QUANTITY.get(tokenizer.spec.quantity, tokenizer.stream)
+
+
+def _keep_shown(shown: ShownArrays, name: str, estimate: np.ndarray, samples: np.ndarray) -> None:
+    """Estimates of the first clips, and of tracks the samples too."""
+    for row, arrays in enumerate(shown.values()):
+        arrays[f"estimate|{name}"] = estimate[row]
+        if samples.shape[1] > 1 and estimate[row].ndim < 4 and estimate[row].shape[-1] <= 4:
+            arrays[f"samples|{name}"] = samples[row]
+
+
+class _TokenCache:
+    """Tokens of the held-out clips: several tasks share inputs, and encoding video is slow."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.checkpoint = checkpoint
+        self._known: dict[tuple[str, str], tuple[np.ndarray, str | None]] = {}
+
+    def tokenize(self, clips: Sequence[AlignedClip], names: Sequence[str]) -> list[TokenClip]:
+        """As `Checkpoint.tokenize`; every clip must have the named modalities."""
+        for name in names:
+            missing = [clip for clip in clips if (clip.key, name) not in self._known]
+            for found in self.checkpoint.tokenize(missing, [name]):
+                if name not in found.tokens:
+                    raise ValueError(f"held-out clip {found.key} has no {name}, an input of the task")
+                self._known[found.key, name] = (found.tokens[name], found.fingerprints[name])
+        return [
+            TokenClip(
+                clip.key,
+                {name: self._known[clip.key, name][0] for name in names},
+                {name: self._known[clip.key, name][1] for name in names},
+            )
+            for clip in clips
+        ]
+
+
+class _Scorer:
+    """Scores estimates of one quantity on a fixed list of clips."""
+
+    def __init__(self, quantity: str, stream: str, clips: Sequence[AlignedClip], protocol: ProtocolConfig) -> None:
+        self.quantity, self.stream, self.clips, self._protocol = quantity, stream, clips, protocol
+        self._keys = [metric.key for metric in metrics_of(quantity, protocol)]
+        # Weights and program are checked here, before anything is generated.
+        self._features = VideoFeatures(protocol.fvd) if quantity == "rgb" and protocol.fvd is not None else None
+        self._true_features = None if self._features is None else self._features(clip.rgb for clip in clips)
+
+    def method(
+        self, label: str, kind: Any, estimates: Sequence[np.ndarray], *, checkpoint: str | None = None
+    ) -> Method:
+        """Per-clip values; a clip that cannot be scored has None everywhere and its reason in `failures`."""
+        values: dict[str, list[float | None]] = {key: [] for key in self._keys}
+        failures = {}
+        for clip, estimate in zip(self.clips, estimates, strict=True):
+            try:
+                found: Mapping[str, float | None] = score(
+                    self.quantity, estimate, clip, self._protocol, stream=self.stream
+                )
+            except ValueError as error:
+                failures[clip.key] = str(error)
+                found = {}
+            for key in self._keys:
+                values[key].append(found.get(key))
+        # Of a set with clips that cannot be scored there is no distance of the set.
+        of_the_set = {} if failures else self._of_the_set(estimates)
+        return Method(label, kind, values, checkpoint, failures, of_the_set)
+
+    def _of_the_set(self, estimates: Sequence[np.ndarray]) -> dict[str, float]:
+        if self._features is None or len(self.clips) < 2:
+            return {}
+        return {"FVD": frechet_distance(self._features(estimates), self._true_features)}
+
+    def spread(self, clip: int, samples: np.ndarray) -> ClipSpread | None:
+        """Spread and ranks of the samples (K, T, ...) of one clip; None where the truth has no comparable value."""
+        rng = np.random.default_rng([clip, len(samples)])
+        return sample_spread(self.quantity, samples, self.clips[clip], self.stream, rng)
+
+
+def _baselines(scorer: _Scorer, statistics: TrainingStatistics) -> list[Method]:
+    estimates = [baseline_estimates(scorer.quantity, statistics, clip, stream=scorer.stream) for clip in scorer.clips]
+    return [scorer.method(label, "baseline", [found[label] for found in estimates]) for label in estimates[0]]
+
+
+def _bounds(scorer: _Scorer) -> list[Method]:
+    """The gaze a world's own law points at: about the best an estimate from the picture can be."""
+    if scorer.quantity != "gaze" or not all("gaze_law" in clip for clip in scorer.clips):
+        return []
+    law = [np.asarray(clip.streams["gaze_law"].values) for clip in scorer.clips]
+    return [scorer.method("law of the world, without its noise", "bound", law)]
+
+
+def _estimate(
+    checkpoint: Checkpoint,
+    prompts: Sequence[TokenClip],
+    spec: ModalitySpec,
+    estimator: EstimatorConfig,
+    config: EvaluationConfig,
+    spread: Callable[[int, np.ndarray], ClipSpread | None],
+) -> tuple[np.ndarray, np.ndarray, list[ClipSpread]]:
+    """Mean of the decoded samples (B, T, ...), the samples (B', K, T, ...) of the clips that are shown, and for
+    several samples the spread of every clip.
+
+    spread   of the samples (K, T, ...) of the clip with this number; None where its truth says nothing
+    """
+    plan, count = estimator.sampling.plan(spec.name), estimator.num_samples
+    means, shown, spreads = [], [], []
+    for start in range(0, len(prompts), config.batch_size):
+        part = prompts[start : start + config.batch_size]
+        repeated = [prompt for prompt in part for _ in range(count)]
+        seeds = [clip_seed(config.seed, start + row, sample) for row in range(len(part)) for sample in range(count)]
+        made = checkpoint.sampler.generate(repeated, [plan], seeds)
+        values, _ = checkpoint.tokenizer(spec.name).decode(_ids(made, spec))
+        samples = values.reshape(len(part), count, *values.shape[1:])
+        means.append(np.stack([mean_of_samples(spec.quantity, clip_samples) for clip_samples in samples]))
+        shown.append(samples[: max(0, config.num_shown_clips - start)])
+        if count > 1:
+            spreads += [spread(start + row, clip_samples) for row, clip_samples in enumerate(samples)]
+    known = [found for found in spreads if found is not None]
+    return np.concatenate(means), np.concatenate(shown), known
+
+
+def clip_seed(seed: int, clip: int, sample: int) -> int:
+    """Seed of one sample of one clip; different for every combination."""
+    return (seed * 1_000_003 + clip) * 10_007 + sample
+
+
+def mean_of_samples(quantity: str, samples: np.ndarray) -> np.ndarray:
+    """Mean (T, ...) of K estimates (K, T, ...): of poses the chordal mean of rotations, else of the values.
+
+    Of texts it is the commonest one.
+    """
+    if len(samples) == 1:
+        return samples[0]
+    if quantity == "camera":
+        return mean_poses(samples)
+    if quantity == "text":
+        texts = ["\n".join(sample) for sample in samples]
+        return samples[texts.index(max(texts, key=texts.count))]
+    mean = samples.mean(0, dtype=np.float64)
+    return np.round(mean).astype(np.uint8) if quantity == "rgb" else mean.astype(samples.dtype)
+
+
+def _token_loss(
+    label: str,
+    checkpoint: Checkpoint,
+    prompts: Sequence[TokenClip],
+    truth: Sequence[TokenClip],
+    spec: ModalitySpec,
+    config: EvaluationConfig,
+    recordings: Sequence[str],
+) -> dict[str, Any]:
+    """Mean -log p of the true tokens, all positions asked at once, beside what ignoring the input can reach."""
+    nats, accuracy = [], []
+    for start in range(0, len(prompts), config.batch_size):
+        part = slice(start, start + config.batch_size)
+        true_ids = [clip.tokens[spec.name] for clip in truth[part]]
+        found = checkpoint.sampler.log_likelihood(prompts[part], SamplingConfig().plan(spec.name), true_ids)
+        nats += [float(-log_probs.mean()) for log_probs, _ in found]
+        accuracy += [float(is_right.mean()) for _, is_right in found]
+    marginal, entropy, note = _marginal(checkpoint, truth, spec, config)
+    rng = np.random.default_rng(config.seed)
+    return {
+        "checkpoint": label,
+        "target": spec.name,
+        "nats": vars(bootstrap_interval(nats, rng, groups=recordings)),
+        "accuracy": vars(bootstrap_interval(accuracy, rng, groups=recordings)),
+        "uniform_nats": float(np.log(spec.vocab_size)),
+        "unigram_nats": marginal,
+        "marginal_entropy_nats": entropy,
+        "unigram_note": note,
+    }
+
+
+def _marginal(
+    checkpoint: Checkpoint, truth: Sequence[TokenClip], spec: ModalitySpec, config: EvaluationConfig
+) -> tuple[float | None, float | None, str]:
+    """Cross entropy of the held-out tokens under the training marginals of their positions, their entropy, a note."""
+    if config.train_tokens is None:
+        return None, None, "no train_tokens given"
+    tokens = open_clips(config.train_tokens)
+    if spec.folder not in tokens.folders:
+        return None, None, f"{config.train_tokens} has no folder {spec.folder}"
+    made_by = tokens.card(spec.folder).get("tokenizer_fingerprint")
+    wanted = checkpoint.tokenizer(spec.name).fingerprint
+    if made_by is not None and made_by != wanted:
+        return None, None, f"{config.train_tokens} was made by tokenizer {made_by}, this checkpoint has {wanted}"
+    counts = unigram_baselines(tokens, spec)
+    return marginal_cross_entropy(counts, _ids(truth, spec), pad_id=spec.pad_id), position_entropy(counts), ""
+
+
+def _ids(clips: Sequence[TokenClip], spec: ModalitySpec) -> np.ndarray:
+    return np.stack([spec.padded(clip.tokens[spec.name]) for clip in clips])

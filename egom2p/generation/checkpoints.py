@@ -1,0 +1,123 @@
+"""A trained model together with the tokenizers it names: from signals to tokens and back."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import egom2p
+from egom2p.config import to_plain
+from egom2p.contracts import AlignedClip, ModalitySpec, TokenClip, Tokenizer, check_fingerprint
+from egom2p.models.egom2p_model import EgoM2P
+from egom2p.models.generate import Sampler
+from egom2p.models.weights import load_model, tokenizer_locations
+from egom2p.storage import fingerprint_of
+from egom2p.storage.hub import fetch
+from egom2p.tokenizers.pretrained import load_tokenizer
+
+_CONTEXT_BYTES = 256 << 20
+_PRETRAINED = "world_small"
+_SHIPPED_NAMES = (_PRETRAINED, f"checkpoints/{_PRETRAINED}")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model, its sampler, and modality name -> tokenizer for the modalities that have one."""
+
+    directory: Path
+    model: EgoM2P
+    sampler: Sampler
+    tokenizers: dict[str, Tokenizer]
+
+    @property
+    def specs(self) -> tuple[ModalitySpec, ...]:
+        return self.sampler.specs
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the model's weights and config: a model trained again lies at the same path."""
+        return fingerprint_of(self.model.state_dict(), to_plain(self.model.config))
+
+    def spec(self, word: str) -> ModalitySpec:
+        """The modality meant by a name (`tok_cam`), a quantity (`camera`) or a folder (`cam`)."""
+        for attribute in ("name", "quantity", "folder"):
+            found = [spec for spec in self.specs if getattr(spec, attribute) == word]
+            if len(found) == 1:
+                return found[0]
+        known = sorted({word for spec in self.specs for word in (spec.name, spec.quantity, spec.folder)})
+        raise ValueError(f"{self.directory}: no modality {word!r}; known: {known}")
+
+    def tokenizer(self, name: str) -> Tokenizer:
+        if name not in self.tokenizers:
+            raise ValueError(
+                f"{self.directory}: modality {name} has no tokenizer; model.json names tokenizers for "
+                f"{sorted(self.tokenizers)}"
+            )
+        return self.tokenizers[name]
+
+    def tokenize(self, clips: Sequence[AlignedClip], names: Sequence[str]) -> list[TokenClip]:
+        """Tokens of the named modalities; a modality that a clip does not have has no entry."""
+        tokens: list[dict[str, np.ndarray]] = [{} for _ in clips]
+        fingerprints: list[dict[str, str | None]] = [{} for _ in clips]
+        for name in names:
+            tokenizer = self.tokenizer(name)
+            present = [index for index, clip in enumerate(clips) if tokenizer.stream in clip]
+            if not present:
+                continue
+            for index, ids_L in zip(present, tokenizer.encode([clips[index] for index in present]), strict=True):
+                tokens[index][name] = ids_L
+                fingerprints[index][name] = tokenizer.fingerprint
+        return [
+            TokenClip(clip.key, known, marks) for clip, known, marks in zip(clips, tokens, fingerprints, strict=True)
+        ]
+
+
+def load_checkpoint(id_or_path: str | Path | None = None, *, device: str = "auto") -> Checkpoint:
+    """Model and tokenizers of a model directory, or of a repository `owner/name` of the Hub; needs nothing else.
+
+    None is the pretrained checkpoint. Raises ValueError when a tokenizer is not the one whose tokens the model
+    was trained on.
+    """
+    directory = checkpoint_directory(id_or_path)
+    if not (directory / "model.json").is_file():
+        raise ValueError(f"{directory}: no model.json; wanted a model directory such as outputs/<run>/final")
+    chosen = pick_device(device)
+    model = load_model(directory, chosen)
+    positions = tokenizer_locations(directory)
+    tokenizers = {}
+    for spec in model.specs:
+        if spec.name in positions:
+            tokenizer = load_tokenizer(positions[spec.name], device=chosen)
+            check_fingerprint(
+                spec.name, found=spec.tokenizer_fingerprint, wanted=tokenizer.fingerprint, where=str(directory)
+            )
+            tokenizers[spec.name] = tokenizer
+    return Checkpoint(directory, model, Sampler(model, context_bytes=_CONTEXT_BYTES), tokenizers)
+
+
+def checkpoint_directory(id_or_path: str | Path | None) -> Path:
+    """Where a checkpoint lies on this disk, fetched from the Hub if need be.
+
+    The pretrained one is found by its name from anywhere, also where the project is installed without its checkout.
+    """
+    if id_or_path is None or (str(id_or_path) in _SHIPPED_NAMES and not Path(id_or_path).is_dir()):
+        return pretrained_checkpoint()
+    return fetch(id_or_path)
+
+
+def pretrained_checkpoint() -> Path:
+    """Model directory that comes with the project: beside the package in a checkout, inside it when installed."""
+    package = Path(egom2p.__file__).resolve().parent
+    for folder in (package.parent / "checkpoints" / _PRETRAINED, package / "pretrained" / _PRETRAINED):
+        if (folder / "model.json").is_file():
+            return folder
+    raise ValueError(f"no checkpoint {_PRETRAINED!r} was shipped with this installation; name one: checkpoint=<folder>")
+
+
+def pick_device(wanted: str) -> torch.device:
+    """`auto` is the accelerator where there is one."""
+    if wanted != "auto":
+        return torch.device(wanted)
+    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")

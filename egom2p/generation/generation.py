@@ -1,0 +1,306 @@
+"""The job of `generate.py`: from any input to files, clip by clip or whole recordings joined from windows."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from egom2p.config import strict, to_plain
+from egom2p.contracts import AlignedClip, Provenance, Recording
+from egom2p.data.clips.clip_alignment import RecordingTooShort
+from egom2p.data.recordings.reader_choice import SourceConfig, open_reader
+from egom2p.generation.checkpoints import Checkpoint, load_checkpoint
+from egom2p.generation.clip_generation import Generated, Request, clip_seed, generate_clips
+from egom2p.generation.generation_inputs import Prompt, clip_config_of, kind_of_input, read_prompts, read_recordings
+from egom2p.generation.generation_memory import (
+    check_joined_fits,
+    estimate_memory,
+    fitting_batch,
+    free_bytes,
+    in_smaller_batches,
+)
+from egom2p.generation.generation_outputs import write_generated
+from egom2p.generation.long_generation import Join, generate_stretch, window_seeds
+from egom2p.generation.partial_prompts import HiddenPart
+from egom2p.generation.recording_windows import Stretch, overlap_of, plan_stretches
+from egom2p.generation.stitching import StitchConfig
+from egom2p.generation.window_store import WindowStore
+from egom2p.jobs.progress import progress_bar, say
+from egom2p.models.generation_plans import SamplingConfig
+from egom2p.storage import load_json, save_json
+
+__all__ = ["Generated", "GenerationConfig", "generate_clips", "run_generation"]
+
+
+@strict
+class GenerationConfig:
+    """One generation job.
+
+    checkpoint   model directory or id of the Hub; it names its tokenizers. None: the pretrained one
+    input        what to start from, see `generation_inputs.kind_of_input`; or
+    source       a reader of recordings, as in data preparation
+    targets      what to make, in this order: each one is a condition of the next (name, quantity or folder)
+    conditions   modalities of the input to use; None: all that are not targets
+    sampling     per target, or `default`
+    hidden       per target that the input gives in part: which part is to be made (clips only, join=none)
+    join         recordings and videos: `stitch` or `condition` makes one result of each recording from overlapping
+                 windows; `none` one per clip
+    overlap_s    seconds that neighbouring windows share; None: half a clip
+    stitching    how windows are placed onto each other
+    stride_s     join=none: seconds from one clip to the next; None: clips touch
+    max_clips    stop after so many (clips, or recordings)
+    rate_hz      pictures a second, where the input is a folder of pictures
+    batch_size   clips at once; fewer where they would not fit into memory
+    video        file type of the videos
+    """
+
+    checkpoint: str | None = None
+    input: str | None = None
+    source: SourceConfig | None = None
+    output: str
+    targets: tuple[str, ...]
+    conditions: tuple[str, ...] | None = None
+    sampling: dict[str, SamplingConfig] = field(default_factory=dict)
+    hidden: dict[str, HiddenPart] = field(default_factory=dict)
+    join: Join = "stitch"
+    overlap_s: float | None = None
+    stitching: StitchConfig = StitchConfig()
+    seed: int = 0
+    dataset: str | None = None
+    stride_s: float | None = None
+    max_clips: int | None = None
+    rate_hz: float | None = None
+    batch_size: int = 8
+    video: Literal["mp4", "webm"] = "mp4"
+    device: str = "auto"
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.targets:
+            raise ValueError("targets must name at least one modality")
+        if (self.input is None) == (self.source is None):
+            raise ValueError("say what to start from: either input=<path> or source={kind: ...}")
+        if self.stride_s is not None and self.stride_s <= 0:
+            raise ValueError(f"stride_s must be positive, got {self.stride_s}")
+        if self.stride_s is not None and self.join != "none":
+            raise ValueError("stride_s cuts separate clips: say join=none; joined windows have overlap_s")
+        if self.hidden and self.join != "none":
+            raise ValueError("hidden parts belong to single clips: say join=none")
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+
+    def request(self) -> Request:
+        return Request(self.targets, self.conditions, self.sampling, self.hidden)
+
+
+def run_generation(config: GenerationConfig) -> Path:
+    """Generate and write `<output>/<key>/...` and `<output>/manifest.json`; returns the manifest's path.
+
+    What is already there, made with the same settings, is passed over.
+    """
+    checkpoint = load_checkpoint(config.checkpoint, device=config.device)
+    specs = config.request().specs(checkpoint)  # for its errors, before any work
+    kind = "folder" if config.input is None else kind_of_input(config.input)
+    device = next(checkpoint.model.parameters()).device
+    estimate = estimate_memory(checkpoint, config.request().plans(specs))
+    batch_size = fitting_batch(estimate, config.batch_size, free_bytes(device))
+    job = _Job(config, checkpoint, _settings(config, checkpoint), Path(config.output), batch_size)
+    is_recorded = kind in ("video", "videos", "pictures", "frames", "folder")
+    keys = job.run_recordings(_recordings(config)) if is_recorded and config.join != "none" else job.run_clips()
+    if not keys:
+        raise ValueError(f"{config.input}: found no clip to generate from")
+    if job.num_kept:
+        say(f"{job.num_kept} of {len(keys)} clips were already there and are kept")
+    manifest = job.folder / "manifest.json"
+    save_json(manifest, job.manifest(keys))
+    return manifest
+
+
+def _recordings(config: GenerationConfig) -> Iterator[Recording]:
+    if config.source is not None:
+        reader = open_reader(config.source, dataset=config.dataset or "")
+        yield from (reader.read(index) for index in range(len(reader)))
+    elif config.input is not None:
+        yield from read_recordings(config.input, kind_of_input(config.input), rate_hz=config.rate_hz)
+
+
+@dataclass
+class _Job:
+    """One run: what is written where, and what was there before."""
+
+    config: GenerationConfig
+    checkpoint: Checkpoint
+    settings: Mapping[str, Any]
+    folder: Path
+    batch_size: int
+    num_kept: int = 0
+    skipped: dict[str, str] = field(default_factory=dict)
+    unused_s: dict[str, float] = field(default_factory=dict)
+
+    def run_recordings(self, recordings: Iterator[Recording]) -> list[str]:
+        """One result per recording (several where streams miss for a while); keys of what is there afterwards.
+
+        A recording that is too short is an error where it is the only one; among others it is left out and reported.
+        """
+        config, clip_config = self.config, clip_config_of(self.checkpoint, span="any")
+        overlap_s = overlap_of(clip_config, config.overlap_s)
+        keys: dict[str, None] = {}
+        too_short: list[RecordingTooShort] = []
+        for number, recording in enumerate(islice(recordings, config.max_clips)):
+            try:
+                stretches = plan_stretches(recording, clip_config, overlap_s=overlap_s)
+            except RecordingTooShort as error:
+                too_short.append(error)
+                self.skipped[recording.name] = str(error)
+                continue
+            for stretch in stretches:
+                _add_new(keys, stretch.key)
+                if self._is_done(stretch.key, recording.provenance):
+                    self.num_kept += 1
+                else:
+                    self._make_stretch(stretch, window_seeds(config.seed, number, stretch))
+            self.unused_s[recording.name] = round(stretches[0].unused_s, 6)
+        if too_short and not keys:
+            raise too_short[0]
+        for name, why in self.skipped.items():
+            say(f"left out {name}: {why}")
+        return list(keys)
+
+    def _make_stretch(self, stretch: Stretch, seeds: Sequence[int]) -> None:
+        config, size = self.config, stretch.config
+        num_pixels = stretch.num_samples(size.video_rate_hz) * size.height * size.width
+        check_joined_fits(stretch.key, num_pixels, free_bytes(torch.device("cpu")))
+        fingerprints = {spec.name: spec.tokenizer_fingerprint for spec in self.checkpoint.specs}
+        settings = self._settings(stretch.recording.provenance)
+        store = WindowStore(self.folder / f".windows_{stretch.key}", settings, fingerprints)
+        with self._bar(f"generate {stretch.key}", len(stretch.windows)) as advance:
+            result = generate_stretch(
+                self.checkpoint,
+                stretch,
+                config.request(),
+                seeds=seeds,
+                join=config.join,
+                stitching=config.stitching,
+                batch_size=self.batch_size,
+                store=store,
+                advance=advance,
+            )
+        self._write(result.generated, result.note())
+        store.remove()
+
+    def run_clips(self) -> list[str]:
+        """One result per clip; keys of what is there afterwards."""
+        config = self.config
+        # Read as they are needed: the pictures of an hour do not fit into memory.
+        prompts = enumerate(islice(self._prompts(), config.max_clips))
+        keys: dict[str, None] = {}
+        with self._bar("generate clips", config.max_clips) as advance:
+            while part := list(islice(prompts, self.batch_size)):
+                for _, prompt in part:
+                    _add_new(keys, prompt.key)
+                jobs = [(i, prompt) for i, prompt in part if not self._is_done(prompt.key, _provenance(prompt))]
+                self.num_kept += len(part) - len(jobs)
+                for made in in_smaller_batches(self._made_clips, jobs):
+                    self._write(made, {})
+                advance(len(part))
+        return list(keys)
+
+    def _prompts(self) -> Iterator[Prompt]:
+        config = self.config
+        if config.input is None:
+            clip_config = clip_config_of(self.checkpoint, stride_s=config.stride_s, span="any")
+            for recording in _recordings(config):
+                for stretch in plan_stretches(recording, clip_config, overlap_s=0.0):
+                    yield from (stretch.clip(window) for window in stretch.windows)
+            return
+        yield from read_prompts(
+            config.input, self.checkpoint, dataset=config.dataset, stride_s=config.stride_s, rate_hz=config.rate_hz
+        )
+
+    def _made_clips(self, jobs: Sequence[tuple[int, Prompt]]) -> list[Generated]:
+        """Clips, each with its number in the whole input."""
+        config = self.config
+        return generate_clips(
+            self.checkpoint,
+            [prompt for _, prompt in jobs],
+            config.targets,
+            conditions=config.conditions,
+            sampling=config.sampling,
+            hidden=config.hidden,
+            seeds=[clip_seed(config.seed, index) for index, _ in jobs],
+        )
+
+    def _write(self, made: Generated, more: Mapping[str, Any]) -> None:
+        settings = self._settings(made.clip.provenance)
+        note = {"given": made.given, "made": made.made, "made_streams": made.made_streams, "settings": settings}
+        folder = self.folder / made.clip.key
+        write_generated(folder, made.clip, made.tokens, note | dict(more), video=self.config.video)
+
+    def _is_done(self, key: str, provenance: Provenance | None) -> bool:
+        note = self.folder / key / "clip.json"
+        return note.is_file() and load_json(note)["settings"] == self._settings(provenance)
+
+    def _settings(self, provenance: Provenance | None) -> dict[str, Any]:
+        """What decides the result of one item: of an input of several files, those that it comes from too."""
+        stamp = _own_stamp(self.config.input, "" if provenance is None else provenance.source)
+        return {**self.settings, **({} if stamp is None else {"own_files": stamp})}
+
+    def _bar(self, title: str, total: int | None) -> Any:
+        return progress_bar(title, total, is_shown=self.config.progress)
+
+    def manifest(self, keys: Sequence[str]) -> dict[str, Any]:
+        clips = []
+        for key in keys:
+            note = load_json(self.folder / key / "clip.json")
+            files = sorted(path.name for path in (self.folder / key).iterdir())
+            made = {name: note[name] for name in ("given", "made", "made_streams")}
+            clips.append({"key": key, **made, "files": files})
+        about = {"settings": dict(self.settings), "num_clips": len(clips), "clips": clips}
+        return about | {"skipped": self.skipped, "unused_s": self.unused_s}
+
+
+def _add_new(keys: dict[str, None], key: str) -> None:
+    """Note a key; a second clip of the same one would be taken for finished, and never made."""
+    if key in keys:
+        raise ValueError(f"two recordings or clips of the input are called {key!r}; give one of them another name")
+    keys[key] = None
+
+
+def _settings(config: GenerationConfig, checkpoint: Checkpoint) -> dict[str, Any]:
+    """What decides the result of a clip; a clip made with other settings is made again."""
+    plain = to_plain(config)
+    kept = ("checkpoint", "input", "source", "targets", "conditions", "sampling", "hidden", "join", "overlap_s")
+    kept += ("stitching", "seed", "dataset", "stride_s", "rate_hz", "video")
+    plain["checkpoint"] = config.checkpoint or f"pretrained {checkpoint.directory.name}"
+    marks = {name: tokenizer.fingerprint for name, tokenizer in sorted(checkpoint.tokenizers.items())}
+    about = {"input_file": _file_stamp(config.input), "model": checkpoint.fingerprint, "tokenizers": marks}
+    return {key: plain[key] for key in kept} | about
+
+
+def _file_stamp(source: str | None) -> list[int] | None:
+    """Changes when the file that is the whole input was written again; None for folders and patterns."""
+    if source is None or not Path(source).is_file():
+        return None
+    found = Path(source).stat()
+    return [found.st_size, found.st_mtime_ns]
+
+
+def _own_stamp(root: str | None, source: str) -> list[list[Any]] | None:
+    """Changes when the file, or a file of the folder, that an item of the input was read from was written again.
+
+    None where the input is one file, and where the item was not read from files below it (made, converted, gone).
+    """
+    if root is None or not Path(root).is_dir() or not source or not Path(source).is_relative_to(root):
+        return None
+    path = Path(source)
+    if not path.exists():
+        return None
+    found = [path] if path.is_file() else sorted(file for file in path.iterdir() if file.is_file())
+    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in found]
+
+
+def _provenance(prompt: Prompt) -> Provenance | None:
+    return prompt.provenance if isinstance(prompt, AlignedClip) else None

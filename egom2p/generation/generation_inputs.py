@@ -1,0 +1,238 @@
+"""What `generate` accepts: a video, pictures, folders of recordings, stored clips, token shards, token files."""
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from egom2p.contracts import AlignedClip, Provenance, Recording, Stream, TokenClip, check_fingerprint
+from egom2p.data.clips.clip_alignment import ClipConfig, RecordingTooShort, cut_clips
+from egom2p.data.clips.clip_sizes import clip_config_for
+from egom2p.data.clips.clip_store import ClipStore, stored_datasets
+from egom2p.data.clips.image_files import RgbImages, list_images
+from egom2p.data.clips.video_files import VIDEO_SUFFIXES, video_recording
+from egom2p.data.recordings.conversion import convert, detect_format
+from egom2p.data.recordings.plain_folder import PlainFolderReader
+from egom2p.data.recordings.track_files import load_npz
+from egom2p.data.shards.folder_set import open_clips
+from egom2p.generation.checkpoints import Checkpoint
+
+Prompt = AlignedClip | TokenClip
+InputKind = Literal[
+    "video", "pictures", "videos", "token_file", "token_files", "texts", "shards", "clips", "frames", "folder"
+]
+
+
+def kind_of_input(source: str) -> InputKind:
+    """What lies at a path.
+
+    shards       a path with `.tar`: a pattern of token shards
+    video        *.mp4, *.webm ...
+    token_file   *.npz: ids (L,) or (W, L) by modality name, quantity or folder
+    texts        *.txt: captions, one clip per line
+    clips        a folder with meta/: stored clips
+    pictures     a folder of images and nothing else that is read: the frames of one video
+    videos       a folder of several videos: one recording each
+    token_files  a folder of *.npz, and no video or picture
+    frames       RGB-D frames with poses (7-Scenes layout), or the MPS output of Aria glasses
+    folder       recordings in the plain-folder layout
+    """
+    path = Path(source)
+    if ".tar" in source:
+        return "shards"
+    if path.suffix.lower() in VIDEO_SUFFIXES:
+        return "video"
+    if path.suffix == ".npz":
+        return "token_file"
+    if path.suffix == ".txt" and path.is_file():
+        return "texts"
+    if (path / "meta").is_dir():
+        return "clips"
+    if not path.is_dir():
+        raise ValueError(
+            f"{source}: found no video, token file, token shards, stored clips or folder of recordings there"
+        )
+    if _format_of(path) in ("rgbd_frames", "aria_mps"):
+        return "frames"
+    suffixes = [entry.suffix.lower() for entry in path.iterdir() if entry.is_file()]
+    num_videos = sum(suffix in VIDEO_SUFFIXES for suffix in suffixes)
+    tracks = ("trajectory.txt", "trajectory.npz", "gaze.npz", "depth.npz", "recording.yaml")
+    has_tracks = bool({".csv", ".npy"} & set(suffixes)) or any((path / name).is_file() for name in tracks)
+    if num_videos > 1 and not has_tracks and ".npz" not in suffixes:
+        return "videos"
+    if num_videos == 0 and not has_tracks and ".npz" in suffixes:
+        return "token_files"
+    return "pictures" if num_videos == 0 and not has_tracks and list_images(path) else "folder"
+
+
+def read_recordings(source: str, kind: InputKind, *, rate_hz: float | None = None) -> Iterator[Recording]:
+    """Whole recordings of an input that holds some; pictures stay in their files.
+
+    rate_hz   of pictures in a folder, which carry no times
+    """
+    path = Path(source)
+    if kind == "video":
+        yield video_recording(path)
+    elif kind == "videos":
+        for file in sorted(entry for entry in path.iterdir() if entry.suffix.lower() in VIDEO_SUFFIXES):
+            yield video_recording(file)
+    elif kind == "pictures":
+        yield _picture_recording(path, rate_hz)
+    elif kind == "frames":
+        with tempfile.TemporaryDirectory() as scratch:
+            options = {} if rate_hz is None or _format_of(path) != "rgbd_frames" else {"rate_hz": rate_hz}
+            convert(path, scratch, **options)
+            yield from _plain_recordings(Path(scratch))
+    elif kind == "folder":
+        parts = sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+        if (
+            parts
+            and all(_is_picture_folder(part) for part in parts)
+            and {part.name for part in parts} - {"rgb", "depth"}
+        ):
+            for part in parts:
+                yield _picture_recording(part, rate_hz)
+        else:
+            yield from _plain_recordings(path)
+
+
+def read_prompts(
+    source: str,
+    checkpoint: Checkpoint,
+    *,
+    dataset: str | None = None,
+    stride_s: float | None = None,
+    rate_hz: float | None = None,
+) -> Iterator[Prompt]:
+    """Clips or token clips of any input (`kind_of_input`); recordings are cut into clips every `stride_s`.
+
+    dataset   which of stored clips, where there are several
+    """
+    path, kind = Path(source), kind_of_input(source)
+    if kind == "shards":
+        yield from _token_shards(source, checkpoint)
+    elif kind == "token_file":
+        yield from _token_file(path, checkpoint)
+    elif kind == "token_files":
+        for file in sorted(path.glob("*.npz")):
+            yield from _token_file(file, checkpoint)
+    elif kind == "texts":
+        yield from _text_clips(path, checkpoint)
+    elif kind == "clips":
+        yield from ClipStore(path, dataset or _only_dataset(path))
+    else:
+        config = clip_config_of(checkpoint, stride_s=stride_s, span="common" if kind == "video" else "any")
+        for recording in read_recordings(source, kind, rate_hz=rate_hz):
+            yield from _clips_of(recording, config)
+
+
+def tell_too_short(recording: Recording, config: ClipConfig) -> str:
+    """What is wrong with a recording that is shorter than a clip, and what would be right."""
+    where = recording.provenance.source or recording.name
+    spans = [
+        f"{name} {stream.times_s[0]:.3f}-{stream.times_s[-1]:.3f} s ({len(stream.times_s)} samples)"
+        for name, stream in sorted(recording.streams.items())
+    ]
+    return (
+        f"{where}: found {', '.join(spans)}; wanted {config.duration_s:g} s, the length of the clips the model was "
+        f"trained on. A longer recording is needed; a shorter clip cannot be generated from"
+    )
+
+
+def _clips_of(recording: Recording, config: ClipConfig) -> Iterator[AlignedClip]:
+    try:
+        yield from cut_clips(recording, config)
+    except RecordingTooShort:
+        raise RecordingTooShort(tell_too_short(recording, config)) from None
+
+
+def clip_config_of(checkpoint: Checkpoint, *, stride_s: float | None = None, span: str = "common") -> ClipConfig:
+    """The clips that the checkpoint's tokenizers read: picture size, rates and length."""
+    networks = [getattr(tokenizer, "network", None) for tokenizer in checkpoint.tokenizers.values()]
+    configs = [network.config for network in networks if network is not None]  # a text has neither size nor rate
+    return clip_config_for(configs, where=str(checkpoint.directory), stride_s=stride_s, span=span)
+
+
+def _picture_recording(folder: Path, rate_hz: float | None) -> Recording:
+    if rate_hz is None:
+        raise ValueError(f"{folder}: found pictures, which carry no times; say how many there are a second: rate_hz=30")
+    images = RgbImages(list_images(folder))
+    stream = Stream(images, np.ones(len(images), bool), np.arange(len(images)) / rate_hz, "uint8")
+    name = folder.resolve().name
+    return Recording(name, {"rgb": stream}, None, Provenance("pictures", name, source=str(folder)))
+
+
+def _plain_recordings(root: Path) -> Iterator[Recording]:
+    reader = PlainFolderReader(root)
+    for index in range(len(reader)):
+        yield reader.read(index)
+
+
+def _is_picture_folder(folder: Path) -> bool:
+    """Nothing but pictures, unlike a recording of the plain layout."""
+    entries = list(folder.iterdir())
+    return bool(list_images(folder)) and len(list_images(folder)) == len([e for e in entries if e.is_file()])
+
+
+def _format_of(path: Path) -> str | None:
+    try:
+        return detect_format(path)
+    except ValueError:
+        return None
+
+
+def _token_file(path: Path, checkpoint: Checkpoint) -> Iterator[TokenClip]:
+    """One clip, or of arrays (W, L) one clip per row."""
+    arrays = {checkpoint.spec(name).name: ids for name, ids in load_npz(path).items()}
+    if not arrays:
+        raise ValueError(f"{path}: no tokens inside; wanted one array of ids per modality")
+    rows = {name: _token_rows(ids, checkpoint.spec(name).num_tokens) for name, ids in arrays.items()}
+    counts = sorted({len(ids) for ids in rows.values()})
+    if len(counts) > 1:
+        raise ValueError(f"{path}: its modalities hold {counts} clips; wanted as many of each")
+    for row in range(counts[0]):
+        key = path.stem if counts[0] == 1 else f"{path.stem}_{row:06d}"
+        yield TokenClip(key, {name: ids[row] for name, ids in rows.items()})
+
+
+def _text_clips(path: Path, checkpoint: Checkpoint) -> Iterator[AlignedClip]:
+    """A clip of nothing but a caption for every line that has words."""
+    streams = [item.stream for item in checkpoint.tokenizers.values() if item.spec.quantity == "text"]
+    if len(streams) != 1:
+        raise ValueError(f"{path}: found texts, {checkpoint.directory} has the text streams {streams}, wanted one")
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    for row, line in enumerate(lines):
+        text = Stream(np.array([line]), np.ones(1, bool), np.zeros(1), "text")
+        where = Provenance("texts", path.stem, source=str(path))
+        yield AlignedClip(f"{path.stem}_{row:06d}", {streams[0]: text}, None, where)
+
+
+def _token_rows(ids: np.ndarray, num_tokens: int) -> Sequence[np.ndarray]:
+    """Rows (L,) of ids in any shape that begins with the number of clips, or of one clip."""
+    if ids.size > num_tokens and ids.size % num_tokens == 0:
+        return list(ids.reshape(-1, num_tokens).astype(np.int32))
+    return [ids.reshape(-1).astype(np.int32)]
+
+
+def _token_shards(pattern: str, checkpoint: Checkpoint) -> Iterator[TokenClip]:
+    shards = open_clips(pattern)
+    specs = {folder: checkpoint.spec(folder) for folder in shards.folders}
+    cards = {folder: shards.card(folder) for folder in shards.folders}
+    marks = {specs[folder].name: card.get("tokenizer_fingerprint") for folder, card in cards.items()}
+    for folder, spec in specs.items():
+        wanted = spec.tokenizer_fingerprint
+        check_fingerprint(spec.name, found=marks[spec.name], wanted=wanted, where=f"{pattern}, folder {folder}")
+    for index in range(shards.num_clips):
+        tokens = {
+            spec.name: shards.read_array(index, folder).reshape(-1).astype(np.int32) for folder, spec in specs.items()
+        }
+        yield TokenClip(shards.key(index), tokens, marks)
+
+
+def _only_dataset(root: Path) -> str:
+    found = stored_datasets(root)
+    if len(found) != 1:
+        raise ValueError(f"{root} holds the data sets {list(found)}; say which with dataset=<name>")
+    return found[0]

@@ -1,0 +1,115 @@
+"""Generated clips as files that other programs read.
+
+F frames, S samples of a track, H, W pixels.
+"""
+
+import csv
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from egom2p.contracts import AlignedClip, Stream, TokenClip
+from egom2p.data.clips.video_files import write_video
+from egom2p.geometry import write_tum
+from egom2p.storage import atomic_directory, save_json
+
+_OWN_FILES = ("rgb", "depth", "gaze", "camera")
+_DOT = np.array([213, 94, 0], np.uint8)  # vermillion, visible to colour-blind eyes
+_RING = np.array([255, 255, 255], np.uint8)
+
+
+def write_generated(
+    folder: Path, clip: AlignedClip, tokens: TokenClip, note: dict[str, Any], *, video: str
+) -> list[str]:
+    """Write one clip below `folder`, atomically; returns the names of the files.
+
+    clip.npz       every stream: `<name>` in its unit, `<name>_is_valid`, `<name>_times_s`
+    tokens.npz     ids by modality
+    rgb.<video>, depth.<video> (grey, near is bright, logarithmic between the metres noted in clip.json),
+    gaze.<video> (the point drawn on rgb), gaze.csv, camera.tum (world_from_cam), <track>.csv of any other track that
+    was made, <stream>.txt of a text, clip.json (what was given and made)
+    """
+    rates = {name: _rate_hz(stream.times_s) for name, stream in clip.streams.items()}
+    with atomic_directory(folder) as unfinished:
+        arrays: dict[str, np.ndarray] = {}
+        for name, stream in clip.streams.items():
+            arrays |= {name: stream.values, f"{name}_is_valid": stream.is_valid, f"{name}_times_s": stream.times_s}
+        np.savez_compressed(unfinished / "clip.npz", **arrays)
+        np.savez_compressed(unfinished / "tokens.npz", **tokens.tokens)
+        if "rgb" in clip:
+            write_video(unfinished / f"rgb.{video}", clip.rgb, rates["rgb"])
+        if "depth" in clip:
+            grey, near_m, far_m = grey_depth(clip.depth_m)
+            write_video(unfinished / f"depth.{video}", grey, rates["depth"])
+            note = note | {"depth_video_m": {"white": near_m, "black": far_m}}
+        if "gaze" in clip:
+            _write_gaze_csv(unfinished / "gaze.csv", clip)
+            if "rgb" in clip:
+                write_video(unfinished / f"gaze.{video}", gaze_on_rgb(clip), rates["rgb"])
+        if "camera" in clip:
+            write_tum(unfinished / "camera.tum", clip.streams["camera"].times_s, clip.world_from_cam)
+        for name, stream in clip.streams.items():
+            if np.asarray(stream.values).dtype.kind == "U":
+                (unfinished / f"{name}.txt").write_text("\n".join(stream.values) + "\n", encoding="utf-8")
+            elif name in note.get("made_streams", ()) and name not in _OWN_FILES:
+                _write_track_csv(unfinished / f"{name}.csv", stream)
+        camera = None if clip.intrinsics is None else asdict(clip.intrinsics)
+        save_json(unfinished / "clip.json", note | {"intrinsics": camera})
+        return sorted(path.name for path in unfinished.iterdir())
+
+
+def grey_depth(depth_m: np.ndarray) -> tuple[np.ndarray, float, float]:
+    """Frames (F, H, W, 3) uint8, near bright, logarithmic; and the metres that are white and black."""
+    is_valid = depth_m > 0
+    if not is_valid.any():
+        return np.zeros((*depth_m.shape, 3), np.uint8), 0.0, 0.0
+    near_m, far_m = (float(value) for value in np.quantile(depth_m[is_valid], [0.01, 0.99]))
+    far_m = max(far_m, near_m * 1.01)
+    height = np.log(far_m / np.where(is_valid, depth_m, far_m)) / np.log(far_m / near_m)
+    grey = np.where(is_valid, np.clip(height, 0, 1) * 255, 0).astype(np.uint8)
+    return np.repeat(grey[..., None], 3, axis=-1), near_m, far_m
+
+
+def gaze_on_rgb(clip: AlignedClip) -> np.ndarray:
+    """Frames (F, H, W, 3) uint8 with the gaze sample nearest in time as a dot, where it is valid."""
+    frames = clip.rgb.copy()
+    times_s = clip.streams["gaze"].times_s
+    for frame, time_s in zip(frames, clip.streams["rgb"].times_s, strict=True):
+        sample = int(np.argmin(np.abs(times_s - time_s)))
+        if clip.gaze_is_valid[sample]:
+            draw_dot(frame, clip.gaze[sample], _DOT)
+    return frames
+
+
+def draw_dot(frame: np.ndarray, gaze: np.ndarray, colour: np.ndarray) -> None:
+    """Draw a ringed dot into a frame (H, W, 3) at gaze (u, v) in [0, 1]."""
+    height, width = frame.shape[:2]
+    rows, columns = np.mgrid[:height, :width]
+    distance = np.hypot(columns + 0.5 - gaze[0] * width, rows + 0.5 - gaze[1] * height)
+    radius = max(1.5, 0.022 * height)
+    frame[distance <= radius * 1.6] = _RING
+    frame[distance <= radius] = colour
+
+
+def _write_gaze_csv(path: Path, clip: AlignedClip) -> None:
+    stream = clip.streams["gaze"]
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["time_s", "u", "v", "is_valid"])
+        for time_s, (u, v), is_valid in zip(stream.times_s, stream.values, stream.is_valid, strict=True):
+            writer.writerow([f"{time_s:.6f}", f"{u:.6f}", f"{v:.6f}", int(is_valid)])
+
+
+def _write_track_csv(path: Path, stream: Stream) -> None:
+    """A table that the plain folder reads."""
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["timestamps", *(f"channel_{number}" for number in range(stream.values.shape[1])), "valid"])
+        for time_s, values, is_valid in zip(stream.times_s, stream.values, stream.is_valid, strict=True):
+            writer.writerow([f"{time_s:.6f}", *(f"{value:.6g}" for value in values), int(is_valid)])
+
+
+def _rate_hz(times_s: np.ndarray) -> float:
+    return (len(times_s) - 1) / float(times_s[-1] - times_s[0]) if len(times_s) > 1 else 1.0

@@ -1,0 +1,1 @@
+"""What every long command needs: progress, worker processes, the ledger of finished parts."""

@@ -1,0 +1,180 @@
+"""A trained checkpoint as one small folder to ship: `python -m egom2p.pipelines.export checkpoint=... output=...`.
+
+The folder is a model directory like any other: weights in float16 (`load_model` makes them float32 again), tokenizers
+copied as they are, and beside them CARD.md, the numbers of an evaluation, and the settings of the training run.
+"""
+
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from egom2p.config import run_main, strict
+from egom2p.evaluation.results import markdown
+from egom2p.generation.checkpoints import Checkpoint, load_checkpoint
+from egom2p.jobs.progress import say
+from egom2p.models.weights import tokenizer_locations, write_model_files
+from egom2p.storage import atomic_directory, load_json, save_json
+
+_TOKENIZER_FILES = ("model.safetensors", "wordpiece.json", "tokenizer.json")
+
+
+@strict
+class BundleConfig:
+    """What is shipped, and the words of its card.
+
+    checkpoint   model directory whose modalities all have a tokenizer folder
+    evaluation   folder with a results.json that measured this checkpoint; None: the card says that there is none
+    data         what it was trained on
+    commands     what makes it again
+    max_mb       a larger folder is refused (1 MB is a million bytes)
+    """
+
+    checkpoint: str
+    output: str
+    title: str
+    evaluation: str | None = None
+    data: str
+    commands: tuple[str, ...]
+    limits: str
+    licence: str = "Apache-2.0"
+    max_mb: float = 20.0
+
+
+def make_bundle(config: BundleConfig) -> Path:
+    """Write the folder atomically and say its size; ValueError, and nothing written, when it is too large."""
+    checkpoint = load_checkpoint(config.checkpoint, device="cpu")
+    metrics = _metrics(config)
+    with atomic_directory(config.output) as folder:
+        for name, source in _tokenizer_folders(checkpoint).items():
+            (folder / "tokenizers" / name).mkdir(parents=True)
+            for file in (file for file in _TOKENIZER_FILES if (source / file).is_file()):
+                shutil.copyfile(source / file, folder / "tokenizers" / name / file)
+        folders = {name: f"tokenizers/{name}" for name in checkpoint.tokenizers}
+        write_model_files(checkpoint.model, folder, folders, dtype=torch.float16)
+        (folder / "model.safetensors").chmod(0o644)  # safetensors writes for its owner alone; this is for everyone
+        run_settings = checkpoint.directory.parent / "config.json"
+        if run_settings.is_file():
+            shutil.copyfile(run_settings, folder / "training_config.json")
+        if metrics is not None:
+            save_json(folder / "metrics.json", metrics)
+        (folder / "CARD.md").write_text(_card(config, checkpoint, metrics), encoding="utf-8")
+        load_checkpoint(folder, device="cpu")
+        sizes = {entry.name: _megabytes(entry) for entry in sorted(folder.iterdir())}
+        parts = ", ".join(f"{name} {size:.2f}" for name, size in sizes.items() if size >= 0.01)
+        total = sum(sizes.values())
+        if total > config.max_mb:
+            raise ValueError(
+                f"{config.output}: the folder would have {total:.2f} MB ({parts}), max_mb allows {config.max_mb:g}; "
+                f"nothing was written. Ship a smaller model, or raise max_mb"
+            )
+    say(f"wrote {config.output}: {total:.2f} MB ({parts})")
+    return Path(config.output)
+
+
+def _tokenizer_folders(checkpoint: Checkpoint) -> dict[str, Path]:
+    folders = tokenizer_locations(checkpoint.directory)
+    missing = [spec.name for spec in checkpoint.specs if spec.name not in folders]
+    if missing:
+        raise ValueError(
+            f"{checkpoint.directory}: model.json names no tokenizer for {missing}; what is exported must stand alone"
+        )
+    return {name: Path(folder) for name, folder in folders.items()}
+
+
+def _metrics(config: BundleConfig) -> dict[str, Any] | None:
+    """Results of the one evaluated checkpoint that is shipped, beside baselines, ceilings and bounds."""
+    if config.evaluation is None:
+        return None
+    file = Path(config.evaluation) / "results.json"
+    results = load_json(file)
+    folders = {label: about["directory"] for label, about in results["checkpoints"].items()}
+    labels = [label for label, folder in folders.items() if Path(folder).resolve() == Path(config.checkpoint).resolve()]
+    if not labels:
+        raise ValueError(f"{file}: evaluated {folders}, not {config.checkpoint}")
+    name_of = {None: None, labels[0]: Path(config.output).name}
+    tasks = [
+        task | {part: _of_checkpoints(task[part], name_of) for part in ("rows", "token_losses")}
+        for task in results["tasks"]
+    ]
+    return {key: results[key] for key in ("description", "hardware", "num_train_clips")} | {"tasks": tasks}
+
+
+def _of_checkpoints(
+    entries: Sequence[Mapping[str, Any]], name_of: Mapping[str | None, str | None]
+) -> list[dict[str, Any]]:
+    """Entries of these checkpoints (None: of no checkpoint) under other names."""
+    return [
+        dict(entry) | {"checkpoint": name_of[entry["checkpoint"]]}
+        for entry in entries
+        if entry["checkpoint"] in name_of
+    ]
+
+
+def _card(config: BundleConfig, checkpoint: Checkpoint, metrics: Mapping[str, Any] | None) -> str:
+    model = checkpoint.model
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    rows = [
+        f"| {spec.name} | {spec.quantity} | {' x '.join(map(str, spec.grid.shape))} | {spec.vocab_size} | "
+        f"{spec.tokenizer_fingerprint} |"
+        for spec in checkpoint.specs
+    ]
+    lines = [
+        f"# {config.title}",
+        "",
+        f"EgoM2P, any-to-any generation over discrete tokens: {num_parameters / 1e6:.2f} M parameters, "
+        f"{model.config.encoder_depth} encoder and {model.config.decoder_depth} decoder blocks, width "
+        f"{model.config.dim}. Weights are stored in float16 and loaded as float32; the tokenizers are beside them.",
+        "",
+        "| modality | quantity | token grid | vocabulary | tokenizer |",
+        "|---|---|---|---|---|",
+        *rows,
+        "",
+        "## Data",
+        "",
+        config.data,
+        "",
+        "## Made by",
+        "",
+        "```bash",
+        *config.commands,
+        "```",
+        "",
+        "## Use",
+        "",
+        "```bash",
+        f"python generate.py checkpoint={config.output} input=<what is there> 'targets=[<modality>]' output=<folder>",
+        "```",
+        "",
+        "## Limits",
+        "",
+        config.limits,
+        "",
+        "## Licence",
+        "",
+        config.licence,
+        "",
+        "## Measured",
+        "",
+    ]
+    if metrics is None:
+        return "\n".join([*lines, "No evaluation was given.", ""])
+    lines += ["Before rounding to float16; also in metrics.json.", "", ""]
+    return "\n".join(lines) + re.sub(r"^(?=#)", "#", markdown(metrics).partition("\n")[2].lstrip(), flags=re.MULTILINE)
+
+
+def _megabytes(entry: Path) -> float:
+    files = [entry] if entry.is_file() else [path for path in entry.rglob("*") if path.is_file()]
+    return sum(path.stat().st_size for path in files) / 1e6
+
+
+if __name__ == "__main__":
+    run_main(
+        BundleConfig,
+        make_bundle,
+        default_config="default/egom2p/bundle/world_small.yaml",
+        description="Make a small, self-contained model directory to ship.",
+    )

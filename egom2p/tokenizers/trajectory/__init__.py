@@ -1,0 +1,1 @@
+"""Tracks to ids and back: the trajectory VQ-VAE."""

@@ -1,0 +1,163 @@
+"""Quantizers of a trajectory tokenizer beside the published cosine codebook: residual codes and finite scalars.
+
+B clips, T time steps (groups of samples), Q streams, Z latent width, V codes of one stream.
+
+Every time step gets Q ids. They stand one after the other in the token row (B, T Q), each position with its own meaning
+and all of the same vocabulary, so that a model treats them as a longer track.
+"""
+
+from dataclasses import dataclass
+from math import prod
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from egom2p.config import strict
+
+
+@strict
+class VqConfig:
+    """Published: one cosine codebook with moving averages."""
+
+    kind: Literal["vq"] = "vq"
+
+    @property
+    def num_streams(self) -> int:
+        return 1
+
+
+@strict
+class ResidualVqConfig:
+    """Q codebooks, each for what the ones before it left over (Euclidean, moving averages)."""
+
+    kind: Literal["residual_vq"]
+    num_streams: int = 2
+
+    def __post_init__(self) -> None:
+        if self.num_streams < 2:
+            raise ValueError(f"residual_vq needs at least 2 streams (one stream is kind vq), got {self.num_streams}")
+
+
+@strict
+class FsqConfig:
+    """Finite scalars: a few numbers per stream, each rounded to one of its levels; there is no codebook to learn."""
+
+    kind: Literal["fsq"]
+    levels: tuple[int, ...]
+    num_streams: int = 1
+
+    def __post_init__(self) -> None:
+        if not self.levels or min(self.levels) < 3:
+            raise ValueError(f"every one of the levels must be at least 3, got {list(self.levels)}")
+        if self.num_streams < 1:
+            raise ValueError(f"num_streams must be at least 1, got {self.num_streams}")
+
+    @property
+    def num_codes(self) -> int:
+        """V."""
+        return prod(self.levels)
+
+
+QuantizerConfig = Annotated[VqConfig | ResidualVqConfig | FsqConfig, Field(discriminator="kind")]
+
+
+@dataclass(frozen=True)
+class ChosenCodes:
+    """What quantizing latents gives.
+
+    ids              (B, T, Q) int64
+    codes            (B, T, Z), with a gradient that goes straight through to the latents
+    commitment_sum   squared distances of latents (and residuals) to their codes; 0 where nothing commits
+    """
+
+    ids: Tensor
+    codes: Tensor
+    commitment_sum: Tensor
+
+
+def build_track_quantizer(
+    config: QuantizerConfig, *, dim: int, num_codes: int, decay: float, threshold: float, kmeans_init: bool
+) -> nn.Module:
+    """The quantizer of latents of width `dim`: the library's own for vq, else ResidualCodes or FiniteCodes.
+
+    decay, threshold, kmeans_init   of codebooks: moving averages, uses below which a code is replaced, first rows
+    """
+    if isinstance(config, FsqConfig):
+        return FiniteCodes(config, dim=dim)
+    # Imported here: it brings torch's compiler along, which takes seconds, also for those who only ask for help.
+    from vector_quantize_pytorch import ResidualVQ, VectorQuantize
+
+    codebook = {
+        "dim": dim,
+        "codebook_size": num_codes,
+        "decay": decay,
+        "threshold_ema_dead_code": threshold,
+        "kmeans_init": kmeans_init,
+        "rotation_trick": False,
+    }
+    if isinstance(config, ResidualVqConfig):
+        return ResidualCodes(ResidualVQ(num_quantizers=config.num_streams, commitment_weight=1.0, **codebook))
+    return VectorQuantize(use_cosine_sim=True, commitment_weight=0.0, **codebook)
+
+
+class ResidualCodes(nn.Module):
+    """Codebooks in a row: `books` is the library's ResidualVQ."""
+
+    def __init__(self, books: nn.Module) -> None:
+        super().__init__()
+        self.books = books
+
+    def forward(self, latents_BTZ: Tensor) -> ChosenCodes:
+        """In training mode the codebooks' moving averages take a step."""
+        quantised, ids_BTQ, losses_Q = self.books(latents_BTZ)
+        codes = latents_BTZ + (quantised - latents_BTZ).detach()
+        return ChosenCodes(ids_BTQ, codes, losses_Q.sum() * latents_BTZ.numel())
+
+    def vectors(self, ids_BTQ: Tensor) -> Tensor:
+        """Codes (B, T, Z): the sum over streams."""
+        books = self.books.codebooks
+        return torch.stack([books[stream][ids] for stream, ids in enumerate(ids_BTQ.unbind(-1))]).sum(0)
+
+    def lookup(self, latents_BTZ: Tensor) -> Tensor:
+        """Ids (B, T, Q); the codebooks stay as they are."""
+        residual, ids = latents_BTZ.float(), []
+        with torch.autocast(latents_BTZ.device.type, enabled=False):
+            for book_VZ in self.books.codebooks:
+                ids.append(torch.cdist(residual, book_VZ[None].float()).argmin(dim=-1))
+                residual = residual - book_VZ[ids[-1]]
+        return torch.stack(ids, dim=-1)
+
+    def cluster_sizes(self) -> Tensor:
+        """Averaged uses of every code of every stream."""
+        return torch.stack([layer._codebook.cluster_size for layer in self.books.layers])
+
+
+class FiniteCodes(nn.Module):
+    """A linear map to a few numbers, rounding, and a linear map back."""
+
+    def __init__(self, config: FsqConfig, *, dim: int) -> None:
+        from vector_quantize_pytorch import FSQ  # as above
+
+        super().__init__()
+        self.grid = FSQ(list(config.levels), dim=dim, num_codebooks=config.num_streams, keep_num_codebooks_dim=True)
+
+    def forward(self, latents_BTZ: Tensor) -> ChosenCodes:
+        codes, ids_BTQ = self.grid(latents_BTZ)
+        return ChosenCodes(ids_BTQ.long(), codes, latents_BTZ.new_zeros(()))
+
+    def vectors(self, ids_BTQ: Tensor) -> Tensor:
+        """Codes (B, T, Z)."""
+        return self.grid.indices_to_codes(ids_BTQ)
+
+    def lookup(self, latents_BTZ: Tensor) -> Tensor:
+        """Ids (B, T, Q)."""
+        with torch.autocast(latents_BTZ.device.type, enabled=False):
+            return self.grid(latents_BTZ.float())[1].long()
+
+
+def with_noise(ids: Tensor, share: float, num_codes: int) -> tuple[Tensor, Tensor]:
+    """Ids of any shape with a share replaced by codes drawn at random, and which were; torch's default generator."""
+    is_replaced = torch.rand(ids.shape, device=ids.device) < share
+    return torch.where(is_replaced, torch.randint_like(ids, num_codes), ids), is_replaced

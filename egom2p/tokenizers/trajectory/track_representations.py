@@ -1,0 +1,125 @@
+"""What a trajectory tokenizer sees of a clip: tracks as channels, and back; errors in physical units.
+
+B clips, S samples, C channels. A sample that is not valid carries no information: its value is replaced (`fill`) and
+it weighs nothing in the loss.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from egom2p.contracts import AlignedClip
+from egom2p.geometry import angle_between, canonicalise, frame_to_frame, gaze_rays, rotation_angle
+from egom2p.tokenizers.trajectory.camera_channels import CameraChannels, camera_poses, motion_channels, pose_channels
+
+Fill = Literal["zero", "interpolate"]
+
+
+@dataclass(frozen=True)
+class TrackRepresentation:
+    """Gaze: u, v of the image. Camera: as `camera_channels.py` says.
+
+    A generic track passes as it is. `fill` says what stands at invalid samples: 0, or the line between neighbours.
+    """
+
+    quantity: str
+    stream: str
+    num_samples: int
+    num_channels: int
+    fill: Fill = "interpolate"
+    camera_channels: CameraChannels = "pose"
+
+    @property
+    def conventions(self) -> dict[str, str]:
+        return {
+            "gaze": {"values": "u right, v down in [0, 1] of the image"},
+            "camera": {"values": "first_cam_from_cam, metres, OpenCV camera axes"},
+        }.get(self.quantity, {"values": f"{self.num_channels} channels of {self.stream}"})
+
+    def channels(self, clip: AlignedClip) -> tuple[np.ndarray, np.ndarray]:
+        """Values (S, C) float32 and validity (S,) of a clip; ValueError names the clip when they cannot be used."""
+        if self.stream not in clip:
+            raise ValueError(f"clip {clip.key} has no {self.stream}; it has {sorted(clip.streams)}")
+        stream = clip.streams[self.stream]
+        values, is_valid_S = np.asarray(stream.values, dtype=np.float64), np.asarray(stream.is_valid, dtype=bool)
+        trailing = (4, 4) if self.quantity == "camera" else (self.num_channels,)
+        if values.shape != (self.num_samples, *trailing):
+            raise ValueError(
+                f"clip {clip.key}: {self.stream} has shape {values.shape}, "
+                f"the tokenizer wants {(self.num_samples, *trailing)}"
+            )
+        is_finite_S = np.isfinite(values).reshape(len(values), -1).all(axis=1)
+        if not is_finite_S[is_valid_S].all():
+            sample = int(np.argmax(is_valid_S & ~is_finite_S))
+            raise ValueError(f"clip {clip.key}: {self.stream} is not finite at sample {sample}, which is marked valid")
+        if self.quantity == "camera":
+            if not is_valid_S.any():
+                raise ValueError(f"clip {clip.key}: camera has no valid sample, so it has no first pose")
+            if self.camera_channels == "motion":  # a sample without a pose stands still, nothing is to be filled
+                return motion_channels(values, is_valid_S).astype(np.float32), is_valid_S
+            values = pose_channels(values, is_valid_S)
+        return _filled(values, is_valid_S, self.fill).astype(np.float32), is_valid_S
+
+    def values(self, channels_BSC: np.ndarray) -> np.ndarray:
+        """Channels back to the stream's own values: gaze float32 within [0, 1], camera (B, S, 4, 4) float64."""
+        if self.quantity == "gaze":
+            return np.clip(channels_BSC, 0.0, 1.0).astype(np.float32)
+        if self.quantity == "camera":
+            return camera_poses(channels_BSC, self.camera_channels)
+        return channels_BSC.astype(np.float32)
+
+
+def camera_clip_errors(found: np.ndarray, wanted: np.ndarray) -> dict[str, float]:
+    """Errors of poses (S, 4, 4) that share their first frame: no alignment but that.
+
+    ate_m: RMS distance of positions; rotation_deg: mean angle; rpe_m, rpe_deg: RMS of sample-to-sample motion.
+    """
+    relative = canonicalise(wanted)
+    ate_m = np.sqrt(np.square(found[:, :3, 3] - relative[:, :3, 3]).sum(axis=1).mean())
+    angles = rotation_angle(np.swapaxes(found[:, :3, :3], 1, 2) @ relative[:, :3, :3])
+    motion_found, motion_wanted = frame_to_frame(found), frame_to_frame(relative)
+    step_m = np.linalg.norm(motion_found[:, :3, 3] - motion_wanted[:, :3, 3], axis=1)
+    step_angles = rotation_angle(np.swapaxes(motion_found[:, :3, :3], 1, 2) @ motion_wanted[:, :3, :3])
+    return {
+        "ate_m": float(ate_m),
+        "rotation_deg": float(np.degrees(angles.mean())),
+        "rpe_m": float(np.sqrt(np.square(step_m).mean())),
+        "rpe_deg": float(np.degrees(np.sqrt(np.square(step_angles).mean()))),
+    }
+
+
+def gaze_clip_errors(
+    found: np.ndarray, found_is_valid: np.ndarray, clip: AlignedClip, *, stream: str = "gaze"
+) -> dict[str, float]:
+    """gaze_error: mean distance in image units of valid samples (NaN: none); gaze_px, gaze_deg with intrinsics."""
+    wanted, is_valid_S = np.asarray(clip.streams[stream].values), clip.streams[stream].is_valid
+    errors = {"validity_accuracy": float((found_is_valid == is_valid_S).mean()), "gaze_error": np.nan}
+    if is_valid_S.any():
+        difference = found[is_valid_S] - wanted[is_valid_S]
+        errors["gaze_error"] = float(np.linalg.norm(difference, axis=1).mean())
+    if clip.intrinsics is not None:
+        size = np.array([clip.intrinsics.width, clip.intrinsics.height])
+        errors |= {"gaze_px": np.nan, "gaze_deg": np.nan}
+        if is_valid_S.any():
+            errors["gaze_px"] = float(np.linalg.norm(difference * size, axis=1).mean())
+            errors["gaze_deg"] = _mean_angle_deg(found[is_valid_S], wanted[is_valid_S], clip)
+    return errors
+
+
+def _mean_angle_deg(found: np.ndarray, wanted: np.ndarray, clip: AlignedClip) -> float:
+    """Mean angle between the rays through gaze points (S, 2); points beyond what the lens sees have none."""
+    rays_found, exists_found = gaze_rays(found, clip.intrinsics)
+    rays_wanted, exists_wanted = gaze_rays(wanted, clip.intrinsics)
+    exists_S = exists_found & exists_wanted
+    return float(np.degrees(angle_between(rays_found, rays_wanted)[exists_S].mean())) if exists_S.any() else np.nan
+
+
+def _filled(values_SC: np.ndarray, is_valid_S: np.ndarray, fill: Fill) -> np.ndarray:
+    """Replace what stands at invalid samples; a track without any valid sample becomes zeros."""
+    filled = np.where(is_valid_S[:, None], values_SC, 0.0)
+    if fill == "interpolate" and is_valid_S.any() and not is_valid_S.all():
+        samples = np.arange(len(filled))
+        for channel in range(filled.shape[1]):
+            filled[:, channel] = np.interp(samples, samples[is_valid_S], filled[is_valid_S, channel])
+    return filled

@@ -1,0 +1,266 @@
+"""Trajectory VQ-VAE: a track (gaze, camera, anything sampled) to a short row of codes and back.
+
+B clips, S samples, C channels, L tokens, T time steps of the network, Q streams, Z latent width, D width.
+
+Published design: strided convolution, transformer, cosine codebook with moving averages, mirrored decoder. Sizes,
+stride and codes are a config, so that the same class is 180 M parameters at full size and a few hundred thousand in
+a run that one CPU core trains in seconds. Beside the published design: other quantizers (`track_quantizers.py`, with Q
+ids for each of the T time steps, L = T Q), camera motions instead of poses, code noise in training.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from egom2p.contracts import AlignedClip, LossOutput, ModalitySpec, TokenGrid, check_shape
+from egom2p.tokenizers.protocol import TokenizerBatch
+from egom2p.tokenizers.reconstruction_summary import code_usage, mean_errors
+from egom2p.tokenizers.trajectory.track_quantizers import (
+    ChosenCodes,
+    FsqConfig,
+    VqConfig,
+    build_track_quantizer,
+    with_noise,
+)
+from egom2p.tokenizers.trajectory.track_representations import TrackRepresentation, camera_clip_errors, gaze_clip_errors
+from egom2p.tokenizers.trajectory.trajectory_config import TrajectoryVqVaeConfig
+from egom2p.tokenizers.trajectory.trajectory_network import TrackDecoder, TrackEncoder, TrackNetwork
+
+# A channel that hardly moves in the training data is not blown up to unit variance; motions of a sample are small.
+_SMALLEST_STD = {"pose": 0.02, "motion": 0.0005}
+
+
+class TrajectoryVqVae(nn.Module):
+    """Samples -> codes -> samples."""
+
+    def __init__(self, config: TrajectoryVqVaeConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.stream = config.stream or config.quantity
+        self.representation = TrackRepresentation(
+            quantity=config.quantity,
+            stream=self.stream,
+            num_samples=config.num_samples,
+            num_channels=config.channels,
+            fill=config.fill,
+            camera_channels=config.camera_channels,
+        )
+        weights = {"reconstruction": config.reconstruction_weight}
+        if not isinstance(config.quantizer, FsqConfig):  # rounding commits to nothing
+            weights["commitment"] = config.commitment_weight
+        if config.reconstructs_validity:
+            weights["validity"] = config.validity_weight
+        self.term_names, self.loss_weights = tuple(weights), tuple(weights.values())
+        size = TrackNetwork(
+            num_channels=config.channels + config.reconstructs_validity,
+            num_tokens=config.num_steps,
+            samples_per_token=config.samples_per_token,
+            dim=config.dim,
+            num_heads=config.num_heads,
+            mlp_ratio=config.mlp_ratio,
+        )
+        self.encoder = TrackEncoder(size, depth=config.encoder_depth, is_local=config.has_local_encoder)
+        self.decoder = TrackDecoder(size, depth=config.decoder_depth)
+        self.quant_proj = nn.Linear(config.dim, config.latent_dim)
+        self.post_quant_proj = nn.Linear(config.latent_dim, config.dim)
+        self.quantizer = build_track_quantizer(
+            config.quantizer,
+            dim=config.latent_dim,
+            num_codes=config.num_codes,
+            decay=config.ema_decay,
+            threshold=config.dead_code_threshold,
+            kmeans_init=config.kmeans_init,
+        )
+        # Published codebooks hold rows that are not of unit length; the row decides by its direction and is decoded
+        # with its length.
+        if isinstance(config.quantizer, VqConfig):
+            self.register_buffer("code_scale", torch.ones(config.num_codes))
+        self.register_buffer("mean", torch.tensor(config.mean or [0.0] * config.channels))
+        self.register_buffer("std", torch.tensor(config.std or [1.0] * config.channels))
+
+    @property
+    def spec(self) -> ModalitySpec:
+        config = self.config
+        return ModalitySpec(
+            name=config.modality,
+            kind="track",
+            quantity=config.quantity,
+            grid=TokenGrid((config.num_tokens,)),
+            vocab_size=config.num_codes,
+            folder=config.folder,
+            rate_hz=config.rate_hz,
+            conventions=self.representation.conventions,
+            num_streams=config.quantizer.num_streams,
+        )
+
+    # Network
+
+    def latents(self, samples: Tensor, is_valid: Tensor) -> Tensor:
+        """Normalised samples (B, S, C) and validity (B, S) -> latents before lookup (B, T, Z)."""
+        inputs = samples * is_valid[..., None] if self.config.fill == "zero" else samples
+        if self.config.reconstructs_validity:
+            inputs = torch.cat([inputs, is_valid[..., None].to(inputs)], dim=-1)
+        return self.quant_proj(self.encoder(inputs))
+
+    def codes(self, ids: Tensor) -> Tensor:
+        """Ids (B, L) -> code vectors (B, T, Z)."""
+        if isinstance(self.config.quantizer, VqConfig):
+            return self.quantizer.get_codes_from_indices(ids) * self.code_scale[ids][..., None]
+        return self.quantizer.vectors(rearrange(ids, "b (t q) -> b t q", q=self.config.quantizer.num_streams))
+
+    def restored(self, codes: Tensor) -> Tensor:
+        """Code vectors (B, T, Z) -> normalised samples (B, S, C), and validity logits as a last channel if any."""
+        return self.decoder(self.post_quant_proj(codes))
+
+    def forward(self, batch: TokenizerBatch) -> LossOutput:
+        return self.training_terms(batch)
+
+    # Training
+
+    def fit_normalisation(self, clips: Sequence[AlignedClip]) -> None:
+        """Mean and standard deviation of each channel over valid samples, unless the config fixes them."""
+        if self.config.mean is not None:
+            return
+        channels = [self.representation.channels(clip) for clip in clips]
+        valid_NC = np.concatenate([values_SC[is_valid_S] for values_SC, is_valid_S in channels]).astype(np.float64)
+        if not len(valid_NC):
+            raise ValueError(f"none of {len(clips)} clips has a valid sample of {self.stream}")
+        smallest = _SMALLEST_STD[self.config.camera_channels]
+        self.mean.copy_(torch.from_numpy(valid_NC.mean(axis=0)))
+        self.std.copy_(torch.from_numpy(np.maximum(valid_NC.std(axis=0), smallest)))
+
+    def batch_from_clips(self, clips: Sequence[AlignedClip], rng: np.random.Generator | None) -> TokenizerBatch:
+        """Samples in their own units and validity; nothing here is random."""
+        pairs = [self.representation.channels(clip) for clip in clips]
+        is_valid_BS = torch.from_numpy(np.stack([is_valid for _, is_valid in pairs]))
+        counts = {
+            "reconstruction": int(is_valid_BS.sum()) * self.config.channels,
+            "commitment": len(clips) * self.config.num_tokens * self.config.latent_dim,
+            "validity": is_valid_BS.numel(),
+        }
+        samples_BSC = torch.from_numpy(np.stack([values for values, _ in pairs]))
+        tensors = {"samples": samples_BSC, "is_valid": is_valid_BS}
+        return TokenizerBatch(tensors, tuple(counts[name] for name in self.term_names), len(clips))
+
+    def training_terms(self, batch: TokenizerBatch) -> LossOutput:
+        """Squared error of valid samples (normalised), squared distance to the code, cross entropy of validity.
+
+        With `motion_weight` the first term also holds the squared error of the motion from sample to sample, without
+        which a low position error may hide a trembling path; with `path_weight` that of motions added up.
+
+        In training mode the codebook's moving averages take a step.
+        """
+        samples, is_valid = batch.tensors["samples"], batch.tensors["is_valid"]
+        normalised = (samples - self.mean) / self.std
+        chosen = self._choose(self.latents(normalised, is_valid))
+        restored = self.restored(self._noisy(chosen) if self.training and self.config.code_noise else chosen.codes)
+        error_BSC = (restored[..., : self.config.channels] - normalised) * is_valid[..., None]
+        sums = {"reconstruction": self._track_error(error_BSC, is_valid), "commitment": chosen.commitment_sum}
+        if self.config.reconstructs_validity:
+            target = is_valid.to(restored)
+            sums["validity"] = F.binary_cross_entropy_with_logits(restored[..., -1], target, reduction="sum")
+        values = torch.stack([sums[name].float() for name in self.term_names])
+        return LossOutput(sums=values, counts=batch.counts, names=self.term_names)
+
+    def _choose(self, latents: Tensor) -> ChosenCodes:
+        if not isinstance(self.config.quantizer, VqConfig):
+            return self.quantizer(latents)
+        quantised, ids, _ = self.quantizer(latents)
+        # As they were when they were chosen: the call has moved the codebook since, and may have given a row away.
+        codes = quantised.detach() * self.code_scale[ids][..., None]
+        commitment = (latents - codes).square().sum()
+        return ChosenCodes(ids[..., None], latents + (codes - latents).detach(), commitment)
+
+    def _noisy(self, chosen: ChosenCodes) -> Tensor:
+        """Codes (B, T, Z) of which a share of the ids was replaced at random; those steps teach the encoder nothing."""
+        ids_BTQ, is_replaced_BTQ = with_noise(chosen.ids, self.config.code_noise, self.config.num_codes)
+        replaced_BTZ = self.codes(rearrange(ids_BTQ, "b t q -> b (t q)"))
+        return torch.where(is_replaced_BTQ.any(dim=-1, keepdim=True), replaced_BTZ, chosen.codes)
+
+    def _track_error(self, error_BSC: Tensor, is_valid: Tensor) -> Tensor:
+        total = error_BSC.square().sum()
+        if self.config.motion_weight > 0:
+            is_pair_BS = is_valid[:, 1:] & is_valid[:, :-1]
+            motion = (error_BSC.diff(dim=1) * is_pair_BS[..., None]).square().sum()
+            total = total + self.config.motion_weight * motion
+        if self.config.path_weight > 0:
+            total = total + self.config.path_weight * error_BSC.cumsum(dim=1).square().sum()
+        return total
+
+    def after_step(self) -> None:
+        """Nothing: moving averages and the revival of dead codes happen in the forward pass of training."""
+
+    # Ids
+
+    @torch.no_grad()
+    def encode_clips(self, clips: Sequence[AlignedClip]) -> np.ndarray:
+        """Ids (B, L) int32."""
+        batch = self.batch_from_clips(clips, None).to(self.mean.device)
+        return self.encode_batch(batch).to("cpu", torch.int32).numpy()
+
+    @torch.no_grad()
+    def encode_batch(self, batch: TokenizerBatch) -> Tensor:
+        """Ids (B, L) of clips that `batch_from_clips` prepared, on the batch's device."""
+        normalised = (batch.tensors["samples"] - self.mean) / self.std
+        return self.lookup(self.latents(normalised, batch.tensors["is_valid"]))
+
+    def lookup(self, latents: Tensor) -> Tensor:
+        """Ids (B, L) of the codes nearest (of vq: in direction) to latents (B, T, Z); codebooks stay as they are."""
+        if not isinstance(self.config.quantizer, VqConfig):
+            return rearrange(self.quantizer.lookup(latents), "b t q -> b (t q)")
+        # An average of weights over steps holds rows that are shorter than one; they too decide by direction.
+        rows = F.normalize(self.quantizer.codebook, dim=-1)
+        with torch.autocast(latents.device.type, enabled=False):  # bfloat16 cannot tell neighbouring codes apart
+            return (F.normalize(latents.float(), dim=-1) @ rows.T).argmax(dim=-1)
+
+    @torch.no_grad()
+    def decode_ids(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Values in the stream's unit (gaze (B, S, 2), camera (B, S, 4, 4)) and validity (B, S)."""
+        check_shape("ids", ids, "b l", l=self.config.num_tokens)
+        restored = self.restored(self.codes(torch.as_tensor(ids, dtype=torch.int64, device=self.mean.device)))
+        channels_BSC = restored[..., : self.config.channels] * self.std + self.mean
+        values = self.representation.values(channels_BSC.double().cpu().numpy())
+        if not self.config.reconstructs_validity:
+            return values, np.ones(values.shape[:2], dtype=bool)
+        return values, (restored[..., -1] > 0).cpu().numpy()
+
+    # Evaluation
+
+    def evaluate(self, clips: Sequence[AlignedClip], *, batch_size: int = 256) -> dict[str, float]:
+        """Mean encode-decode errors over clips in physical units, and the use of the codes."""
+        was_training = self.training
+        self.eval()
+        ids, per_clip = [], []
+        for first in range(0, len(clips), batch_size):
+            group = clips[first : first + batch_size]
+            ids.append(self.encode_clips(group))
+            per_clip += self.clip_errors(group, ids[-1])
+        self.train(was_training)
+        return mean_errors(per_clip) | code_usage(np.concatenate(ids), self.config.num_codes) | self._dead_codes()
+
+    def clip_errors(self, clips: Sequence[AlignedClip], ids: np.ndarray) -> list[dict[str, float]]:
+        """Of each clip: what decoding its ids (B, L) loses."""
+        rows = zip(clips, *self.decode_ids(ids), strict=True)
+        return [self._errors(clip, values, is_valid) for clip, values, is_valid in rows]
+
+    def _dead_codes(self) -> dict[str, float]:
+        """How many codes training uses so rarely that revival replaces them at the next step."""
+        threshold, kind = self.config.dead_code_threshold, self.config.quantizer
+        if not threshold or isinstance(kind, FsqConfig):
+            return {}
+        is_single = isinstance(kind, VqConfig)
+        sizes = self.quantizer._codebook.cluster_size if is_single else self.quantizer.cluster_sizes()
+        return {"dead_codes": float((sizes < threshold).sum())}
+
+    def _errors(self, clip: AlignedClip, values: np.ndarray, is_valid: np.ndarray) -> dict[str, float]:
+        if self.config.quantity == "gaze":
+            return gaze_clip_errors(values, is_valid, clip, stream=self.stream)
+        stream = clip.streams[self.stream]
+        if self.config.quantity == "camera":
+            return camera_clip_errors(values[stream.is_valid], stream.values[stream.is_valid])
+        difference = (values - stream.values)[stream.is_valid]
+        return {"rms_error": float(np.sqrt(np.square(difference).mean())) if len(difference) else np.nan}

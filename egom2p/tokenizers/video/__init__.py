@@ -1,0 +1,1 @@
+"""Video to ids and back: the causal codec and its losses."""

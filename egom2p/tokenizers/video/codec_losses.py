@@ -1,0 +1,81 @@
+"""A video codec in training with further losses: perceptual, flow, adversarial; each a config block of its own.
+
+B clips or windows of clips, C channels, F frames, H, W pixels, K loss terms.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from egom2p.config import strict
+from egom2p.contracts import LossOutput
+from egom2p.tokenizers.protocol import TokenizerBatch
+from egom2p.tokenizers.video.adversarial_loss import AdversarialLossConfig, PatchCritic, adversarial_terms
+from egom2p.tokenizers.video.flow_loss import FlowLossConfig, flow_loss
+from egom2p.tokenizers.video.perceptual_loss import PerceptualLoss, PerceptualLossConfig
+from egom2p.tokenizers.video.video_codec import VideoCodec
+
+
+@strict
+class CodecLossesConfig:
+    """Losses beside the reconstruction error; null: not used."""
+
+    perceptual: PerceptualLossConfig | None = None
+    flow: FlowLossConfig | None = None
+    adversarial: AdversarialLossConfig | None = None
+
+
+class CodecWithLosses(nn.Module):
+    """What the loop trains: the codec, and the critic if there is one. `codec` alone is the tokenizer."""
+
+    def __init__(self, codec: VideoCodec, config: CodecLossesConfig) -> None:
+        super().__init__()
+        self.codec, self.config = codec, config
+        self._perceptual = None if config.perceptual is None else PerceptualLoss(config.perceptual)
+        self.critic = None
+        if config.adversarial is not None:
+            self.critic = PatchCritic(codec.config.video_channels, config.adversarial)
+        self.register_buffer("num_steps", torch.zeros((), dtype=torch.int64))
+        extra: dict[str, float] = {}
+        if config.perceptual is not None:
+            extra["perceptual"] = config.perceptual.weight
+        if config.flow is not None:
+            extra["flow"] = config.flow.weight
+        if config.adversarial is not None:
+            extra |= {"adversarial": config.adversarial.weight, "critic": 1.0}
+        self.term_names = (*codec.term_names, *extra)
+        self.loss_weights = (*codec.loss_weights, *extra.values())
+
+    def counts(self, batch: TokenizerBatch) -> tuple[int, ...]:
+        """K ints, known on the CPU: known values, frames compared, pairs of frames, clips."""
+        num_clips, _, num_frames, _, _ = batch.tensors["video"].shape
+        counts = list(batch.counts)
+        if self._perceptual is not None:
+            counts.append(self._perceptual.num_terms(num_clips, num_frames))
+        if self.config.flow is not None:
+            counts.append(num_clips * (num_frames - 1))
+        if self.critic is not None:
+            counts += [num_clips, num_clips]
+        return tuple(counts)
+
+    def forward(self, batch: TokenizerBatch) -> LossOutput:
+        """All terms as sums with gradient. Unknown pixels are right by definition: nothing is learned from them."""
+        video = batch.tensors["video"]
+        restored = self.codec.reconstructed(video)
+        sums = [self.codec.reconstruction_error(restored, batch)]
+        seen = torch.where(batch.tensors["is_known"], restored, video)
+        if self._perceptual is not None:
+            sums.append(self._perceptual(seen, video))
+        if self.config.flow is not None:
+            sums.append(flow_loss(seen, video, self.config.flow))
+        if self.critic is not None:
+            is_on = (self.num_steps >= self.config.adversarial.start_step).float()
+            sums += [is_on * term for term in adversarial_terms(self.critic, seen, video)]
+        return LossOutput(sums=_stacked(sums), counts=self.counts(batch), names=self.term_names)
+
+    def after_step(self) -> None:
+        self.codec.after_step()
+        self.num_steps += 1
+
+
+def _stacked(sums: list[Tensor]) -> Tensor:
+    return torch.stack([term.float() for term in sums])

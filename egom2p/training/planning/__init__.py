@@ -1,0 +1,1 @@
+"""The dry run: sizes, memory, checks, before anything is started."""

@@ -1,0 +1,306 @@
+"""Dry run of a pretraining: the whole plan checked and told before a GPU is touched, in seconds, on any machine.
+
+N input rows and M target rows of a clip.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from egom2p.config import cfgs_root, from_plain, load_plain
+from egom2p.contracts import MaskedClip, ModalitySpec, TokenClip
+from egom2p.data.clip_order import clip_rng
+from egom2p.data.collate import collate
+from egom2p.data.masking import UnifiedMasking
+from egom2p.data.unified_datasets import DatasetConfig
+from egom2p.layers.lora import attach_lora
+from egom2p.models.egom2p_model import EgoM2P, ModelConfig
+from egom2p.models.flops import ModelFlops
+from egom2p.models.partial_loading import load_weights
+from egom2p.models.weights import find_model
+from egom2p.storage import is_remote
+from egom2p.training.parallel import check_parallel
+from egom2p.training.planning.model_memory import ClipRows, count_parameters, model_without_weights, step_footprint
+from egom2p.training.planning.plan_checks import (
+    DatasetFacts,
+    check_dataset,
+    check_tokenizers,
+    modalities_of,
+    planned_specs,
+)
+from egom2p.training.planning.plan_report import show_plan
+from egom2p.training.planning.step_memory_table import Footprint, Precision
+from egom2p.training.randomness import seeded
+from egom2p.training.run_folder import has_checkpoint, local_folder
+from egom2p.training.tasks.pretrain_task import PretrainConfig
+
+_DRAWS = 64  # maskings drawn of each data set
+_SIZES = ("tiny", "small", "base", "large", "xlarge")
+_MOST_CLIPS = 4096  # no batch per device larger than this is tried
+
+
+@dataclass
+class Plan:
+    """What a run would be. `problems` keep it from starting; `notes` are worth knowing."""
+
+    title: str
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    facts: list[tuple[str, str]] = field(default_factory=list)
+    datasets: list[DatasetFacts] = field(default_factory=list)
+    footprints: dict[str, Footprint] = field(default_factory=dict)  # way to train -> memory of one device
+    memory: dict[str, dict[float, dict[str, int]]] = field(default_factory=dict)  # size -> GB -> way -> most clips
+    num_gpus: int = 1
+
+
+def dry_run(config: PretrainConfig) -> None:
+    """Print the plan; ValueError that lists every problem when the run could not start. Only rank 0 speaks."""
+    tell_plan(plan_pretraining(config))
+
+
+def tell_plan(plan: Plan) -> None:
+    """Print a plan, on rank 0; ValueError that lists its problems, on every rank."""
+    if os.environ.get("RANK", "0") == "0":
+        show_plan(plan)
+    if plan.problems:
+        raise ValueError(f"{len(plan.problems)} problems keep this run from starting:\n  " + "\n  ".join(plan.problems))
+
+
+def plan_pretraining(config: PretrainConfig) -> Plan:
+    """Everything that can be known of a run without a device and without its data."""
+    plan = Plan(config.output_dir, num_gpus=config.plan.num_gpus or int(os.environ.get("WORLD_SIZE", "1")))
+    specs, source = planned_specs(config.data, config.tokenizer_folders)
+    plan.facts.append(("modalities", f"{', '.join(spec.name for spec in specs) or 'unknown'} (known from {source})"))
+    _check_data(plan, config, specs)
+    _check_run(plan, config, specs)
+    if specs:
+        plan.problems += check_tokenizers(config.tokenizer_folders, specs)
+        _tell_cost(plan, config, specs)
+    return plan
+
+
+def _check_data(plan: Plan, config: PretrainConfig, specs: tuple[ModalitySpec, ...]) -> None:
+    for prefix, datasets in (("", config.data.datasets), ("validation ", config.data.validation)):
+        for name, dataset in datasets.items():
+            facts, problems = check_dataset(f"{prefix}{name}", dataset, specs, verify_shards=config.plan.verify_shards)
+            plan.problems += problems
+            plan.datasets.append(facts)
+    readers = plan.num_gpus * max(1, config.training.num_workers)
+    train = [facts for facts in plan.datasets[: len(config.data.datasets)] if facts.weight > 0]
+    num_shards = sum(facts.num_shards for facts in train)
+    if 0 < num_shards < readers:
+        plan.notes.append(
+            f"{num_shards} shards for {readers} reading processes: several read the same file at a time, which a local "
+            f"disk bears and an object store may not"
+        )
+    per_step = _clips_per_step(config, plan.num_gpus)
+    for facts in train:
+        if 0 < facts.num_clips < per_step * facts.weight / sum(other.weight for other in train):
+            plan.notes.append(f"{facts.name}: {facts.num_clips} clips are less than its share of one step")
+
+
+def _check_run(plan: Plan, config: PretrainConfig, specs: tuple[ModalitySpec, ...]) -> None:
+    training = config.training
+    try:
+        check_parallel(training.parallel, plan.num_gpus)
+    except ValueError as error:
+        plan.problems.append(str(error))
+    folder = local_folder(config.output_dir, training.scratch_dir)
+    if (folder / "final").is_dir():
+        plan.notes.append(f"{folder / 'final'} exists: the run is finished, nothing would be trained")
+    elif has_checkpoint(config.output_dir, training.scratch_dir):
+        if training.resume:
+            plan.notes.append(f"{folder} has checkpoints: the run would continue from the newest")
+        else:
+            plan.problems.append(f"{folder} has checkpoints, and training.resume is false: choose another output_dir")
+    for name in ("finetune", "evaluate_only"):
+        location = getattr(config, name)
+        if location is None:
+            continue
+        if is_remote(location) or not Path(location).exists() and location.count("/") == 1:
+            plan.notes.append(f"{name}={location} is not on this machine; a dry run does not fetch it")
+            continue
+        try:
+            folder = find_model(location)
+            if name == "finetune" and specs:
+                report = load_weights(model_without_weights(config.model, specs), folder, policy=config.finetune_policy)
+                plan.notes += report.lines()
+        except (ValueError, OSError) as error:
+            plan.problems.append(f"{name}: {error}")
+
+
+def _tell_cost(plan: Plan, config: PretrainConfig, specs: tuple[ModalitySpec, ...]) -> None:
+    training = config.training
+    try:
+        drawn = list(_draw_clips(config, specs))
+    except ValueError as error:
+        plan.problems.append(str(error))
+        return
+    model = _planned_model(config, specs, config.model)
+    weights = [weight for weight, _, _ in drawn]
+    inputs = _average([_rows(clip.input_ids) for _, _, clip in drawn], weights)
+    targets = _average([_rows(clip.target_ids) for _, _, clip in drawn], weights)
+    slots = float(np.average([dataset.num_slots for _, dataset, _ in drawn], weights=weights))
+    flops = _average_flops(model, [clip for _, _, clip in drawn], weights)
+    tokens = sum(inputs.values()) + sum(targets.values())
+    per_step = _clips_per_step(config, plan.num_gpus, tokens_per_clip=tokens)
+    num_clips = sum(facts.num_clips for facts in plan.datasets[: len(config.data.datasets)])
+    plan.facts += [
+        ("parameters", f"{count_parameters(model, training.optimizer).trainable / 1e6:.1f} M"),
+        (
+            "a clip",
+            f"{sum(inputs.values()):.0f} input + {sum(targets.values()):.0f} target tokens of {slots:.0f} slots",
+        ),
+        (
+            "FLOPs",
+            f"{flops / 1e12:.3g} T per clip, {flops / max(tokens, 1e-9) / 1e9:.3g} G per token, backward included",
+        ),
+        ("a step", f"{per_step:.0f} clips, {per_step * tokens:,.0f} tokens on {plan.num_gpus} devices"),
+    ]
+    try:
+        length = training.length(num_clips or None)
+    except ValueError as error:
+        plan.problems.append(str(error))
+    else:
+        amount = {"steps": 1, "slots": per_step * slots, "tokens": per_step * tokens, "clips": per_step}[length.unit]
+        steps = -(-length.total // max(amount, 1e-9))
+        rate = training.learning_rate(length, plan.num_gpus)
+        clips = steps * per_step
+        plan.facts += [
+            ("learning rate", f"{rate.peak:.3g}, warm-up of {length.warmup / max(amount, 1e-9):,.0f} steps"),
+            ("the run", f"{steps:,.0f} steps, {clips * slots:.3g} slots, {clips * tokens:.3g} tokens"),
+            ("hours", _hours(config, clips * flops, plan.num_gpus)),
+        ]
+        if num_clips:
+            plan.facts.append(("epochs", f"{clips / num_clips:.3g} of {num_clips:,} clips"))
+    _tell_memory(plan, config, specs, _full_rows(config, targets))
+
+
+def _hours(config: PretrainConfig, flops: float, num_gpus: int) -> str:
+    peak, mfu = config.plan.peak_tflops, config.plan.mfu
+    hours = flops / (num_gpus * peak * 1e12 * mfu) / 3600
+    return (
+        f"{_readable(hours)} ({_readable(hours * num_gpus)} device hours) if {mfu:.0%} of {peak:g} TFLOP/s are "
+        f"reached; evaluation and checkpoints not counted"
+    )
+
+
+def _readable(number: float) -> str:
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
+
+
+def _tell_memory(plan: Plan, config: PretrainConfig, specs: tuple[ModalitySpec, ...], rows: ClipRows) -> None:
+    """Footprints of this run, and the most clips per device for every size and device memory."""
+    if config.jepa is not None:
+        plan.notes.append("FLOPs and memory are those without jepa; its teacher and the passes through it come on top")
+    num_shards = config.training.parallel.shard_size or max(plan.num_gpus, 2)
+    ways = {
+        "DDP": {},
+        "DDP, recomputed": {"recompute": True},
+        f"FSDP over {num_shards}": {"num_shards": num_shards},
+        f"FSDP over {num_shards}, recomputed": {"num_shards": num_shards, "recompute": True},
+    }
+    precision = Precision(compute=4 if config.training.dtype == "fp32" else 2)
+    for size, model_config in {"this run": config.model, **_sizes(config.model)}.items():
+        model = _planned_model(config, specs, model_config)
+        counts = count_parameters(model, config.training.optimizer, has_average=config.training.ema is not None)
+        needed = partial(step_footprint, model, rows, counts=counts, precision=precision)
+        if size == "this run":
+            plan.footprints = {
+                name: needed(num_clips=_clips_per_device(config, rows), **way) for name, way in ways.items()
+            }
+        plan.memory[size] = {
+            gigabytes: {name: _most_clips(partial(needed, **way), gigabytes) for name, way in ways.items()}
+            for gigabytes in config.plan.memory_gb
+        }
+
+
+def _most_clips(needed: Callable[..., Footprint], gigabytes: float) -> int:
+    """Largest batch per device that fits; 0: not even one clip."""
+    low, high = 0, 1
+    while high <= _MOST_CLIPS and needed(num_clips=high).fits(gigabytes * 1e9):
+        low, high = high, 2 * high
+    high = min(high, _MOST_CLIPS + 1)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if needed(num_clips=middle).fits(gigabytes * 1e9) else (low, middle)
+    return low
+
+
+def _sizes(config: ModelConfig) -> dict[str, ModelConfig]:
+    """The ladder of sizes, with the options of this run."""
+    folder = cfgs_root() / "default" / "egom2p" / "models" / "size"
+    found = {}
+    for name in _SIZES:
+        values = load_plain(folder / f"{name}.yaml")
+        size = from_plain(ModelConfig, values, where=name)
+        found[name] = replace(
+            config, **{key: getattr(size, key) for key in ("dim", "encoder_depth", "decoder_depth", "num_heads")}
+        )
+    return found
+
+
+def _draw_clips(
+    config: PretrainConfig, specs: tuple[ModalitySpec, ...]
+) -> Iterator[tuple[float, DatasetConfig, MaskedClip]]:
+    """Maskings as training would draw them, of clips whose ids are all 0, with the weight of their data set."""
+    for name, dataset in config.data.datasets.items():
+        present = modalities_of(dataset, specs)
+        if not present:
+            raise ValueError(f"{name}: {dataset.shards} lists no folder of {[spec.folder for spec in specs]}")
+        masking = UnifiedMasking(specs, dataset)
+        masking.check([spec.name for spec in present], where=f"data set {name}")
+        clip = TokenClip(name, {spec.name: np.zeros(spec.num_tokens, np.int32) for spec in present})
+        for number in range(_DRAWS if dataset.weight > 0 else 0):
+            yield dataset.weight / _DRAWS, dataset, masking(clip, clip_rng(config.seed, f"plan of {name}", number))
+
+
+def _rows(sides) -> dict[str, int]:
+    return {name: len(ids) for name, ids in sides.items()}
+
+
+def _average(rows: list[dict[str, int]], weights: list[float]) -> dict[str, float]:
+    names = sorted({name for row in rows for name in row})
+    return {name: float(np.average([row.get(name, 0) for row in rows], weights=weights)) for name in names}
+
+
+def _average_flops(model: EgoM2P, clips: list[MaskedClip], weights: list[float]) -> float:
+    flops = ModelFlops(model)
+    batches = [collate([clip], model.specs, model.config.num_registers, 0) for clip in clips]
+    return float(np.average([flops.training(batch) for batch in batches], weights=weights))
+
+
+def _planned_model(config: PretrainConfig, specs: tuple[ModalitySpec, ...], size: ModelConfig) -> EgoM2P:
+    """The model as it would train, adapters attached, without weights."""
+    model = model_without_weights(size, specs)
+    if config.lora is not None:
+        with seeded(config.seed, 2):
+            attach_lora(model, config.lora)
+    return model
+
+
+def _full_rows(config: PretrainConfig, targets: dict[str, float]) -> ClipRows:
+    """A clip whose budgets are full: what memory must hold in the worst step. Shares of modalities as drawn."""
+    datasets = [dataset for dataset in config.data.datasets.values() if dataset.weight > 0]
+    most_targets, total = max(dataset.max_target_tokens for dataset in datasets), sum(targets.values())
+    shares = {name: count / max(total, 1e-9) * most_targets for name, count in targets.items()}
+    return ClipRows(max(dataset.max_input_tokens for dataset in datasets), shares)
+
+
+def _clips_per_device(config: PretrainConfig, rows: ClipRows) -> int:
+    training = config.training
+    if training.batching == "clips":
+        return training.batch_size
+    return max(1, round(training.batch_tokens / (rows.inputs + rows.num_targets)))
+
+
+def _clips_per_step(config: PretrainConfig, num_gpus: int, *, tokens_per_clip: float = 0.0) -> float:
+    training = config.training
+    per_device: float = training.batch_size
+    if training.batching == "tokens" and tokens_per_clip:
+        per_device = training.batch_tokens / tokens_per_clip
+    return per_device * training.accumulation * num_gpus

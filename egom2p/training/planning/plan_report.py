@@ -1,0 +1,68 @@
+"""A plan as tables on the terminal."""
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from egom2p.training.planning.step_memory_table import USABLE_SHARE
+
+_GIGA = 1e9
+
+
+def show_plan(plan: Any, console: Console | None = None) -> None:
+    """Print facts, data, memory, notes and problems of a `Plan`, or of a plan that has only some of them."""
+    console = console or Console(highlight=False)
+    table = Table(title=f"plan of {plan.title}", title_justify="left", show_header=False)
+    for name, value in plan.facts:
+        table.add_row(name, value)
+    console.print(table)
+    if plan.datasets:
+        console.print(_datasets(plan))
+    if plan.footprints:
+        console.print(_footprints(plan))
+    if plan.memory:
+        console.print(_memory(plan))
+    for note in plan.notes:
+        console.print(f"note: {note}", markup=False, soft_wrap=True)
+    verdict = (
+        f"{len(plan.problems)} problems, listed below" if plan.problems else "nothing keeps this run from starting"
+    )
+    console.print(f"{verdict}; no device was touched", markup=False)
+
+
+def _datasets(plan: Any) -> Table:
+    table = Table(title="data", title_justify="left")
+    for name in ("data set", "weight", "shards", "clips"):
+        table.add_column(name, justify="left" if name == "data set" else "right")
+    for facts in plan.datasets:
+        clips = f"{'about ' if facts.is_estimate else ''}{facts.num_clips:,}" if facts.num_shards else "not usable"
+        table.add_row(facts.name, f"{facts.weight:g}", str(facts.num_shards), clips)
+    return table
+
+
+def _footprints(plan: Any) -> Table:
+    table = Table(title="memory of one device with this batch, GB", title_justify="left")
+    table.add_column("")
+    parts = list(vars(next(iter(plan.footprints.values()))))
+    for part in (*parts, "total"):
+        table.add_column(part, justify="right")
+    for way, footprint in plan.footprints.items():
+        values = [*(getattr(footprint, part) for part in parts), footprint.total]
+        table.add_row(way, *(f"{value / _GIGA:.2f}" for value in values))
+    return table
+
+
+def _memory(plan: Any) -> Table:
+    """Most clips per device; 0: not even one."""
+    title = f"most clips per device with full budgets, in {USABLE_SHARE:.0%} of its memory (computed, not measured)"
+    table = Table(title=title, title_justify="left")
+    table.add_column("size")
+    table.add_column("trained by")
+    sizes = list(next(iter(plan.memory.values())))
+    for gigabytes in sizes:
+        table.add_column(f"{gigabytes:g} GB", justify="right")
+    for size, fits in plan.memory.items():
+        for number, way in enumerate(next(iter(fits.values()))):
+            table.add_row("" if number else size, way, *(str(fits[gigabytes][way]) for gigabytes in sizes))
+    return table

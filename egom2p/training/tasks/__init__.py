@@ -1,0 +1,1 @@
+"""One task and root schema per trainer, and what evaluates token losses."""

@@ -1,0 +1,135 @@
+"""Training the any-to-any language model on conversations: its root schema and its task for the loop."""
+
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from functools import partial
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from egom2p.anytoany.conversations.chat import ChatRenderer
+from egom2p.anytoany.conversations.conversation_loader import LanguageDataConfig, LanguageLoader
+from egom2p.anytoany.language.language_flops import LanguageFlops
+from egom2p.anytoany.model import AnyToAny, AnyToAnyConfig, build_anytoany
+from egom2p.anytoany.perception.feature_lookup import PerceptLookup, spellings
+from egom2p.anytoany.saving import load_config_of, write_anytoany_files
+from egom2p.anytoany.types import LanguageBatch
+from egom2p.config import strict
+from egom2p.contracts import LossOutput
+from egom2p.training.distributed import Ranks
+from egom2p.training.launch import train
+from egom2p.training.loop import FitResult
+from egom2p.training.planning.anytoany_memory import estimate_text
+from egom2p.training.randomness import seeded
+from egom2p.training.run_folder import local_folder
+from egom2p.training.task import BatchSize, Measurement, Task
+from egom2p.training.tasks.language_evaluation import LanguageEvaluation, LanguageEvaluationConfig, as_rows
+from egom2p.training.training_config import TrainingConfig
+
+
+@strict
+class AnyToAnyTrainingConfig:
+    """Root schema of `run_training_anytoany.py`.
+
+    percepts   folders of exported percepts (python -m egom2p.anytoany.perception.export); vectors need none
+    training   `batch_size` counts rows: packed ones hold several conversations; `epochs` counts conversations
+    dry_run    say what the run would take, and stop: no weights, no data
+    """
+
+    output_dir: str
+    seed: int = 0
+    dry_run: bool = False
+    model: AnyToAnyConfig
+    percepts: tuple[str, ...] = ()
+    data: LanguageDataConfig
+    evaluation: LanguageEvaluationConfig = LanguageEvaluationConfig()
+    training: TrainingConfig
+
+
+def train_anytoany(config: AnyToAnyTrainingConfig) -> FitResult | None:
+    """Train, evaluate and write `<output_dir>/final`; ends the process with a code when a signal stopped it.
+
+    None after a dry run.
+    """
+    if config.dry_run:
+        sys.stdout.write(estimate_text(config.model, config.data, config.training) + "\n")
+        return None
+    result = train(config, AnyToAnyTask)
+    if result.progress.step == 0:
+        raise ValueError(f"{config.output_dir}: the run took no optimizer step; make it longer")
+    return result
+
+
+class AnyToAnyTask(Task):
+    """The language model with its perception as the loop's `Task`. A clip, for the loop, is a conversation."""
+
+    def __init__(self, config: AnyToAnyTrainingConfig, ranks: Ranks) -> None:
+        self.config, self.ranks = config, ranks
+        with seeded(config.seed, 0):
+            # On the device of its rank from the start: no rank holds a large model in host memory.
+            self._anytoany: AnyToAny = build_anytoany(config.model, device=ranks.device)
+        self.model: nn.Module = self._anytoany
+        self._flops = LanguageFlops(self._anytoany)
+        self.percepts = PerceptLookup(config.model.perception, config.percepts, config.model.connector)
+        books = self._anytoany.codebooks
+        said = spellings(books, self.percepts)
+
+        def renderer(count: int | None) -> ChatRenderer:
+            span_length = partial(self.percepts.span_length, wanted=count)
+            return ChatRenderer(self._anytoany.tokenizer, span_length, config.data.chat, spellings=said)
+
+        self.renderer = renderer(None)
+        nested = {count: renderer(count) for count in config.model.connector.nested}
+        self.loader = LanguageLoader(
+            config.data,
+            self.renderer,
+            self.percepts.percept,
+            batch_size=config.training.batch_size,
+            seed=config.seed,
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+            nested=tuple(nested.values()),
+        )
+        self.num_train_clips = self.loader.num_conversations
+        self.evaluation = LanguageEvaluation(
+            config.evaluation, self.renderer, self.percepts.percept, seed=config.seed, ranks=ranks, nested=nested
+        )
+
+    def batches(self, first_clip: int) -> Iterator[LanguageBatch]:
+        return self.loader.batches(first_clip)
+
+    def counts(self, batch: LanguageBatch) -> tuple[int, ...]:
+        return (batch.num_targets,)
+
+    def size(self, batch: LanguageBatch) -> BatchSize:
+        flops = self._flops.training(batch)
+        return BatchSize(clips=batch.num_clips, tokens=batch.num_tokens, slots=batch.ids.numel(), flops=flops)
+
+    def loss(self, model: nn.Module, batch: LanguageBatch) -> LossOutput:
+        return model(batch)
+
+    def combine(self, sums: Tensor, denominators: tuple[int, ...]) -> Tensor:
+        """Mean over the target tokens of the whole step, so that each token counts the same wherever it lies."""
+        return sums[0] / max(denominators[0], 1)
+
+    def evaluate(self, model: nn.Module) -> Iterable[Measurement]:
+        measurements = self.evaluation.measure(self._anytoany)
+        if self.ranks.is_first and self.evaluation.samples:
+            folder = local_folder(self.config.output_dir, self.config.training.scratch_dir)
+            with (folder / "samples.jsonl").open("a", encoding="utf-8") as opened:
+                opened.write(json.dumps({"samples": list(as_rows(self.evaluation.samples))}) + "\n")
+        consumed = sum(self.loader.dropped.values())
+        return [*measurements, Measurement("data", "conversations_left_out", float(consumed))]
+
+    def check_checkpoint(self, directory: Path) -> None:
+        found, wanted = load_config_of(directory), self.config.model
+        for name in ("connector", "lora", "adapt", "codebooks"):
+            if getattr(found, name) != getattr(wanted, name):
+                raise ValueError(
+                    f"{directory} has {name} {getattr(found, name)}, the config says {getattr(wanted, name)}; choose "
+                    f"another output_dir or remove the old run"
+                )
+
+    def export(self, directory: Path) -> None:
+        write_anytoany_files(self._anytoany, directory)

@@ -1,0 +1,289 @@
+"""Pretraining of EgoM2P on token shards: its root schema and its task for the loop."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from egom2p.config import strict
+from egom2p.contracts import LossOutput, ModalitySpec, PackedBatch
+from egom2p.data.unified_datasets import DataConfig, TokenLoader
+from egom2p.layers.lora import LoraConfig, adapter_settings, attach_lora, lora_state, merged_state
+from egom2p.models.egom2p_model import EgoM2P, ModelConfig
+from egom2p.models.flops import ModelFlops
+from egom2p.models.losses import LossType, combine_losses
+from egom2p.models.partial_loading import LoadPolicy, load_weights
+from egom2p.models.tables import trained_lines
+from egom2p.models.weights import find_model, load_model, write_model_files
+from egom2p.storage import load_json, save_json, save_tensors
+from egom2p.training.distributed import Ranks, ranks_of_launch
+from egom2p.training.frozen import FrozenConfig, FrozenPhase
+from egom2p.training.launch import train
+from egom2p.training.loop import FitResult
+from egom2p.training.planning.plan_config import PlanConfig
+from egom2p.training.precision import autocast, choose_dtype
+from egom2p.training.randomness import seeded
+from egom2p.training.run_folder import has_checkpoint, local_folder
+from egom2p.training.run_log import show_measurements
+from egom2p.training.schedule import Progress
+from egom2p.training.task import BatchSize, Measurement, Task
+from egom2p.training.tasks.token_evaluation import TokenEvaluation, TokenEvaluationConfig
+from egom2p.training.tasks.tokenizer_folders import copy_tokenizer, resolve_specs, token_identity
+from egom2p.training.training_config import TrainingConfig
+from experiments.feature_spread_evaluation import FeatureSpread
+from experiments.jepa import Jepa, JepaConfig
+
+_TOKENIZERS = "tokenizers"
+
+
+@strict
+class PretrainConfig:
+    """Root schema of `run_training_egom2p.py`.
+
+    tokenizers        modality -> folder of the tokenizer that made its tokens, below `tokenizers_root` if that is
+                      given. Every modality of the data needs an entry; they are compared with the data and copied into
+                      the exported model. null: tokens only, the model then knows no tokenizer
+    jepa              also (or only) predict the features of hidden tokens, see `models.jepa`
+    feature_spread    at every evaluation of the run, how far the encoder's states spread over clips of which it sees
+                      these modalities (collapse; `training.feature_spread`)
+    finetune          model to start from: folder of a model or of a run, or id of the Hub
+    finetune_policy   strict: same modalities, same sizes, same mathematics. partial: whatever fits, the rest is
+                      reported key by key and starts fresh (new modalities, more blocks)
+    lora              train adapters only, on top of `finetune`; checkpoints and `final` hold the merged model, and the
+                      adapters beside it in `adapter/`
+    frozen            a first phase in which only embeddings and heads train
+    evaluate_only     a model (as for `finetune`): measure it on `data.validation`, write <output_dir>/evaluation.json,
+                      and train nothing
+    licence           of the weights, for their card
+    dry_run           check everything and tell what the run would cost under the assumptions of `plan`; train nothing
+    """
+
+    output_dir: str
+    seed: int = 0
+    model: ModelConfig
+    loss: LossType = "mod"
+    jepa: JepaConfig | None = None
+    finetune: str | None = None
+    finetune_policy: LoadPolicy = "strict"
+    lora: LoraConfig | None = None
+    frozen: FrozenConfig | None = None
+    evaluate_only: str | None = None
+    licence: str | None = None
+    tokenizers_root: str | None = None
+    tokenizers: dict[str, str] | None = None
+    data: DataConfig
+    evaluation: TokenEvaluationConfig = TokenEvaluationConfig()
+    feature_spread: tuple[str, ...] = ()
+    training: TrainingConfig
+    dry_run: bool = False
+    plan: PlanConfig = PlanConfig()
+
+    def __post_init__(self) -> None:
+        if self.lora is not None and self.finetune is None:
+            raise ValueError("lora trains adapters of a trained model; say which with finetune")
+        if self.lora is not None and self.frozen is not None:
+            raise ValueError("lora freezes the model for good, frozen for a while; choose one")
+        if self.jepa is not None:
+            training = self.training
+            others = {
+                "lora": self.lora is not None,
+                "frozen": self.frozen is not None,
+                "training.batching=tokens": training.batching == "tokens",
+                "training.parallel.kind=fsdp": training.parallel.kind == "fsdp",
+            }
+            if given := [name for name, is_given in others.items() if is_given]:
+                raise ValueError(f"jepa does not go together with {', '.join(given)}")
+
+    @property
+    def tokenizer_folders(self) -> dict[str, Path] | None:
+        if self.tokenizers is None:
+            return None
+        return {name: Path(self.tokenizers_root or "", folder) for name, folder in self.tokenizers.items()}
+
+
+def pretrain(config: PretrainConfig) -> FitResult:
+    """Train, evaluate and write `<output_dir>/final`; ends the process with a code when a signal stopped it."""
+    if config.dry_run:
+        from egom2p.training.planning.plan import dry_run  # it imports this file
+
+        dry_run(config)
+        return FitResult(Progress(), 0, ())
+    if config.evaluate_only is not None:
+        with ranks_of_launch(config.training.device) as ranks:
+            return FitResult(Progress(), 0, evaluate_model(config, ranks))
+    return train(config, PretrainTask)
+
+
+class PretrainTask(Task):
+    """EgoM2P on a mixture of token sets as the loop's `Task`."""
+
+    def __init__(self, config: PretrainConfig, ranks: Ranks) -> None:
+        self.config = config
+        self.specs = resolve_specs(config.data, config.tokenizer_folders)
+        batch_size, num_registers = config.training.batch_size, config.model.num_registers
+        self.loader = TokenLoader(
+            config.data,
+            self.specs,
+            batch_size=batch_size,
+            seed=config.seed,
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+            num_workers=config.training.num_workers,
+            num_registers=num_registers,
+            pin_memory=ranks.device.type == "cuda",
+            batch_tokens=config.training.batch_tokens,
+        )
+        measuring = {"batch_size": batch_size, "num_registers": num_registers, "seed": config.seed, "ranks": ranks}
+        self.evaluation = TokenEvaluation(config.evaluation, config.data, self.specs, **measuring)
+        self.spread: FeatureSpread | None = None
+        if config.feature_spread:
+            self.spread = FeatureSpread(config.feature_spread, config.data, self.specs, **measuring)
+        if config.training.keep_best is not None:
+            self.evaluation.check_name(config.training.keep_best)
+        with seeded(config.seed, 0):
+            self._egom2p = EgoM2P(config.model, self.specs)
+        self.num_train_clips = sum(self.loader.num_clips.values())
+        self.measurements: tuple[Measurement, ...] = ()
+        # A run that resumes has all weights in its checkpoint; where it started from may be gone.
+        if config.finetune is not None and not has_checkpoint(config.output_dir, config.training.scratch_dir):
+            self._start_from(config.finetune, is_first=ranks.is_first)
+        if config.lora is not None:
+            with seeded(config.seed, 2):
+                attach_lora(self._egom2p, config.lora)
+        self.model: nn.Module = self._egom2p
+        self._flops = ModelFlops(self._egom2p)
+        self._jepa: Jepa | None = None
+        if config.jepa is not None:
+            with seeded(config.seed, 3):
+                self.model = self._jepa = Jepa(self._egom2p, config.jepa)
+        if config.frozen is not None:
+            self._begin_frozen(config.frozen)
+
+    def batches(self, first_clip: int) -> Iterator[PackedBatch]:
+        return self.loader.batches(first_clip)
+
+    def counts(self, batch: PackedBatch) -> tuple[int, ...]:
+        return batch.head_counts * (1 if self._jepa is None else self._jepa.num_terms)
+
+    def size(self, batch: PackedBatch) -> BatchSize:
+        num_register_rows = self.config.model.num_registers * batch.num_clips  # rows of the encoder, no tokens
+        return BatchSize(
+            clips=batch.num_clips,
+            tokens=batch.num_tokens - num_register_rows,
+            slots=batch.num_slots,
+            flops=self._flops.training(batch),
+            rows=batch.num_rows - num_register_rows if batch.num_filler_clips else 0,
+            trimmed=batch.num_trimmed,
+        )
+
+    def loss(self, model: nn.Module, batch: PackedBatch) -> LossOutput:
+        return model(batch)
+
+    def combine(self, sums: Tensor, denominators: tuple[int, ...]) -> Tensor:
+        combine = combine_losses if self._jepa is None else self._jepa.combine
+        return combine(
+            sums,
+            denominators,
+            loss_type=self.config.loss,
+            vocab_sizes=self._egom2p.vocab_sizes,
+            reference_denominator=self.config.training.reference_denominator,
+        )
+
+    def after_step(self) -> None:
+        """The teacher follows; all other state is in weights and optimizer."""
+        if self._jepa is not None:
+            self._jepa.move_teacher()
+
+    def evaluate(self, model: nn.Module) -> Iterable[Measurement]:
+        self.measurements = tuple(self.evaluation.measure(model))
+        return self.measurements + (() if self.spread is None else tuple(self.spread.measure(self._egom2p)))
+
+    def check_checkpoint(self, directory: Path) -> None:
+        found = [ModalitySpec.from_dict(values) for values in load_json(directory / "model.json")["modalities"]]
+        if [token_identity(spec) for spec in found] != [token_identity(spec) for spec in self.specs]:
+            raise ValueError(
+                f"{directory} was trained on {[token_identity(spec) for spec in found]}, but the data now holds "
+                f"{[token_identity(spec) for spec in self.specs]}; choose another output_dir or remove the old run"
+            )
+
+    def export(self, directory: Path) -> None:
+        sources = self.config.tokenizer_folders or {}
+        for name, source in sources.items():
+            copy_tokenizer(source, directory / _TOKENIZERS / name)
+        state = None
+        if self._jepa is not None:
+            # Through the trained module, which shows its average where that is what the run offers.
+            named, prefix = self._jepa.state_dict(), "model."
+            state = {name.removeprefix(prefix): value for name, value in named.items() if name.startswith(prefix)}
+        if self.config.lora is not None:
+            state = merged_state(self._egom2p)
+            save_tensors(directory / "adapter" / "adapter_model.safetensors", lora_state(self._egom2p))
+            save_json(directory / "adapter" / "adapter_config.json", adapter_settings(self._egom2p))
+        positions = {name: f"{_TOKENIZERS}/{name}" for name in sources}
+        write_model_files(self._egom2p, directory, positions, state=state, about=self._about())
+
+    def _about(self) -> dict[str, Any]:
+        """What the model card tells."""
+        config = self.config
+        return {
+            "licence": config.licence,
+            "training_data": {name: dataset.weight for name, dataset in config.data.datasets.items()},
+            "started_from": config.finetune,
+            "seed": config.seed,
+            "measured": [
+                {"task": item.group, "modality": item.name, "nats": item.value, "unigram_baseline": item.marginal}
+                for item in self.measurements
+            ],
+        }
+
+    def _begin_frozen(self, frozen: FrozenConfig) -> None:
+        training = self.config.training
+        length = training.length(self.num_train_clips)
+        until = training.in_units(length, frozen.until)
+        what = frozen.train if isinstance(frozen.train, str) else f"embeddings of {', '.join(frozen.train)}"
+        self.notes = (*self.notes, f"until {until:g} {length.unit} only {what} train")
+        self.frozen = FrozenPhase(trained_lines(self._egom2p, self.specs, frozen.train), until=until)
+
+    def _start_from(self, location: str, *, is_first: bool) -> None:
+        report = load_weights(self._egom2p, find_model(location), policy=self.config.finetune_policy)
+        self.notes = (*self.notes, *report.lines())
+        if is_first:
+            folder = local_folder(self.config.output_dir, self.config.training.scratch_dir)
+            save_json(folder / "finetune.json", report.to_dict())
+
+
+def evaluate_model(config: PretrainConfig, ranks: Ranks) -> tuple[Measurement, ...]:
+    """Measure the model `config.evaluate_only` on the validation sets, shared out over ranks.
+
+    The model may know more modalities than the data has, not fewer; ValueError where their tokens differ.
+    """
+    folder = find_model(config.evaluate_only)
+    model = load_model(folder, ranks.device)
+    known = {token_identity(spec) for spec in model.specs}
+    for spec in resolve_specs(config.data, config.tokenizer_folders):
+        if token_identity(spec) not in known:
+            raise ValueError(f"{folder} was trained on {sorted(known)}; the data holds {token_identity(spec)}")
+    if not config.data.validation:
+        raise ValueError("evaluate_only measures data.validation, which names no set")
+    evaluation = TokenEvaluation(
+        config.evaluation,
+        config.data,
+        model.specs,
+        batch_size=config.training.batch_size,
+        num_registers=model.config.num_registers,
+        seed=config.seed,
+        ranks=ranks,
+    )
+    with torch.no_grad(), autocast(ranks.device, choose_dtype(config.training.dtype, ranks.device)):
+        measurements = tuple(evaluation.measure(model))
+    if not measurements:
+        raise ValueError("the validation sets gave no target; nothing was measured")
+    if ranks.is_first:
+        show_measurements(str(folder), measurements)
+        rows = [asdict(item) for item in measurements]
+        output_dir = local_folder(config.output_dir, config.training.scratch_dir)
+        save_json(output_dir / "evaluation.json", {"model": str(folder), "measurements": rows})
+    return measurements

@@ -12,7 +12,6 @@ ARIA ?= $(SAMPLES)/aria_mps_sample
 VIDEOS ?= $(SAMPLES)/ego4d_clip_lavila $(SAMPLES)/egom2p_example_data/rgb2dep_h2o.mp4
 
 real := outputs/real_samples
-comma := ,
 CONVERT := $(RUN) -m egom2p.pipelines.convert_samples
 PREPARE := $(RUN) run_prepare_data.py --config $(CFG)/data_preparation/plain_folder.yaml clip.height=$(SIDE) clip.width=$(SIDE) output=$(real)/clips
 with_baselines = $(if $(MODEL_CLIPS),'train_clips={root: $(MODEL_CLIPS)$(comma) dataset: world}')

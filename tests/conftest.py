@@ -7,6 +7,14 @@ import numpy as np
 import pytest
 import torch
 
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Third parties' deprecations are errors only against the newest releases: `make test LATEST=1`."""
+    if not os.environ.get("EGOM2P_LATEST"):
+        for category in ("DeprecationWarning", "PendingDeprecationWarning", "FutureWarning"):
+            config.addinivalue_line("filterwarnings", f"ignore::{category}")
+
+
 _BESIDE = Path(__file__).resolve().parents[2] / "shared"
 
 

@@ -106,6 +106,27 @@ def test_a_picture_that_was_not_named_is_asked_for():
     assert asked.returncode != 0 and "which picture?" in asked.stdout
 
 
+def test_every_variable_with_a_default_may_be_given():
+    makefiles = [ROOT / "Makefile", *ROOT.glob("*.mk")]
+    names = re.findall(r"^([A-Z_]+) \?=", "\n".join(path.read_text() for path in makefiles), re.MULTILINE)
+    assert len(names) > 10
+    planned("help", *(f"{name}=x" for name in names if name != "PY"))
+
+
+@pytest.mark.parametrize("given, meant", [("source", "SOURCE"), ("SAMPELS", "SAMPLES"), ("nonsense", None)])
+def test_a_variable_nobody_reads_is_refused(given, meant):
+    refused = subprocess.run(["make", "-n", f"{given}=1", "help"], cwd=ROOT, capture_output=True, text=True)
+    assert refused.returncode != 0 and f"unknown variable: {given}" in refused.stderr
+    assert (f"did you mean {meant};" if meant else "nonsense; known are") in refused.stderr
+
+
+def test_threads_per_process_do_not_change_the_number_of_processes(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    free = planned("test")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert planned("test") == free
+
+
 README = (ROOT / "README_ANYTOANY.md").read_text()
 SHOWN = commands_of(README)
 SCHEMAS = {

@@ -7,6 +7,7 @@ an answer does not depend on the questions beside it. Questions of like length a
 several times is read once.
 """
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -186,6 +187,9 @@ class _CachedReader:
         # Only transformers knows which of its layers look back how far; then it makes the masks.
         self._has_window = window is not None and num_positions + max_new_tokens > window
         self._cache = DynamicCache(config=settings) if self._has_window else DynamicCache()
+        # Until transformers 5.23 the argument is called past_key_values.
+        accepts = inspect.signature(model.lm.base_model.forward).parameters
+        self._cache_argument = {"cache" if "cache" in accepts else "past_key_values": self._cache}
         is_real = torch.nn.functional.pad(batch.segments >= 0, (0, max_new_tokens), value=True)
         self._is_real_RS, self._positions_RT = is_real, batch.positions
         self._lengths_R1 = batch.positions[:, -1:] + 1
@@ -206,8 +210,8 @@ class _CachedReader:
             inputs_embeds=embeddings_RTD,
             position_ids=positions,
             attention_mask=self._is_real_RS[:, :end] if self._has_window else self._mask(first, end),
-            past_key_values=self._cache,
             use_cache=True,
+            **self._cache_argument,
         ).last_hidden_state
         return hidden_RTD[:, -1]
 

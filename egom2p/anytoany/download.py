@@ -16,7 +16,7 @@ from egom2p.anytoany.conversations.table_files import TableFiles
 from egom2p.anytoany.world.synthetic_data import SyntheticDataConfig, build_like_manifest, build_synthetic
 from egom2p.config import cfgs_root, from_plain, load_plain, run_main, strict
 from egom2p.storage import load_json, save_json
-from egom2p.storage.hub_files import RepoKind, access_problem, fetch_file, files_on_hub, sha256_of
+from egom2p.storage.hub import RepoKind, access_problem, fetch_file, files_on_hub, sha256_of
 
 _LEDGER, _STAND_INS = "downloaded.json", "stand_ins.json"
 _log = logging.getLogger(__name__)

@@ -8,8 +8,7 @@ from typing import Literal
 import numpy as np
 
 from egom2p.contracts import AlignedClip, Provenance, Recording, Stream, TokenClip, check_fingerprint
-from egom2p.data.clips.clip_alignment import ClipConfig, RecordingTooShort, cut_clips
-from egom2p.data.clips.clip_sizes import clip_config_for
+from egom2p.data.clips.clip_alignment import ClipConfig, RecordingTooShort, clip_config_for, cut_clips
 from egom2p.data.clips.clip_store import ClipStore, stored_datasets
 from egom2p.data.clips.image_files import RgbImages, list_images
 from egom2p.data.clips.video_files import VIDEO_SUFFIXES, video_recording

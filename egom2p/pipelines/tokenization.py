@@ -23,7 +23,7 @@ from egom2p.pipelines.shard_job import ShardJob
 from egom2p.pipelines.token_shards import TokenShards
 from egom2p.pipelines.tokenization_report import TokenizeReport, merged_report, summary, suspicions
 from egom2p.storage import is_remote
-from egom2p.storage.locations import joined, list_names, read_bytes, write_bytes
+from egom2p.storage.remote import joined, list_names, read_bytes, write_bytes
 from egom2p.tokenizers import load_tokenizer
 from egom2p.tokenizers.pretrained import CARD_FILE
 

@@ -1,8 +1,14 @@
 """Writing and reading what must survive: atomic files and folders, safetensors, JSON, fingerprints, object stores."""
 
-from egom2p.storage.atomic import atomic_directory, atomic_file, is_unfinished, remove_unfinished
-from egom2p.storage.json_files import load_json, save_json
-from egom2p.storage.locks import only_writer
+from egom2p.storage.atomic import (
+    atomic_directory,
+    atomic_file,
+    is_unfinished,
+    load_json,
+    only_writer,
+    remove_unfinished,
+    save_json,
+)
 from egom2p.storage.remote import is_remote, open_binary
 from egom2p.storage.tensors import (
     fingerprint_of,

@@ -1,14 +1,19 @@
-"""Files and folders that either exist completely or not at all.
+"""Files, JSON and folders that either exist completely or not at all, and one writer for a folder at a time.
 
 A reader never meets half a checkpoint: everything is written beside its final place and renamed at the end.
 """
 
+import fcntl
+import json
 import os
 import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 _UNFINISHED = ".unfinished-"
 
@@ -86,3 +91,48 @@ def _flush_to_disk(file: Path) -> None:
     """A rename survives a power cut before the data does, unless the data is flushed first."""
     with open(file, "rb") as opened:
         os.fsync(opened.fileno())
+
+
+@contextmanager
+def only_writer(folder: str | Path) -> Iterator[None]:
+    """Hold `folder` (made if absent) for this process; ValueError when another process holds it.
+
+    The hold ends with the process, however it ends. File systems without locks are left unguarded.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".writer").open("w") as opened:
+        try:
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"{folder}: another process is writing here; wait for it, or stop it first") from None
+        except OSError:
+            pass  # no locks on this file system
+        yield
+
+
+def save_json(path: str | Path, value: Any) -> None:
+    """Write plain values (also numpy scalars and arrays, paths, tuples) as indented JSON."""
+    with atomic_file(path) as unfinished:
+        unfinished.write_text(json.dumps(value, indent=2, default=_as_plain) + "\n", encoding="utf-8")
+
+
+def load_json(path: str | Path) -> Any:
+    """Read JSON; ValueError names the file and the line where it breaks, FileNotFoundError the missing file."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not valid JSON ({error})") from error
+
+
+def _as_plain(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"cannot write a {type(value).__name__} as JSON: {value!r}")

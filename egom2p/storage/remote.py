@@ -1,10 +1,12 @@
-"""One opener for bytes that lie on a disk or in an S3 bucket."""
+"""Bytes on a disk or in an S3 bucket: one opener, what lies in a folder, whole files read or written."""
 
 import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import urlparse
+
+from egom2p.storage.atomic import atomic_file
 
 
 def is_remote(url: str | Path) -> bool:
@@ -85,3 +87,53 @@ def _open_s3(url: str) -> BinaryIO:
         return client.get_object(Bucket=bucket, Key=key, Range=f"bytes={start}-{stop - 1}")["Body"].read()
 
     return io.BufferedReader(RangeReader(size, fetch), buffer_size=1 << 20)
+
+
+def joined(location: str | Path, *parts: str) -> str:
+    """A location below another one; addresses keep their two slashes."""
+    if is_remote(location):
+        return "/".join([str(location).rstrip("/"), *parts])
+    return str(Path(location, *parts))
+
+
+def list_names(folder: str | Path) -> tuple[list[str], list[str]]:
+    """Names of the folders and of the files directly in a folder, sorted; both empty where it does not exist."""
+    if not is_remote(folder):
+        entries = sorted(Path(folder).iterdir()) if Path(folder).is_dir() else []
+        return [entry.name for entry in entries if entry.is_dir()], [e.name for e in entries if e.is_file()]
+    bucket, prefix = bucket_and_key(f"{str(folder).rstrip('/')}/")
+    folders, files = [], []
+    pages = _client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix, Delimiter="/")
+    for page in pages:
+        folders += [row["Prefix"][len(prefix) :].rstrip("/") for row in page.get("CommonPrefixes", [])]
+        files += [row["Key"][len(prefix) :] for row in page.get("Contents", []) if row["Key"] != prefix]
+    return sorted(folders), sorted(files)
+
+
+def read_bytes(location: str | Path) -> bytes:
+    """A whole file; FileNotFoundError names it."""
+    with open_binary(location) as opened:
+        return opened.read()
+
+
+def write_bytes(location: str | Path, content: bytes) -> None:
+    """A whole file, there completely or not at all."""
+    if is_remote(location):
+        bucket, key = bucket_and_key(str(location))
+        _client().put_object(Bucket=bucket, Key=key, Body=content)
+        return
+    with atomic_file(location) as unfinished:
+        unfinished.write_bytes(content)
+
+
+def upload(file: str | Path, address: str) -> None:
+    """Send a file of any size to an S3 address; it appears there when complete."""
+    bucket, key = bucket_and_key(address)
+    _client().upload_file(str(file), bucket, key)
+
+
+def _client() -> Any:
+    # Imported here: slow, and only needed by those who use a bucket.
+    import boto3
+
+    return boto3.client("s3")

@@ -8,7 +8,7 @@ from pyarrow import parquet
 
 from egom2p.anytoany import download as module
 from egom2p.anytoany.download import DownloadConfig, download, load_manifest
-from egom2p.storage.hub_files import HubFile
+from egom2p.storage.hub import HubFile
 
 MANIFEST = """
 base:

@@ -17,7 +17,7 @@ from egom2p.data.shards.shard_set import ShardSet, shard_pattern
 from egom2p.pipelines.clip_encoding import ClipEncoder
 from egom2p.pipelines.clip_reading import PreparedClips, ReadingTimes, ReadTask, read_ahead
 from egom2p.pipelines.tokenization import tokenize
-from egom2p.storage.locations import list_names, read_bytes
+from egom2p.storage.remote import list_names, read_bytes
 
 
 @pytest.fixture

@@ -13,8 +13,7 @@ from egom2p.anytoany.perception.source import Clip, PerceptionConfig, build_sour
 from egom2p.anytoany.perception.token_features import TokenSource, perceived_specs
 from egom2p.anytoany.types import Percept
 from egom2p.contracts import AlignedClip, ModalitySpec, Provenance, Stream, TokenClip
-from egom2p.data.clips.clip_alignment import ClipConfig, cut_clips
-from egom2p.data.clips.clip_sizes import clip_config_for
+from egom2p.data.clips.clip_alignment import ClipConfig, clip_config_for, cut_clips
 from egom2p.data.clips.clip_store import ClipStore, stored_datasets
 from egom2p.data.clips.image_files import PICTURE_SUFFIXES, read_picture
 from egom2p.data.clips.video_files import VIDEO_SUFFIXES, video_recording

@@ -6,9 +6,9 @@ then clips, which read pictures. F frames and S samples of a clip, H, W pixels.
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -251,3 +251,31 @@ def _caption_at(stream: Stream, time_s: float) -> str:
 
 def _where(recording: Recording) -> str:
     return recording.provenance.source or recording.name
+
+
+def clip_config_for(
+    networks: Iterable[Any], *, where: str, stride_s: float | None = None, span: str = "common"
+) -> ClipConfig:
+    """Picture size, rates and length of the clips that these tokenizers read.
+
+    networks   configs of their networks: a video codec's knows `num_frames`, `rate_hz`, `height` and `width`, a
+               track's `num_samples` and `rate_hz`
+    where      whose tokenizers they are, for the error
+    stride_s   seconds from one clip to the next; None: clips touch
+    Raises ValueError without a video codec, since nothing else knows the size of pictures.
+    """
+    networks = list(networks)
+    video = next((network for network in networks if hasattr(network, "num_frames")), None)
+    if video is None:
+        raise ValueError(f"{where}: no video tokenizer, so the size of pictures is not known")
+    track = next((network for network in networks if hasattr(network, "num_samples")), video)
+    duration_s = video.num_frames / video.rate_hz
+    return ClipConfig(
+        height=video.height,
+        width=video.width,
+        duration_s=duration_s,
+        stride_s=stride_s or duration_s,
+        video_rate_hz=video.rate_hz,
+        track_rate_hz=track.rate_hz,
+        span=span,
+    )

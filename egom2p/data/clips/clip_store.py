@@ -21,7 +21,7 @@ from egom2p.contracts import AlignedClip, Intrinsics, Provenance, Stream
 from egom2p.data.shards.folder_set import FolderSet
 from egom2p.data.shards.shard_set import CARD_NAME, ShardSet, ShardWriter, shard_pattern
 from egom2p.storage import is_remote
-from egom2p.storage.locations import joined, list_names
+from egom2p.storage.remote import joined, list_names
 
 META = "meta"
 _ABOUT = (CARD_NAME, "prepare_report.json")  # lie beside clips and describe their making

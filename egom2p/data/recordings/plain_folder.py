@@ -19,9 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from egom2p.contracts import Intrinsics, Provenance, Recording, Stream, check_shape
+from egom2p.contracts import FrameSource, Intrinsics, Provenance, Recording, Stream, check_shape
 from egom2p.data.clips.image_files import DepthImages, RgbImages, list_images
-from egom2p.data.clips.ray_depth import DepthAlongAxis
 from egom2p.data.clips.video_files import VIDEO_SUFFIXES, open_video
 from egom2p.data.recordings.plain_tracks import first_existing, read_camera, read_clock, read_further_track, read_gaze
 from egom2p.data.recordings.recording_settings import (
@@ -32,6 +31,7 @@ from egom2p.data.recordings.recording_settings import (
     read_settings,
 )
 from egom2p.data.recordings.track_files import load_npz
+from egom2p.geometry import pixel_grid, rays
 
 _TRACK_SUFFIXES = (".csv", ".npz")
 _RESERVED = ("depth", "gaze", "trajectory")
@@ -178,3 +178,23 @@ def _listing(folder: Path) -> list[str]:
 def _add(streams: dict[str, Stream], name: str, stream: Stream | None) -> None:
     if stream is not None:
         streams[name] = stream
+
+
+class DepthAlongAxis:
+    """A FrameSource of depth along the optical axis, made from distances along each pixel's ray."""
+
+    def __init__(self, distances: FrameSource | np.ndarray, intrinsics: Intrinsics) -> None:
+        self._distances = distances
+        size = distances.shape[1:] if isinstance(distances, np.ndarray) else (distances.height, distances.width)
+        self.height, self.width = size
+        own = intrinsics.resized(self.width, self.height)
+        directions, is_seen = rays(pixel_grid(own), own)
+        unit_z = directions[..., 2] / np.linalg.norm(directions, axis=-1)
+        self._z_per_metre = np.where(is_seen, unit_z, 0.0).reshape(self.height, self.width).astype(np.float32)
+
+    def __len__(self) -> int:
+        return len(self._distances)
+
+    def read(self, indices: np.ndarray) -> np.ndarray:
+        is_array = isinstance(self._distances, np.ndarray)
+        return (self._distances[indices] if is_array else self._distances.read(indices)) * self._z_per_metre

@@ -14,10 +14,10 @@ import torch
 from egom2p.anytoany.connectors import ConnectorConfig
 from egom2p.anytoany.language.language_model import LanguageModelConfig
 from egom2p.anytoany.language.language_tokenizer import train_tokenizer, with_reserved_tokens
-from egom2p.anytoany.language.step_memory import LiveBytes
 from egom2p.anytoany.model import AnyToAny, AnyToAnyConfig, build_anytoany
 from egom2p.anytoany.perception.source import PerceptionConfig
 from egom2p.anytoany.types import Media, MediaSpan, Percept, Rendered
+from egom2p.layers.step_memory import LiveBytes
 
 PERCEPT_WIDTH = 1024
 NUM_TOKENS = 2  # perception tokens of an item, as published

@@ -9,11 +9,11 @@ from egom2p.anytoany.conversations.conversation_loader import LanguageDataConfig
 from egom2p.anytoany.conversations.packing import collate
 from egom2p.anytoany.language.language_model import LanguageModelConfig
 from egom2p.anytoany.language.language_tokenizer import train_tokenizer, with_reserved_tokens
-from egom2p.anytoany.language.step_memory import LiveBytes
 from egom2p.anytoany.model import AnyToAnyConfig, build_anytoany
 from egom2p.anytoany.perception.source import PerceptionConfig
 from egom2p.anytoany.types import Media, MediaSpan, Percept, Rendered
 from egom2p.config import from_plain
+from egom2p.layers.step_memory import LiveBytes
 from egom2p.training.optim import OptimizerConfig, apply_gradients, build_optimizer
 from egom2p.training.planning.anytoany_memory import estimate
 from egom2p.training.training_config import TrainingConfig

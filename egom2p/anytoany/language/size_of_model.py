@@ -1,21 +1,28 @@
-"""Sizes of an any-to-any model without its weights: it is made on the meta device, which holds no numbers."""
+"""Sizes of an any-to-any model without its weights: it is made on the meta device, which holds no numbers.
+
+R rows of T positions, D width.
+"""
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from egom2p.anytoany.codebooks import codebook_sizes
 from egom2p.anytoany.connectors import build_connector
+from egom2p.anytoany.language import packed_attention
 from egom2p.anytoany.language.gated_layers import GatedCrossAttention
 from egom2p.anytoany.language.language_model import model_settings
 from egom2p.anytoany.language.language_tokenizer import load_text_tokenizer, reserved_tokens
 from egom2p.anytoany.model import AnyToAnyConfig
 from egom2p.anytoany.perception.tower import build_tower
-from egom2p.layers.lora import attach_lora
+from egom2p.layers.attention import AttentionLayout
+from egom2p.layers.lora import LoraConfig, attach_lora
+from egom2p.layers.step_memory import StepMemory, step_memory, step_of_blocks
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -93,6 +100,65 @@ def settings_without_weights(config: AnyToAnyConfig) -> "PretrainedConfig":
         codebooks = codebook_sizes(config.codebooks)
         return model_settings(given, load_text_tokenizer(settings.tokenizer_path, codebooks=codebooks))
     return AutoConfig.for_model(given.pop("model_type"), **given)
+
+
+def block_memory(
+    settings: "PretrainedConfig",
+    *,
+    rows: int,
+    positions: int,
+    dtype: torch.dtype,
+    lora: LoraConfig | None,
+    is_full: bool,
+    is_mixed: bool,
+    recompute: bool,
+) -> StepMemory:
+    """Bytes of the blocks of a language model in a training step on R = rows of T = positions.
+
+    dtype    of the weights          lora      adapters of a frozen model; None: none
+    is_full  whether all of it trains   is_mixed  whether matrix products are made in bfloat16 by autocast
+    With recomputed blocks (`recompute`) what one block keeps is workspace.
+    """
+
+    def forward(decoder: nn.Module) -> Tensor:
+        embeddings_RTD = torch.empty(rows, positions, settings.hidden_size, dtype=dtype, requires_grad=True)
+        offsets = torch.arange(rows + 1, dtype=torch.int32) * positions
+        return decoder(
+            inputs_embeds=embeddings_RTD,
+            position_ids=torch.zeros(rows, positions, dtype=torch.int64),
+            attention_mask=embeddings_RTD.new_zeros(1, 1, 1, 1),
+            use_cache=False,
+            layout=AttentionLayout.within(offsets, (positions,) * rows, is_causal=True),
+        ).last_hidden_state
+
+    def of_few(depths: Sequence[int]) -> StepMemory:
+        decoder = _decoder_without_weights(settings, depths[0], dtype, lora, is_full)
+        return step_memory(decoder, forward, autocast=torch.bfloat16 if is_mixed else None)
+
+    depth = settings.num_hidden_layers
+    whole = step_of_blocks(of_few, [depth])
+    if not recompute:
+        return whole
+    none, one = (step_of_blocks(of_few, [number]) for number in (0, 1))
+    block_input = rows * positions * settings.hidden_size * dtype.itemsize
+    return StepMemory(none.kept + depth * block_input, whole.copies, one.workspace + one.kept - none.kept)
+
+
+def _decoder_without_weights(
+    settings: "PretrainedConfig", num_blocks: int, dtype: torch.dtype, lora: LoraConfig | None, is_full: bool
+) -> nn.Module:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    values = settings.to_dict() | {"num_hidden_layers": num_blocks}
+    if values.get("layer_types") is not None:
+        values["layer_types"] = values["layer_types"][:num_blocks]
+    fewer = AutoConfig.for_model(values.pop("model_type"), **values)
+    with torch.device("meta"):
+        lm = AutoModelForCausalLM.from_config(fewer, dtype=dtype, attn_implementation=packed_attention.register())
+        lm.requires_grad_(is_full)
+        if lora is not None:
+            attach_lora(lm, lora)
+    return lm.base_model.train()
 
 
 def _count(module: nn.Module) -> int:

@@ -7,8 +7,7 @@ import torch
 
 from egom2p.anytoany.conversations.conversation_loader import LanguageDataConfig
 from egom2p.anytoany.language.head_loss import CHUNK_ELEMENTS
-from egom2p.anytoany.language.size_of_model import ModelSize, settings_without_weights, size_of
-from egom2p.anytoany.language.step_memory import block_memory
+from egom2p.anytoany.language.size_of_model import ModelSize, block_memory, settings_without_weights, size_of
 from egom2p.anytoany.model import AnyToAnyConfig
 from egom2p.training.planning.step_memory_table import GIB, Footprint
 from egom2p.training.training_config import TrainingConfig
@@ -48,7 +47,7 @@ def estimate(model: AnyToAnyConfig, data: LanguageDataConfig, training: Training
         optimizer=2 * trained * _FLOAT,
         average=0 if training.ema is None else trained * _FLOAT,
         gathered=beside * _HALF if is_mixed else 0,
-        activations=blocks.kept,
+        activations=blocks.kept + blocks.copies,
         head=head + max(chunk, blocks.workspace),
     )
 

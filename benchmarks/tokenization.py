@@ -23,8 +23,7 @@ from environment import environment
 from egom2p.config import load_config
 from egom2p.contracts import AlignedClip, Provenance, Stream
 from egom2p.data.clips.clip_store import ClipStore, write_clips
-from egom2p.pipelines.clip_encoding import ClipEncoder
-from egom2p.pipelines.clip_reading import ReadTask, prepare_clips
+from egom2p.pipelines.clip_encoding import ClipEncoder, ReadTask, prepare_clips
 from egom2p.pipelines.tokenization import TokenizeConfig, load_tokenizers, tokenize
 from egom2p.tokenizers import build_network, save_tokenizer
 from egom2p.training.tasks.tokenizer_task import TokenizerTrainingConfig

@@ -26,7 +26,7 @@ from egom2p.models.generation_plans import SamplingConfig
 from egom2p.models.schedules import step_temperatures, token_counts
 from egom2p.storage import atomic_file
 from egom2p.viewing import plots
-from egom2p.viewing.panels import coloured_depth, depth_range
+from egom2p.viewing.plots import coloured_depth, depth_range
 
 _NUM_SAMPLES = 6  # paths drawn for one setting
 _DPI = 100

@@ -18,7 +18,7 @@ from egom2p.contracts import AlignedClip
 from egom2p.data.unigram_baseline import marginal_cross_entropy, unigram_baselines
 from egom2p.storage import load_json, save_json
 from egom2p.tokenizers.pretrained import load_tokenizer
-from egom2p.tokenizers.reconstruction_summary import mean_errors
+from egom2p.tokenizers.protocol import mean_errors
 from egom2p.tokenizers.trajectory.track_representations import camera_clip_errors, gaze_clip_errors
 from egom2p.tokenizers.trajectory.trajectory_vqvae import TrajectoryVqVae, TrajectoryVqVaeConfig
 from egom2p.training.tasks.tokenizer_task import (

@@ -1,8 +1,7 @@
 """Command line -> Hydra composition -> validated instance of a given schema. Knows no schema."""
 
 from egom2p.config.command_line import run_main
-from egom2p.config.composition import cfgs_root, load_config
-from egom2p.config.saving import load_plain, save_config, to_plain
+from egom2p.config.composition import cfgs_root, load_config, load_plain, save_config, to_plain
 from egom2p.config.schema import ConfigError, from_plain, strict
 
 __all__ = [

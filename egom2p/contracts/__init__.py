@@ -3,8 +3,7 @@
 from egom2p.contracts.batches import LossOutput, MaskedClip, PackedBatch
 from egom2p.contracts.clips import AlignedClip, FrameSource, Intrinsics, Provenance, Recording, Stream
 from egom2p.contracts.shapes import check_shape
-from egom2p.contracts.tokenizer import Tokenizer, TokenizerMismatch, check_fingerprint
-from egom2p.contracts.tokens import ModalitySpec, TokenClip, TokenGrid
+from egom2p.contracts.tokens import ModalitySpec, TokenClip, TokenGrid, Tokenizer, TokenizerMismatch, check_fingerprint
 
 __all__ = [
     "AlignedClip",

@@ -1,4 +1,4 @@
-"""Modalities and their tokens.
+"""Modalities, their tokens, and what every tokenizer promises.
 
 L tokens of one modality, V vocabulary size.
 """
@@ -6,9 +6,11 @@ L tokens of one modality, V vocabulary size.
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from math import prod
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
+
+from egom2p.contracts.clips import AlignedClip
 
 Kind = Literal["grid", "track", "sequence"]
 Quantity = Literal["rgb", "depth", "gaze", "camera", "text", "generic"]
@@ -141,3 +143,36 @@ class TokenClip:
     key: str
     tokens: Mapping[str, np.ndarray]
     fingerprints: Mapping[str, str | None] = field(default_factory=dict)
+
+
+class TokenizerMismatch(ValueError):
+    """Tokens were made by another tokenizer than the one that is to read them."""
+
+
+@runtime_checkable
+class Tokenizer(Protocol):
+    """Signals to ids and back; normalisation lives inside.
+
+    `spec.quantity` says which stream of a clip it reads (`spec.quantity`, or `stream` for a generic track).
+    """
+
+    spec: ModalitySpec
+    fingerprint: str
+    stream: str
+
+    def encode(self, clips: list[AlignedClip]) -> np.ndarray:
+        """Ids (B, L) int32 of a list of clips that all have the stream."""
+        ...
+
+    def decode(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Values (B, T, ...) in the stream's unit and convention, and validity (B, T) bool, from ids (B, L)."""
+        ...
+
+
+def check_fingerprint(modality: str, *, found: str | None, wanted: str | None, where: str) -> None:
+    """Raise TokenizerMismatch when both fingerprints are known and differ."""
+    if found is not None and wanted is not None and found != wanted:
+        raise TokenizerMismatch(
+            f"{where}: tokens of {modality} were made by tokenizer {found}, but tokenizer {wanted} is expected; "
+            f"tokenize the data again or name the tokenizer that made it"
+        )

@@ -1,11 +1,14 @@
 """How clips are masked, as configs: mixtures of Dirichlet components and direct tasks, limits, domains."""
 
 from dataclasses import field
+from typing import Literal
 
 from egom2p.config import strict
 from egom2p.data.budgets import BudgetPolicy
-from egom2p.data.position_draws import GridPositions, TrackPositions
 from egom2p.data.sequence_masking import KeepScheme
+
+GridPositions = Literal["random", "block", "tube"]
+TrackPositions = Literal["random", "span"]
 
 
 @strict

@@ -17,7 +17,7 @@ from egom2p.config import to_plain
 from egom2p.contracts import AlignedClip
 from egom2p.data.clips.clip_store import ClipStore, stored_streams
 from egom2p.data.shards.folder_set import open_clips
-from egom2p.data.shards.shard_paths import expand_files, split_folders
+from egom2p.data.shards.shard_files import expand_files, split_folders
 from egom2p.evaluation.baselines import TrainingStatistics, training_statistics
 from egom2p.evaluation.evaluation_config import EvaluationConfig
 from egom2p.evaluation.finished_tasks import FinishedTask, FinishedTasks

@@ -13,10 +13,10 @@ from egom2p.contracts import AlignedClip
 from egom2p.evaluation.results import Metric
 from egom2p.geometry import canonicalise
 from egom2p.metrics.camera import camera_errors
+from egom2p.metrics.caption import text_errors
 from egom2p.metrics.depth import depth_errors
 from egom2p.metrics.gaze import gaze_errors
 from egom2p.metrics.perceptual import FvdConfig, Lpips, LpipsConfig
-from egom2p.metrics.text import text_errors
 from egom2p.metrics.track import track_errors
 from egom2p.metrics.video import video_errors
 

@@ -4,6 +4,8 @@ Every sample has a candidate and one or several references. Words are compared w
 are 0 for nothing in common and largest for a candidate equal to its reference; a longer candidate never gains by length
 alone. Scores of a sample depend on the other samples in `cider_d` only (through how rare a phrase is).
 
+Of a text that a model wrote down as one of its modalities, `text_errors` counts the wrong words.
+
 S samples.
 """
 
@@ -22,6 +24,7 @@ _MAX_ORDER = 4
 _ROUGE_BETA = 1.2  # recall counts more than precision, as in the COCO captions evaluation
 _CIDER_SIGMA = 6.0  # words of difference in length
 SCORES = ("exact_match", "token_f1", "bleu4", "rouge_l", "cider_d")
+_ORDERS = range(1, _MAX_ORDER + 1)
 
 
 def words_of(text: str) -> list[str]:
@@ -143,9 +146,6 @@ def text_chunks(text: str, *, max_words: int) -> list[str]:
     return chunks
 
 
-_ORDERS = range(1, _MAX_ORDER + 1)
-
-
 def _split(
     candidates: Sequence[str], references: Sequence[Sequence[str]]
 ) -> tuple[list[list[str]], list[list[list[str]]]]:
@@ -209,3 +209,26 @@ def _cosine(a: np.ndarray | None, b: np.ndarray | None) -> float:
         return 0.0
     size = float(np.linalg.norm(a) * np.linalg.norm(b))
     return float(a @ b) / size if size else 0.0
+
+
+def text_errors(estimate: str, reference: str) -> dict[str, float]:
+    """Comparison of two texts, word by word; case and runs of spaces do not count.
+
+    exact             1.0 where all words are the same, else 0.0
+    word_error_rate   fewest words inserted, left out or replaced, over the words of the reference; may exceed 1
+    """
+    found, wanted = estimate.casefold().split(), reference.casefold().split()
+    if not wanted:
+        raise ValueError("the reference text has no words")
+    return {"exact": float(found == wanted), "word_error_rate": _edits(found, wanted) / len(wanted)}
+
+
+def _edits(found: list[str], wanted: list[str]) -> int:
+    """Levenshtein distance between two lists of words."""
+    row = list(range(len(wanted) + 1))
+    for number, word in enumerate(found, start=1):
+        before, row[0] = row[0], number
+        for column, other in enumerate(wanted, start=1):
+            cost = min(row[column] + 1, row[column - 1] + 1, before + (word != other))
+            before, row[column] = row[column], cost
+    return row[-1]

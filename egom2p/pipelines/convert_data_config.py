@@ -1,14 +1,55 @@
-"""The data and alphas files of a published trio -> the `data` section of ours."""
+"""The data and alphas files of a published trio -> the `data` section of ours, no key forgotten silently."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from egom2p.config import load_plain
-from egom2p.pipelines.published_keys import Leftovers, Source
 
 _LOADER = ("use_wds", "wds_n_repeats", "wds_shuffle_buffer_tar", "wds_shuffle_buffer_repeat", "shuffle_buffer_load")
 _PIXELS = ("main_augment_domain", "aligned_captions", "tok_train_aug", "max_samples", "pre_shuffle")
+
+
+class Leftovers:
+    """Keys without counterpart, each with the reason."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def add(self, key: str, reason: str) -> None:
+        self.lines.append(f"{key}: {reason}")
+
+
+class Source:
+    """Keys of one published mapping, crossed out as they are used."""
+
+    def __init__(self, values: Mapping[str, Any], where: str, leftovers: Leftovers) -> None:
+        self._left = dict(values)
+        self.where = where
+        self.leftovers = leftovers
+
+    def take(self, key: str, default: Any = None) -> Any:
+        """Value of a key, else the published program's default."""
+        value = self._left.pop(key, None)
+        return default if value is None else value
+
+    def drop(self, key: str, reason: str) -> None:
+        """A key that is not needed here."""
+        if key in self._left and self._left.pop(key) is not None:
+            self.leftovers.add(f"{self.where}.{key}", reason)
+
+    def only(self, key: str, value: Any, reason: str) -> None:
+        """A key of which one value has a counterpart; with another one it is named."""
+        found = self._left.pop(key, None)
+        if found is not None and found != value:
+            self.leftovers.add(f"{self.where}.{key}", f"{found} has no counterpart; {reason}")
+
+    def name_the_rest(self) -> None:
+        """Name every key that nothing has asked for, unless it is null."""
+        for key, value in self._left.items():
+            if value is not None:
+                self.leftovers.add(f"{self.where}.{key}", "unknown")
+        self._left.clear()
 
 
 def converted_data(

@@ -15,8 +15,8 @@ from egom2p.contracts import Recording
 from egom2p.data.clips.clip_alignment import ClipConfig, RecordingTooShort, Window, clip_key, cut_clip, plan_clips
 from egom2p.data.clips.clip_store import META, clip_folders, encode_clip
 from egom2p.data.recordings.reader_choice import Reader, SourceConfig, identity, open_reader, outline
-from egom2p.data.shards.numbered_shards import check_finished, finished_keys, shard_path, write_shard
 from egom2p.data.shards.shard_set import CARD_NAME
+from egom2p.data.shards.shard_writer import check_finished, finished_keys, shard_path, write_shard
 from egom2p.jobs.progress import progress_bar, say
 from egom2p.jobs.workers import Workers, tick
 from egom2p.storage import load_json, save_json

@@ -12,11 +12,10 @@ from typing import Any
 from egom2p.contracts import Tokenizer
 from egom2p.data.clips.clip_store import ClipStore
 from egom2p.jobs.progress import progress_bar, say
-from egom2p.pipelines.clip_encoding import ClipEncoder
-from egom2p.pipelines.clip_reading import PreparedClips, ReadingTimes, ReadTask, prepare_clips, read_ahead
+from egom2p.pipelines.clip_encoding import ClipEncoder, PreparedClips, ReadingTimes, ReadTask, prepare_clips, read_ahead
 from egom2p.pipelines.token_shards import Ledger, TokenShards, keys_hash
 from egom2p.storage import only_writer
-from egom2p.tokenizers.reconstruction_summary import mean_errors
+from egom2p.tokenizers.protocol import mean_errors
 
 
 @dataclass

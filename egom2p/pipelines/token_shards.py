@@ -21,8 +21,8 @@ from typing import Any, Literal
 import numpy as np
 
 from egom2p.data.shards.array_files import encode_array
-from egom2p.data.shards.numbered_shards import check_finished, finished_keys, shard_path, write_shard
 from egom2p.data.shards.shard_set import ShardSet
+from egom2p.data.shards.shard_writer import check_finished, finished_keys, shard_path, write_shard
 from egom2p.storage import is_remote
 from egom2p.storage.remote import joined, list_names, read_bytes, upload, write_bytes
 

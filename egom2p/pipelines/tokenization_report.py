@@ -8,7 +8,7 @@ import numpy as np
 
 from egom2p.contracts import Tokenizer
 from egom2p.pipelines.token_shards import TokenShards
-from egom2p.tokenizers.reconstruction_summary import mean_errors
+from egom2p.tokenizers.protocol import mean_errors
 
 # How much worse than the tokenizer's own card the round trip may be before a run says so.
 _SUSPICIOUS = 3.0

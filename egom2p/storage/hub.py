@@ -1,6 +1,7 @@
 """The Hugging Face Hub: folders of weights fetched or pushed as one commit, and single files of any repository.
 
-Of single files who may have them is asked first, and what came is compared with what was promised.
+Only plain files travel: safetensors, JSON and text; of single files who may have them is asked first, and what came is
+compared with what was promised. Who is logged in (`hf auth login`) or has set HF_TOKEN reaches
 private and gated repositories; HF_ENDPOINT, HF_HOME and HF_HUB_OFFLINE mean what the Hub's library says.
 """
 
@@ -17,6 +18,7 @@ PLAIN_FILES = ("*.safetensors", "*.json", "*.txt", "*.md", "*.jinja")
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _PICKLES = {".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle", ".joblib", ".jit", ".npy", ".npz"}
 _ALSO_PLAIN = {"LICENSE", "NOTICE"}
+RepoKind = Literal["model", "dataset"]
 
 
 def fetch(id_or_path: str | Path, *, revision: str | None = None, files: Sequence[str] = PLAIN_FILES) -> Path:
@@ -123,9 +125,6 @@ def pushable_files(directory: str | Path) -> dict[str, Path]:
     if not files:
         raise ValueError(f"{directory}: nothing to push")
     return files
-
-
-RepoKind = Literal["model", "dataset"]
 
 
 @dataclass(frozen=True)

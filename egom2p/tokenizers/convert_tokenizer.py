@@ -16,8 +16,12 @@ from egom2p.storage.hub import fetch
 from egom2p.storage.torchscript_archives import is_torchscript, read_torchscript_tensors
 from egom2p.tokenizers.pretrained import TokenizerNetworkConfig, build_network, save_tokenizer
 from egom2p.tokenizers.protocol import TrainableTokenizer
-from egom2p.tokenizers.reference_weights import load_reference_codec, load_reference_trajectory
-from egom2p.tokenizers.torchscript_comparison import TorchScriptConfig, compare_with_torchscript
+from egom2p.tokenizers.reference_weights import (
+    TorchScriptConfig,
+    compare_with_torchscript,
+    load_reference_codec,
+    load_reference_trajectory,
+)
 from egom2p.tokenizers.trajectory.trajectory_vqvae import TrajectoryVqVae
 from egom2p.tokenizers.video.video_codec import VideoCodec
 

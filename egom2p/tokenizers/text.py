@@ -24,7 +24,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from egom2p.config import strict, to_plain
 from egom2p.contracts import AlignedClip, ModalitySpec, TokenGrid, check_shape
 from egom2p.storage import atomic_directory, fingerprint_of, load_json, save_json
-from egom2p.tokenizers.reconstruction_summary import code_usage
+from egom2p.tokenizers.protocol import code_usage
 
 CARD_FILE = "tokenizer.json"
 VOCABULARY_FILE = "wordpiece.json"

@@ -15,7 +15,7 @@ from egom2p.data.clips.video_files import encode_webm
 from egom2p.geometry import canonicalise
 from egom2p.storage import load_json
 from egom2p.viewing import page, plots
-from egom2p.viewing.panels import coloured_depth, depth_range, enlarged, samples_at_frames, side_by_side, with_gaze
+from egom2p.viewing.plots import coloured_depth, depth_range, enlarged, samples_at_frames, side_by_side, with_gaze
 
 _PANEL_HEIGHT = 224
 _SEAMS = {  # of a joined result, as `stitching` reports them -> unit

@@ -20,7 +20,7 @@ from egom2p.contracts import Intrinsics, Stream
 from egom2p.geometry import canonicalise, gaze_rays, pixel_grid, pixels_from_gaze, unproject
 from egom2p.storage import atomic_file
 from egom2p.viewing import plots
-from egom2p.viewing.panels import coloured_depth, depth_range, samples_at_frames
+from egom2p.viewing.plots import coloured_depth, depth_range, samples_at_frames
 
 FIELD_OF_VIEW_DEG = 90.0  # for clips whose camera is not known
 _TIMELINE = "time"

@@ -12,7 +12,7 @@ import numpy as np
 
 from egom2p.data.clips.video_files import encode_webm
 from egom2p.viewing import page, plots
-from egom2p.viewing.panels import coloured_depth, depth_range, enlarged, samples_at_frames, side_by_side, with_gaze
+from egom2p.viewing.plots import coloured_depth, depth_range, enlarged, samples_at_frames, side_by_side, with_gaze
 
 _PANEL_HEIGHT = 192
 _CRF = 24

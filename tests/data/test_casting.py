@@ -5,8 +5,7 @@ import pytest
 import trimesh
 
 from egom2p.data.recordings.synthetic import CameraConfig, LampConfig, RoomConfig, casting
-from egom2p.data.recordings.synthetic.casting import Caster, tell_slow_casting
-from egom2p.data.recordings.synthetic.plain_casting import PlainIntersector
+from egom2p.data.recordings.synthetic.casting import Caster, PlainIntersector, tell_slow_casting
 from egom2p.data.recordings.synthetic.rendering import render
 from egom2p.data.recordings.synthetic.rooms import build_room
 

@@ -7,9 +7,16 @@ from hypothesis import strategies as st
 from token_shards import random_clip, text_spec, tiny_specs
 
 from egom2p.contracts import TokenClip
-from egom2p.data.masking import AlphasConfig, MaskingConfig, ModalityAlphas, TransferConfig, UnifiedMasking
+from egom2p.data.masking import (
+    AlphasConfig,
+    MaskingConfig,
+    ModalityAlphas,
+    TransferConfig,
+    UnifiedMasking,
+    draw_connected,
+    draw_split,
+)
 from egom2p.data.modality_info import default_specs
-from egom2p.data.position_draws import draw_connected, draw_split
 from egom2p.data.sequence_masking import mask_sequence
 from egom2p.data.transfer_masking import TransferMasking
 

@@ -12,7 +12,7 @@ import webdataset
 
 from egom2p.data.modality_info import default_specs
 from egom2p.data.shards.folder_set import FolderSet, open_clips
-from egom2p.data.shards.shard_paths import expand_braces, split_folders
+from egom2p.data.shards.shard_files import expand_braces, split_folders
 from egom2p.data.shards.shard_set import ShardSet, ShardWriter, decode_array, encode_array, shard_pattern
 
 

@@ -13,7 +13,7 @@ from egom2p.data.clip_order import MixtureOrder, clip_rng
 from egom2p.data.collate import BatchShape, collate
 from egom2p.data.masking import AlphasConfig, MaskingConfig, ModalityAlphas, TransferConfig, UnifiedMasking
 from egom2p.data.modality_info import default_specs
-from egom2p.data.shards.shard_paths import split_folders
+from egom2p.data.shards.shard_files import split_folders
 from egom2p.data.token_batches import ClipSize, choose_shape, fit_clips, runs
 from egom2p.data.unified_datasets import DataConfig, DatasetConfig, TokenLoader
 from egom2p.models.egom2p_model import EgoM2P, ModelConfig

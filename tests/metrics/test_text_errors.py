@@ -2,7 +2,7 @@
 
 import pytest
 
-from egom2p.metrics.text import text_errors
+from egom2p.metrics.caption import text_errors
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,7 @@ from tiny_clips import FOLDERS, tiny_clip, tiny_config
 from egom2p.data.clips.clip_store import ClipStore, write_clips
 from egom2p.data.shards.folder_set import FolderSet
 from egom2p.data.shards.shard_set import ShardSet, shard_pattern
-from egom2p.pipelines.clip_encoding import ClipEncoder
-from egom2p.pipelines.clip_reading import PreparedClips, ReadingTimes, ReadTask, read_ahead
+from egom2p.pipelines.clip_encoding import ClipEncoder, PreparedClips, ReadingTimes, ReadTask, read_ahead
 from egom2p.pipelines.tokenization import tokenize
 from egom2p.storage.remote import list_names, read_bytes
 

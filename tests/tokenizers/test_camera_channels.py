@@ -8,8 +8,12 @@ from scipy.spatial.transform import Rotation
 from tiny_tokenizers import tiny_trajectory
 
 from egom2p.geometry import canonicalise, read_kitti, read_tum
-from egom2p.tokenizers.trajectory.camera_channels import camera_poses, motion_channels, pose_channels
-from egom2p.tokenizers.trajectory.track_representations import camera_clip_errors
+from egom2p.tokenizers.trajectory.track_representations import (
+    camera_clip_errors,
+    camera_poses,
+    motion_channels,
+    pose_channels,
+)
 
 
 def wild_path(rng, num_samples=20, largest_deg=170.0):

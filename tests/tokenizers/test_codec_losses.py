@@ -7,8 +7,13 @@ from moving_clips import SIZE, moving_clip, moving_clips, with_stream
 from tiny_tokenizers import tiny_codec
 
 from egom2p.storage import save_tensors
-from egom2p.tokenizers.video.adversarial_loss import AdversarialLossConfig, PatchCritic, adversarial_terms
-from egom2p.tokenizers.video.codec_losses import CodecLossesConfig, CodecWithLosses
+from egom2p.tokenizers.video.codec_losses import (
+    AdversarialLossConfig,
+    CodecLossesConfig,
+    CodecWithLosses,
+    PatchCritic,
+    adversarial_terms,
+)
 from egom2p.tokenizers.video.flow_loss import FlowLossConfig, estimated_flow, flow_loss, warped
 from egom2p.tokenizers.video.perceptual_loss import PerceptualLoss, PerceptualLossConfig
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from egom2p.tokenizers.convert_tokenizer import ConvertTokenizerConfig, convert_tokenizer
 from egom2p.tokenizers.pretrained import load_tokenizer
-from egom2p.tokenizers.torchscript_comparison import TorchScriptConfig
+from egom2p.tokenizers.reference_weights import TorchScriptConfig
 
 
 class ReleasedEncoder(nn.Module):

@@ -12,7 +12,7 @@ from tiny_artifacts import make_tiny_world
 
 from egom2p.evaluation.evaluation import run_evaluation
 from egom2p.evaluation.evaluation_config import ClipsConfig, EvaluationConfig
-from egom2p.viewing.panels import coloured_depth, depth_range, enlarged, side_by_side, with_gaze
+from egom2p.viewing.plots import coloured_depth, depth_range, enlarged, side_by_side, with_gaze
 from egom2p.viewing.report import ReportConfig, validation_curves, write_report
 
 _ENTRIES = [

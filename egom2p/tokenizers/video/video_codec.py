@@ -17,14 +17,24 @@ from torch import Tensor, nn
 
 from egom2p.config import strict
 from egom2p.contracts import AlignedClip, LossOutput, ModalitySpec, TokenGrid, check_shape
-from egom2p.tokenizers.protocol import TokenizerBatch
-from egom2p.tokenizers.reconstruction_summary import code_usage, mean_errors
+from egom2p.tokenizers.protocol import TokenizerBatch, code_usage, mean_errors
 from egom2p.tokenizers.video.causal_video_layers import pointwise, start_as_zero
-from egom2p.tokenizers.video.causal_video_network import CausalVideoDecoder, CausalVideoEncoder, CausalVideoNetwork
+from egom2p.tokenizers.video.causal_video_network import (
+    CausalVideoDecoder,
+    CausalVideoEncoder,
+    CausalVideoNetwork,
+    LinearCodec,
+)
 from egom2p.tokenizers.video.depth_representations import DepthKind, DepthRepresentation
-from egom2p.tokenizers.video.linear_codec import LinearCodec
-from egom2p.tokenizers.video.video_padding import crop_padding, pad_video, padded_frames, padded_pixels
-from egom2p.tokenizers.video.video_representations import VideoRepresentation, depth_frames, rgb_frames
+from egom2p.tokenizers.video.video_representations import (
+    VideoRepresentation,
+    crop_padding,
+    depth_frames,
+    pad_video,
+    padded_frames,
+    padded_pixels,
+    rgb_frames,
+)
 
 # Enough blocks for a stable covariance, and little memory.
 _LINEAR_CLIPS = 64

@@ -6,8 +6,7 @@ from pathlib import Path
 
 from egom2p.contracts import ModalitySpec
 from egom2p.data.modality_info import PUBLISHED_MODALITIES, build_specs
-from egom2p.data.shards.shard_files import read_index
-from egom2p.data.shards.shard_paths import expand_files, split_folders
+from egom2p.data.shards.shard_files import expand_files, read_index, split_folders
 from egom2p.data.shards.shard_set import check_same_keys
 from egom2p.data.shards.shard_writer import CARD_NAME, read_card
 from egom2p.data.token_set import TokenSet

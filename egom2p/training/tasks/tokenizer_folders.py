@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from egom2p.contracts import ModalitySpec, check_fingerprint
-from egom2p.data.shards.shard_paths import split_folders
+from egom2p.data.shards.shard_files import split_folders
 from egom2p.data.unified_datasets import DataConfig, data_specs
 from egom2p.storage import load_json
 

@@ -1,24 +1,120 @@
 """First hits of rays on a mesh: embree finds the triangle, its plane gives the distance. P rays.
 
 Where embree is not installed (it has no wheels for some machines) plain numpy finds the triangle, many times slower.
+Its arithmetic is float64: every triangle of a group (A of them) is tried on every ray that passes the group's bounding
+sphere. What is hit differs from embree's (float32) only for rays that graze an edge.
 """
 
 import logging
 import multiprocessing
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
 import numpy as np
 import trimesh
 
-from egom2p.data.recordings.synthetic.plain_casting import PlainIntersector
+_MAX_GROUP = 48
+_MAX_TRIALS = 1 << 19  # ray-triangle pairs in memory at a time
+_EDGE = 1e-9  # in barycentric coordinates: neighbours overlap by this, so that no ray slips between them
+Backend = Literal["auto", "embree", "numpy"]
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Triangles that lie near each other, with what a trial needs of them.
+
+    triangles   (A,) their numbers
+    planes      (3, A) normals n, and offsets (A,): n . x = offset in the plane
+    u, v        (3, A) and (A,): u . x + u_offset is the first barycentric coordinate of a point x in the plane
+    """
+
+    triangles: np.ndarray
+    centre: np.ndarray
+    radius: float
+    planes: np.ndarray
+    offsets: np.ndarray
+    u: np.ndarray
+    u_offset: np.ndarray
+    v: np.ndarray
+    v_offset: np.ndarray
+
+    @classmethod
+    def of(cls, triangles: np.ndarray, corners: np.ndarray) -> "_Group":
+        """From the numbers (A,) of its triangles and their corners (A, 3, 3)."""
+        low, high = corners.min(axis=(0, 1)), corners.max(axis=(0, 1))
+        centre = (low + high) / 2
+        radius = np.linalg.norm(corners - centre, axis=-1).max()
+        first, along, across = corners[:, 0], corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]
+        normals = np.cross(along, across)
+        area = np.maximum(np.einsum("ac,ac->a", normals, normals), 1e-300)[:, None]
+        u, v = np.cross(across, normals) / area, np.cross(normals, along) / area
+        offsets = [np.einsum("ac,ac->a", vectors, first) for vectors in (normals, u, v)]
+        return cls(
+            triangles, centre, float(radius) * (1 + 1e-9), normals.T, offsets[0], u.T, -offsets[1], v.T, -offsets[2]
+        )
+
+
+class PlainIntersector:
+    """Triangles (A, 3, 3) made ready for rays; the same question as trimesh's intersectors answer."""
+
+    def __init__(self, corners: np.ndarray) -> None:
+        corners = np.asarray(corners, dtype=np.float64)
+        centres = corners.mean(axis=1)
+        self._groups = [_Group.of(part, corners[part]) for part in _split(np.arange(len(corners)), centres)]
+
+    def intersects_first(self, origins: np.ndarray, directions: np.ndarray) -> np.ndarray:
+        """Number (P,) of the first triangle that rays (P, 3), (P, 3) hit from either side, -1 for none."""
+        lengths_P = np.linalg.norm(directions, axis=1)
+        unit_P3 = directions / np.maximum(lengths_P, 1e-300)[:, None]
+        nearest_P = np.full(len(directions), np.inf)
+        found_P = np.full(len(directions), -1)
+        middle = origins.mean(axis=0)
+        # Near groups first: what they hide need not be tried.
+        for group in sorted(self._groups, key=lambda group: np.linalg.norm(group.centre - middle) - group.radius):
+            to_centre_P3 = group.centre - origins
+            along_P = np.einsum("pc,pc->p", to_centre_P3, unit_P3)
+            aside_P = np.einsum("pc,pc->p", to_centre_P3, to_centre_P3) - along_P**2
+            may_hit_P = (aside_P <= group.radius**2) & (along_P >= -group.radius)
+            may_hit_P &= along_P - group.radius <= nearest_P
+            rays = np.flatnonzero(may_hit_P)
+            chunk = max(_MAX_TRIALS // len(group.triangles), 1)
+            for start in range(0, len(rays), chunk):
+                part = rays[start : start + chunk]
+                row, distance = _nearest(group, origins[part], unit_P3[part])
+                is_nearer = distance < nearest_P[part]
+                part, row = part[is_nearer], row[is_nearer]
+                nearest_P[part], found_P[part] = distance[is_nearer], group.triangles[row]
+        return found_P
+
+
+def _nearest(group: _Group, origins: np.ndarray, directions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Row (P,) in the group and distance (P,) of the nearest hit, inf for none."""
+    along_PA = directions @ group.planes
+    with np.errstate(divide="ignore", invalid="ignore"):
+        distance_PA = (group.offsets - origins @ group.planes) / along_PA
+        u_PA = origins @ group.u + group.u_offset + distance_PA * (directions @ group.u)
+        v_PA = origins @ group.v + group.v_offset + distance_PA * (directions @ group.v)
+        is_hit_PA = (u_PA >= -_EDGE) & (v_PA >= -_EDGE) & (u_PA + v_PA <= 1 + _EDGE) & (distance_PA > 0)
+    distance_PA = np.where(is_hit_PA & np.isfinite(distance_PA), distance_PA, np.inf)
+    row_P = distance_PA.argmin(axis=1)
+    return row_P, distance_PA[np.arange(len(row_P)), row_P]
+
+
+def _split(triangles: np.ndarray, centres: np.ndarray) -> list[np.ndarray]:
+    """Groups of near triangles: halves along the longest axis until they are small."""
+    if len(triangles) <= _MAX_GROUP:
+        return [triangles] if len(triangles) else []
+    axis = np.ptp(centres[triangles], axis=0).argmax()
+    order = triangles[np.argsort(centres[triangles, axis], kind="stable")]
+    half = len(order) // 2
+    return _split(order[:half], centres) + _split(order[half:], centres)
+
 
 try:
     from trimesh.ray.ray_pyembree import RayMeshIntersector
 except ImportError:
     RayMeshIntersector = None
-
-Backend = Literal["auto", "embree", "numpy"]
 
 
 class Caster:

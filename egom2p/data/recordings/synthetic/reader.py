@@ -1,7 +1,7 @@
 """Recordings of the synthetic world: same interface as every other reader, made when asked for.
 
 Recording i is a function of the configuration and i alone: the order and number of reads change nothing.
-T samples at the rate of the simulation, M movers.
+Captions are sentences made from the factors of the simulation. T samples at the rate of the simulation, M movers.
 """
 
 import json
@@ -13,14 +13,19 @@ import numpy as np
 
 from egom2p.config import strict
 from egom2p.contracts import AlignedClip, Provenance, Recording, Stream
-from egom2p.data.recordings.synthetic.captions import caption_of
 from egom2p.data.recordings.synthetic.casting import Caster, tell_slow_casting
-from egom2p.data.recordings.synthetic.gaze import GazeConfig, Looking, Surroundings, simulate_looking
+from egom2p.data.recordings.synthetic.gaze import (
+    AHEAD,
+    AWAY,
+    GazeConfig,
+    Looking,
+    Surroundings,
+    camera_rotations,
+    simulate_looking,
+)
 from egom2p.data.recordings.synthetic.movers import Mover, MoversConfig, companion, patch_movers
 from egom2p.data.recordings.synthetic.rendering import CameraConfig, LampConfig, render
-from egom2p.data.recordings.synthetic.rooms import RoomConfig, Scene, build_room
-from egom2p.data.recordings.synthetic.scene_files import load_scene
-from egom2p.data.recordings.synthetic.views import camera_rotations
+from egom2p.data.recordings.synthetic.rooms import RoomConfig, Scene, build_room, load_scene
 from egom2p.data.recordings.synthetic.walking import Walk, WalkConfig, WalkMap, build_walk_map, plan_walk
 
 _SIMULATION_HZ = 60.0
@@ -277,3 +282,27 @@ def _surroundings(
         roll=walk.roll,
         focal=(intrinsics.fx / intrinsics.width, intrinsics.fy / intrinsics.height),
     )
+
+
+def caption_of(speed: np.ndarray, turn: np.ndarray, target: np.ndarray, mover_names: list[str]) -> str:
+    """One sentence about a stretch of time: speed (T,) m/s, turn (T,) rad/s, left positive, target (T,) as in `gaze`.
+
+    For example "the wearer walks forward and turns left, looking at a red moving ball".
+    """
+    targets, counts = np.unique(target[target != AWAY] if (target != AWAY).any() else target, return_counts=True)
+    main = int(targets[np.argmax(counts)])
+    if main in (AHEAD, AWAY):
+        looks = "looks ahead" if main == AHEAD else "looks around"
+    else:
+        colour, shape = mover_names[main].split()
+        looks = f"looks at {'an' if colour[0] in 'aeiou' else 'a'} {colour} moving {shape}"
+    return f"the wearer {_motion(float(np.mean(speed)), float(np.mean(turn)))} and {looks}"
+
+
+def _motion(speed_mps: float, turn_rad_per_s: float) -> str:
+    side = "left" if turn_rad_per_s > 0 else "right"
+    turns = abs(turn_rad_per_s) > np.radians(10)
+    if speed_mps < 0.2:
+        return f"turns {side} on the spot" if turns else "stands still"
+    pace = "walks" if speed_mps < 0.9 else "walks fast"
+    return f"{pace} and turns {side}" if turns else f"{pace} forward"

@@ -20,7 +20,7 @@ $(error unknown variable: $(foreach name,$(UNKNOWN),$(name)$(addprefix $(comma) 
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock test test-all check format
+.PHONY: help setup lock test test-experiments test-all check format
 
 help:  ## this list
 	@grep -hE '^[a-z][a-z0-9_% -]*:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{sub("%", "<N>", $$1); printf "  make %-26s %s\n", $$1, $$2}'
@@ -60,8 +60,11 @@ PYTEST := OMP_NUM_THREADS=1 $(if $(filter 1,$(LATEST)),EGOM2P_LATEST=1) $(PY) -m
 test: $(ENV)  ## the fast tests
 	$(PYTEST) -n $(WORKERS) -m "not slow"
 
-test-all: $(ENV)  ## every test, the slow ones too
-	$(PYTEST) -n $(WORKERS)
+test-experiments: $(ENV)  ## the tests of the experiments, which no other part needs
+	$(PYTEST) -n $(WORKERS) experiments/tests
+
+test-all: $(ENV)  ## every test, the slow ones and those of the experiments too
+	$(PYTEST) -n $(WORKERS) tests experiments/tests
 
 check: $(ENV)  ## format, lint, import order, fast tests
 	$(PY) -m ruff format .

@@ -148,7 +148,7 @@ def test_commands_of_the_readme_are_accepted(words):
         return
     program = next((word for word in words if word in SCHEMAS), None)
     if program is None:
-        scripts = {"upload_ckpt_hf.py", "benchmarks/anytoany.py", "benchmarks/anytoany_experiments.py"}
+        scripts = {"upload_ckpt_hf.py", "benchmarks/anytoany.py"}
         assert words[0] in ("hf", "pip") or scripts & set(words)
         return
     schema, default = SCHEMAS[program]

@@ -2,13 +2,22 @@
 
 import json
 from collections import Counter
+from typing import get_args
 
 import numpy as np
 import pytest
 
 from egom2p.anytoany.conversations.conversation import answer_of
+from egom2p.anytoany.conversations.templates import TemplateConfig, Templates
 from egom2p.anytoany.world.factor_world import OBJECTS, combinations, factor_clip, factor_rows, factor_specs
-from egom2p.anytoany.world.world_questions import ClipFacts, WorldQuestionsConfig, WorldQuestionSet, answer_to
+from egom2p.anytoany.world.world_questions import (
+    ClipFacts,
+    Question,
+    WorldQuestionsConfig,
+    WorldQuestionSet,
+    answer_to,
+    usual_templates,
+)
 from egom2p.contracts import AlignedClip, Provenance, Stream
 from egom2p.data.clips.clip_alignment import ClipConfig, cut_clips
 from egom2p.data.clips.clip_store import write_clips
@@ -134,3 +143,21 @@ def test_codes_of_the_factor_world_follow_its_combinations():
     assert np.mean(right) > 0.9
     with pytest.raises(ValueError, match="no clip of the world"):
         factor_clip("nothing-1-2")
+
+
+def test_three_things_side_by_side_have_an_order():
+    def facts(across, seen=(True, True, True)):
+        return ClipFacts("c", "", np.zeros(60, int), 0.0, 0.0, tuple(NAMES), seen, across)
+
+    assert facts((0.8, 0.2, 0.5)).row == ("orange box", "pink barrel", "red ball")
+    assert answer_to("position", facts((0.8, 0.2, 0.5)), min_candidates=3) == "an orange box"
+    assert answer_to("row", facts((0.8, 0.2, 0.5)), min_candidates=3) == "an orange box, a pink barrel, a red ball"
+    assert facts((0.8, 0.2, 0.21)).row is None, "too close to be left and right"
+    assert facts((0.8, 0.2, 0.5), (True, False, True)).row is None
+    assert facts(None).row is None and answer_to("position", facts(None), min_candidates=1) is None
+
+
+@pytest.mark.parametrize("question", get_args(Question))
+def test_every_question_has_templates_to_train_and_to_test_with(question):
+    for split in ("train", "held_out"):
+        assert len(Templates(TemplateConfig(file=usual_templates(question), split=split))) > 0

@@ -11,7 +11,7 @@ from einops import rearrange
 from moving_clips import NUM_SAMPLES, moving_clips
 from tiny_tokenizers import TINY_TRACK, tiny_trajectory
 
-from egom2p.config import ConfigError, from_plain, load_config
+from egom2p.config import ConfigError, from_plain
 from egom2p.contracts import ModalitySpec
 from egom2p.generation.partial_prompts import known_positions
 from egom2p.tokenizers import load_tokenizer, save_tokenizer
@@ -145,16 +145,6 @@ def test_wrong_settings_say_what_is_wrong(changes, words):
 def test_tokenizers_from_before_keep_their_fingerprint(tmp_path, name):
     loaded = load_tokenizer(SHIPPED / name)
     assert save_tokenizer(loaded.network, tmp_path / name) == loaded.fingerprint
-
-
-def test_the_shipped_comparison_builds_every_variant():
-    from experiments.rate_distortion import RateDistortionConfig
-
-    config = load_config(
-        RateDistortionConfig, SHIPPED.parents[2] / "cfgs/default/tokenization/rate_distortion.yaml", []
-    )
-    streams = {config.network(name).quantizer.num_streams for name in config.variants}
-    assert streams >= {1, 2} and {config.network(name).quantity for name in config.variants} == {"camera", "gaze"}
 
 
 def test_streams_of_a_time_step_are_known_together():

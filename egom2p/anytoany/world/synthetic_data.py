@@ -4,7 +4,6 @@ Same files as the downloaded ones, so the same configs and readers work; no netw
 """
 
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,13 +16,11 @@ from egom2p.anytoany.language.language_tokenizer import train_tokenizer
 from egom2p.anytoany.perception.feature_store import PerceptWriter
 from egom2p.anytoany.perception.source import PerceptionConfig
 from egom2p.anytoany.perception.token_features import TokenSource
-from egom2p.anytoany.world.factor_world import Ask, Split, answer, combinations, factor_clip, factor_rows, factor_specs
-from egom2p.anytoany.world.reference_text import reference_rows
+from egom2p.anytoany.world.factor_world import Ask, Split, factor_clip, factor_rows, factor_specs
 from egom2p.config import strict, to_plain
+from egom2p.contracts import TokenClip
 from egom2p.data.clip_order import clip_rng
 from egom2p.storage import atomic_directory, atomic_file
-from experiments.code_conversations import conversation_clips, experiment_rows
-from experiments.screen_conversations import screen_texts, write_screens
 
 _TEMPLATES = ("caption_video", "looked_at", "looked_at_choice", "motion", "order")
 _SHARD_CLIPS = 1024
@@ -35,15 +32,9 @@ class SyntheticDataConfig:
     """Sizes of what is made.
 
     architecture   settings of transformers for the base model, with random weights
-    experiments    also what cfgs/default/anytoany/experiments reads, and no quickstart (12 seconds)
-    held_out_clips of each unseen combination, in the experiments
-    screens        pictures of screens to train on, for experiments/screen.yaml (about 10 ms each); 0: none
     """
 
     clips_per_combination: int = 8
-    experiments: bool = False
-    held_out_clips: int = 10
-    screens: int = 0
     vocab_size: int = 768
     architecture: dict[str, Any] | None = None
     seed: int = 0
@@ -53,14 +44,8 @@ def build_synthetic(output: str | Path, config: SyntheticDataConfig) -> list[Pat
     """Write what is missing below `output`; returns the files and folders.
 
     captions_train.jsonl, captions_unseen.jsonl, looked_at_*.jsonl   rows {clip, description}
-    looked_at_balanced.jsonl   new clips, of every three objects one for each that may be looked at: without the gaze
-                               nobody is right more often than in a third of them
     fusion_train.jsonl, fusion_unseen.jsonl   interleaved: camera codes asked for, and read
-    percepts/    codes of all these clips     text.jsonl, text_unseen.jsonl   conversations without media
-    tokenizer/   trained on these texts
-    screens/, tokenizer_screens/   with `screens`: pictures and conversations about them, see screen_conversations
-    and with `experiments`, see code_conversations: captions_unseen_many.jsonl, captions_noisy.jsonl, dialogues_*,
-    which_*, changed_*, named_*, say_*, read_*, reference_*, and tokenizer_*/, trained on their texts too
+    percepts/    codes of all these clips     tokenizer/   trained on their texts
     """
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
@@ -69,20 +54,13 @@ def build_synthetic(output: str | Path, config: SyntheticDataConfig) -> list[Pat
         for ask in ("caption", "looked_at")
         for split in ("train", "unseen")
     }
-    made = [_write_rows(output / table_name(*key), rows) for key, rows in tables.items()]
-    balanced = _balanced_rows()
-    made.append(_write_rows(output / "looked_at_balanced.jsonl", balanced))
+    made = [write_rows(output / table_name(*key), rows) for key, rows in tables.items()]
     for split in ("train", "unseen"):
-        made.append(_write_rows(output / f"fusion_{split}.jsonl", _fusion_rows(tables["caption", split])))
-    for name, split in (("text", "train"), ("text_unseen", "unseen")):
-        made.append(_write_rows(output / f"{name}.jsonl", _text_rows(tables["caption", split])))
-    names = [row["clip"] for rows in (*tables.values(), balanced) for row in rows]
-    made.append(_write_percepts(output / "percepts", names))
-    made.append(_write_tokenizer(output / "tokenizer", _all_texts(), config.vocab_size))
-    if config.screens:
-        made += write_screens(output / "screens", config.screens)
-        made.append(_write_tokenizer(output / "tokenizer_screens", screen_texts(), config.vocab_size))
-    return [*made, *(_write_experiments(output, config) if config.experiments else ())]
+        made.append(write_rows(output / f"fusion_{split}.jsonl", _fusion_rows(tables["caption", split])))
+    clips = [factor_clip(row["clip"]) for rows in tables.values() for row in rows]
+    made.append(write_codes(output / "percepts", clips))
+    made.append(write_tokenizer(output / "tokenizer", world_texts(), config.vocab_size))
+    return made
 
 
 def build_like_manifest(tables: Mapping[Path, Sequence[str]], config: SyntheticDataConfig) -> list[Path]:
@@ -102,37 +80,20 @@ def build_like_manifest(tables: Mapping[Path, Sequence[str]], config: SyntheticD
     return made
 
 
-def _write_experiments(output: Path, config: SyntheticDataConfig) -> list[Path]:
-    many = factor_rows("caption", "unseen", config.held_out_clips)
-    captions = {"train": factor_rows("caption", "train", config.clips_per_combination), "unseen": many}
-    files = {"captions_unseen_many.jsonl": many, **experiment_rows(captions)}
-    manual = {f"reference_{split}.jsonl": reference_rows(split) for split in captions}
-    made = [_write_rows(output / name, rows) for name, rows in (files | manual).items()]
-    made.append(_write_percepts(output / "percepts", [row["clip"] for row in many] + conversation_clips()))
-    words = list(dict.fromkeys(text for rows in files.values() for row in rows for text in _said_of(row)))
-    passages = [turn["value"] for row in manual["reference_train.jsonl"] for turn in row["conversations"]]
-    for name, texts in (("experiments", words), ("reference", passages)):
-        made.append(_write_tokenizer(output / f"tokenizer_{name}", [*_all_texts(), *texts], 2 * config.vocab_size))
-    return made
-
-
-def _said_of(row: dict[str, Any]) -> list[str]:
-    """Texts of an interleaved row, without the placeholders of media."""
-    return [re.sub(r"\{\w+\}", " ", turn["text"]) for turn in row.get("turns", ())]
-
-
 def table_name(ask: Ask, split: Split) -> str:
     return f"{'captions' if ask == 'caption' else ask}_{split}.jsonl"
 
 
 def world_texts() -> list[str]:
-    """Words of all questions about the synthetic worlds, and of the answers about the rendered one."""
+    """Words of all questions about the synthetic worlds, and of the answers."""
     files = [load_templates(template_path(name)) for name in _TEMPLATES]
     texts = [text for file in files for text in (*file.train, *file.held_out)]
     movers = [f"{colour} {shape}" for colour in ("red", "orange", "pink") for shape in ("ball", "box", "barrel")]
     answers = [f"first a {mover}, then an {mover}" for mover in movers]
     answers += [f"the wearer {way} and looks at a {mover} moving" for mover in movers for way in _WAYS]
-    return texts + answers
+    asks: tuple[Ask, ...] = ("caption", "looked_at")
+    answers += [row["description"] for ask in asks for row in factor_rows(ask, "train", 1)]
+    return [*texts, *answers, "Say again: What happens here? Move the camera: How does the camera move?"]
 
 
 _WAYS = (
@@ -146,36 +107,12 @@ _WAYS = (
 )
 
 
-def _write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> Path:
+def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> Path:
+    """JSON lines, unless the file is there."""
     if not path.is_file():
         with atomic_file(path) as unfinished:
             unfinished.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
-
-
-def _balanced_rows() -> list[dict[str, Any]]:
-    every = sorted([*combinations("looked_at", "train"), *combinations("looked_at", "unseen")])
-    return [
-        {
-            "clip": "-".join(["looked_at", "balanced", *map(str, factors), "0"]),
-            "description": answer("looked_at", factors),
-        }
-        for factors in every
-    ]
-
-
-def _text_rows(captions: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Conversations that can be answered from their text alone."""
-    texts = sorted({row["description"] for row in captions})
-    return [
-        {
-            "conversations": [
-                {"from": "human", "value": f"Say again: {text}"},
-                {"from": "gpt", "value": text},
-            ]
-        }
-        for text in texts
-    ]
 
 
 def _fusion_rows(captions: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -191,19 +128,21 @@ def _fusion_rows(captions: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
-def _write_percepts(folder: Path, names: list[str]) -> Path:
+def write_codes(folder: Path, clips: Sequence[TokenClip]) -> Path:
+    """Codes of clips of the world of codes, those that the folder does not hold yet."""
     config = PerceptionConfig(source="codes", width=1, modality_specs=[spec.to_dict() for spec in factor_specs()])
     source = TokenSource(config)
     card = {"source": "codes", "names": list(source.names), "width": 1, "fingerprint": source.fingerprint}
     writer = PerceptWriter(folder, card | {"perception": to_plain(config)})
-    missing = [name for name in names if name not in writer.done]
+    missing = [clip for clip in clips if clip.key not in writer.done]
     for start in range(0, len(missing), _SHARD_CLIPS):
         part = missing[start : start + _SHARD_CLIPS]
-        writer.write(part, source.perceive([factor_clip(name) for name in part]))
+        writer.write([clip.key for clip in part], source.perceive(part))
     return folder
 
 
-def _write_tokenizer(folder: Path, texts: Iterable[str], vocab_size: int) -> Path:
+def write_tokenizer(folder: Path, texts: Iterable[str], vocab_size: int) -> Path:
+    """A tokenizer trained on these texts, unless the folder is there."""
     if not folder.is_dir():
         with atomic_directory(folder) as unfinished:
             train_tokenizer(texts, vocab_size).save_pretrained(unfinished)
@@ -243,16 +182,10 @@ def clip_vector(name: str) -> np.ndarray:
 def _write_base(folder: Path, config: SyntheticDataConfig) -> Path:
     """A language model with random weights and the tokenizer of the world, as a folder of transformers."""
     if not (folder / "config.json").is_file():
-        tokenizer = train_tokenizer(_all_texts(), config.vocab_size)
+        tokenizer = train_tokenizer(world_texts(), config.vocab_size)
         settings = LanguageModelConfig(architecture=config.architecture, tokenizer="none", seed=config.seed)
         model = load_language_model(settings, tokenizer)
         with atomic_directory(folder) as unfinished:
             model.save_pretrained(unfinished)
             tokenizer.save_pretrained(unfinished)
     return folder
-
-
-def _all_texts() -> list[str]:
-    asks: tuple[Ask, ...] = ("caption", "looked_at")
-    answers = [row["description"] for ask in asks for row in factor_rows(ask, "train", 1)]
-    return [*world_texts(), *answers, "Say again: What happens here? Move the camera: How does the camera move?"]

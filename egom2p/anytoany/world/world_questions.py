@@ -201,8 +201,13 @@ class WorldQuestionSet:
         return captioned(key, fill(template, texts), [Media("video", facts.key)], found)
 
     def _templates_of(self, question: Question) -> Templates:
-        usual = TemplateConfig(file="caption_video" if question == "caption" else question, split=self._config.split)
+        usual = TemplateConfig(file=usual_templates(question), split=self._config.split)
         return Templates(self._config.templates.get(question, usual))
+
+
+def usual_templates(question: Question) -> str:
+    """Name of the file in cfgs/default/anytoany/templates."""
+    return "caption_video" if question == "caption" else question
 
 
 def read_facts(root: str, datasets: Sequence[str], max_clips: int | None = None) -> list[ClipFacts]:

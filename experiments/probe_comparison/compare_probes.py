@@ -18,7 +18,7 @@ from egom2p.evaluation.probe_labels import ProbeLabelConfig
 from egom2p.evaluation.results import Method, Metric, TaskResult, summarise, write_results
 from egom2p.generation.checkpoints import Checkpoint, load_checkpoint
 from egom2p.jobs.progress import say
-from experiments.feature_spread import feature_spread
+from experiments.jepa.feature_spread import feature_spread
 
 _COLUMNS = (Metric("accuracy", "accuracy", "", "share of clips with the right label, mean over runs", True, True),)
 

@@ -195,8 +195,6 @@ def _readable(number: float) -> str:
 
 def _tell_memory(plan: Plan, config: PretrainConfig, specs: tuple[ModalitySpec, ...], rows: ClipRows) -> None:
     """Footprints of this run, and the most clips per device for every size and device memory."""
-    if config.jepa is not None:
-        plan.notes.append("FLOPs and memory are those without jepa; its teacher and the passes through it come on top")
     num_shards = config.training.parallel.shard_size or max(plan.num_gpus, 2)
     ways = {
         "DDP": {},

@@ -1,6 +1,6 @@
 """Pretraining of EgoM2P on token shards: its root schema and its task for the loop."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -33,8 +33,6 @@ from egom2p.training.task import BatchSize, Measurement, Task
 from egom2p.training.tasks.token_evaluation import TokenEvaluation, TokenEvaluationConfig
 from egom2p.training.tasks.tokenizer_folders import copy_tokenizer, resolve_specs, token_identity
 from egom2p.training.training_config import TrainingConfig
-from experiments.feature_spread_evaluation import FeatureSpread
-from experiments.jepa import Jepa, JepaConfig
 
 _TOKENIZERS = "tokenizers"
 
@@ -46,9 +44,6 @@ class PretrainConfig:
     tokenizers        modality -> folder of the tokenizer that made its tokens, below `tokenizers_root` if that is
                       given. Every modality of the data needs an entry; they are compared with the data and copied into
                       the exported model. null: tokens only, the model then knows no tokenizer
-    jepa              also (or only) predict the features of hidden tokens, see `models.jepa`
-    feature_spread    at every evaluation of the run, how far the encoder's states spread over clips of which it sees
-                      these modalities (collapse; `training.feature_spread`)
     finetune          model to start from: folder of a model or of a run, or id of the Hub
     finetune_policy   strict: same modalities, same sizes, same mathematics. partial: whatever fits, the rest is
                       reported key by key and starts fresh (new modalities, more blocks)
@@ -65,7 +60,6 @@ class PretrainConfig:
     seed: int = 0
     model: ModelConfig
     loss: LossType = "mod"
-    jepa: JepaConfig | None = None
     finetune: str | None = None
     finetune_policy: LoadPolicy = "strict"
     lora: LoraConfig | None = None
@@ -76,7 +70,6 @@ class PretrainConfig:
     tokenizers: dict[str, str] | None = None
     data: DataConfig
     evaluation: TokenEvaluationConfig = TokenEvaluationConfig()
-    feature_spread: tuple[str, ...] = ()
     training: TrainingConfig
     dry_run: bool = False
     plan: PlanConfig = PlanConfig()
@@ -86,16 +79,6 @@ class PretrainConfig:
             raise ValueError("lora trains adapters of a trained model; say which with finetune")
         if self.lora is not None and self.frozen is not None:
             raise ValueError("lora freezes the model for good, frozen for a while; choose one")
-        if self.jepa is not None:
-            training = self.training
-            others = {
-                "lora": self.lora is not None,
-                "frozen": self.frozen is not None,
-                "training.batching=tokens": training.batching == "tokens",
-                "training.parallel.kind=fsdp": training.parallel.kind == "fsdp",
-            }
-            if given := [name for name, is_given in others.items() if is_given]:
-                raise ValueError(f"jepa does not go together with {', '.join(given)}")
 
     @property
     def tokenizer_folders(self) -> dict[str, Path] | None:
@@ -104,8 +87,13 @@ class PretrainConfig:
         return {name: Path(self.tokenizers_root or "", folder) for name, folder in self.tokenizers.items()}
 
 
-def pretrain(config: PretrainConfig) -> FitResult:
-    """Train, evaluate and write `<output_dir>/final`; ends the process with a code when a signal stopped it."""
+def pretrain(
+    config: PretrainConfig, make_task: Callable[[PretrainConfig, Ranks], "PretrainTask"] | None = None
+) -> FitResult:
+    """Train, evaluate and write `<output_dir>/final`; ends the process with a code when a signal stopped it.
+
+    make_task   of a study that trains the model in another way; None: `PretrainTask`
+    """
     if config.dry_run:
         from egom2p.training.planning.plan import dry_run  # it imports this file
 
@@ -114,7 +102,7 @@ def pretrain(config: PretrainConfig) -> FitResult:
     if config.evaluate_only is not None:
         with ranks_of_launch(config.training.device) as ranks:
             return FitResult(Progress(), 0, evaluate_model(config, ranks))
-    return train(config, PretrainTask)
+    return train(config, make_task or PretrainTask)
 
 
 class PretrainTask(Task):
@@ -138,13 +126,10 @@ class PretrainTask(Task):
         )
         measuring = {"batch_size": batch_size, "num_registers": num_registers, "seed": config.seed, "ranks": ranks}
         self.evaluation = TokenEvaluation(config.evaluation, config.data, self.specs, **measuring)
-        self.spread: FeatureSpread | None = None
-        if config.feature_spread:
-            self.spread = FeatureSpread(config.feature_spread, config.data, self.specs, **measuring)
         if config.training.keep_best is not None:
             self.evaluation.check_name(config.training.keep_best)
         with seeded(config.seed, 0):
-            self._egom2p = EgoM2P(config.model, self.specs)
+            self.egom2p = EgoM2P(config.model, self.specs)
         self.num_train_clips = sum(self.loader.num_clips.values())
         self.measurements: tuple[Measurement, ...] = ()
         # A run that resumes has all weights in its checkpoint; where it started from may be gone.
@@ -152,13 +137,9 @@ class PretrainTask(Task):
             self._start_from(config.finetune, is_first=ranks.is_first)
         if config.lora is not None:
             with seeded(config.seed, 2):
-                attach_lora(self._egom2p, config.lora)
-        self.model: nn.Module = self._egom2p
-        self._flops = ModelFlops(self._egom2p)
-        self._jepa: Jepa | None = None
-        if config.jepa is not None:
-            with seeded(config.seed, 3):
-                self.model = self._jepa = Jepa(self._egom2p, config.jepa)
+                attach_lora(self.egom2p, config.lora)
+        self.model: nn.Module = self.egom2p
+        self._flops = ModelFlops(self.egom2p)
         if config.frozen is not None:
             self._begin_frozen(config.frozen)
 
@@ -166,7 +147,7 @@ class PretrainTask(Task):
         return self.loader.batches(first_clip)
 
     def counts(self, batch: PackedBatch) -> tuple[int, ...]:
-        return batch.head_counts * (1 if self._jepa is None else self._jepa.num_terms)
+        return batch.head_counts
 
     def size(self, batch: PackedBatch) -> BatchSize:
         num_register_rows = self.config.model.num_registers * batch.num_clips  # rows of the encoder, no tokens
@@ -183,23 +164,17 @@ class PretrainTask(Task):
         return model(batch)
 
     def combine(self, sums: Tensor, denominators: tuple[int, ...]) -> Tensor:
-        combine = combine_losses if self._jepa is None else self._jepa.combine
-        return combine(
+        return combine_losses(
             sums,
             denominators,
             loss_type=self.config.loss,
-            vocab_sizes=self._egom2p.vocab_sizes,
+            vocab_sizes=self.egom2p.vocab_sizes,
             reference_denominator=self.config.training.reference_denominator,
         )
 
-    def after_step(self) -> None:
-        """The teacher follows; all other state is in weights and optimizer."""
-        if self._jepa is not None:
-            self._jepa.move_teacher()
-
     def evaluate(self, model: nn.Module) -> Iterable[Measurement]:
         self.measurements = tuple(self.evaluation.measure(model))
-        return self.measurements + (() if self.spread is None else tuple(self.spread.measure(self._egom2p)))
+        return self.measurements
 
     def check_checkpoint(self, directory: Path) -> None:
         found = [ModalitySpec.from_dict(values) for values in load_json(directory / "model.json")["modalities"]]
@@ -213,17 +188,16 @@ class PretrainTask(Task):
         sources = self.config.tokenizer_folders or {}
         for name, source in sources.items():
             copy_tokenizer(source, directory / _TOKENIZERS / name)
-        state = None
-        if self._jepa is not None:
-            # Through the trained module, which shows its average where that is what the run offers.
-            named, prefix = self._jepa.state_dict(), "model."
-            state = {name.removeprefix(prefix): value for name, value in named.items() if name.startswith(prefix)}
+        state = self.weights_to_export()
         if self.config.lora is not None:
-            state = merged_state(self._egom2p)
-            save_tensors(directory / "adapter" / "adapter_model.safetensors", lora_state(self._egom2p))
-            save_json(directory / "adapter" / "adapter_config.json", adapter_settings(self._egom2p))
+            save_tensors(directory / "adapter" / "adapter_model.safetensors", lora_state(self.egom2p))
+            save_json(directory / "adapter" / "adapter_config.json", adapter_settings(self.egom2p))
         positions = {name: f"{_TOKENIZERS}/{name}" for name in sources}
-        write_model_files(self._egom2p, directory, positions, state=state, about=self._about())
+        write_model_files(self.egom2p, directory, positions, state=state, about=self._about())
+
+    def weights_to_export(self) -> Mapping[str, Tensor]:
+        """The model's state dict (adapters merged), by way of the trained module: it may show an average instead."""
+        return self.egom2p.state_dict() if self.config.lora is None else merged_state(self.egom2p)
 
     def _about(self) -> dict[str, Any]:
         """What the model card tells."""
@@ -245,10 +219,10 @@ class PretrainTask(Task):
         until = training.in_units(length, frozen.until)
         what = frozen.train if isinstance(frozen.train, str) else f"embeddings of {', '.join(frozen.train)}"
         self.notes = (*self.notes, f"until {until:g} {length.unit} only {what} train")
-        self.frozen = FrozenPhase(trained_lines(self._egom2p, self.specs, frozen.train), until=until)
+        self.frozen = FrozenPhase(trained_lines(self.egom2p, self.specs, frozen.train), until=until)
 
     def _start_from(self, location: str, *, is_first: bool) -> None:
-        report = load_weights(self._egom2p, find_model(location), policy=self.config.finetune_policy)
+        report = load_weights(self.egom2p, find_model(location), policy=self.config.finetune_policy)
         self.notes = (*self.notes, *report.lines())
         if is_first:
             folder = local_folder(self.config.output_dir, self.config.training.scratch_dir)

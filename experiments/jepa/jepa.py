@@ -8,6 +8,7 @@ B clips, K modalities, N input and M target rows, D width.
 """
 
 import copy
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal
 
@@ -19,7 +20,6 @@ from egom2p.config import strict
 from egom2p.contracts import LossOutput, PackedBatch
 from egom2p.layers.padding import inverse_permutation
 from egom2p.models.egom2p_model import EgoM2P
-from egom2p.models.losses import LossType, combine_losses
 
 
 @strict
@@ -91,12 +91,14 @@ class Jepa(nn.Module):
             names += [f"features/{name}" for name in batch.modalities]
         return LossOutput(sums=torch.cat(sums), counts=batch.head_counts * self.num_terms, names=tuple(names))
 
-    def combine(self, sums: Tensor, denominators: tuple[int, ...], *, loss_type: LossType, **settings) -> Tensor:
-        """One loss (scalar) from the sums of `forward`; each kind of term is averaged as `combine_losses` does."""
+    def combine(
+        self, sums: Tensor, denominators: tuple[int, ...], *, average: Callable[[Tensor, tuple[int, ...]], Tensor]
+    ) -> Tensor:
+        """One loss (scalar) from the sums of `forward`: `average` of each kind of term, weighted."""
         weights = [weight for weight in (self.config.token_weight, self.config.weight) if weight > 0]
         count = len(sums) // self.num_terms
         parts = zip(weights, sums.split(count), [denominators[:count], denominators[-count:]], strict=False)
-        losses = [weight * combine_losses(part, rows, loss_type=loss_type, **settings) for weight, part, rows in parts]
+        losses = [weight * average(part, rows) for weight, part, rows in parts]
         return losses[0] if len(losses) == 1 else losses[0] + losses[1]
 
     @torch.no_grad()

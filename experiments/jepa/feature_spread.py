@@ -1,11 +1,12 @@
 """Whether the encoder's features collapse: how far they spread over held-out clips.
 
 An encoder that gives every clip the same state satisfies an objective on features perfectly, and knows nothing.
-B clips, D width.
+B clips, N vectors, D width.
 """
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,7 +16,6 @@ from egom2p.data.unified_datasets import DataConfig, EvalLoader
 from egom2p.models.egom2p_model import EgoM2P
 from egom2p.training.distributed import Ranks
 from egom2p.training.task import Measurement
-from experiments.feature_spread import spread_of_sums
 
 
 class FeatureSpread:
@@ -55,7 +55,7 @@ class FeatureSpread:
         ]
 
     def measure(self, model: EgoM2P) -> Iterator[Measurement]:
-        """See `metrics.feature_spread`; the model is in evaluation mode, without gradient."""
+        """See `spread_of_sums`; the model is in evaluation mode, without gradient."""
         width, device = model.config.dim, self._ranks.device
         sums = torch.zeros(1 + width + width * width, dtype=torch.float64, device=device)
         for loader in self._loaders:
@@ -78,3 +78,29 @@ def pooled_states(batch: PackedBatch, states: Tensor) -> Tensor:
     clip_N = torch.repeat_interleave(numbers_B, lengths_B, output_size=len(states))
     sums_BD = torch.zeros(len(lengths_B), states.shape[1], device=states.device).index_add_(0, clip_N, states.float())
     return sums_BD / lengths_B[:, None].clamp(min=1)
+
+
+def feature_spread(features: np.ndarray) -> dict[str, float]:
+    """`spread_of_sums` of features (N, D)."""
+    rows_ND = np.asarray(features, np.float64)
+    return spread_of_sums(len(rows_ND), rows_ND.sum(0), rows_ND.T @ rows_ND)
+
+
+def spread_of_sums(count: float, sums: np.ndarray, products: np.ndarray) -> dict[str, float]:
+    """The same from the number of vectors, their sum (D,) and the sum of their outer products (D, D).
+
+    std_share        root of their variance as a share of their root mean square: 0 when all are equal, 1 without mean
+    effective_rank   exp of the entropy of the covariance's spectrum (Roy and Vetterli 2007): how many directions share
+                     the variance, 1 ... D; 0 when there is none
+    """
+    mean_D = sums / count
+    square = float(np.trace(products)) / count
+    values_D = np.linalg.eigvalsh(products / count - np.outer(mean_D, mean_D)).clip(min=0)
+    variance = float(values_D.sum())
+    if variance <= 1e-12 * square or variance == 0:
+        return {"std_share": 0.0, "effective_rank": 0.0}
+    shares = values_D[values_D > 0] / variance
+    return {
+        "std_share": (variance / square) ** 0.5,
+        "effective_rank": float(np.exp(-(shares * np.log(shares)).sum())),
+    }

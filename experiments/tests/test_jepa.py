@@ -8,7 +8,7 @@ from packing import TINY_SPECS, pack, random_clips
 from egom2p.contracts import ModalitySpec, TokenGrid
 from egom2p.models.egom2p_model import EgoM2P, ModelConfig
 from egom2p.models.losses import combine_losses
-from experiments.jepa import Jepa, JepaConfig, with_targets_shown
+from experiments.jepa.jepa import Jepa, JepaConfig, with_targets_shown
 
 SIZE = {"dim": 24, "encoder_depth": 2, "decoder_depth": 1, "num_heads": 2, "mlp_ratio": 2.0, "activation": "swiglu",
         "use_bias": False, "qk_norm": False, "input_embedding_std": 0.5}  # fmt: skip
@@ -21,7 +21,7 @@ def build(config: JepaConfig, *, num_registers: int = 0, drop_path: float = 0.0)
 
 def train_loss(jepa: Jepa, batch) -> torch.Tensor:
     output = jepa(batch)
-    return jepa.combine(output.sums, output.counts, loss_type="mod")
+    return jepa.combine(output.sums, output.counts, average=combine_losses)
 
 
 @pytest.mark.parametrize("num_registers", [0, 2])
@@ -88,7 +88,7 @@ def test_weight_zero_is_the_model_alone_to_the_bit(rng):
     found, wanted = jepa(batch), jepa.model(batch)
     assert torch.equal(found.sums, wanted.sums) and found.counts == wanted.counts and found.names == wanted.names
     loss = combine_losses(wanted.sums, wanted.counts)
-    assert torch.equal(jepa.combine(found.sums, found.counts, loss_type="mod"), loss)
+    assert torch.equal(jepa.combine(found.sums, found.counts, average=combine_losses), loss)
     assert not any(weights.requires_grad for weights in jepa.predictor.parameters())
 
 

@@ -11,6 +11,7 @@ from egom2p.config import ConfigError, from_plain
 from egom2p.models.weights import load_model
 from egom2p.storage import load_tensors
 from egom2p.training.tasks.pretrain_task import PretrainConfig, pretrain
+from experiments.jepa.train import JepaTrainingConfig, train_jepa
 
 
 @pytest.fixture(scope="module")
@@ -22,8 +23,11 @@ def tokens(tmp_path_factory) -> Path:
 
 
 def run(tokens: Path, folder: Path, *, jepa: dict | None, **training):
-    values = pretrain_values(tokens, folder, **training) | {"jepa": jepa, "feature_spread": ["tok_smell"]}
-    return pretrain(from_plain(PretrainConfig, values))
+    """The study's run; without `jepa` the product's."""
+    values = pretrain_values(tokens, folder, **training)
+    if jepa is None:
+        return pretrain(from_plain(PretrainConfig, values))
+    return train_jepa(from_plain(JepaTrainingConfig, values | {"jepa": jepa, "feature_spread": ["tok_smell"]}))
 
 
 def entries(folder: Path, kind: str) -> list[dict]:
@@ -82,12 +86,18 @@ def test_both_losses_and_the_spread_are_logged_and_features_are_learned(tokens, 
 def test_what_does_not_go_together_is_refused(tokens, tmp_path):
     values = pretrain_values(tokens, tmp_path) | {"jepa": {"weight": 1.0}}
     with pytest.raises(ConfigError, match="jepa does not go together with frozen"):
-        from_plain(PretrainConfig, values | {"frozen": {"until": 2}})
+        from_plain(JepaTrainingConfig, values | {"frozen": {"until": 2}})
     values["training"] |= {"parallel": {"kind": "fsdp"}}
     with pytest.raises(ConfigError, match=r"jepa does not go together with training.parallel.kind=fsdp"):
-        from_plain(PretrainConfig, values)
-    plain = pretrain_values(tokens, tmp_path) | {"feature_spread": ["tok_smell"]}
+        from_plain(JepaTrainingConfig, values)
+    plain = pretrain_values(tokens, tmp_path) | {"jepa": {"weight": 1.0}, "feature_spread": ["tok_smell"]}
     plain["data"].pop("validation")
     plain["evaluation"] = {}
     with pytest.raises(ValueError, match="feature_spread of .'tok_smell'. needs data.validation"):
-        pretrain(from_plain(PretrainConfig, plain))
+        train_jepa(from_plain(JepaTrainingConfig, plain))
+
+
+def test_a_dry_run_says_what_it_leaves_out(tokens, tmp_path, capsys):
+    values = pretrain_values(tokens, tmp_path / "run") | {"jepa": {"weight": 1.0}, "dry_run": True}
+    train_jepa(from_plain(JepaTrainingConfig, values))
+    assert "without jepa" in capsys.readouterr().out and not (tmp_path / "run").exists()

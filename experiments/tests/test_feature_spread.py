@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from experiments.feature_spread import feature_spread, spread_of_sums
+from experiments.jepa.feature_spread import feature_spread, spread_of_sums
 
 
 def test_equal_vectors_have_no_spread(rng):

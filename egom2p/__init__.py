@@ -14,10 +14,10 @@ __version__ = "0.1.0"
 
 _FRONT_DOOR = {
     "load_model": "egom2p.generation.loaded_model",
-    "load_checkpoint": "egom2p.generation.checkpoints",
     "pretrained_checkpoint": "egom2p.generation.checkpoints",
     "read_prompts": "egom2p.generation.generation_inputs",
-    "generate_clips": "egom2p.generation.generation",
+    "Request": "egom2p.generation.request",
+    "generate_clips": "egom2p.generation.clip_generation",
     "load_tokenizer": "egom2p.tokenizers.pretrained",
     "load_config": "egom2p.config",
 }

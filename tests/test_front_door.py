@@ -11,8 +11,8 @@ import egom2p
 def test_every_name_of_the_front_door_is_there():
     for name in egom2p._FRONT_DOOR:
         assert callable(getattr(egom2p, name)) and name in dir(egom2p)
-    with pytest.raises(AttributeError, match="no attribute 'load_chekpoint'.*'load_checkpoint'"):
-        _ = egom2p.load_chekpoint
+    with pytest.raises(AttributeError, match="no attribute 'load_modle'.*'load_model'"):
+        _ = egom2p.load_modle
 
 
 def test_importing_the_package_imports_nothing_heavy():

@@ -20,7 +20,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError
 
 import egom2p
-from egom2p.config.schema import ConfigError, from_plain, is_known_key, types_at, unknown_key
+from egom2p.config.schema import ConfigError, decides, from_plain, is_known_key, types_at, unknown_key
 
 SchemaT = TypeVar("SchemaT")
 
@@ -138,6 +138,21 @@ def to_plain(config: Any) -> Any:
     if isinstance(config, Enum):
         return config.value
     return str(config) if isinstance(config, Path) else config
+
+
+def deciding(config: Any) -> Any:
+    """As `to_plain`, without the fields declared `not_deciding`: outputs saved under anything else are stale.
+
+    A field that nobody thought about decides, so a forgotten option makes too much anew, never too little.
+    """
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        kept = [field.name for field in dataclasses.fields(config) if decides(field)]
+        return {name: deciding(getattr(config, name)) for name in kept}
+    if isinstance(config, Mapping):
+        return {str(key): deciding(value) for key, value in config.items()}
+    if isinstance(config, list | tuple | set | frozenset):
+        return [deciding(value) for value in config]
+    return to_plain(config)
 
 
 def save_config(config: Any, path: str | Path) -> None:

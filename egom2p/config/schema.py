@@ -19,6 +19,15 @@ strict = dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 """Decorator for a config class: frozen, keyword-only, unknown keys are errors, values are checked against types."""
 
 
+def not_deciding(default: Any = dataclasses.MISSING) -> Any:
+    """A field that does not decide what comes out (a device, a batch size): `deciding` leaves it out."""
+    return dataclasses.field(default=default, metadata={"decides": False})
+
+
+def decides(field: dataclasses.Field) -> bool:
+    return field.metadata.get("decides", True)
+
+
 class ConfigError(ValueError):
     """A person's configuration is wrong; the message says what was found and what would be right."""
 

@@ -2,10 +2,12 @@
 
 from egom2p.contracts.batches import LossOutput, MaskedClip, PackedBatch
 from egom2p.contracts.clips import AlignedClip, FrameSource, Intrinsics, Provenance, Recording, Stream
+from egom2p.contracts.quantities import QUANTITIES, Quantity, quantity_of_stream
 from egom2p.contracts.shapes import check_shape
 from egom2p.contracts.tokens import ModalitySpec, TokenClip, TokenGrid, Tokenizer, TokenizerMismatch, check_fingerprint
 
 __all__ = [
+    "QUANTITIES",
     "AlignedClip",
     "FrameSource",
     "Intrinsics",
@@ -14,6 +16,7 @@ __all__ = [
     "ModalitySpec",
     "PackedBatch",
     "Provenance",
+    "Quantity",
     "Recording",
     "Stream",
     "TokenClip",
@@ -22,4 +25,5 @@ __all__ = [
     "TokenizerMismatch",
     "check_fingerprint",
     "check_shape",
+    "quantity_of_stream",
 ]

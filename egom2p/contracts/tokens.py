@@ -11,11 +11,10 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 
 from egom2p.contracts.clips import AlignedClip
+from egom2p.contracts.quantities import QUANTITIES, Quantity
 
 Kind = Literal["grid", "track", "sequence"]
-Quantity = Literal["rgb", "depth", "gaze", "camera", "text", "generic"]
 _KINDS = ("grid", "track", "sequence")
-_QUANTITIES = ("rgb", "depth", "gaze", "camera", "text", "generic")
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class ModalitySpec:
 
     name                   key in configs and batches, e.g. `tok_depth`
     kind                   how it is masked and decoded: `grid`, `track` or `sequence`
-    quantity               what it is: readers, metrics and views choose by this, never by name
+    quantity               what it measures, a name of `contracts.quantities`; `signal` is its record
     grid                   token grid; for a sequence (maximum length,)
     vocab_size             V; ids are 0 ... V-1
     folder                 folder on disk below the root of a data set
@@ -56,7 +55,7 @@ class ModalitySpec:
 
     name: str
     kind: Kind
-    quantity: Quantity
+    quantity: str
     grid: TokenGrid
     vocab_size: int
     folder: str
@@ -71,8 +70,8 @@ class ModalitySpec:
     def __post_init__(self) -> None:
         if self.kind not in _KINDS:
             raise ValueError(f"{self.name}: kind must be one of {_KINDS}, got {self.kind!r}")
-        if self.quantity not in _QUANTITIES:
-            raise ValueError(f"{self.name}: quantity must be one of {_QUANTITIES}, got {self.quantity!r}")
+        if self.quantity not in QUANTITIES:
+            raise ValueError(f"{self.name}: quantity must be one of {tuple(QUANTITIES)}, got {self.quantity!r}")
         if self.vocab_size < 1:
             raise ValueError(f"{self.name}: vocab_size must be positive, got {self.vocab_size}")
         if (self.kind == "grid") != (len(self.grid.shape) == 3):
@@ -83,6 +82,10 @@ class ModalitySpec:
             raise ValueError(f"{self.name}: {self.num_streams} streams do not fit a {self.kind} of {self.num_tokens}")
         if self.kind == "sequence" and (self.pad_id is None or self.eos_id is None):
             raise ValueError(f"{self.name}: a sequence needs pad_id and eos_id")
+
+    @property
+    def signal(self) -> Quantity:
+        return QUANTITIES[self.quantity]
 
     @property
     def num_tokens(self) -> int:

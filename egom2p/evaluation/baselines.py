@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from egom2p.contracts import AlignedClip
-from egom2p.contracts.quantities import STREAM_OF_QUANTITY
+from egom2p.contracts import AlignedClip, quantity_of_stream
 from egom2p.geometry import canonicalise, mean_poses
 
 
@@ -62,7 +61,7 @@ def training_statistics(clips: Sequence[AlignedClip], *, max_clips: int | None =
         for name, stream in clip.streams.items():
             if stream.values.dtype.kind == "U":
                 texts.setdefault(name, Counter())[str(stream.values[0])] += 1
-            elif name not in STREAM_OF_QUANTITY and stream.values.ndim == 2:
+            elif quantity_of_stream(name).stream is None and stream.values.ndim == 2:
                 is_valid = np.repeat(stream.is_valid[:, None], stream.values.shape[1], axis=1)
                 tracks.setdefault(name, _Mean()).add(stream.values, is_valid)
     mean_frame, log_depth_m = rgb.value(), log_depth.value()

@@ -15,17 +15,17 @@ from typing import Any
 import numpy as np
 
 from egom2p.config import run_main, to_plain
-from egom2p.contracts import Recording, TokenClip
-from egom2p.data.clips.clip_alignment import IMAGES
+from egom2p.contracts import QUANTITIES, Recording, TokenClip
+from egom2p.contracts.quantities import PICTURE_STREAMS
 from egom2p.data.recordings.reader_choice import open_reader
 from egom2p.evaluation.drift_config import DriftConfig, RecordingsConfig
 from egom2p.evaluation.drift_scores import METRICS, camera_drift, long_scores
 from egom2p.evaluation.results import Method, TaskResult, summarise, write_results
 from egom2p.generation.checkpoints import Checkpoint, load_checkpoint
-from egom2p.generation.clip_generation import Request
 from egom2p.generation.generation_inputs import clip_config_of, kind_of_input, read_recordings
-from egom2p.generation.long_generation import generate_stretch, window_seeds
-from egom2p.generation.recording_windows import Stretch, overlap_of, plan_stretches
+from egom2p.generation.long_generation import generate_segment, window_seeds
+from egom2p.generation.recording_windows import Segment, overlap_of, plan_segments
+from egom2p.generation.request import Request
 from egom2p.generation.stitching import StitchConfig, joined_stream
 from egom2p.geometry import canonicalise
 from egom2p.jobs.progress import progress_bar, say
@@ -130,32 +130,32 @@ def _measure(checkpoint: Checkpoint, recording: Recording, number: int, config: 
     with progress_bar(f"drift of {recording.name}", len(config.rows), is_shown=config.progress) as advance:
         for label, row in config.rows.items():
             overlap_s = overlap_of(clip_config, row.overlap_s)
-            (stretch, *rest) = plan_stretches(recording, clip_config, overlap_s=overlap_s)
+            (segment, *rest) = plan_segments(recording, clip_config, overlap_s=overlap_s)
             if rest:
                 raise ValueError(f"{recording.name}: streams miss for a while; drift wants recordings without a hole")
             if not truth:
-                truth = _truth(stretch)
-                tables.duration_s.append(stretch.duration_s)
+                truth = _truth(segment)
+                tables.duration_s.append(segment.duration_s)
                 camera = truth.get("camera")
                 tables.travelled_m.append(path_length_m(camera[0]) if camera else 0.0)
                 if camera and "camera" in quantities:
                     still = np.tile(np.eye(4), (len(camera[0]), 1, 1))
                     tables.add("camera", "stationary", camera_drift(still, camera[0], tables.segments_m))
-            request = Request(targets, config.conditions, row.sampling)
+            request = Request(
+                targets=targets, conditions=config.conditions, sampling=row.sampling, join=row.join,
+                stitching=row.stitching, seed=config.seed, batch_size=config.batch_size,
+            )  # fmt: skip
             # Windows that were conditioned depend on how those before them were joined.
             shared = (row.join, overlap_s, repr(row.sampling), row.stitching if row.join == "condition" else None)
             store = kept.setdefault((*shared, row.is_ceiling), _Kept())
             if row.is_ceiling:
-                _tokenize_truth(checkpoint, stretch, request, store)
+                _tokenize_truth(checkpoint, segment, request, store)
             start = time.perf_counter()
-            result = generate_stretch(
+            result = generate_segment(
                 checkpoint,
-                stretch,
+                segment,
                 request,
-                seeds=window_seeds(config.seed, number, stretch),
-                join=row.join,
-                stitching=row.stitching,
-                batch_size=config.batch_size,
+                seeds=window_seeds(config.seed, number, segment),
                 store=store,
             )
             tables.seconds[label] = tables.seconds.get(label, 0.0) + time.perf_counter() - start
@@ -164,30 +164,30 @@ def _measure(checkpoint: Checkpoint, recording: Recording, number: int, config: 
             advance(1)
 
 
-def _truth(stretch: Stretch) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Stream -> values and validity of the whole stretch; poses relative to the first."""
-    lines = {}
+def _truth(segment: Segment) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Stream -> values and validity of the whole segment; poses relative to the first."""
+    sequences = {}
     as_is = StitchConfig(camera="none", depth="none")
-    for window in stretch.windows:
-        clip = stretch.clip(window)
+    for window in segment.windows:
+        clip = segment.clip(window)
         for name in set(METRICS) & set(clip.streams):
-            config = stretch.config
-            rate_hz = config.video_rate_hz if name in IMAGES else config.track_rate_hz
-            if name not in lines:
-                lines[name] = joined_stream(name, stretch.num_samples(rate_hz), as_is)
+            config = segment.config
+            rate_hz = config.video_rate_hz if name in PICTURE_STREAMS else config.track_rate_hz
+            if name not in sequences:
+                sequences[name] = joined_stream(QUANTITIES[name], segment.num_samples(rate_hz), as_is)
             stream = clip.streams[name]
-            lines[name].add(stretch.first_sample(window, rate_hz), stream.values, stream.is_valid)
-    found = {name: line.part(0, line.end) for name, line in lines.items()}
+            sequences[name].add(segment.first_sample(window, rate_hz), stream.values, stream.is_valid)
+    found = {name: sequence.part(0, sequence.end) for name, sequence in sequences.items()}
     if "camera" in found:
         found["camera"] = (canonicalise(found["camera"][0]), found["camera"][1])
     return found
 
 
-def _tokenize_truth(checkpoint: Checkpoint, stretch: Stretch, request: Request, store: _Kept) -> None:
+def _tokenize_truth(checkpoint: Checkpoint, segment: Segment, request: Request, store: _Kept) -> None:
     names = [spec.name for spec in request.specs(checkpoint)]
     names += [checkpoint.spec(word).name for word in request.conditions or ()]
-    for window in stretch.windows:
-        clip = stretch.clip(window)
+    for window in segment.windows:
+        clip = segment.clip(window)
         if store.load(clip.key) is None:
             store.save(checkpoint.tokenize([clip], names)[0])
 

@@ -4,7 +4,7 @@ from dataclasses import field
 
 from egom2p.config import strict
 from egom2p.data.recordings.reader_choice import SourceConfig
-from egom2p.generation.long_generation import Join
+from egom2p.generation.request import Join
 from egom2p.generation.stitching import StitchConfig
 from egom2p.models.generation_plans import SamplingConfig
 

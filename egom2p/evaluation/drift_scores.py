@@ -9,7 +9,7 @@ import numpy as np
 
 from egom2p.evaluation.results import Metric
 from egom2p.generation.long_generation import LongResult
-from egom2p.generation.stitching import seam_summary
+from egom2p.generation.stitching import overlap_summary
 from egom2p.geometry import canonicalise
 from egom2p.metrics.camera import camera_errors
 from egom2p.metrics.depth import depth_errors
@@ -23,9 +23,13 @@ _CAMERA = (
     Metric("ate_se3_m", "ATE, se3", "m", "RMSE of positions, rigidly aligned"),
     Metric("end_percent", "end", "%", "distance of the last positions over the path's length", decimals=1),
     Metric(
-        "seam_m", "seam", "m", "RMS disagreement of neighbouring windows on their overlap, after placing", decimals=3
+        "overlap_m",
+        "overlap",
+        "m",
+        "RMS disagreement of neighbouring windows on their overlap, after aligning",
+        decimals=3,
     ),
-    Metric("seam_deg", "seam", "deg", "the same, of rotations", decimals=2),
+    Metric("overlap_deg", "overlap", "deg", "the same, of rotations", decimals=2),
 )
 _DEPTH = (
     Metric("abs_rel", "AbsRel", "", "no alignment, all pixels of the recording", False, True),
@@ -33,11 +37,18 @@ _DEPTH = (
     Metric("spread_percent", "scale spread", "%", "standard deviation over frames of the log of the scale", decimals=1),
     Metric("slope_percent_per_s", "scale trend", "%/s", "slope of the log of the scale", decimals=2),
     Metric("step_percent", "scale step", "%", "mean change of the log of the scale from frame to frame", decimals=2),
-    Metric("seam_log_placed", "seam", "log", "mean |log ratio| of neighbouring windows on the overlap, after placing"),
+    Metric(
+        "overlap_log_placed",
+        "overlap",
+        "log",
+        "mean |log ratio| of neighbouring windows on the overlap, after aligning",
+    ),
 )
 _GAZE = (
     Metric("distance", "distance", "image sizes", "mean over samples valid in the truth", False, True),
-    Metric("seam", "seam", "image sizes", "mean |difference| of neighbouring windows on the overlap, per coordinate"),
+    Metric(
+        "overlap", "overlap", "image sizes", "mean |difference| of neighbouring windows on the overlap, per coordinate"
+    ),
 )
 METRICS = {"camera": _CAMERA, "depth": _DEPTH, "gaze": _GAZE}
 
@@ -54,15 +65,15 @@ def long_scores(
     """
     clip, found = result.generated.clip, {}
     for name in set(result.generated.made_streams) & set(truth):
-        seams = seam_summary(list(result.seams[name]))
+        overlaps = overlap_summary(list(result.overlaps[name]))
         wanted, is_valid = truth[name]
         if name == "camera":
-            found[name] = camera_drift(clip.world_from_cam[: len(wanted)], wanted, segments_m) | seams
+            found[name] = camera_drift(clip.world_from_cam[: len(wanted)], wanted, segments_m) | overlaps
         elif name == "depth":
-            found[name] = _depth(clip.depth_m[: len(wanted)], wanted, rate_hz) | seams
+            found[name] = _depth(clip.depth_m[: len(wanted)], wanted, rate_hz) | overlaps
         else:
             distance = gaze_errors(clip.gaze[: len(wanted)], wanted, is_valid)["distance"]
-            found[name] = {"distance": distance} | seams
+            found[name] = {"distance": distance} | overlaps
     return found
 
 

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from egom2p.contracts import AlignedClip, ModalitySpec, TokenClip, Tokenizer
-from egom2p.contracts.quantities import SCORED_QUANTITIES, STREAM_OF_QUANTITY
 from egom2p.data.shards.folder_set import open_clips
 from egom2p.data.unigram_baseline import marginal_cross_entropy, position_entropy, unigram_baselines
 from egom2p.evaluation.baselines import TrainingStatistics, baseline_estimates
@@ -19,6 +18,7 @@ from egom2p.evaluation.results import Method, TaskResult
 from egom2p.evaluation.scores import ProtocolConfig, metrics_of, score
 from egom2p.evaluation.spreads import sample_spread
 from egom2p.generation.checkpoints import Checkpoint
+from egom2p.generation.request import clip_seed
 from egom2p.geometry import mean_poses
 from egom2p.metrics.bootstrap import bootstrap_interval
 from egom2p.metrics.calibration import ClipSpread, calibration
@@ -38,9 +38,6 @@ def check_task(task: str, checkpoint: Checkpoint, streams: Sequence[str], *, whe
     tokenizers = [checkpoint.tokenizer(checkpoint.spec(word).name) for word in (*inputs, target)]
     if tokenizers[-1].spec.name in [tokenizer.spec.name for tokenizer in tokenizers[:-1]]:
         raise ValueError(f"task {task}: {target} is input and target; a model that sees the answer says nothing")
-    quantity = tokenizers[-1].spec.quantity
-    if quantity not in SCORED_QUANTITIES:
-        raise ValueError(f"task {task}: no metrics for quantity {quantity!r}; there are for {SCORED_QUANTITIES}")
     needed = {tokenizer.stream for tokenizer in tokenizers[:-1]} | {_truth_stream(tokenizers[-1])}
     if missing := sorted(needed - set(streams)):
         raise ValueError(f"{where}: held-out clips have {sorted(streams)}, task {task} needs {missing} too")
@@ -109,7 +106,7 @@ class TaskEvaluator:
 
 def _truth_stream(tokenizer: Tokenizer) -> str:
     """Stream of the clips that a tokenizer's decodes are compared with."""
-    return STREAM_OF_QUANTITY.get(tokenizer.spec.quantity, tokenizer.stream)
+    return tokenizer.spec.signal.stream or tokenizer.stream
 
 
 def _keep_shown(shown: ShownArrays, name: str, estimate: np.ndarray, samples: np.ndarray) -> None:
@@ -227,11 +224,6 @@ def _estimate(
             spreads += [spread(start + row, clip_samples) for row, clip_samples in enumerate(samples)]
     known = [found for found in spreads if found is not None]
     return np.concatenate(means), np.concatenate(shown), known
-
-
-def clip_seed(seed: int, clip: int, sample: int) -> int:
-    """Seed of one sample of one clip; different for every combination."""
-    return (seed * 1_000_003 + clip) * 10_007 + sample
 
 
 def mean_of_samples(quantity: str, samples: np.ndarray) -> np.ndarray:

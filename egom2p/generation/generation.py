@@ -1,20 +1,31 @@
 """The job of `generate.py`: from any input to files, clip by clip or whole recordings joined from windows."""
 
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
-from egom2p.config import strict, to_plain
-from egom2p.contracts import AlignedClip, Provenance, Recording
+from egom2p.config import deciding, not_deciding, strict
+from egom2p.contracts import AlignedClip, Provenance, Recording, TokenClip
 from egom2p.data.clips.clip_alignment import RecordingTooShort
 from egom2p.data.recordings.reader_choice import SourceConfig, open_reader
+from egom2p.data.recordings.track_files import load_npz
 from egom2p.generation.checkpoints import Checkpoint, load_checkpoint
-from egom2p.generation.clip_generation import Generated, Request, clip_seed, generate_clips
-from egom2p.generation.generation_inputs import Prompt, clip_config_of, kind_of_input, read_prompts, read_recordings
+from egom2p.generation.clip_generation import Generated, generate_clips
+from egom2p.generation.generation_inputs import (
+    RECORDED_KINDS,
+    Prompt,
+    clip_config_of,
+    kind_of_input,
+    read_prompts,
+    read_recordings,
+    recorded_prompts,
+)
 from egom2p.generation.generation_memory import (
     check_joined_fits,
     estimate_memory,
@@ -23,77 +34,37 @@ from egom2p.generation.generation_memory import (
     in_smaller_batches,
 )
 from egom2p.generation.generation_outputs import write_generated
-from egom2p.generation.long_generation import Join, generate_stretch, window_seeds
-from egom2p.generation.partial_prompts import HiddenPart
-from egom2p.generation.recording_windows import Stretch, overlap_of, plan_stretches
-from egom2p.generation.stitching import StitchConfig
-from egom2p.generation.window_store import WindowStore
+from egom2p.generation.long_generation import generate_segment, window_seeds
+from egom2p.generation.recording_windows import Segment, overlap_of, plan_segments
+from egom2p.generation.request import Request, clip_seed
 from egom2p.jobs.progress import progress_bar, say
-from egom2p.models.generation_plans import SamplingConfig
-from egom2p.storage import load_json, save_json
-
-__all__ = ["Generated", "GenerationConfig", "generate_clips", "run_generation"]
+from egom2p.storage import atomic_file, load_json, save_json
 
 
 @strict
-class GenerationConfig:
-    """One generation job.
+class GenerationConfig(Request):
+    """One generation job: a request, what it is asked of, and where the answer goes.
 
     checkpoint   model directory or id of the Hub; it names its tokenizers. None: the pretrained one
     input        what to start from, see `generation_inputs.kind_of_input`; or
     source       a reader of recordings, as in data preparation
-    targets      what to make, in this order: each one is a condition of the next (name, quantity or folder)
-    conditions   modalities of the input to use; None: all that are not targets
-    sampling     per target, or `default`
-    hidden       per target that the input gives in part: which part is to be made (clips only, join=none)
-    join         recordings and videos: `stitch` or `condition` makes one result of each recording from overlapping
-                 windows; `none` one per clip
-    overlap_s    seconds that neighbouring windows share; None: half a clip
-    stitching    how windows are placed onto each other
-    stride_s     join=none: seconds from one clip to the next; None: clips touch
     max_clips    stop after so many (clips, or recordings)
-    rate_hz      pictures a second, where the input is a folder of pictures
-    batch_size   clips at once; fewer where they would not fit into memory
     video        file type of the videos
     """
 
     checkpoint: str | None = None
     input: str | None = None
     source: SourceConfig | None = None
-    output: str
-    targets: tuple[str, ...]
-    conditions: tuple[str, ...] | None = None
-    sampling: dict[str, SamplingConfig] = field(default_factory=dict)
-    hidden: dict[str, HiddenPart] = field(default_factory=dict)
-    join: Join = "stitch"
-    overlap_s: float | None = None
-    stitching: StitchConfig = StitchConfig()
-    seed: int = 0
-    dataset: str | None = None
-    stride_s: float | None = None
-    max_clips: int | None = None
-    rate_hz: float | None = None
-    batch_size: int = 8
+    output: str = not_deciding()
+    max_clips: int | None = not_deciding(None)
     video: Literal["mp4", "webm"] = "mp4"
-    device: str = "auto"
-    progress: bool = True
+    device: str = not_deciding("auto")
+    progress: bool = not_deciding(True)
 
     def __post_init__(self) -> None:
-        if not self.targets:
-            raise ValueError("targets must name at least one modality")
+        super().__post_init__()
         if (self.input is None) == (self.source is None):
             raise ValueError("say what to start from: either input=<path> or source={kind: ...}")
-        if self.stride_s is not None and self.stride_s <= 0:
-            raise ValueError(f"stride_s must be positive, got {self.stride_s}")
-        if self.stride_s is not None and self.join != "none":
-            raise ValueError("stride_s cuts separate clips: say join=none; joined windows have overlap_s")
-        if self.hidden and self.join != "none":
-            raise ValueError("hidden parts belong to single clips: say join=none")
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
-
-    def request(self) -> Request:
-        return Request(self.targets, self.conditions, self.sampling, self.hidden)
 
 
 def run_generation(config: GenerationConfig) -> Path:
@@ -102,14 +73,15 @@ def run_generation(config: GenerationConfig) -> Path:
     What is already there, made with the same settings, is passed over.
     """
     checkpoint = load_checkpoint(config.checkpoint, device=config.device)
-    specs = config.request().specs(checkpoint)  # for its errors, before any work
+    specs = config.specs(checkpoint)  # for its errors, before any work
     kind = "folder" if config.input is None else kind_of_input(config.input)
     device = next(checkpoint.model.parameters()).device
-    estimate = estimate_memory(checkpoint, config.request().plans(specs))
-    batch_size = fitting_batch(estimate, config.batch_size, free_bytes(device))
-    job = _Job(config, checkpoint, _settings(config, checkpoint), Path(config.output), batch_size)
-    is_recorded = kind in ("video", "videos", "pictures", "frames", "folder")
-    keys = job.run_recordings(_recordings(config)) if is_recorded and config.join != "none" else job.run_clips()
+    estimate = estimate_memory(checkpoint, config.plans(specs))
+    config = replace(config, batch_size=fitting_batch(estimate, config.batch_size, free_bytes(device)))
+    job = _Job(config, checkpoint, _settings(config, checkpoint), Path(config.output))
+    keys = (
+        job.run_recordings(_recordings(config)) if kind in RECORDED_KINDS and config.join != "none" else job.run_clips()
+    )
     if not keys:
         raise ValueError(f"{config.input}: found no clip to generate from")
     if job.num_kept:
@@ -135,7 +107,6 @@ class _Job:
     checkpoint: Checkpoint
     settings: Mapping[str, Any]
     folder: Path
-    batch_size: int
     num_kept: int = 0
     skipped: dict[str, str] = field(default_factory=dict)
     unused_s: dict[str, float] = field(default_factory=dict)
@@ -151,40 +122,37 @@ class _Job:
         too_short: list[RecordingTooShort] = []
         for number, recording in enumerate(islice(recordings, config.max_clips)):
             try:
-                stretches = plan_stretches(recording, clip_config, overlap_s=overlap_s)
+                segments = plan_segments(recording, clip_config, overlap_s=overlap_s)
             except RecordingTooShort as error:
                 too_short.append(error)
                 self.skipped[recording.name] = str(error)
                 continue
-            for stretch in stretches:
-                _add_new(keys, stretch.key)
-                if self._is_done(stretch.key, recording.provenance):
+            for segment in segments:
+                _add_new(keys, segment.key)
+                if self._is_done(segment.key, recording.provenance):
                     self.num_kept += 1
                 else:
-                    self._make_stretch(stretch, window_seeds(config.seed, number, stretch))
-            self.unused_s[recording.name] = round(stretches[0].unused_s, 6)
+                    self._make_segment(segment, window_seeds(config.seed, number, segment))
+            self.unused_s[recording.name] = round(segments[0].unused_s, 6)
         if too_short and not keys:
             raise too_short[0]
         for name, why in self.skipped.items():
             say(f"left out {name}: {why}")
         return list(keys)
 
-    def _make_stretch(self, stretch: Stretch, seeds: Sequence[int]) -> None:
-        config, size = self.config, stretch.config
-        num_pixels = stretch.num_samples(size.video_rate_hz) * size.height * size.width
-        check_joined_fits(stretch.key, num_pixels, free_bytes(torch.device("cpu")))
+    def _make_segment(self, segment: Segment, seeds: Sequence[int]) -> None:
+        config, size = self.config, segment.config
+        num_pixels = segment.num_samples(size.video_rate_hz) * size.height * size.width
+        check_joined_fits(segment.key, num_pixels, free_bytes(torch.device("cpu")))
         fingerprints = {spec.name: spec.tokenizer_fingerprint for spec in self.checkpoint.specs}
-        settings = self._settings(stretch.recording.provenance)
-        store = WindowStore(self.folder / f".windows_{stretch.key}", settings, fingerprints)
-        with self._bar(f"generate {stretch.key}", len(stretch.windows)) as advance:
-            result = generate_stretch(
+        settings = self._settings(segment.recording.provenance)
+        store = WindowStore(self.folder / f".windows_{segment.key}", settings, fingerprints)
+        with self._bar(f"generate {segment.key}", len(segment.windows)) as advance:
+            result = generate_segment(
                 self.checkpoint,
-                stretch,
-                config.request(),
+                segment,
+                config,
                 seeds=seeds,
-                join=config.join,
-                stitching=config.stitching,
-                batch_size=self.batch_size,
                 store=store,
                 advance=advance,
             )
@@ -198,7 +166,7 @@ class _Job:
         prompts = enumerate(islice(self._prompts(), config.max_clips))
         keys: dict[str, None] = {}
         with self._bar("generate clips", config.max_clips) as advance:
-            while part := list(islice(prompts, self.batch_size)):
+            while part := list(islice(prompts, config.batch_size)):
                 for _, prompt in part:
                     _add_new(keys, prompt.key)
                 jobs = [(i, prompt) for i, prompt in part if not self._is_done(prompt.key, _provenance(prompt))]
@@ -209,29 +177,14 @@ class _Job:
         return list(keys)
 
     def _prompts(self) -> Iterator[Prompt]:
-        config = self.config
-        if config.input is None:
-            clip_config = clip_config_of(self.checkpoint, stride_s=config.stride_s, span="any")
-            for recording in _recordings(config):
-                for stretch in plan_stretches(recording, clip_config, overlap_s=0.0):
-                    yield from (stretch.clip(window) for window in stretch.windows)
-            return
-        yield from read_prompts(
-            config.input, self.checkpoint, dataset=config.dataset, stride_s=config.stride_s, rate_hz=config.rate_hz
-        )
+        if self.config.input is None:
+            return recorded_prompts(_recordings(self.config), self.checkpoint, self.config)
+        return read_prompts(self.config.input, self.checkpoint, self.config)
 
     def _made_clips(self, jobs: Sequence[tuple[int, Prompt]]) -> list[Generated]:
         """Clips, each with its number in the whole input."""
-        config = self.config
-        return generate_clips(
-            self.checkpoint,
-            [prompt for _, prompt in jobs],
-            config.targets,
-            conditions=config.conditions,
-            sampling=config.sampling,
-            hidden=config.hidden,
-            seeds=[clip_seed(config.seed, index) for index, _ in jobs],
-        )
+        seeds = [clip_seed(self.config.seed, index) for index, _ in jobs]
+        return generate_clips(self.checkpoint, [prompt for _, prompt in jobs], self.config, seeds)
 
     def _write(self, made: Generated, more: Mapping[str, Any]) -> None:
         settings = self._settings(made.clip.provenance)
@@ -262,6 +215,35 @@ class _Job:
         return about | {"skipped": self.skipped, "unused_s": self.unused_s}
 
 
+class WindowStore:
+    """Tokens of the finished windows of an unfinished recording, so that an interrupted run goes on.
+
+    A folder of token files beside the result; emptied when it was made with other settings.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any], fingerprints: Mapping[str, str | None]) -> None:
+        self._folder, self._fingerprints = folder, dict(fingerprints)
+        card = folder / "settings.json"
+        if folder.is_dir() and not (card.is_file() and load_json(card) == settings):
+            shutil.rmtree(folder)
+        if not card.is_file():
+            folder.mkdir(parents=True, exist_ok=True)
+            save_json(card, dict(settings))
+
+    def load(self, key: str) -> TokenClip | None:
+        """What was made of a window, or None."""
+        path = self._folder / f"{key}.npz"
+        return TokenClip(key, load_npz(path), self._fingerprints) if path.is_file() else None
+
+    def save(self, clip: TokenClip) -> None:
+        with atomic_file(self._folder / f"{clip.key}.npz") as unfinished, open(unfinished, "wb") as file:
+            np.savez(file, **clip.tokens)
+
+    def remove(self) -> None:
+        """When the recording is whole."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
 def _add_new(keys: dict[str, None], key: str) -> None:
     """Note a key; a second clip of the same one would be taken for finished, and never made."""
     if key in keys:
@@ -270,14 +252,14 @@ def _add_new(keys: dict[str, None], key: str) -> None:
 
 
 def _settings(config: GenerationConfig, checkpoint: Checkpoint) -> dict[str, Any]:
-    """What decides the result of a clip; a clip made with other settings is made again."""
-    plain = to_plain(config)
-    kept = ("checkpoint", "input", "source", "targets", "conditions", "sampling", "hidden", "join", "overlap_s")
-    kept += ("stitching", "seed", "dataset", "stride_s", "rate_hz", "video")
-    plain["checkpoint"] = config.checkpoint or f"pretrained {checkpoint.directory.name}"
+    """What decides the result of a clip; a clip made with other settings is made again.
+
+    Everything that was asked, but for what is declared `not_deciding`; and what the names in it stand for now.
+    """
+    named = {"checkpoint": config.checkpoint or f"pretrained {checkpoint.directory.name}"}
     marks = {name: tokenizer.fingerprint for name, tokenizer in sorted(checkpoint.tokenizers.items())}
     about = {"input_file": _file_stamp(config.input), "model": checkpoint.fingerprint, "tokenizers": marks}
-    return {key: plain[key] for key in kept} | about
+    return deciding(config) | named | about
 
 
 def _file_stamp(source: str | None) -> list[int] | None:

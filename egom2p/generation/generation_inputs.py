@@ -1,7 +1,7 @@
 """What `generate` accepts: a video, pictures, folders of recordings, stored clips, token shards, token files."""
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -17,11 +17,14 @@ from egom2p.data.recordings.plain_folder import PlainFolderReader
 from egom2p.data.recordings.track_files import load_npz
 from egom2p.data.shards.folder_set import open_clips
 from egom2p.generation.checkpoints import Checkpoint
+from egom2p.generation.request import Request
 
 Prompt = AlignedClip | TokenClip
 InputKind = Literal[
     "video", "pictures", "videos", "token_file", "token_files", "texts", "shards", "clips", "frames", "folder"
 ]
+
+RECORDED_KINDS: tuple[InputKind, ...] = ("video", "videos", "pictures", "frames", "folder")
 
 
 def kind_of_input(source: str) -> InputKind:
@@ -97,18 +100,8 @@ def read_recordings(source: str, kind: InputKind, *, rate_hz: float | None = Non
             yield from _plain_recordings(path)
 
 
-def read_prompts(
-    source: str,
-    checkpoint: Checkpoint,
-    *,
-    dataset: str | None = None,
-    stride_s: float | None = None,
-    rate_hz: float | None = None,
-) -> Iterator[Prompt]:
-    """Clips or token clips of any input (`kind_of_input`); recordings are cut into clips every `stride_s`.
-
-    dataset   which of stored clips, where there are several
-    """
+def read_prompts(source: str, checkpoint: Checkpoint, request: Request) -> Iterator[Prompt]:
+    """Clips or token clips of any input (`kind_of_input`), each by itself; recordings are cut into clips."""
     path, kind = Path(source), kind_of_input(source)
     if kind == "shards":
         yield from _token_shards(source, checkpoint)
@@ -120,11 +113,21 @@ def read_prompts(
     elif kind == "texts":
         yield from _text_clips(path, checkpoint)
     elif kind == "clips":
-        yield from ClipStore(path, dataset or _only_dataset(path))
+        yield from ClipStore(path, request.dataset or _only_dataset(path))
     else:
-        config = clip_config_of(checkpoint, stride_s=stride_s, span="common" if kind == "video" else "any")
-        for recording in read_recordings(source, kind, rate_hz=rate_hz):
-            yield from _clips_of(recording, config)
+        yield from recorded_prompts(read_recordings(source, kind, rate_hz=request.rate_hz), checkpoint, request)
+
+
+def recorded_prompts(
+    recordings: Iterable[Recording], checkpoint: Checkpoint, request: Request
+) -> Iterator[AlignedClip]:
+    """Clips of recordings, every `stride_s` one."""
+    config = clip_config_of(checkpoint, stride_s=request.stride_s, span="any")
+    for recording in recordings:
+        try:
+            yield from cut_clips(recording, config)
+        except RecordingTooShort:
+            raise RecordingTooShort(tell_too_short(recording, config)) from None
 
 
 def tell_too_short(recording: Recording, config: ClipConfig) -> str:
@@ -138,13 +141,6 @@ def tell_too_short(recording: Recording, config: ClipConfig) -> str:
         f"{where}: found {', '.join(spans)}; wanted {config.duration_s:g} s, the length of the clips the model was "
         f"trained on. A longer recording is needed; a shorter clip cannot be generated from"
     )
-
-
-def _clips_of(recording: Recording, config: ClipConfig) -> Iterator[AlignedClip]:
-    try:
-        yield from cut_clips(recording, config)
-    except RecordingTooShort:
-        raise RecordingTooShort(tell_too_short(recording, config)) from None
 
 
 def clip_config_of(checkpoint: Checkpoint, *, stride_s: float | None = None, span: str = "common") -> ClipConfig:
@@ -198,7 +194,7 @@ def _token_file(path: Path, checkpoint: Checkpoint) -> Iterator[TokenClip]:
 
 def _text_clips(path: Path, checkpoint: Checkpoint) -> Iterator[AlignedClip]:
     """A clip of nothing but a caption for every line that has words."""
-    streams = [item.stream for item in checkpoint.tokenizers.values() if item.spec.quantity == "text"]
+    streams = [item.stream for item in checkpoint.tokenizers.values() if item.spec.signal.layout == "text"]
     if len(streams) != 1:
         raise ValueError(f"{path}: found texts, {checkpoint.directory} has the text streams {streams}, wanted one")
     lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]

@@ -15,10 +15,10 @@ from egom2p.generation.generation_inputs import tell_too_short
 
 
 @dataclass(frozen=True)
-class Stretch:
+class Segment:
     """Windows of one recording without a gap between them.
 
-    key        for files and folders; the recording's own, with `_part2` ... behind it where it has several stretches
+    key        for files and folders; the recording's own, with `_part2` ... behind it where it has several segments
     unused_s   seconds of the recording after (or between) the windows that no window covers
     """
 
@@ -37,11 +37,11 @@ class Stretch:
         return self.windows[-1].start_s - self.start_s + self.config.duration_s
 
     def first_sample(self, window: Window, rate_hz: float) -> int:
-        """Number of a window's first sample in the whole stretch."""
+        """Number of a window's first sample in the whole segment."""
         return round((window.start_s - self.start_s) * rate_hz)
 
     def num_samples(self, rate_hz: float) -> int:
-        """Samples of the whole stretch."""
+        """Samples of the whole segment."""
         return round(self.duration_s * rate_hz)
 
     def clip(self, window: Window) -> AlignedClip:
@@ -78,7 +78,7 @@ def overlap_of(config: ClipConfig, wanted_s: float | None = None) -> float:
     return wanted_s
 
 
-def plan_stretches(recording: Recording, config: ClipConfig, *, overlap_s: float) -> list[Stretch]:
+def plan_segments(recording: Recording, config: ClipConfig, *, overlap_s: float) -> list[Segment]:
     """Windows every `duration_s - overlap_s`, the last as late as the recording allows; split where streams miss.
 
     Raises RecordingTooShort naming recording, found and wanted.
@@ -98,11 +98,11 @@ def plan_stretches(recording: Recording, config: ClipConfig, *, overlap_s: float
             runs.append([window])
     hop = round((config.duration_s - overlap_s) / step_s)
     base = clip_key(recording.name, 0).removesuffix("_000000")
-    stretches = []
+    segments = []
     for number, run in enumerate(runs, start=1):
         chosen = run[::hop]
         if chosen[-1] is not run[-1]:
             chosen = [*chosen, run[-1]]
         key = base if number == 1 else f"{base}_part{number}"
-        stretches.append(Stretch(key, recording, config, tuple(chosen), unused_s=plan.unused_s))
-    return stretches
+        segments.append(Segment(key, recording, config, tuple(chosen), unused_s=plan.unused_s))
+    return segments

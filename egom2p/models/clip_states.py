@@ -12,7 +12,7 @@ from egom2p.contracts import ModalitySpec, TokenClip, check_fingerprint
 from egom2p.models.generation_plans import TargetPlan, guidance_passes
 from egom2p.models.prompt_batches import KnownTokens, PromptRow
 
-UNKNOWN = -1
+UNKNOWN = -1  # id of a token that is not known: of a prompt, to be generated; of a query, the mask token is fed
 
 
 @dataclass

@@ -18,8 +18,8 @@ from egom2p.viewing import page, plots
 from egom2p.viewing.plots import coloured_depth, depth_range, enlarged, samples_at_frames, side_by_side, with_gaze
 
 _PANEL_HEIGHT = 224
-_SEAMS = {  # of a joined result, as `stitching` reports them -> unit
-    "seam_m": "m", "seam_deg": "deg", "seam_log_placed": "log", "seam": "image sizes",
+_OVERLAPS = {  # of a joined result, as `stitching` reports them -> unit
+    "overlap_m": "m", "overlap_deg": "deg", "overlap_log_aligned": "log", "overlap": "image sizes",
 }  # fmt: skip
 
 
@@ -42,9 +42,9 @@ def write_generation_page(folder: str | Path, *, max_clips: int = 24) -> Path:
     bar = page.figure(plots.depth_colour_bar(*range_m), "Depth, the same scale in every picture.") if depths else ""
     body = page.card(bar) if depths else ""
     for clip in shown:
-        nothing = "nothing else" if manifest["settings"]["hidden"] else "nothing"
+        nothing = "nothing else" if manifest["settings"]["inpainting"] else "nothing"
         words = f"given {', '.join(clip['given']) or nothing}; generated {', '.join(clip['made'])}"
-        words += _hidden(manifest["settings"]) + _windows(load_json(folder / clip["key"] / "clip.json"))
+        words += _inpainted(manifest["settings"]) + _windows(load_json(folder / clip["key"] / "clip.json"))
         body += f"<h3>{escape(clip['key'])}</h3>" + page.card(
             page.note(words) + _clip(clips[clip["key"]], range_m, clip["made_streams"])
         )
@@ -62,10 +62,10 @@ def _counted(number: int, word: str) -> str:
     return f"{number} {word}{'' if number == 1 else 's'}"
 
 
-def _hidden(settings: Mapping[str, Any]) -> str:
+def _inpainted(settings: Mapping[str, Any]) -> str:
     """Which part of a target was made, where the rest of it was given."""
     told = []
-    for word, part in settings["hidden"].items():
+    for word, part in settings["inpainting"].items():
         when = "" if part["seconds"] is None else " from {:g} to {:g} s".format(*part["seconds"])
         box = part["box"]
         where = "" if box is None else f" in u {box[0]:g} to {box[2]:g}, v {box[1]:g} to {box[3]:g} of the picture"
@@ -79,10 +79,10 @@ def _windows(note: Mapping[str, Any]) -> str:
     if len(windows_s) < 2:
         return ""
     told = []
-    for stream, found in note["seams"].items():
-        means = {label: found["mean"].get(key) for key, label in _SEAMS.items()}
+    for stream, found in note["overlaps"].items():
+        means = {label: found["mean"].get(key) for key, label in _OVERLAPS.items()}
         told += [f"{stream} {value:.3g} {unit}" for unit, value in means.items() if value is not None]
-    apart = f"; neighbours differ on their overlap by {', '.join(told)} (mean over seams)" if told else ""
+    apart = f"; neighbours differ on their overlap by {', '.join(told)} (mean over overlaps)" if told else ""
     starts = f"beginning at {windows_s[0]:g} to {windows_s[-1]:g} s"
     return f". Joined from {len(windows_s)} windows, {starts}{apart}"
 

@@ -19,10 +19,11 @@ from egom2p.data.clips.clip_store import ClipStore
 from egom2p.evaluation.evaluation_config import ClipsConfig
 from egom2p.evaluation.results import Method, Metric, TaskResult, summarise, write_results
 from egom2p.generation.checkpoints import Checkpoint, load_checkpoint
-from egom2p.generation.clip_generation import clip_seed
-from egom2p.generation.partial_prompts import UNKNOWN, HiddenPart, encode_known
+from egom2p.generation.partial_prompts import InpaintingMask, encode_given
+from egom2p.generation.request import clip_seed
 from egom2p.jobs.progress import progress_bar, say
 from egom2p.metrics.video import video_errors
+from egom2p.models.clip_states import UNKNOWN
 from egom2p.models.generate import Sampler
 from egom2p.models.generation_plans import SamplingConfig
 
@@ -122,16 +123,16 @@ def _likelihood_columns(spec: ModalitySpec) -> tuple[Metric, ...]:
 
 
 def _read(checkpoint: Checkpoint, spec: ModalitySpec, config: FramePredictionConfig) -> _Task:
-    tokenizer, part = checkpoint.tokenizer(spec.name), HiddenPart(seconds=config.hidden_s)
+    tokenizer, mask = checkpoint.tokenizer(spec.name), InpaintingMask(seconds=config.hidden_s)
     store = ClipStore(config.clips.root, config.clips.dataset, streams=[tokenizer.stream])
     count = len(store) if config.num_clips is None else min(config.num_clips, len(store))
     clips = [store[index] for index in np.linspace(0, len(store) - 1, count).astype(int).tolist()]
-    is_hidden_F = part.hides(len(clips[0].streams[tokenizer.stream].values), spec.rate_hz or 1.0)
+    is_hidden_F = mask.is_masked(len(clips[0].streams[tokenizer.stream].values), spec.rate_hz or 1.0)
     if not is_hidden_F.any() or is_hidden_F.all() or not is_hidden_F[-1]:
         raise ValueError(f"hidden_s {config.hidden_s} must leave some first frames and run to the end of the clip")
     whole, known = checkpoint.tokenize(clips, [spec.name]), []
     for clip, tokens in zip(clips, whole, strict=True):
-        ids_L = encode_known(tokenizer, clip, ~is_hidden_F)
+        ids_L = encode_given(tokenizer, clip, ~is_hidden_F)
         known.append(TokenClip(clip.key, {spec.name: ids_L}, dict(tokens.fingerprints)))
     return _Task(clips=clips, whole=whole, known=known, is_hidden=is_hidden_F)
 

@@ -19,7 +19,7 @@ from egom2p.contracts import AlignedClip
 from egom2p.data.clips.clip_store import ClipStore
 from egom2p.evaluation.evaluation_config import ClipsConfig
 from egom2p.generation.loaded_model import LoadedModel, load_model
-from egom2p.generation.partial_prompts import HiddenPart
+from egom2p.generation.partial_prompts import InpaintingMask
 from egom2p.geometry import canonicalise
 from egom2p.jobs.progress import progress_bar
 from egom2p.models.generation_plans import SamplingConfig
@@ -94,7 +94,7 @@ class _Painter:
             "rewrite_fraction": lambda: self.depths(
                 {f"{share:g}": replace(maskgit, rewrite_fraction=share) for share in (0.0, 0.25, 0.5)}
             ),
-            "hidden": self._hidden,
+            "inpainting": self._inpainting,
         }
 
     def make(
@@ -126,7 +126,7 @@ class _Painter:
 
     def _weights(self) -> Figure:
         source = replace(self.clip, streams={name: self.clip.streams[name] for name in ("rgb", "gaze")})
-        rgb, gaze = (self.model.checkpoint.spec(word).name for word in ("rgb", "gaze"))
+        rgb, gaze = (self.model.spec(word).name for word in ("rgb", "gaze"))
         settings = [(1.0, 0.0), (1.0, 1.0), (2.0, 0.0), (0.0, 1.0)]
         named = {f"rgb {a:g}, gaze {b:g}": {rgb: a, gaze: b} for a, b in settings}
         plans = {name: SamplingConfig(temperature=1.0, guidance_weights=weights) for name, weights in named.items()}
@@ -155,18 +155,18 @@ class _Painter:
         grid[0].set_ylabel("ahead (m)")
         return figure
 
-    def _hidden(self) -> Figure:
+    def _inpainting(self) -> Figure:
         """Inpainting of a box, and prediction of the second half, in the last frame."""
         last = len(self.clip.rgb) - 1
         end_s = self.clip.streams["rgb"].times_s[-1] - self.clip.streams["rgb"].times_s[0]
-        parts = {
-            "box": HiddenPart(box=(0.25, 0.25, 0.75, 0.75)),
-            "second half": HiddenPart(seconds=(end_s / 2, end_s + 1)),
+        masks = {
+            "box": InpaintingMask(box=(0.25, 0.25, 0.75, 0.75)),
+            "second half": InpaintingMask(seconds=(end_s / 2, end_s + 1)),
         }
         plan = SamplingConfig(num_steps=8)
         pictures = {"truth": self.clip.rgb[last]}
-        for name, part in parts.items():
-            made = self.make(self.rgb_only, ["rgb"], {"rgb": plan}, hidden={"rgb": part})
+        for name, mask in masks.items():
+            made = self.make(self.rgb_only, ["rgb"], {"rgb": plan}, inpainting={"rgb": mask})
             pictures[name] = made.rgb[last]
         return _strip(pictures)
 

@@ -12,7 +12,9 @@ from tiny_artifacts import invented_clip, make_tiny_world
 from egom2p.evaluation.evaluation import run_evaluation
 from egom2p.evaluation.evaluation_config import ClipsConfig, EstimatorConfig, EvaluationConfig
 from egom2p.generation.checkpoints import load_checkpoint, pretrained_checkpoint
-from egom2p.generation.generation import GenerationConfig, generate_clips, run_generation
+from egom2p.generation.clip_generation import generate_clips
+from egom2p.generation.generation import GenerationConfig, run_generation
+from egom2p.generation.request import Request
 from egom2p.models.weights import load_model, save_model
 from egom2p.pipelines.export import BundleConfig, make_bundle
 from egom2p.storage import load_tensors
@@ -46,7 +48,7 @@ def test_the_folder_stands_alone_and_answers_like_the_model(world, tmp_path, cap
         for file in ("model.safetensors", "tokenizer.json"):
             copied = (folder / "tokenizers" / name / file).read_bytes()
             assert copied == (world / "tokenizers" / source / file).read_bytes()
-    made_clip = generate_clips(shipped, [invented_clip(0)], ["depth"], conditions=["rgb"])[0]
+    made_clip = generate_clips(shipped, [invented_clip(0)], Request(targets=("depth",), conditions=("rgb",)))[0]
     assert np.isfinite(made_clip.clip.depth_m).all()
     card = (folder / "CARD.md").read_text()
     for words in ("# A tiny one", "invented clips", "make tiny", "untrained", "Apache-2.0", "No evaluation was given"):

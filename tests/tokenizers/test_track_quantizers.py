@@ -13,7 +13,7 @@ from tiny_tokenizers import TINY_TRACK, tiny_trajectory
 
 from egom2p.config import ConfigError, from_plain
 from egom2p.contracts import ModalitySpec
-from egom2p.generation.partial_prompts import known_positions
+from egom2p.generation.partial_prompts import given_positions
 from egom2p.tokenizers import load_tokenizer, save_tokenizer
 from egom2p.tokenizers.trajectory.track_quantizers import FsqConfig, ResidualVqConfig, with_noise
 from egom2p.tokenizers.trajectory.trajectory_vqvae import TrajectoryVqVae, TrajectoryVqVaeConfig
@@ -149,7 +149,7 @@ def test_tokenizers_from_before_keep_their_fingerprint(tmp_path, name):
 
 def test_streams_of_a_time_step_are_known_together():
     spec = tiny_trajectory("camera", **KINDS["residual"]).spec
-    is_known_L = known_positions(spec, np.arange(NUM_SAMPLES) < 30)  # the eighth step stands for samples 28 to 31
+    is_known_L = given_positions(spec, np.arange(NUM_SAMPLES) < 30)  # the eighth step stands for samples 28 to 31
     assert is_known_L[:21].all() and not is_known_L[21:].any()
     with pytest.raises(ValueError, match="2 streams do not fit"):
         replace(spec, num_streams=2)

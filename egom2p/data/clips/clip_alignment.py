@@ -13,11 +13,11 @@ from typing import Any, Literal
 import numpy as np
 
 from egom2p.config import strict
-from egom2p.contracts import AlignedClip, Recording, Stream
+from egom2p.contracts import AlignedClip, Recording, Stream, quantity_of_stream
+from egom2p.contracts.quantities import PICTURE_STREAMS
 from egom2p.data.clips.cropping import Crop, centre_crop, crop_depth, crop_gaze, crop_intrinsics, crop_rgb
 from egom2p.data.clips.resampling import nearest_frames, poses_at, sample_period_s, track_at
 
-IMAGES = ("rgb", "depth")
 _TEXT = "caption"
 _TIME_TOLERANCE_S = 1e-6
 _ASPECT_TOLERANCE = 0.02
@@ -158,11 +158,11 @@ def _plan_window(recording: Recording, index: int, start_s: float, config: ClipC
                 present.append(name)
             continue
         times_s = _grid(start_s, name, config)
-        if name in IMAGES:
+        if name in PICTURE_STREAMS:
             _, is_valid = nearest_frames(stream, times_s, max_offset_s=config.max_frame_offset_s)
         else:
             _, is_valid = _track_values(stream, name, times_s, config, crop)
-        needs_all = name in IMAGES or name == "camera"
+        needs_all = name in PICTURE_STREAMS or quantity_of_stream(name).is_relative
         wanted = len(times_s) if needs_all else max(1, int(np.ceil(config.min_valid_fraction * len(times_s))))
         if is_valid.sum() >= wanted:
             present.append(name)
@@ -179,7 +179,7 @@ def _cut_stream(recording: Recording, name: str, start_s: float, config: ClipCon
         caption = np.array([_caption_at(stream, start_s + config.duration_s / 2)])
         return Stream(caption, np.ones(1, dtype=bool), np.array([start_s]), stream.unit)
     times_s = _grid(start_s, name, config)
-    if name not in IMAGES:
+    if name not in PICTURE_STREAMS:
         values, is_valid = _track_values(stream, name, times_s, config, crop)
         return Stream(values, is_valid, times_s, stream.unit)
     indices, is_valid = nearest_frames(stream, times_s, max_offset_s=config.max_frame_offset_s)
@@ -212,14 +212,18 @@ def _track_values(
 def _grid(start_s: float, name: str, config: ClipConfig) -> np.ndarray:
     """Times of a stream's frames or samples in a clip."""
     count, rate_hz = (
-        (config.num_frames, config.video_rate_hz) if name in IMAGES else (config.num_samples, config.track_rate_hz)
+        (config.num_frames, config.video_rate_hz)
+        if name in PICTURE_STREAMS
+        else (config.num_samples, config.track_rate_hz)
     )
     return start_s + np.arange(count) / rate_hz
 
 
 def _picture_crop(recording: Recording, config: ClipConfig) -> Crop | None:
     """The crop of the recording's picture: of RGB, else depth, else the size its intrinsics state; None: no size."""
-    sizes = {name: _picture_size(recording.streams[name].values) for name in IMAGES if name in recording.streams}
+    sizes = {
+        name: _picture_size(recording.streams[name].values) for name in PICTURE_STREAMS if name in recording.streams
+    }
     if len(sizes) == 2:
         aspects = [width / height for width, height in sizes.values()]
         if abs(aspects[0] / aspects[1] - 1) > _ASPECT_TOLERANCE:

@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from egom2p.contracts import AlignedClip
+from egom2p.contracts import QUANTITIES, AlignedClip
 from egom2p.geometry import (
     angle_between,
     canonicalise,
@@ -48,10 +48,7 @@ class TrackRepresentation:
 
     @property
     def conventions(self) -> dict[str, str]:
-        return {
-            "gaze": {"values": "u right, v down in [0, 1] of the image"},
-            "camera": {"values": "first_cam_from_cam, metres, OpenCV camera axes"},
-        }.get(self.quantity, {"values": f"{self.num_channels} channels of {self.stream}"})
+        return {"values": QUANTITIES[self.quantity].values or f"{self.num_channels} channels of {self.stream}"}
 
     def channels(self, clip: AlignedClip) -> tuple[np.ndarray, np.ndarray]:
         """Values (S, C) float32 and validity (S,) of a clip; ValueError names the clip when they cannot be used."""
@@ -59,7 +56,7 @@ class TrackRepresentation:
             raise ValueError(f"clip {clip.key} has no {self.stream}; it has {sorted(clip.streams)}")
         stream = clip.streams[self.stream]
         values, is_valid_S = np.asarray(stream.values, dtype=np.float64), np.asarray(stream.is_valid, dtype=bool)
-        trailing = (4, 4) if self.quantity == "camera" else (self.num_channels,)
+        trailing = QUANTITIES[self.quantity].sample_shape or (self.num_channels,)
         if values.shape != (self.num_samples, *trailing):
             raise ValueError(
                 f"clip {clip.key}: {self.stream} has shape {values.shape}, "

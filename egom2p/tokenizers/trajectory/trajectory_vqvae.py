@@ -9,6 +9,7 @@ ids for each of the T time steps, L = T Q), camera motions instead of poses, cod
 """
 
 from collections.abc import Sequence
+from math import prod
 from typing import Literal
 
 import numpy as np
@@ -18,7 +19,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from egom2p.config import strict
-from egom2p.contracts import AlignedClip, LossOutput, ModalitySpec, TokenGrid, check_shape
+from egom2p.contracts import QUANTITIES, AlignedClip, LossOutput, ModalitySpec, TokenGrid, check_shape
 from egom2p.tokenizers.protocol import TokenizerBatch, code_usage, mean_errors
 from egom2p.tokenizers.trajectory.track_quantizers import (
     ChosenCodes,
@@ -48,7 +49,7 @@ class TrajectoryVqVaeConfig:
 
     architecture: Literal["trajectory_vqvae"] = "trajectory_vqvae"
     modality: str  # name of the modality it makes, e.g. tok_gaze
-    quantity: Literal["gaze", "camera", "generic"]
+    quantity: str  # a track of `contracts.quantities`
     folder: str
     stream: str | None = None  # stream it reads; None: named like the quantity
     num_samples: int = 60
@@ -80,9 +81,12 @@ class TrajectoryVqVaeConfig:
     std: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
-        if (self.quantity == "generic") != (self.num_channels is not None):
+        tracks = [name for name, quantity in QUANTITIES.items() if quantity.layout == "track"]
+        if self.quantity not in tracks:
+            raise ValueError(f"quantity must be one of the tracks {tracks}, got {self.quantity!r}")
+        if (QUANTITIES[self.quantity].sample_shape is None) != (self.num_channels is not None):
             raise ValueError(f"num_channels is for generic tracks only; quantity is {self.quantity!r}")
-        if self.quantity == "generic" and self.stream is None:
+        if QUANTITIES[self.quantity].stream is None and self.stream is None:
             raise ValueError("a generic track needs the name of its stream")
         if self.num_samples % self.samples_per_token:
             raise ValueError(
@@ -114,7 +118,7 @@ class TrajectoryVqVaeConfig:
     def channels(self) -> int:
         if self.quantity == "camera":
             return CAMERA_CHANNELS[self.camera_channels]
-        return 2 if self.quantity == "gaze" else self.num_channels or 0
+        return self.num_channels or prod(QUANTITIES[self.quantity].sample_shape or ())
 
     @property
     def num_steps(self) -> int:

@@ -2,20 +2,26 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from tiny_artifacts import NUM_FRAMES, NUM_SAMPLES, SIZE, invented_clip, make_tiny_world
 
+from egom2p.config import deciding, to_plain
 from egom2p.data.clips.video_files import open_video, write_video
 from egom2p.generation.checkpoints import load_checkpoint
-from egom2p.generation.generation import GenerationConfig, generate_clips, run_generation
+from egom2p.generation.clip_generation import generate_clips
+from egom2p.generation.generation import GenerationConfig, run_generation
+from egom2p.generation.request import Request
 from egom2p.geometry import read_tum
 from egom2p.models.generation_plans import SamplingConfig
 from egom2p.models.weights import load_model, save_model, tokenizer_locations
 from egom2p.storage import load_json
 from egom2p.viewing.generation_page import write_generation_page
+
+DEPTH = Request(targets=("depth",), conditions=("rgb",))
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +80,33 @@ def test_finished_clips_are_kept_and_other_settings_make_them_again(world):
     assert (folder / "clip.npz").stat().st_mtime_ns != stamp
 
 
+def test_any_field_decides_unless_it_says_otherwise(world):
+    """What a forgotten list of keys would keep: every field of the request, also one that nobody thought of."""
+    config = _config(world, "decided", targets=("gaze",), max_clips=1)
+    beside = {"output", "max_clips", "batch_size", "device", "progress"}
+    assert set(to_plain(config)) - set(deciding(config)) == beside
+    assert deciding(replace(config, batch_size=3, device="cpu", output="x")) == deciding(config)
+    folder = run_generation(config).parent / "clip_100"
+    stamp = (folder / "clip.npz").stat().st_mtime_ns
+    run_generation(replace(config, batch_size=3, progress=True))
+    assert (folder / "clip.npz").stat().st_mtime_ns == stamp
+    for change in ({"stitching": {"anchor": 0.5}}, {"sampling": {"gaze": {"max_new_tokens": 3}}}, {"rate_hz": 5.0}):
+        run_generation(_config(world, "decided", targets=("gaze",), max_clips=1, **change))
+        assert (folder / "clip.npz").stat().st_mtime_ns != stamp, change
+        stamp = (folder / "clip.npz").stat().st_mtime_ns
+
+
+def test_clips_of_a_reader_are_a_stride_apart(world):
+    small = {"num_rooms": 1, "first_seed": 7, "duration_s": 4.0, "camera": {"height": SIZE, "width": SIZE}}
+    source = {"kind": "synthetic", "world": small}
+    options = {"input": None, "source": source, "targets": ("gaze",), "conditions": ("rgb",)}
+    for stride_s, starts_s in ((None, [0, 2]), (1.0, [0, 1, 2])):
+        manifest = run_generation(_config(world, f"stride_{stride_s}", stride_s=stride_s, **options))
+        keys = [clip["key"] for clip in load_json(manifest)["clips"]]
+        found = [np.load(manifest.parent / key / "clip.npz")["rgb_times_s"][0] for key in keys]
+        np.testing.assert_allclose(found, starts_s, atol=1e-6)
+
+
 def test_clips_are_read_as_they_are_needed(world):
     """An input that breaks off late does not cost what was made before, and no hour of video lies in memory."""
     recordings = world / "two_recordings"
@@ -117,13 +150,13 @@ def test_token_shards_and_token_files_are_inputs_too(world, checkpoint):
     np.savez(world / "some.npz", rgb=ids)
     manifest = run_generation(_config(world, "file", input=str(world / "some.npz"), targets=("depth",)))
     from_file = np.load(manifest.parent / "some" / "tokens.npz")["tok_depth"]
-    made = generate_clips(checkpoint, [invented_clip(0)], ["depth"], conditions=["rgb"])[0]
+    made = generate_clips(checkpoint, [invented_clip(0)], DEPTH)[0]
     assert np.array_equal(from_file, made.tokens.tokens["tok_depth"])
 
 
 def test_targets_in_the_input_are_made_anew_and_the_rest_is_kept(checkpoint):
     clip = invented_clip(1)
-    made = generate_clips(checkpoint, [clip], ["depth"], conditions=["rgb"], sampling={"depth": SamplingConfig()})[0]
+    made = generate_clips(checkpoint, [clip], DEPTH)[0]
     assert made.given == ("tok_rgb",) and made.made == ("tok_depth",)
     assert np.array_equal(made.clip.rgb, clip.rgb) and np.array_equal(made.clip.gaze, clip.gaze)
     assert not np.array_equal(made.clip.depth_m, clip.depth_m)
@@ -131,18 +164,19 @@ def test_targets_in_the_input_are_made_anew_and_the_rest_is_kept(checkpoint):
 
 def test_a_clip_does_not_depend_on_its_batch(checkpoint):
     hot = {"default": SamplingConfig(temperature=1.0, num_steps=2, guidance=1.5)}
+    request = Request(targets=("cam", "gaze"), conditions=("rgb",), sampling=hot)
     clips = [invented_clip(number) for number in range(3)]
-    together = generate_clips(checkpoint, clips, ["cam", "gaze"], conditions=["rgb"], sampling=hot, seeds=[4, 5, 6])
-    alone = generate_clips(checkpoint, clips[2:], ["cam", "gaze"], conditions=["rgb"], sampling=hot, seeds=[6])[0]
+    together = generate_clips(checkpoint, clips, request, seeds=[4, 5, 6])
+    alone = generate_clips(checkpoint, clips[2:], request, seeds=[6])[0]
     assert np.array_equal(together[2].tokens.tokens["tok_gaze"], alone.tokens.tokens["tok_gaze"])
     np.testing.assert_allclose(together[2].clip.world_from_cam, alone.clip.world_from_cam, atol=1e-5)
 
 
 def test_bad_requests_say_what_would_be_right(world, checkpoint, tmp_path):
     with pytest.raises(ValueError, match="no modality 'sound'.*known"):
-        generate_clips(checkpoint, [invented_clip(0)], ["sound"])
+        generate_clips(checkpoint, [invented_clip(0)], Request(targets=("sound",)))
     with pytest.raises(ValueError, match="nothing of the input"):
-        generate_clips(checkpoint, [invented_clip(0)], ["rgb", "depth", "gaze", "camera"])
+        generate_clips(checkpoint, [invented_clip(0)], Request(targets=("rgb", "depth", "gaze", "camera")))
     with pytest.raises(ValueError, match="no modality 'sound'"):
         run_generation(_config(world, "x", input=str(tmp_path / "absent"), targets=("sound",)))
     with pytest.raises(ValueError, match="found no video"):
@@ -158,4 +192,4 @@ def test_bad_requests_say_what_would_be_right(world, checkpoint, tmp_path):
     card["tokenizers"] = {"tok_rgb": str(world / "tokenizers" / "rgb")}
     (tmp_path / "model" / "model.json").write_text(json.dumps(card))
     with pytest.raises(ValueError, match="tok_depth has no tokenizer"):
-        generate_clips(load_checkpoint(tmp_path / "model"), [invented_clip(0)], ["depth"], conditions=["rgb"])
+        generate_clips(load_checkpoint(tmp_path / "model"), [invented_clip(0)], DEPTH)

@@ -65,7 +65,7 @@ def test_every_row_has_every_number_of_every_recording(world, monkeypatch):
     }
     assert len({row["clip"] for row in camera}) == 2 and all(np.isfinite(float(row["value"])) for row in camera)
     text = (folder / "results.md").read_text()
-    assert "2 recordings, 4.0 s" in text and "scale spread" in text and "seam" in text
+    assert "2 recordings, 4.0 s" in text and "scale spread" in text and "overlap" in text
 
 
 def test_every_table_counts_the_recordings_that_have_its_truth(world, monkeypatch, capsys):

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from egom2p.generation.stitching import StitchConfig, fade_in, joined_stream, position_depth, seam_summary
+from egom2p.contracts import QUANTITIES
+from egom2p.generation.stitching import StitchConfig, align_depth, fade_in, joined_stream, overlap_summary
 from egom2p.geometry import canonicalise, poses_from_parts, rotation_angle
 
 _LENGTH, _WINDOW, _STRIDE = 150, 60, 30
@@ -21,11 +22,11 @@ def _starts(stride: int = _STRIDE, window: int = _WINDOW) -> range:
 
 
 def _join(quantity, windows, starts, **config):
-    line = joined_stream(quantity, _LENGTH, StitchConfig(**config))
+    sequence = joined_stream(QUANTITIES[quantity], _LENGTH, StitchConfig(**config))
     for start, (values, is_valid) in zip(starts, windows, strict=True):
-        line.add(start, values, is_valid)
-    assert line.end == _LENGTH
-    return line
+        sequence.add(start, values, is_valid)
+    assert sequence.end == _LENGTH
+    return sequence
 
 
 def _all_valid(values):
@@ -36,9 +37,9 @@ def _all_valid(values):
 def test_windows_in_worlds_of_their_own_give_the_trajectory_back(rng, mode):
     truth = _walk(rng)
     windows = [_all_valid(canonicalise(truth[start : start + _WINDOW])) for start in _starts()]
-    line = _join("camera", windows, _starts(), camera=mode)
-    np.testing.assert_allclose(line.part(0, _LENGTH)[0], canonicalise(truth), atol=1e-8)
-    assert all(report["seam_m"] < 1e-8 and report["num_overlap"] == 30 for report in line.reports)
+    sequence = _join("camera", windows, _starts(), camera=mode)
+    np.testing.assert_allclose(sequence.part(0, _LENGTH)[0], canonicalise(truth), atol=1e-8)
+    assert all(report["overlap_m"] < 1e-8 and report["num_overlap"] == 30 for report in sequence.reports)
 
 
 def test_a_similarity_per_window_is_undone_by_sim3_and_not_by_se3(rng):
@@ -92,7 +93,7 @@ def test_noise_on_the_overlap_is_averaged(rng):
 
 
 def test_motions_that_several_windows_tell_are_averaged(rng):
-    """Windows whose motions err independently: the more windows see a motion, the straighter the line."""
+    """Windows whose motions err independently: the more windows see a motion, the straighter the path."""
     errors = {30: [], 15: []}
     for _ in range(10):
         truth = _walk(rng)
@@ -114,13 +115,13 @@ def test_depth_windows_of_other_scales_become_one(rng):
     truth[:, 0, 0] = 0.0  # never known
     factors = [1.0, 1.3, 0.7, 2.0]
     windows = [_all_valid(truth[s : s + _WINDOW] * f) for s, f in zip(_starts(), factors, strict=True)]
-    line = _join("depth", windows, _starts(), depth="scale", anchor=0.0)
-    np.testing.assert_allclose(line.part(0, _LENGTH)[0], truth, rtol=1e-4)
-    assert (line.part(0, _LENGTH)[0][:, 0, 0] == 0).all()
-    np.testing.assert_allclose([report["scale"] for report in line.reports], 1 / np.array(factors[1:]), rtol=1e-4)
+    sequence = _join("depth", windows, _starts(), depth="scale", anchor=0.0)
+    np.testing.assert_allclose(sequence.part(0, _LENGTH)[0], truth, rtol=1e-4)
+    assert (sequence.part(0, _LENGTH)[0][:, 0, 0] == 0).all()
+    np.testing.assert_allclose([report["scale"] for report in sequence.reports], 1 / np.array(factors[1:]), rtol=1e-4)
     moved = [_all_valid(np.where(w > 0, 1.2 * w + 0.3, 0).astype(np.float32)) for w, _ in windows[1:]]
-    line = _join("depth", [windows[0], *moved], _starts(), depth="scale_shift", anchor=0.0)
-    np.testing.assert_allclose(line.part(0, _LENGTH)[0], truth, rtol=1e-3)
+    sequence = _join("depth", [windows[0], *moved], _starts(), depth="scale_shift", anchor=0.0)
+    np.testing.assert_allclose(sequence.part(0, _LENGTH)[0], truth, rtol=1e-3)
 
 
 def test_an_anchor_keeps_chained_scales_from_walking_away(rng):
@@ -140,9 +141,9 @@ def test_an_anchor_keeps_chained_scales_from_walking_away(rng):
 
 
 def test_depth_without_common_pixels_stays_as_it_is():
-    line = (np.zeros((4, 2, 2), np.float32), np.ones(4, bool))
-    placed, report = position_depth(line, line, _all_valid(np.ones((8, 2, 2), np.float32)))
-    assert (placed == 1).all() and report["scale"] == 1
+    sequence = (np.zeros((4, 2, 2), np.float32), np.ones(4, bool))
+    aligned, report = align_depth(sequence, sequence, _all_valid(np.ones((8, 2, 2), np.float32)))
+    assert (aligned == 1).all() and report["scale"] == 1
 
 
 def test_gaze_fades_and_takes_the_valid_side(rng):
@@ -151,8 +152,8 @@ def test_gaze_fades_and_takes_the_valid_side(rng):
     gone = is_valid.copy()
     gone[_STRIDE : _STRIDE + 10] = False  # the first ten samples of the overlap, in the early window
     starts = _starts()
-    line = _join("gaze", [(early, gone)] + [(late, is_valid)] * (len(starts) - 1), starts)
-    values, valid = line.part(0, _LENGTH)
+    sequence = _join("gaze", [(early, gone)] + [(late, is_valid)] * (len(starts) - 1), starts)
+    values, valid = sequence.part(0, _LENGTH)
     assert (values[_STRIDE : _STRIDE + 10] == 1).all()  # the only side that saw something
     faded = values[_STRIDE + 10 : _WINDOW, 0]
     np.testing.assert_allclose(faded, fade_in(30)[10:], atol=1e-6)
@@ -162,13 +163,13 @@ def test_gaze_fades_and_takes_the_valid_side(rng):
 
 def test_pictures_and_equal_windows_pass_unchanged(rng):
     video = rng.integers(0, 256, (_LENGTH, 3, 4, 3), dtype=np.uint8)
-    line = _join("rgb", [_all_valid(video[s : s + _WINDOW]) for s in _starts()], _starts())
-    assert np.array_equal(line.part(0, _LENGTH)[0], video)
-    assert seam_summary(line.reports) == {"num_seams": 3, "seam": 0.0}
+    sequence = _join("rgb", [_all_valid(video[s : s + _WINDOW]) for s in _starts()], _starts())
+    assert np.array_equal(sequence.part(0, _LENGTH)[0], video)
+    assert overlap_summary(sequence.reports) == {"num_overlaps": 3, "overlap": 0.0}
 
 
 def test_a_gap_is_refused():
-    line = joined_stream("gaze", _LENGTH, StitchConfig())
-    line.add(0, *_all_valid(np.zeros((10, 2), np.float32)))
-    with pytest.raises(ValueError, match=r"window 20..30 does not continue a line of 10 of 150"):
-        line.add(20, *_all_valid(np.zeros((10, 2), np.float32)))
+    sequence = joined_stream(QUANTITIES["gaze"], _LENGTH, StitchConfig())
+    sequence.add(0, *_all_valid(np.zeros((10, 2), np.float32)))
+    with pytest.raises(ValueError, match=r"window 20..30 does not continue a sequence of 10 of 150"):
+        sequence.add(20, *_all_valid(np.zeros((10, 2), np.float32)))

@@ -11,8 +11,7 @@ import egom2p
 from egom2p.contracts import AlignedClip, Provenance, Recording, Stream
 from egom2p.data.clips.clip_alignment import RecordingTooShort
 from egom2p.data.clips.video_files import open_video, write_video
-from egom2p.generation.checkpoints import load_checkpoint
-from egom2p.generation.clip_generation import Request, generate_clips
+from egom2p.generation.clip_generation import generate_clips
 from egom2p.generation.generation import GenerationConfig, run_generation
 from egom2p.generation.generation_inputs import clip_config_of
 from egom2p.generation.generation_memory import (
@@ -22,10 +21,11 @@ from egom2p.generation.generation_memory import (
     fitting_batch,
     in_smaller_batches,
 )
-from egom2p.generation.loaded_model import LoadedModel
-from egom2p.generation.long_generation import generate_stretch
-from egom2p.generation.partial_prompts import HiddenPart, encode_known, known_positions
-from egom2p.generation.recording_windows import common_step_s, overlap_of, plan_stretches
+from egom2p.generation.loaded_model import load_model
+from egom2p.generation.long_generation import generate_segment
+from egom2p.generation.partial_prompts import InpaintingMask, encode_given, given_positions
+from egom2p.generation.recording_windows import common_step_s, overlap_of, plan_segments
+from egom2p.generation.request import Request
 from egom2p.models.generation_plans import SamplingConfig
 
 HOT = {"default": SamplingConfig(temperature=1.0, num_steps=2)}
@@ -40,7 +40,7 @@ def world(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def checkpoint(world):
-    return load_checkpoint(world / "model", device="cpu")
+    return load_model(world / "model", device="cpu")
 
 
 def _frames(duration_s: float, rate_hz: float) -> np.ndarray:
@@ -77,23 +77,23 @@ def test_windows_start_where_all_clocks_have_a_sample(checkpoint):
     assert overlap_of(config) == 1.0 and overlap_of(config, 1.5) == 1.5
     with pytest.raises(ValueError, match=r"overlap_s must be one of 0, 0.5, 1, 1.5 .*got 0.7"):
         overlap_of(config, 0.7)
-    (stretch,) = plan_stretches(_recording(7.2), config, overlap_s=1.0)
+    (segment,) = plan_segments(_recording(7.2), config, overlap_s=1.0)
     # Every second, and the last one as late as the recording allows, so that under half a second is left over.
-    assert [window.start_s for window in stretch.windows] == [0, 1, 2, 3, 4, 5]
-    assert stretch.duration_s == 7.0 and stretch.unused_s == pytest.approx(0.2, abs=0.1)
-    (stretch,) = plan_stretches(_recording(3.5), config, overlap_s=0.5)
-    assert [window.start_s for window in stretch.windows] == [0, 1.5]
-    (stretch,) = plan_stretches(_recording(4.0), config, overlap_s=0.5)
-    assert [window.start_s for window in stretch.windows] == [0, 1.5, 2.0]
+    assert [window.start_s for window in segment.windows] == [0, 1, 2, 3, 4, 5]
+    assert segment.duration_s == 7.0 and segment.unused_s == pytest.approx(0.2, abs=0.1)
+    (segment,) = plan_segments(_recording(3.5), config, overlap_s=0.5)
+    assert [window.start_s for window in segment.windows] == [0, 1.5]
+    (segment,) = plan_segments(_recording(4.0), config, overlap_s=0.5)
+    assert [window.start_s for window in segment.windows] == [0, 1.5, 2.0]
 
 
 def test_a_recording_with_a_hole_becomes_two_stretches(checkpoint):
     config = clip_config_of(checkpoint, span="any")
-    first, second = plan_stretches(_recording(9.0, missing_s=(4.0, 5.0)), config, overlap_s=1.0)
+    first, second = plan_segments(_recording(9.0, missing_s=(4.0, 5.0)), config, overlap_s=1.0)
     assert (first.key, first.duration_s) == ("walk", 4.0)
     assert (second.key, second.start_s, second.duration_s) == ("walk_part2", 5.0, 4.0)
     with pytest.raises(RecordingTooShort, match=r"walk: found rgb 0.000-1.375 s \(12 samples\); wanted 2 s"):
-        plan_stretches(_recording(1.5), config, overlap_s=1.0)
+        plan_segments(_recording(1.5), config, overlap_s=1.0)
 
 
 @pytest.mark.parametrize("join", ["stitch", "condition"])
@@ -114,17 +114,22 @@ def test_a_long_video_becomes_one_result(world, join):
             atol=1e-6,
         )
     note = json.loads((manifest.parent / "walk" / "clip.json").read_text())
-    assert note["windows_s"] == [0, 1, 2, 3] and note["seams"]["camera"]["mean"]["num_seams"] == 3
+    assert note["windows_s"] == [0, 1, 2, 3] and note["overlaps"]["camera"]["mean"]["num_overlaps"] == 3
     with np.load(manifest.parent / "walk" / "tokens.npz") as arrays:
         assert arrays["tok_cam"].shape[0] == 4
     assert len(open_video(manifest.parent / "walk" / "depth.mp4")) == 40
 
 
 def test_windows_alone_and_in_batches_give_the_same_recording(checkpoint):
-    (stretch,) = plan_stretches(_recording(5.0), clip_config_of(checkpoint, span="any"), overlap_s=1.0)
-    request = Request(("depth", "cam"), sampling=HOT)
+    (segment,) = plan_segments(_recording(5.0), clip_config_of(checkpoint, span="any"), overlap_s=1.0)
     one, all_ = (
-        generate_stretch(checkpoint, stretch, request, seeds=[5, 6, 7, 8], batch_size=size).generated for size in (1, 8)
+        generate_segment(
+            checkpoint,
+            segment,
+            Request(targets=("depth", "cam"), sampling=HOT, batch_size=size),
+            seeds=[5, 6, 7, 8],
+        ).generated
+        for size in (1, 8)
     )
     assert all(np.array_equal(one.tokens.tokens[name], ids) for name, ids in all_.tokens.tokens.items())
     np.testing.assert_allclose(one.clip.world_from_cam, all_.clip.world_from_cam, atol=1e-5)
@@ -132,7 +137,7 @@ def test_windows_alone_and_in_batches_give_the_same_recording(checkpoint):
 
 
 def test_conditioned_windows_hold_the_tokens_of_the_overlap(checkpoint, monkeypatch):
-    """What the line holds of a window reaches the sampler as given tokens, and is not rewritten."""
+    """What the sequence holds of a window reaches the sampler as given tokens, and is not rewritten."""
     seen = []
     generate = checkpoint.sampler.generate
     monkeypatch.setattr(
@@ -140,10 +145,9 @@ def test_conditioned_windows_hold_the_tokens_of_the_overlap(checkpoint, monkeypa
         "generate",
         lambda prompts, plans, seeds: seen.append((prompts[0].tokens, made := generate(prompts, plans, seeds))) or made,
     )
-    (stretch,) = plan_stretches(_recording(4.0), clip_config_of(checkpoint, span="any"), overlap_s=1.0)
-    generate_stretch(
-        checkpoint, stretch, Request(("depth", "cam", "gaze"), sampling=HOT), seeds=[1, 2, 3], join="condition"
-    )
+    (segment,) = plan_segments(_recording(4.0), clip_config_of(checkpoint, span="any"), overlap_s=1.0)
+    request = Request(targets=("depth", "cam", "gaze"), sampling=HOT, join="condition")
+    generate_segment(checkpoint, segment, request, seeds=[1, 2, 3])
     assert set(seen[0][0]) == {"tok_rgb"} and len(seen) == 3
     for given, made in seen[1:]:
         for name, share in (("tok_cam", 0.5), ("tok_gaze", 0.5), ("tok_depth", 0.4)):
@@ -288,8 +292,7 @@ def test_the_batch_is_chosen_before_the_work(checkpoint, capsys):
 
 def test_what_is_hidden_does_not_reach_the_tokens_of_the_rest(checkpoint, world):
     """Tokens of the known part are the same whatever stands in the hidden part."""
-    model = LoadedModel(checkpoint)
-    clip = model.generate(_recording(2.0), ["depth", "cam", "gaze"], sampling=HOT)
+    clip = checkpoint.generate(_recording(2.0), ["depth", "cam", "gaze"], sampling=HOT)
     for name, count in (("tok_gaze", 60), ("tok_cam", 60), ("tok_depth", 16), ("tok_rgb", 16)):
         tokenizer = checkpoint.tokenizer(name)
         stream = clip.streams[tokenizer.stream]
@@ -299,30 +302,32 @@ def test_what_is_hidden_does_not_reach_the_tokens_of_the_rest(checkpoint, world)
         other = AlignedClip(
             "b", {tokenizer.stream: Stream(changed, stream.is_valid, stream.times_s, "")}, None, clip.provenance
         )
-        ids = encode_known(tokenizer, clip, is_known)
-        assert np.array_equal(ids, encode_known(tokenizer, other, is_known)), name
-        assert np.array_equal(ids >= 0, known_positions(tokenizer.spec, is_known)) and (ids >= 0).any()
+        ids = encode_given(tokenizer, clip, is_known)
+        assert np.array_equal(ids, encode_given(tokenizer, other, is_known)), name
+        assert np.array_equal(ids >= 0, given_positions(tokenizer.spec, is_known)) and (ids >= 0).any()
 
 
 def test_the_second_half_of_gaze_and_of_rgb_is_predicted_from_the_first(checkpoint):
-    clip = LoadedModel(checkpoint).generate(_recording(2.0), ["depth", "gaze"], sampling=HOT)
+    clip = checkpoint.generate(_recording(2.0), ["depth", "gaze"], sampling=HOT)
     for target, stream, half in (("gaze", "gaze", 30), ("rgb", "rgb", 8)):
-        hidden = {target: HiddenPart(seconds=(1.0, 2.0))}
-        made = generate_clips(checkpoint, [clip], [target], conditions=["depth"], hidden=hidden, sampling=HOT)[0]
+        masks = {target: InpaintingMask(seconds=(1.0, 2.0))}
+        request = Request(targets=(target,), conditions=("depth",), inpainting=masks, sampling=HOT, join="none")
+        made = generate_clips(checkpoint, [clip], request)[0]
         values, given = made.clip.streams[stream].values, clip.streams[stream].values
         assert np.array_equal(values[:half], given[:half]) and not np.array_equal(values[half:], given[half:])
-    box = {"rgb": HiddenPart(box=(0.0, 0.0, 0.5, 0.5))}
-    made = generate_clips(checkpoint, [clip], ["rgb"], conditions=["depth"], hidden=box, sampling=HOT)[0]
+    box = {"rgb": InpaintingMask(box=(0.0, 0.0, 0.5, 0.5))}
+    request = Request(targets=("rgb",), conditions=("depth",), inpainting=box, sampling=HOT, join="none")
+    made = generate_clips(checkpoint, [clip], request)[0]
     assert np.array_equal(made.clip.rgb[:, SIZE // 2 :], clip.rgb[:, SIZE // 2 :])
     assert not np.array_equal(made.clip.rgb[:, : SIZE // 2, : SIZE // 2], clip.rgb[:, : SIZE // 2, : SIZE // 2])
     with pytest.raises(ValueError, match="first camera pose"):
-        poses = LoadedModel(checkpoint).generate(_recording(2.0), ["cam"])
-        generate_clips(checkpoint, [poses], ["cam"], hidden={"cam": HiddenPart(seconds=(0.0, 1.0))})
-    with pytest.raises(ValueError, match="hidden names .*no targets"):
-        generate_clips(checkpoint, [clip], ["gaze"], hidden={"depth": HiddenPart(seconds=(0.0, 1.0))})
+        poses = checkpoint.generate(_recording(2.0), ["cam"])
+        first_second = {"cam": InpaintingMask(seconds=(0.0, 1.0))}
+        generate_clips(checkpoint, [poses], Request(targets=("cam",), inpainting=first_second, join="none"))
+    with pytest.raises(ValueError, match="inpainting names .*no targets"):
+        generate_clips(checkpoint, [poses], Request(targets=("gaze",), inpainting=first_second, join="none"))
     with pytest.raises(ValueError, match="join=condition"):
-        part = {"gaze": HiddenPart(seconds=(0.0, 1.0))}
-        LoadedModel(checkpoint).generate(_recording(2.0), ["gaze"], hidden=part, join="condition")
+        checkpoint.generate(_recording(2.0), ["cam"], inpainting=first_second, join="condition")
 
 
 def test_five_lines_of_python(world):
@@ -345,4 +350,4 @@ def test_five_lines_of_python(world):
 def test_the_shipped_checkpoint_is_found_from_anywhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in (None, "checkpoints/world_small", "world_small"):
-        assert {spec.quantity for spec in egom2p.load_model(name, device="cpu").modalities} >= {"depth", "camera"}
+        assert {spec.quantity for spec in egom2p.load_model(name, device="cpu").specs} >= {"depth", "camera"}

@@ -1,0 +1,95 @@
+"""What is asked of a model: one schema, from the command line and from Python down to the sampler."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import field
+from typing import Any, Literal
+
+from egom2p.config import not_deciding, strict
+from egom2p.contracts import ModalitySpec
+from egom2p.generation.checkpoints import Checkpoint
+from egom2p.generation.partial_prompts import InpaintingMask
+from egom2p.generation.stitching import StitchConfig
+from egom2p.models.generation_plans import SamplingConfig, TargetPlan
+
+Join = Literal["stitch", "condition", "none"]
+
+
+@strict
+class Request:
+    """What is to be made of every recording or clip.
+
+    targets      what to make, in this order: each one is a condition of the next (name, quantity or folder)
+    conditions   modalities of the input to use; None: all that are not targets
+    sampling     per target, or `default`
+    inpainting   per target that the input gives in part: which part is to be made (clips only, join=none)
+    join         recordings and videos: `stitch` or `condition` makes one result of each recording from overlapping
+                 windows; `none` one per clip
+    overlap_s    seconds that neighbouring windows share; None: half a clip
+    stitching    how windows are placed onto each other
+    stride_s     join=none: seconds from one clip to the next; None: clips touch
+    dataset      which of stored clips, where there are several
+    rate_hz      pictures a second, where the input is a folder of pictures
+    batch_size   clips at once; fewer where they would not fit into memory. A clip is the same in any batch
+    """
+
+    targets: tuple[str, ...]
+    conditions: tuple[str, ...] | None = None
+    sampling: dict[str, SamplingConfig] = field(default_factory=dict)
+    inpainting: dict[str, InpaintingMask] = field(default_factory=dict)
+    join: Join = "stitch"
+    overlap_s: float | None = None
+    stitching: StitchConfig = StitchConfig()
+    stride_s: float | None = None
+    dataset: str | None = None
+    rate_hz: float | None = None
+    seed: int = 0
+    batch_size: int = not_deciding(8)
+
+    def __post_init__(self) -> None:
+        if not self.targets:
+            raise ValueError("targets must name at least one modality")
+        if self.stride_s is not None and self.stride_s <= 0:
+            raise ValueError(f"stride_s must be positive, got {self.stride_s}")
+        if self.stride_s is not None and self.join != "none":
+            raise ValueError("stride_s cuts separate clips: say join=none; joined windows have overlap_s")
+        if self.inpainting and self.join != "none":
+            raise ValueError(f"inpainting masks belong to single clips: say join=none, got join={self.join}")
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+
+    def specs(self, checkpoint: Checkpoint) -> list[ModalitySpec]:
+        """The targets' modalities; ValueError for one that the checkpoint does not know or cannot decode."""
+        for word in (*self.targets, *(self.conditions or ())):
+            checkpoint.tokenizer(checkpoint.spec(word).name)
+        specs = [checkpoint.spec(word) for word in self.targets]
+        strangers = {checkpoint.spec(word).name for word in self.inpainting} - {spec.name for spec in specs}
+        if strangers:
+            raise ValueError(f"inpainting names {sorted(strangers)}, which are no targets: {list(self.targets)}")
+        return specs
+
+    def plans(self, specs: Sequence[ModalitySpec]) -> list[TargetPlan]:
+        return [
+            _found_by_word(self.sampling, spec, word, SamplingConfig()).plan(spec.name)
+            for spec, word in zip(specs, self.targets, strict=True)
+        ]
+
+    def mask_of(self, spec: ModalitySpec) -> InpaintingMask | None:
+        return _found_by_word(self.inpainting, spec, spec.name, None)
+
+
+def clip_seed(seed: int, clip: int, sample: int | None = None) -> int:
+    """Seed of clip number `clip` of an input, and of one of several samples of it.
+
+    Linear in both with coprime primes, so that seeds of different clips meet only beyond a million clips of one input,
+    and a clip keeps its seed whatever was made before it.
+    """
+    own = seed * 1_000_003 + clip
+    return own if sample is None else own * 10_007 + sample
+
+
+def _found_by_word(entries: Mapping[str, Any], spec: ModalitySpec, word: str, default: Any) -> Any:
+    """Entry of a modality by the word it was asked with, its name, quantity or folder, or `default`."""
+    for key in (word, spec.name, spec.quantity, spec.folder, "default"):
+        if key in entries:
+            return entries[key]
+    return default

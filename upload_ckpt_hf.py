@@ -1,22 +1,11 @@
-"""Push a trained model to the Hub.
+"""Push trained weights to the Hub: an EgoM2P model, a tokenizer, or an any-to-any language model.
 
-EgoM2P: `upload_ckpt_hf.py directory=outputs/<run>/final repo_id=owner/name`; any-to-any language model:
-`upload_ckpt_hf.py --ckpt_dir outputs/<run> --epoch 0 --hf_repo_id owner/name [--dry_run]`.
+`upload_ckpt_hf.py --ckpt_dir outputs/<run> --hf_repo_id owner/name [--epoch 0] [--dry_run]`; `--help` lists the rest.
 """
 
 import sys
 
-from egom2p.anytoany.push import upload
-from egom2p.config import run_main
-from egom2p.models.push import PushModelConfig, push_model
+from egom2p.pipelines.publish import upload
 
 if __name__ == "__main__":
-    if any(word.split("=")[0] in ("--ckpt_dir", "--hf_repo_id") for word in sys.argv[1:]):
-        upload(sys.argv[1:])
-    else:
-        run_main(
-            PushModelConfig,
-            push_model,
-            default_config="default/egom2p/push.yaml",
-            description="Push an EgoM2P model with its tokenizers and a model card to the Hugging Face Hub.",
-        )
+    upload(sys.argv[1:])

@@ -8,7 +8,6 @@ from readme_commands import commands_of, config_and_overrides
 from egom2p.config import load_config
 from egom2p.pipelines.tokenization import TokenizeConfig
 from egom2p.tokenizers.convert_tokenizer import ConvertTokenizerConfig
-from egom2p.tokenizers.push import PushConfig
 from egom2p.training.tasks.tokenizer_task import TokenizerTrainingConfig
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -17,7 +16,6 @@ PROGRAMS = {
     "run_training_tokenizer.py": (TokenizerTrainingConfig, None),
     "run_tokenize_data.py": (TokenizeConfig, None),
     "egom2p.tokenizers.convert_tokenizer": (ConvertTokenizerConfig, "default/tokenization/convert/cam_256.yaml"),
-    "egom2p.tokenizers.push": (PushConfig, "default/tokenization/push.yaml"),
 }
 
 
@@ -43,7 +41,7 @@ def test_settings_named_in_the_text_exist():
 def test_every_tokenization_config_is_named_or_reached():
     """A config that no page mentions is one nobody finds."""
     for file in sorted((ROOT / "cfgs/default/tokenization").rglob("*.yaml")):
-        if file.parent.name in ("network", "losses", "text") or file.stem in ("world_small", "push"):
+        if file.parent.name in ("network", "losses", "text") or file.stem in ("world_small",):
             continue
         if file.stem.endswith("world_small"):
             continue

@@ -10,7 +10,6 @@ from egom2p.config import load_config
 from egom2p.evaluation.evaluation_config import EvaluationConfig
 from egom2p.evaluation.probe import ProbeConfig
 from egom2p.models.convert_model import ConvertModelConfig
-from egom2p.models.push import PushModelConfig
 from egom2p.pipelines.convert_config import ConvertConfigConfig
 from egom2p.pipelines.tokenization import TokenizeConfig
 from egom2p.tokenizers.convert_tokenizer import ConvertTokenizerConfig
@@ -31,7 +30,6 @@ PROGRAMS = {
     "egom2p.evaluation.probe": (ProbeConfig, "default/egom2p/probe/world_small.yaml"),
     "egom2p.models.convert_model": (ConvertModelConfig, "default/egom2p/convert/released.yaml"),
     "egom2p.tokenizers.convert_tokenizer": (ConvertTokenizerConfig, None),
-    "egom2p.models.push": (PushModelConfig, "default/egom2p/push.yaml"),
     "egom2p.pipelines.convert_config": (ConvertConfigConfig, "default/egom2p/convert/config.yaml"),
 }
 
@@ -45,7 +43,7 @@ def test_command(words):
         return
     if program is None:
         words = [word.rstrip(";") for word in words]
-        named = [word for word in words if "/" in word and word.endswith((".py", ".slurm"))]
+        named = [word for word in words if word.endswith((".py", ".slurm"))]
         assert named and all((ROOT / word).is_file() for word in named)
         return
     schema, config = PROGRAMS[program]

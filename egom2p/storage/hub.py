@@ -73,11 +73,13 @@ def push(
     dry_run: bool = False,
     readme: str | None = None,
     message: str = "Upload folder",
+    leave_out: Sequence[str] = (),
 ) -> list[str]:
     """Push a folder as one commit; returns the names of the files in it.
 
     readme     text of README.md, beside or instead of the folder's own
     dry_run    only say which files: no network, no login
+    leave_out  names of files that stay at home
 
     ValueError when the folder holds anything but plain files (a pickle can run code where it is loaded), or nobody is
     logged in.
@@ -85,7 +87,7 @@ def push(
     directory = Path(directory)
     if not _ID.fullmatch(repo_id):
         raise ValueError(f"a repository of the Hub is owner/name, got {repo_id!r}")
-    files = pushable_files(directory)
+    files = pushable_files(directory, leave_out=leave_out)
     names = sorted({*files, *(["README.md"] if readme is not None else [])})
     if dry_run:
         return names
@@ -110,12 +112,13 @@ def push(
     return names
 
 
-def pushable_files(directory: str | Path) -> dict[str, Path]:
+def pushable_files(directory: str | Path, *, leave_out: Sequence[str] = ()) -> dict[str, Path]:
     """Name in the repository -> file, of a folder of plain files; hidden ones stay at home."""
     directory = Path(directory)
     if not directory.is_dir():
         raise FileNotFoundError(f"{directory}: no such folder")
-    files = {path.relative_to(directory).as_posix(): path for path in sorted(directory.rglob("*")) if path.is_file()}
+    found = [path for path in sorted(directory.rglob("*")) if path.is_file() and path.name not in leave_out]
+    files = {path.relative_to(directory).as_posix(): path for path in found}
     files = {name: path for name, path in files.items() if not any(part[0] == "." for part in name.split("/"))}
     for name, path in files.items():
         if path.suffix.lower() in _PICKLES:

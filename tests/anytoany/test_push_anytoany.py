@@ -1,17 +1,14 @@
 """A trained model goes to the Hub as one commit of plain files, and comes back the same."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from model_toys import toy_batch, toy_model
 
-from egom2p.anytoany.push import find_checkpoint, push_anytoany, upload
 from egom2p.anytoany.saving import load_anytoany, save_anytoany
+from egom2p.pipelines.publish import find_checkpoint, publish, upload
 from egom2p.storage import load_json, save_json
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -98,7 +95,7 @@ def test_an_epoch_chooses_its_checkpoint(run):
     with pytest.raises(ValueError, match=r"no checkpoint at the end of epoch 5 .* after 1.00, 2.00 epochs"):
         find_checkpoint(run, 5)
     assert find_checkpoint(run / "final", None) == run / "final"
-    with pytest.raises(ValueError, match="is a model itself"):
+    with pytest.raises(ValueError, match="is a folder of weights itself"):
         find_checkpoint(run / "final", 0)
     with pytest.raises(ValueError, match="no finished run"):
         find_checkpoint(run.parent, 0)
@@ -110,29 +107,29 @@ def test_a_dry_run_says_the_files_and_the_measurements_without_network_or_login(
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
     assert upload(["--ckpt_dir", str(run), "--epoch", "0", "--hf_repo_id", "me/captions", "--dry_run"]) == FILES
-    said = capsys.readouterr().out
-    assert "| unseen | 0.1000 | 0.2500 |" in said, "the evaluation of this checkpoint, not of the end"
-    assert "| connector | resampler, 3 tokens per media item |" in said and "would push to me/captions" in said
-    assert "training.safetensors" not in said
+    shown = capsys.readouterr().out
+    assert "| unseen | 0.1000 | 0.2500 |" in shown, "the evaluation of this checkpoint, not of the end"
+    assert "| connector | resampler, 3 tokens per media item |" in shown and "would push to me/captions" in shown
+    assert "training.safetensors" not in shown
     with pytest.raises(SystemExit):
         upload(["--ckpt_dir", str(run), "--epoch", "0", "--hf_repo_id", "me/captions"])
     assert "needs a login: run `hf auth login`, or set HF_TOKEN" in capsys.readouterr().err
 
 
 def test_a_broken_or_foreign_folder_is_refused(run):
-    with pytest.raises(ValueError, match="no anytoany.json"):
-        push_anytoany(run, "me/captions", dry_run=True)
+    with pytest.raises(ValueError, match="found none of anytoany.json"):
+        publish(run, "me/captions", dry_run=True)
     (run / "final/notes.bin").write_bytes(b"x")
     with pytest.raises(ValueError, match="pickles and programs are not pushed"):
-        push_anytoany(run / "final", "me/captions", dry_run=True)
+        publish(run / "final", "me/captions", dry_run=True)
     (run / "final/notes.bin").unlink()
     (run / "final/parts.safetensors").unlink()
     with pytest.raises(ValueError, match="parts.safetensors is missing"):
-        push_anytoany(run / "final", "me/captions", dry_run=True)
+        publish(run / "final", "me/captions", dry_run=True)
 
 
 def test_the_merged_model_and_the_name_of_the_base_go_along(run, hub, model):
-    push_anytoany(run / "final", "me/captions", merge=True, base_model="meta/base", private=False)
+    publish(run / "final", "me/captions", merge=True, base_model="meta/base", private=False)
     files = hub[0]["files"]
     assert {"merged/model.safetensors", "merged/config.json", "merged/tokenizer.json"} <= set(files)
     assert (
@@ -140,17 +137,3 @@ def test_the_merged_model_and_the_name_of_the_base_go_along(run, hub, model):
     )
     assert json.loads(files["anytoany.json"])["config"]["language_model"]["pretrained"] == "meta/base"
     assert load_json(run / "final/anytoany.json")["config"]["language_model"]["pretrained"] is None
-
-
-def test_the_script_knows_both_kinds_of_model(run):
-    def call(*arguments):
-        environment = os.environ | {"HF_HUB_OFFLINE": "1"}
-        command = [sys.executable, str(ROOT / "upload_ckpt_hf.py"), *arguments]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
-
-    ours = call("--ckpt_dir", str(run), "--epoch", "1", "--hf_repo_id", "me/captions", "--dry_run")
-    assert ours.returncode == 0 and "would push to me/captions" in ours.stdout
-    bad = call("--ckpt_dir", str(run.parent), "--epoch", "1", "--hf_repo_id", "me/captions", "--dry_run")
-    assert bad.returncode == 2 and bad.stderr.startswith("error: ") and "no finished run" in bad.stderr
-    other = call("directory=nowhere", "repo_id=me/x", "dry_run=true")
-    assert other.returncode == 2 and "nowhere" in other.stderr

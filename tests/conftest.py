@@ -37,6 +37,18 @@ def real_data_dir() -> Path:
     return _data_dir("EGOM2P_REAL_DATA_DIR", _BESIDE / "real_data" / "public")
 
 
+@pytest.fixture(scope="session")
+def door_dir() -> Path:
+    """Recordings that once came in wrong."""
+    return _data_dir("EGOM2P_DOOR_DIR", _BESIDE / "cases" / "door")
+
+
+@pytest.fixture(scope="session")
+def collected_dir() -> Path:
+    """Real tracks, gaze and files of many formats."""
+    return _data_dir("EGOM2P_COLLECTED_DIR", _BESIDE / "real_data" / "collected")
+
+
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)

@@ -99,12 +99,15 @@ class Recording:
     Known stream names: `rgb` (T, H, W, 3) uint8; `depth` (T, H, W) float32 metres, 0 = invalid; `gaze` (T, 2);
     `camera` (T, 4, 4) float64 world_from_cam; `caption` (T,) of str, each valid from its time on. Any other name is
     a further track (T, C) float.
+
+    unused    names of files beside the recording that no stream was made from
     """
 
     name: str
     streams: Mapping[str, Stream]
     intrinsics: Intrinsics | None
     provenance: Provenance
+    unused: tuple[str, ...] = ()
 
     @property
     def span_s(self) -> tuple[float, float]:

@@ -1,6 +1,10 @@
 """Errors of a camera trajectory; also a command that compares two trajectory files.
 
     python -m egom2p.metrics.camera ESTIMATE REFERENCE --format tum --align sim3 --json
+    python -m egom2p.metrics.camera ESTIMATE REFERENCE --estimate-format tum --reference-format euroc
+
+A header that names the columns of a file is obeyed; times in another unit than the format's: `--time-unit`, of
+both files, or `--estimate-time-unit` and `--reference-time-unit`.
 
 S poses, paired by index. ATE is the RMSE of position after the named alignment; RPE the RMSE over the motions from
 one frame to the next, of their translation (m) and of their rotation angle (degrees).
@@ -10,13 +14,14 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
 from egom2p.geometry import (
     ALIGNMENTS,
     FORMATS,
+    TimeUnit,
     align_poses,
     check_poses,
     frame_to_frame,
@@ -67,17 +72,23 @@ def compare_files(
     estimate_path: str | Path,
     reference_path: str | Path,
     *,
-    file_format: str,
+    file_formats: tuple[str, str],
     alignment: str,
     max_difference_s: float = 0.01,
+    time_units: tuple[TimeUnit | None, TimeUnit | None] = (None, None),
 ) -> dict[str, Any]:
     """`camera_errors` of two trajectory files; poses are paired by time (KITTI, without times, by line).
+
+    file_formats, time_units   of the estimate and of the reference; unit None: the header's, else the format's
 
     Adds num_estimate and num_reference (poses in the files) and num_unmatched: poses of the shorter file that have no
     partner within `max_difference_s`.
     """
-    estimate_times_s, estimate = read_trajectory(estimate_path, file_format)
-    reference_times_s, reference = read_trajectory(reference_path, file_format)
+    paths = (estimate_path, reference_path)
+    (estimate_times_s, estimate), (reference_times_s, reference) = (
+        read_trajectory(path, file_format, time_unit=unit, say="--time-unit")
+        for path, file_format, unit in zip(paths, file_formats, time_units, strict=True)
+    )
     shorter = min(len(estimate), len(reference))
     counts = {"num_estimate": len(estimate), "num_reference": len(reference)}
     if estimate_times_s is None or reference_times_s is None:
@@ -103,7 +114,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m egom2p.metrics.camera", description="Errors of a trajectory file.")
     parser.add_argument("estimate", type=Path)
     parser.add_argument("reference", type=Path)
-    parser.add_argument("--format", choices=FORMATS, default="tum")
+    files = ("estimate", "reference")
+    parser.add_argument("--format", choices=FORMATS, default="tum", help="of both files")
+    parser.add_argument("--time-unit", choices=get_args(TimeUnit), help="of both; by default the header's or format's")
+    for name in files:
+        parser.add_argument(f"--{name}-format", choices=FORMATS, help=f"of the {name}, in place of --format")
+        parser.add_argument(f"--{name}-time-unit", choices=get_args(TimeUnit), help="likewise")
     parser.add_argument("--align", choices=ALIGNMENTS, default="sim3")
     parser.add_argument("--max-difference", type=float, default=0.01, metavar="SECONDS", help="for pairing by time")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of lines")
@@ -112,9 +128,10 @@ def main(arguments: list[str] | None = None) -> int:
         errors = compare_files(
             options.estimate,
             options.reference,
-            file_format=options.format,
+            file_formats=tuple(getattr(options, f"{name}_format") or options.format for name in files),
             alignment=options.align,
             max_difference_s=options.max_difference,
+            time_units=tuple(getattr(options, f"{name}_time_unit") or options.time_unit for name in files),
         )
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201

@@ -57,6 +57,7 @@ class PlannedRecording:
     unused_s: float = 0.0
     problem: str = ""
     is_too_short: bool = False
+    unused_files: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ class PrepareReport:
     datasets    data set -> {"streams", "num_clips", "num_shards"}
     absent      stream -> {reason -> number of clips that lack it}; reasons without their numbers
     skipped     recording -> why it gave no clip
+    unused_files    recording -> files in it that no stream was made from
     """
 
     datasets: dict[str, dict[str, Any]]
@@ -76,6 +78,7 @@ class PrepareReport:
     absent: dict[str, int] = field(default_factory=dict)
     absent_examples: dict[str, str] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
+    unused_files: dict[str, list[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -127,6 +130,11 @@ def summary(report: PrepareReport) -> str:
         lines.append(f"  {report.num_empty_windows} windows left out: no usable stream")
     if report.unused_s > 0:
         lines.append(f"  {report.unused_s:.2f} s of recordings lie outside clips")
+    for name, files in list(report.unused_files.items())[:_MAX_LISTED]:
+        more = f" and {len(files) - _MAX_LISTED} more" if len(files) > _MAX_LISTED else ""
+        lines.append(f"  not used of {name}: {', '.join(files[:_MAX_LISTED])}{more}")
+    if len(report.unused_files) > _MAX_LISTED:
+        lines.append(f"  ... files not used in {len(report.unused_files)} recordings in all (the report names them)")
     for name, why in list(report.skipped.items())[:_MAX_LISTED]:
         lines.append(f"  skipped {name}: {why}")
     if len(report.skipped) > _MAX_LISTED:
@@ -183,14 +191,15 @@ def _plan_one(index: int) -> PlannedRecording:
     config, reader = _Desk.config, _Desk.reader
     name = reader.names[index]
     try:
-        plan = plan_clips(_kept(outline(reader, index), config.streams), config.clip)
+        recording = _kept(outline(reader, index), config.streams)
+        plan = plan_clips(recording, config.clip)
     except RecordingTooShort as error:
         return PlannedRecording(index, name, problem=str(error), is_too_short=True)
     except ValueError as error:
         return PlannedRecording(index, name, problem=str(error))
     finally:
         tick()
-    return PlannedRecording(index, name, plan.windows, plan.num_empty, plan.unused_s)
+    return PlannedRecording(index, name, plan.windows, plan.num_empty, plan.unused_s, unused_files=recording.unused)
 
 
 def _assign_shards(config: PrepareConfig, plans: Sequence[PlannedRecording]) -> list[_Shard]:
@@ -276,4 +285,5 @@ def _report(plans: Sequence[PlannedRecording], shards: Sequence[_Shard]) -> Prep
         absent=dict(sorted(absent.items())),
         absent_examples=examples,
         skipped={plan.name: plan.problem for plan in plans if plan.problem},
+        unused_files={plan.name: list(plan.unused_files) for plan in plans if plan.unused_files},
     )

@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.spatial.transform import Rotation
 
 from egom2p.data.clips.video_files import write_video
 from egom2p.data.recordings.plain_folder import PlainFolderReader
@@ -182,3 +183,128 @@ def test_the_readme_shows_a_recording_yaml_that_is_accepted(tmp_path):
     assert settings.caption == "washes a cup" and settings.tracks["heart_rate"].unit == "bpm"
     shown = set(re.findall(r"^(\w+):", (tmp_path / "recording.yaml").read_text(), re.MULTILINE))
     assert shown == set(RecordingSettings.__dataclass_fields__)
+
+
+def test_poses_of_a_body_become_those_of_its_camera(root):
+    """The body moves along x; the camera sits 10 cm above it and looks along the body's x axis."""
+    body_from_camera = np.array([[0.0, 0, 1, 0.02], [-1, 0, 0, 0], [0, -1, 0, 0.1], [0, 0, 0, 1]])
+    (qx, qy, qz, qw), expected = Rotation.from_matrix(body_from_camera[:3, :3]).as_quat(), _poses(75) @ body_from_camera
+    for text in (
+        f"camera: {{body_from_camera: {body_from_camera.tolist()}}}",
+        f"camera: {{body_from_camera: {body_from_camera.ravel().tolist()}}}",
+        f"camera: {{body_from_camera: {{quaternion_xyzw: [{qx}, {qy}, {qz}, {qw}], translation: [0.02, 0, 0.1]}}}}",
+        f"camera: {{body_from_camera: {{quaternion_wxyz: [{qw}, {qx}, {qy}, {qz}], translation: [0.02, 0, 0.1]}}}}",
+    ):
+        _settings(root, text)
+        np.testing.assert_allclose(
+            PlainFolderReader(root).read(0).streams["camera"].values, expected, atol=1e-9, err_msg=text
+        )
+    # World from camera moves with the world: the inverse of a body_from_world file, and OpenGL's camera axes.
+    _settings(root, f"camera: {{maps: cam_from_world, axes: opengl, body_from_camera: {body_from_camera.tolist()}}}")
+    expected = inverse_poses(_poses(75)) @ body_from_camera @ np.diag([1.0, -1.0, -1.0, 1.0])
+    np.testing.assert_allclose(PlainFolderReader(root).read(0).streams["camera"].values, expected, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 2, 0], [0, 0, 0, 1]]", r"body_from_camera: pose 0 has no rotation"),
+        ("[1, 0, 0]", r"body_from_camera: found .*wanted 4 rows of 4"),
+        ("[[1, 0], [0, 1, 0], [0, 0, 1]]", r"body_from_camera: found .*wanted 4 rows of 4"),
+        ("{quaternion_xyzw: [1, 1, 0, 0]}", "wanted length 1"),
+        ("{translation: [1, 1, 0]}", "wanted one of quaternion_xyzw and quaternion_wxyz"),
+    ],
+)
+def test_a_transform_that_is_none_is_refused(root, text, message):
+    _settings(root, f"camera: {{body_from_camera: {text}}}")
+    with pytest.raises(ValueError, match=message):
+        PlainFolderReader(root).read(0)
+
+
+def test_the_body_of_a_euroc_drone(root):
+    """Ground truth of the body in ns, `T_BS` of its sensor.yaml: 16 numbers, sensor to body."""
+    folder = root / "kitchen"
+    (folder / "trajectory.txt").unlink()
+    sensor = "0.0148655429818, -0.999880929698, 0.00414029679422, -0.0216401454975, 0.999557249008, 0.0149672133247, "
+    sensor += "0.025715529948, -0.064676986768, -0.0257744366974, 0.00375618835797, 0.999660727178, 0.00981073058949, "
+    sensor += "0.0, 0.0, 0.0, 1.0"
+    _settings(root, f"camera: {{offset_s: -1403715273.0, body_from_camera: [{sensor}]}}")
+    header = "#timestamp, p_RS_R_x [m], p_RS_R_y [m], p_RS_R_z [m], q_RS_w [], q_RS_x [], q_RS_y [], q_RS_z []"
+    rows = [f"{1403715273262142976 + k * 33_333_333},{k / 30},2,3,0.6,0.8,0,0" for k in range(75)]
+    (folder / "trajectory.csv").write_text("\n".join([header, *rows]))
+    camera = PlainFolderReader(root).read(0).streams["camera"]
+    np.testing.assert_allclose(camera.times_s, 0.262142976 + np.arange(75) * 0.033333333, atol=1e-12)
+    body = Rotation.from_quat([0.8, 0, 0, 0.6]).as_matrix()
+    np.testing.assert_allclose(
+        camera.values[30, :3, 3], body @ [-0.0216401454975, -0.064676986768, 0.00981073058949] + [1, 2, 3]
+    )
+    np.testing.assert_allclose(camera.values[0, :3, 2], body @ [0.00414029679422, 0.025715529948, 0.999660727178])
+
+
+def test_names_count_without_case_and_what_nothing_took_is_listed(root):
+    folder = root / "kitchen"
+    (folder / "gaze.csv").rename(folder / "Gaze.CSV")
+    (folder / "groundtruth.txt").write_text("0 0 0 0 0 0 0 1\n")
+    (folder / "._gaze.csv").write_bytes(b"\x00\xb0\x05")
+    (folder / ".DS_Store").write_bytes(b"\x00\xb0\x05")
+    (folder / "audio.wav").write_bytes(b"x")
+    (folder / "imu").mkdir()
+    (folder / "rgb_timestamps.txt").write_text("".join(f"{k * 33_333}\n" for k in range(75)))
+    _settings(root, "rgb: {time_unit: us}")
+    recording = PlainFolderReader(root).read(0)
+    assert recording.unused == ("audio.wav", "groundtruth.txt", "imu/")
+    assert sorted(recording.streams) == ["camera", "depth", "gaze", "heart_rate", "rgb"]
+    assert recording.streams["rgb"].times_s[30] == pytest.approx(0.99999)
+    (folder / "gaze.csv").write_text("timestamps,u,v\n0,0,0\n")
+    with pytest.raises(ValueError, match=r"found \['Gaze\.CSV', 'gaze\.csv'\], wanted one of them"):
+        PlainFolderReader(root).read(0)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("rgb: {time_unit: us}", r"rgb\.time_unit has no effect: there is no rgb_timestamps\.txt"),
+        ("depth: {time_unit: ms}", r"depth\.time_unit has no effect"),
+        ("gaze: {file: eyes.csv}", r"eyes\.csv: recording\.yaml names it, found"),
+        ("tracks: {pulse: {unit: bpm}}", r"tracks \['pulse'\] are not there"),
+        ("tracks: {heart_rate: {columns: [bmp]}}", r"heart_rate\.csv: found columns .*wanted 'bmp'"),
+    ],
+)
+def test_keys_without_effect_are_refused(root, text, message):
+    _settings(root, text)
+    with pytest.raises(ValueError, match=message):
+        PlainFolderReader(root).read(0)
+
+
+def test_keys_of_a_stream_that_is_not_there_are_refused_in_the_recordings_own_file(root):
+    (root / "kitchen" / "gaze.csv").unlink()
+    (root / "recording.yaml").write_text("gaze: {coordinates: pixel}")  # serves recordings with gaze beside this one
+    assert "gaze" not in PlainFolderReader(root).read(0).streams
+    _settings(root, "gaze: {coordinates: pixel}")
+    with pytest.raises(ValueError, match="keys of gaze have no effect"):
+        PlainFolderReader(root).read(0)
+
+
+def test_files_of_a_recording_beside_recordings_are_no_mixture(root):
+    (root / "gaze.csv").write_text("timestamps,u,v\n0,0,0\n")
+    with pytest.raises(ValueError, match=r"folders that are recordings \['kitchen'\]"):
+        PlainFolderReader(root)
+
+
+def test_a_track_with_a_column_that_is_empty_wants_its_columns_named(root):
+    rows = ["timestamp [ns],gyro x,yaw", *(f"{k * 10_000_000},{k}," for k in range(50))]
+    (root / "kitchen" / "imu.csv").write_text("\n".join(rows))
+    with pytest.raises(ValueError, match=r"imu\.csv: column 'yaw' has no value.*tracks\.imu\.columns"):
+        PlainFolderReader(root).read(0)
+    _settings(root, "tracks: {imu: {columns: [gyro x], unit: deg/s}}")
+    imu = PlainFolderReader(root).read(0).streams["imu"]
+    assert imu.is_valid.all() and imu.times_s[10] == pytest.approx(0.1) and imu.values[7, 0] == 7
+
+
+def test_recordings_of_the_door(door_dir):
+    camera = PlainFolderReader(door_dir / "quaternion_header" / "rec").read(0).streams["camera"]
+    np.testing.assert_allclose(camera.values[0], np.eye(4), atol=1e-9)  # w first: 1 0 0 0 is no turn
+    assert PlainFolderReader(door_dir / "unused_files" / "rec_groundtruth").read(0).unused == ("groundtruth.txt",)
+    for name, streams in (("rec_csv", ["gaze", "rgb"]), ("rec_video", ["rgb"])):
+        recording = PlainFolderReader(door_dir / "hidden_files" / name).read(0)
+        assert sorted(recording.streams) == streams and recording.unused == ()

@@ -1,5 +1,7 @@
 """Trajectory files: round trips, the real files, and what bad ones are told."""
 
+import re
+
 import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
@@ -80,7 +82,7 @@ _GOOD = "0.0 0 0 0 0 0 0 1\n"
         ("1.0 a 0 0 0 0 0 1", "line 3: .*wanted numbers"),
         ("1.0 0 0 0 0 0 0 0", "line 3: found a quaternion of length 0"),
         ("1.0 0 0 0 3 0 0 1", "line 3: found a quaternion of length 3.162"),
-        ("-1.0 0 0 0 0 0 0 1", "line 3: found time -1.0 s after 0.0 s"),
+        ("-1.0 0 0 0 0 0 0 1", "line 3: found time -1.0 after 0.0"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path, line, message):
@@ -107,3 +109,77 @@ def test_other_bad_files_are_named(tmp_path, poses):
         read_trajectory(path, "bag")
     with pytest.raises(ValueError, match="found 3 times for 12 poses"):
         write_tum(path, np.arange(3), poses)
+
+
+_HEADERS = {
+    "# timestamp tx ty tz qw qx qy qz": "t x y z w a b c",
+    "#timestamp [ns],px,py,pz,qx,qy,qz,qw": "t,x,y,z,a,b,c,w",
+    "timestamp,qx,qy,qz,qw,tx,ty,tz": "t,a,b,c,w,x,y,z",
+    "#timestamp, p_RS_R_x [m], p_RS_R_y [m], p_RS_R_z [m], q_RS_w [], q_RS_x [], q_RS_y [], q_RS_z [], v_RS_R_x": (
+        "t,x,y,z,w,a,b,c,9"
+    ),
+    "object_uid,timestamp[ns],t_wo_x[m],t_wo_y[m],t_wo_z[m],q_wo_w,q_wo_x,q_wo_y,q_wo_z": "head,t,x,y,z,w,a,b,c",
+    "graph_uid,tracking_timestamp_us,tx_world_device,ty_world_device,tz_world_device,qx_world_device,qy_world_device,"
+    "qz_world_device,qw_world_device,gravity_x_world": "g,t,x,y,z,a,b,c,w,9.8",
+    "# format: time position_x position_y position_z orientation_w orientation_x orientation_y orientation_z": (
+        "t x y z w a b c"
+    ),
+    "timestamp;posX;posY;posZ;rotX;rotY;rotZ;rotW": "t;x;y;z;a;b;c;w",
+}
+
+
+@pytest.mark.parametrize("file_format", ["tum", "euroc"])
+@pytest.mark.parametrize("header", _HEADERS)
+def test_a_header_that_names_the_columns_is_obeyed(tmp_path, rng, poses, header, file_format):
+    path = tmp_path / "path.txt"
+    quaternions = Rotation.from_matrix(poses[:, :3, :3]).as_quat()
+    is_ns, is_us = "ns" in header or (file_format == "euroc" and "_us" not in header), "_us" in header
+    lines = [header]
+    for number, (pose, (a, b, c, w)) in enumerate(zip(poses, quaternions, strict=True)):
+        stamp = number * 5_000_000 if is_ns else number * 5_000 if is_us else number * 0.005
+        cells = dict(zip("xyzabcw", [*pose[:3, 3], a, b, c, w], strict=True)) | {"t": stamp}
+        lines.append("".join(str(cells.get(mark, mark)) for mark in _split(_HEADERS[header])))
+    path.write_text("\n".join(lines))
+    times_s, found = read_trajectory(path, file_format)
+    np.testing.assert_allclose(times_s, np.arange(len(poses)) * 0.005, atol=1e-12)
+    np.testing.assert_allclose(found, poses, atol=1e-12)
+
+
+def _split(row):
+    return re.findall(r"[a-z]+|[0-9.]+|[ ,;]", row)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "# timestamp tx ty tz qw qx qy",
+        "# qw qx qy qz",
+        "# timestamp tx ty tz qx qy qz qw extra",
+        "# t x y z qw qx qx qz",
+    ],
+)
+def test_a_header_that_does_not_name_every_column_is_refused(tmp_path, header):
+    path = tmp_path / "path.txt"
+    path.write_text(f"{header}\n{_GOOD}")
+    with pytest.raises(ValueError, match=r"path\.txt: found a header of the columns .*each named once"):
+        read_tum(path)
+
+
+def test_a_comment_that_names_no_columns_changes_nothing(tmp_path):
+    path = tmp_path / "path.txt"
+    path.write_text("# ground truth trajectory\n# file: 'a.bag'\n# timestamp tx ty tz qx qy qz qw\n0 1 2 3 0 0 0 1\n")
+    np.testing.assert_array_equal(read_tum(path)[1][0], poses_from_parts(np.eye(3), np.array([1.0, 2, 3])))
+
+
+def test_times_have_a_unit(tmp_path):
+    path = tmp_path / "path.txt"
+    rows = [f"{1_560_004_890_349_546_240 + k * 33_333_333} {k} 0 0 0 0 0 1" for k in range(40)]
+    path.write_text("\n".join(rows))
+    with pytest.raises(ValueError, match=r"path\.txt: found times 1560004890349546240 .*likely ns"):
+        read_tum(path)
+    times_s, _ = read_tum(path, time_unit="ns", offset_s=-1_560_004_890.0)
+    np.testing.assert_allclose(times_s, 0.34954624 + np.arange(40) * 0.033333333, atol=1e-12)
+    path.write_text("".join(f"{k / 30},1,2,3,1,0,0,0\n" for k in range(40)))
+    with pytest.raises(ValueError, match=r"path\.txt: .*likely s"):
+        read_euroc(path)
+    assert read_euroc(path, time_unit="s")[0][30] == pytest.approx(1.0)

@@ -7,7 +7,15 @@ import pytest
 from safetensors.numpy import load_file
 from scipy.spatial.transform import Rotation
 
-from egom2p.geometry import ALIGNMENTS, canonicalise, matrix_from_two_columns, poses_from_parts, write_kitti, write_tum
+from egom2p.geometry import (
+    ALIGNMENTS,
+    canonicalise,
+    matrix_from_two_columns,
+    poses_from_parts,
+    write_euroc,
+    write_kitti,
+    write_tum,
+)
 from egom2p.metrics.camera import CAMERA_METRICS, camera_errors, compare_files, main
 
 
@@ -196,7 +204,9 @@ def test_files_are_paired_by_time(tmp_path, rng):
     write_tum(
         tmp_path / "estimate.txt", np.append(times_s[::2] + 0.004, 99.0), np.append(reference[::2], reference[:1], 0)
     )
-    found = compare_files(tmp_path / "estimate.txt", tmp_path / "reference.txt", file_format="tum", alignment="none")
+    found = compare_files(
+        tmp_path / "estimate.txt", tmp_path / "reference.txt", file_formats=("tum", "tum"), alignment="none"
+    )
     assert (found["num_poses"], found["num_unmatched"], found["num_estimate"]) == (20, 1, 21)
     assert found["ate_m"] < 1e-12
 
@@ -217,3 +227,30 @@ def test_the_command_prints_lines_and_names_bad_files(tmp_path, rng, capsys):
     ):
         assert main(arguments) == 2
         assert words in capsys.readouterr().err
+
+
+def test_files_of_two_formats_orders_and_units_compare_as_one(tmp_path, rng, capsys):
+    reference, times_s = walk(rng), np.arange(40) / 30
+    write_tum(tmp_path / "tum.txt", times_s, reference)
+    write_euroc(tmp_path / "euroc.csv", times_s, reference)
+    rows = [line.split() for line in (tmp_path / "tum.txt").read_text().splitlines()[1:]]
+    w_first = [" ".join([str(round(float(row[0]) * 1e9)), *row[1:4], row[7], *row[4:7]]) for row in rows]
+    (tmp_path / "w_first.txt").write_text("\n".join(["# timestamp tx ty tz qw qx qy qz", *w_first]))
+    tum, euroc, mixed = (str(tmp_path / name) for name in ("tum.txt", "euroc.csv", "w_first.txt"))
+    for arguments in (
+        [euroc, tum, "--estimate-format", "euroc"],
+        [tum, euroc, "--reference-format", "euroc"],
+        [mixed, tum, "--estimate-time-unit", "ns"],
+    ):
+        assert main([*arguments, "--align", "none", "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert found["num_poses"] == 40 and found["ate_m"] < 1e-9 and found["rpe_r_deg"] < 1e-6
+    assert main([mixed, tum]) == 2
+    assert "likely ns, say --time-unit: ns" in capsys.readouterr().err
+
+
+def test_a_quaternion_that_is_w_first_by_its_header(door_dir, capsys):
+    folder = door_dir / "quaternion_header"
+    for name in ("est.tum", "est_wfirst.tum"):
+        assert main([str(folder / name), str(folder / "gt.tum"), "--align", "se3", "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["rpe_r_deg"] == pytest.approx(0.331, abs=5e-4)

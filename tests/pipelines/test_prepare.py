@@ -134,6 +134,15 @@ def test_a_store_of_another_configuration_is_not_continued(root, tmp_path):
         prepare(_config(root, tmp_path / "clips"))
 
 
+def test_files_that_no_reader_took_are_listed(root, tmp_path, capsys):
+    (root / "a" / "groundtruth.txt").write_text("0 0 0 0 0 0 0 1\n")
+    (root / "a" / ".DS_Store").write_text("x")
+    report = prepare(_config(root, tmp_path / "clips"))
+    assert report.unused_files == {"a": ["groundtruth.txt"]} == read_report(tmp_path / "clips", "home").unused_files
+    shown = capsys.readouterr()
+    assert "not used of a: groundtruth.txt" in shown.out + shown.err
+
+
 def test_chosen_streams_only(root, tmp_path):
     prepare(_config(root, tmp_path / "clips", streams=("rgb",)))
     assert ClipStore(tmp_path / "clips", "home").streams == ("rgb",)

@@ -17,6 +17,7 @@ from egom2p.contracts import AlignedClip, Recording, Stream, quantity_of_stream
 from egom2p.contracts.quantities import PICTURE_STREAMS
 from egom2p.data.clips.cropping import Crop, centre_crop, crop_depth, crop_gaze, crop_intrinsics, crop_rgb
 from egom2p.data.clips.resampling import nearest_frames, poses_at, sample_period_s, track_at
+from egom2p.geometry import LONGEST_SPAN_S
 
 _TEXT = "caption"
 _TIME_TOLERANCE_S = 1e-6
@@ -109,6 +110,12 @@ def plan_clips(recording: Recording, config: ClipConfig) -> ClipPlan:
     choose_first, choose_last = (max, min) if config.span == "common" else (min, max)
     start_s = choose_first(first.values())
     end_s = choose_last(last[name] - reach[name] for name in signals)
+    if end_s - start_s > LONGEST_SPAN_S:
+        spans = ", ".join(f"{name} {first[name]:.3f}-{last[name]:.3f} s" for name in sorted(signals))
+        raise ValueError(
+            f"{_where(recording)}: found {spans}: {(end_s - start_s) / 86400:.6g} days of clips, which nobody means; "
+            "clocks that differ are brought together by time_unit and offset_s"
+        )
     count = int(np.floor((end_s - start_s + _TIME_TOLERANCE_S) / config.stride_s)) + 1
     if count < 1:
         spans = ", ".join(f"{name} {first[name]:.3f}-{last[name]:.3f} s" for name in sorted(signals))

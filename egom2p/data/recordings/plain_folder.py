@@ -4,13 +4,14 @@
         video.mp4 | any one video | rgb/*.jpg|png       pictures
         depth/*.png (16 bit) | depth.npy | depth.npz    optional
         trajectory.txt (TUM) | .csv (EuRoC) | .npz      optional: poses
-        gaze.csv | gaze.npz                             optional
-        <track>.csv | <track>.npz                       optional: any further track
-        <stream>_timestamps.txt                         optional: one time in seconds per picture
+        gaze.csv | .tsv | .npz                          optional
+        <track>.csv | .tsv | .npz                       optional: any further track
+        <stream>_timestamps.txt                         optional: one time per picture
         recording.yaml                                  optional: what the files cannot say
 
-A stream that is not there is an absent modality. Every stream has its own clock; `offset_s` in `recording.yaml` brings
-them together. T samples, H, W pixels.
+Case does not count in names, names that begin with a dot are not there, and files that nothing of this took are listed
+(`Recording.unused`). A stream that is not there is an absent modality. Every stream has its own clock; `offset_s` in
+`recording.yaml` brings them together. T samples, H, W pixels.
 """
 
 from collections.abc import Sequence
@@ -22,7 +23,13 @@ import numpy as np
 from egom2p.contracts import FrameSource, Intrinsics, Provenance, Recording, Stream, check_shape
 from egom2p.data.clips.image_files import DepthImages, RgbImages, list_images
 from egom2p.data.clips.video_files import VIDEO_SUFFIXES, open_video
-from egom2p.data.recordings.plain_tracks import first_existing, read_camera, read_clock, read_further_track, read_gaze
+from egom2p.data.recordings.plain_tracks import (
+    FORMAT_OF_SUFFIX,
+    read_camera,
+    read_clock,
+    read_further_track,
+    read_gaze,
+)
 from egom2p.data.recordings.recording_settings import (
     SETTINGS_FILE,
     DepthSettings,
@@ -30,11 +37,13 @@ from egom2p.data.recordings.recording_settings import (
     TrackSettings,
     read_settings,
 )
-from egom2p.data.recordings.track_files import load_npz
+from egom2p.data.recordings.track_files import TABLE_SUFFIXES, clock_s, load_npz
 from egom2p.geometry import pixel_grid, rays
 
-_TRACK_SUFFIXES = (".csv", ".npz")
+_TRACK_SUFFIXES = (*TABLE_SUFFIXES, ".npz")
 _RESERVED = ("depth", "gaze", "trajectory")
+_PICTURES = ("rgb", "depth")
+_CLOCKS = ("rgb_timestamps.txt", "depth_timestamps.txt", "trajectory_timestamps.txt")
 
 
 class PlainFolderReader:
@@ -47,9 +56,15 @@ class PlainFolderReader:
         self.root, self.dataset = Path(root), dataset
         if not self.root.is_dir():
             raise ValueError(f"{self.root}: no such folder of recordings")
-        found = sorted(path.name for path in self.root.iterdir() if path.is_dir() and not path.name.startswith("."))
-        self._is_one = _is_recording(self.root)
+        found = [path.name for path in visible(self.root) if path.is_dir()]
+        self._is_one = is_recording(self.root)
         if self._is_one:
+            below = [name for name in found if name.lower() not in _PICTURES and is_recording(self.root / name)]
+            if below:
+                raise ValueError(
+                    f"{self.root}: found files of a recording and folders that are recordings {below[:20]}, wanted "
+                    "one or the other"
+                )
             found = [self.root.resolve().name]
         missing = sorted(set(names or ()) - set(found))
         if missing or not found:
@@ -69,41 +84,107 @@ class PlainFolderReader:
 def read_recording(folder: Path, settings: RecordingSettings, *, name: str = "", dataset: str = "") -> Recording:
     """The recording in a folder."""
     intrinsics = settings.intrinsics.build() if settings.intrinsics else None
+    files = _Files(folder)
     streams: dict[str, Stream] = {}
-    _add(streams, "rgb", _read_rgb(folder, settings))
-    _add(streams, "depth", _read_depth(folder, settings.depth, streams.get("rgb"), intrinsics))
-    _add(streams, "camera", read_camera(folder, settings.camera))
-    _add(streams, "gaze", read_gaze(folder, settings.gaze, streams.get("rgb"), intrinsics))
-    for track, path in _track_paths(folder, settings).items():
-        _add(streams, track, read_further_track(path, settings.tracks.get(track, TrackSettings())))
+    _add(streams, "rgb", _read_rgb(files, settings))
+    _add(streams, "depth", _read_depth(files, settings.depth, streams.get("rgb"), intrinsics))
+    trajectories = [f"trajectory{suffix}" for suffix in FORMAT_OF_SUFFIX]
+    _add(streams, "camera", read_camera(folder, files.take(settings.camera.file, trajectories), settings.camera))
+    gazes = [f"gaze{suffix}" for suffix in _TRACK_SUFFIXES]
+    gaze_path = files.take(settings.gaze.file, gazes)
+    _add(streams, "gaze", read_gaze(folder, gaze_path, settings.gaze, streams.get("rgb"), intrinsics))
+    for track, path in _track_paths(files, settings).items():
+        _add(streams, track, read_further_track(track, path, settings.tracks.get(track, TrackSettings())))
     if not streams:
-        raise ValueError(f"{folder}: found {_listing(folder)}, wanted a video, depth, trajectory, gaze or track file")
+        raise ValueError(f"{folder}: found {files.names[:20]}, wanted a video, depth, trajectory, gaze or track file")
+    _refuse_settings_of_nothing(folder, settings, streams)
     _add(streams, "caption", _captions(settings, streams))
     name = name or folder.name
-    return Recording(name, streams, intrinsics, Provenance(dataset, name, source=str(folder)))
+    files.take_all((SETTINGS_FILE, *_CLOCKS))
+    return Recording(name, streams, intrinsics, Provenance(dataset, name, source=str(folder)), unused=files.unused)
 
 
-def _read_rgb(folder: Path, settings: RecordingSettings) -> Stream | None:
-    wanted = settings.rgb
-    path = folder / wanted.file if wanted.file else _find_pictures(folder)
+class _Files:
+    """Files and folders of a recording, and which of them were used; names in any case."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.paths = visible(folder)
+        self.names = [path.name for path in self.paths]
+        self._used: set[str] = set()
+
+    @property
+    def unused(self) -> tuple[str, ...]:
+        """Names that nothing took, sorted; folders with a slash."""
+        return tuple(p.name + "/" * p.is_dir() for p in self.paths if p.name not in self._used)
+
+    def take(self, file: str | None, names: Sequence[str] = ()) -> Path | None:
+        """The file the settings name, else the first of `names` that is there. ValueError: it is named and not there.
+
+        Raises ValueError when two files answer to one of the names (`gaze.csv`, `Gaze.CSV`).
+        """
+        if file:
+            path = self.folder / file
+            if not path.exists():
+                raise ValueError(f"{path}: {SETTINGS_FILE} names it, found {self.names[:20]}")
+            self._used.add(Path(file).parts[0])
+            return path
+        for name in names:
+            found = [path for path in self.paths if path.name.lower() == name and path.name not in self._used]
+            if len(found) > 1:
+                raise ValueError(f"{self.folder}: found {[path.name for path in found]}, wanted one of them")
+            if found:
+                self._used.add(found[0].name)
+                return found[0]
+        return None
+
+    def take_all(self, names: Sequence[str]) -> None:
+        self._used |= {path.name for path in self.paths if path.name.lower() in names}
+
+    def rest(self) -> list[Path]:
+        return [path for path in self.paths if path.name not in self._used]
+
+
+def visible(folder: Path) -> list[Path]:
+    """Entries of a folder, sorted; names that begin with a dot (a system's own notes) are not there."""
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def _refuse_settings_of_nothing(folder: Path, settings: RecordingSettings, streams: dict[str, Stream]) -> None:
+    """Keys of the recording's own file must have something to hold for; a parent's serves many recordings."""
+    if not (folder / SETTINGS_FILE).is_file():
+        return
+    defaults = RecordingSettings()
+    for stream in ("rgb", "depth", "camera", "gaze"):
+        if stream not in streams and getattr(settings, stream) != getattr(defaults, stream):
+            raise ValueError(f"{folder / SETTINGS_FILE}: keys of {stream} have no effect, found no {stream} there")
+    if missing := sorted(set(settings.tracks) - set(streams)):
+        raise ValueError(f"{folder / SETTINGS_FILE}: tracks {missing} are not there, found {sorted(streams)}")
+
+
+def _read_rgb(files: _Files, settings: RecordingSettings) -> Stream | None:
+    wanted, folder = settings.rgb, files.folder
+    path = files.take(wanted.file) if wanted.file else _find_pictures(files)
     if path is None:
         return None
     if path.is_dir():
         source: Any = RgbImages(_some_images(path))
-        times_s = read_clock(folder, "rgb", len(source), wanted.rate_hz, path=path)
+        times_s = read_clock(folder, "rgb", len(source), wanted, path=path)
     else:
         source = open_video(path)
-        times_s = read_clock(folder, "rgb", len(source), wanted.rate_hz, path=path, default=source.times_s)
-    return Stream(source, np.ones(len(source), bool), times_s + wanted.offset_s, "uint8")
+        own_times_s = source.times_s + wanted.offset_s
+        times_s = read_clock(folder, "rgb", len(source), wanted, path=path, own_times_s=own_times_s)
+    return Stream(source, np.ones(len(source), bool), times_s, "uint8")
 
 
 def _read_depth(
-    folder: Path, wanted: DepthSettings, rgb: Stream | None, intrinsics: Intrinsics | None
+    files: _Files, wanted: DepthSettings, rgb: Stream | None, intrinsics: Intrinsics | None
 ) -> Stream | None:
-    path = folder / wanted.file if wanted.file else first_existing(folder, ("depth", "depth.npy", "depth.npz"))
+    folder = files.folder
+    path = files.take(wanted.file, ("depth", "depth.npy", "depth.npz"))
     if path is None:
         return None
-    own_times_s = None
+    own_times_s, is_own_in_unit = None, False
     if path.is_dir():
         values: Any = DepthImages(
             _some_images(path), metres_per_unit=wanted.metres_per_unit, invalid_values=wanted.invalid_values
@@ -115,29 +196,46 @@ def _read_depth(
             raise ValueError(f"{path}: found arrays {sorted(arrays)}, wanted `depth` (T, H, W) in metres")
         check_shape(f"{path}: depth", arrays[name], "t h w")
         values = np.nan_to_num(arrays[name].astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)
-        own_times_s = arrays.get("timestamps")
+        if "timestamps" in arrays:
+            positions = [f"{path}, row {row}" for row in range(len(arrays["timestamps"]))]
+            own_times_s = clock_s(
+                arrays["timestamps"],
+                wanted.time_unit,
+                path,
+                positions,
+                offset_s=wanted.offset_s,
+                stream="depth",
+                say="depth.time_unit",
+            )
+            is_own_in_unit = True
     if own_times_s is None and rgb is not None and len(rgb.values) == len(values) and wanted.rate_hz is None:
-        own_times_s = rgb.times_s  # taken together, frame by frame
-    times_s = read_clock(folder, "depth", len(values), wanted.rate_hz, path=path, default=own_times_s)
+        own_times_s = rgb.times_s + wanted.offset_s  # taken together, frame by frame
+    times_s = read_clock(
+        folder,
+        "depth",
+        len(values),
+        wanted,
+        path=path,
+        own_times_s=own_times_s,
+        is_own_in_unit=is_own_in_unit,
+    )
     if wanted.measured_along == "ray":
         if intrinsics is None:
             raise ValueError(f"{folder / SETTINGS_FILE}: depth along the ray needs intrinsics, found none")
         values = DepthAlongAxis(values, intrinsics)
-    return Stream(values, np.ones(len(values), bool), times_s + wanted.offset_s, "m")
+    return Stream(values, np.ones(len(values), bool), times_s, "m")
 
 
-def _track_paths(folder: Path, settings: RecordingSettings) -> dict[str, Path]:
-    """Further tracks: those the settings name, and every csv or npz that is nothing else."""
-    taken = {settings.rgb.file, settings.depth.file, settings.camera.file, settings.gaze.file}
-    taken |= {track.file for track in settings.tracks.values()}
+def _track_paths(files: _Files, settings: RecordingSettings) -> dict[str, Path]:
+    """Further tracks: those the settings name, and every table or npz that is nothing else."""
+    named = {name: files.take(track.file) for name, track in settings.tracks.items() if track.file}
     found = {
         path.stem: path
-        for path in sorted(folder.iterdir())
-        if path.suffix in _TRACK_SUFFIXES and path.stem not in _RESERVED and path.name not in taken
+        for path in files.rest()
+        if path.suffix.lower() in _TRACK_SUFFIXES and path.is_file() and path.stem.lower() not in _RESERVED
     }
-    return found | {
-        name: folder / (track.file or f"{name}.csv") for name, track in settings.tracks.items() if track.file
-    }
+    files.take_all([path.name.lower() for path in found.values()])
+    return found | named
 
 
 def _captions(settings: RecordingSettings, streams: dict[str, Stream]) -> Stream | None:
@@ -151,12 +249,12 @@ def _captions(settings: RecordingSettings, streams: dict[str, Stream]) -> Stream
     return Stream(np.array(texts), np.ones(len(texts), bool), np.array(starts, dtype=np.float64), "text")
 
 
-def _find_pictures(folder: Path) -> Path | None:
-    videos = sorted(path for path in folder.iterdir() if path.suffix.lower() in VIDEO_SUFFIXES)
-    named = [path for path in videos if path.stem == "video"] or videos
+def _find_pictures(files: _Files) -> Path | None:
+    videos = [path for path in files.paths if path.suffix.lower() in VIDEO_SUFFIXES]
+    named = [path for path in videos if path.stem.lower() == "video"] or videos
     if len(named) > 1:
-        raise ValueError(f"{folder}: found {[path.name for path in named]}, wanted one video; say rgb.file")
-    return named[0] if named else first_existing(folder, ("rgb",))
+        raise ValueError(f"{files.folder}: found {[path.name for path in named]}, wanted one video; say rgb.file")
+    return files.take(named[0].name) if named else files.take(None, ("rgb",))
 
 
 def _some_images(folder: Path) -> list[Path]:
@@ -166,13 +264,11 @@ def _some_images(folder: Path) -> list[Path]:
     return images
 
 
-def _is_recording(folder: Path) -> bool:
-    suffixes = {path.suffix.lower() for path in folder.iterdir() if path.is_file()}
-    return bool(suffixes & {*VIDEO_SUFFIXES, ".csv", ".npz", ".npy"}) or (folder / "trajectory.txt").exists()
-
-
-def _listing(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())[:20]
+def is_recording(folder: Path) -> bool:
+    """Whether a folder itself holds a recording's files."""
+    names = [path.name.lower() for path in visible(folder)]
+    suffixes = {Path(name).suffix for name in names}
+    return bool(suffixes & {*VIDEO_SUFFIXES, *_TRACK_SUFFIXES, ".npy"} or set(names) & {"trajectory.txt", "rgb"})
 
 
 def _add(streams: dict[str, Stream], name: str, stream: Stream | None) -> None:

@@ -1,47 +1,77 @@
 """Streams of a plain folder that are tables: poses, gaze, further tracks, and clocks. T samples."""
 
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from egom2p.contracts import Intrinsics, Stream, check_shape
 from egom2p.data.recordings.recording_settings import (
     DEFAULT_RATE_HZ,
-    SECONDS_PER_UNIT,
     SETTINGS_FILE,
     CameraSettings,
+    DepthSettings,
     GazeSettings,
+    PictureSettings,
     TrackSettings,
+    transform_matrix,
 )
-from egom2p.data.recordings.track_files import check_times, load_npz, read_times, read_track
-from egom2p.geometry import CLOCKWISE_TURN, check_poses, gaze_from_pixels, inverse_poses, read_trajectory
+from egom2p.data.recordings.track_files import (
+    TABLE_SUFFIXES,
+    Table,
+    clock_s,
+    load_npz,
+    read_times,
+    read_track,
+    valid_rows,
+)
+from egom2p.geometry import (
+    CLOCKWISE_TURN,
+    TimeUnit,
+    check_poses,
+    gaze_from_pixels,
+    gaze_from_yaw_pitch,
+    inverse_poses,
+    read_trajectory,
+    yaw_of_both_eyes,
+)
 
-_FORMAT_OF_SUFFIX = {".txt": "tum", ".tum": "tum", ".csv": "euroc", ".npz": "npz"}
+FORMAT_OF_SUFFIX = {".txt": "tum", ".tum": "tum", ".csv": "euroc", ".npz": "npz"}
 _AXES = {"opencv": np.eye(4), "opengl": np.diag([1.0, -1.0, -1.0, 1.0]), "turned": CLOCKWISE_TURN}
+_MIN_CONFIDENCE = 0.6  # what Pupil Labs advise for their own
+_ARIA_GAZE_DEPTH_M = 1.0  # where the file has none, as Aria's own tools do
+_LARGEST_NORMALISED = 2.0
 
 
-def read_camera(folder: Path, wanted: CameraSettings) -> Stream | None:
-    names = [f"trajectory{suffix}" for suffix in _FORMAT_OF_SUFFIX]
-    path = folder / wanted.file if wanted.file else first_existing(folder, names)
+def read_camera(folder: Path, path: Path | None, wanted: CameraSettings) -> Stream | None:
+    """Poses of the camera, from those of a body where the settings say where the camera sits on it."""
     if path is None:
         return None
-    file_format = wanted.file_format or _FORMAT_OF_SUFFIX.get(path.suffix)
+    file_format = wanted.file_format or FORMAT_OF_SUFFIX.get(path.suffix.lower())
     if file_format is None:
         raise ValueError(f"{path}: the suffix does not tell the format; say camera.file_format")
     if file_format == "npz":
-        times_s, poses, is_valid = _read_pose_arrays(path)
+        times_s, poses, is_valid = _read_pose_arrays(path, wanted.time_unit, wanted.offset_s)
     else:
-        times_s, poses = read_trajectory(path, file_format)
+        times_s, poses = read_trajectory(
+            path, file_format, time_unit=wanted.time_unit, offset_s=wanted.offset_s, say="camera.time_unit"
+        )
         is_valid = np.ones(len(poses), dtype=bool)
     if wanted.maps == "cam_from_world":
         poses = inverse_poses(poses)
+    if wanted.body_from_camera is not None:
+        where = f"{folder / SETTINGS_FILE}: camera.body_from_camera"
+        poses = poses @ transform_matrix(wanted.body_from_camera, where=where)
     poses = poses @ _AXES[wanted.axes]
-    times_s = read_clock(folder, "trajectory", len(poses), wanted.rate_hz, path=path, default=times_s)
-    return Stream(poses, is_valid, times_s + wanted.offset_s, "world_from_cam")
+    times_s = read_clock(
+        folder, "trajectory", len(poses), wanted, path=path, own_times_s=times_s, stream="camera", is_own_in_unit=True
+    )
+    return Stream(poses, is_valid, times_s, "world_from_cam")
 
 
-def _read_pose_arrays(path: Path) -> tuple[np.ndarray | None, np.ndarray, np.ndarray]:
+def _read_pose_arrays(
+    path: Path, unit: TimeUnit | None, offset_s: float
+) -> tuple[np.ndarray | None, np.ndarray, np.ndarray]:
     """Times (T,) or None, poses (T, 4, 4) and validity (T,) of an npz; an invalid row may hold anything."""
     arrays = load_npz(path)
     name = next((name for name in ("world_from_camera", "world_from_cam", "poses", "arr_0") if name in arrays), None)
@@ -52,32 +82,159 @@ def _read_pose_arrays(path: Path) -> tuple[np.ndarray | None, np.ndarray, np.nda
     poses = np.array(arrays[name], dtype=np.float64)
     check_shape(f"{path}: {name}", poses, "t 4 4")
     is_valid = arrays["valid"].astype(bool) if "valid" in arrays else np.ones(len(poses), dtype=bool)
-    times_s = arrays.get("timestamps")
+    stamps = arrays.get("timestamps")
     check_shape(f"{path}: valid", is_valid, "t", t=len(poses))
-    if times_s is not None:
-        check_shape(f"{path}: timestamps", times_s, "t", t=len(poses))
-        times_s = times_s.astype(np.float64)
-        check_times(times_s, [f"{path}, row {row}" for row in range(len(times_s))], path)
+    times_s = None
+    if stamps is not None:
+        check_shape(f"{path}: timestamps", stamps, "t", t=len(poses))
+        positions = [f"{path}, row {row}" for row in range(len(stamps))]
+        times_s = clock_s(stamps, unit, path, positions, offset_s=offset_s, stream="camera", say="camera.time_unit")
     poses[~is_valid] = np.eye(4)
     return times_s, check_poses(str(path), poses), is_valid
 
 
-def read_gaze(folder: Path, wanted: GazeSettings, rgb: Stream | None, intrinsics: Intrinsics | None) -> Stream | None:
-    path = folder / wanted.file if wanted.file else first_existing(folder, ("gaze.csv", "gaze.npz"))
+class _GazeLayout(NamedTuple):
+    """Columns of u and v in a header that is known, what they mean, and whose it is."""
+
+    u: str
+    v: str
+    coordinates: Literal["normalised", "pixel"] = "normalised"
+    origin: Literal["top_left", "bottom_left"] = "top_left"
+
+
+_GAZE_LAYOUTS = (
+    _GazeLayout("u", "v"),
+    _GazeLayout("x", "y"),
+    _GazeLayout("gaze x [px]", "gaze y [px]", "pixel"),  # Pupil Labs Neon and Invisible, from the Cloud
+    _GazeLayout("norm_pos_x", "norm_pos_y", origin="bottom_left"),  # Pupil Core's export
+    _GazeLayout("gaze point x [mcs px]", "gaze point y [mcs px]", "pixel"),  # Tobii Pro Lab, glasses
+    _GazeLayout("gaze point x", "gaze point y", "pixel"),  # Tobii Pro Lab
+    _GazeLayout("gazepointx (mcspx)", "gazepointy (mcspx)", "pixel"),  # Tobii Studio
+    _GazeLayout("gaze2d_x", "gaze2d_y"),  # Tobii Glasses 3, flattened
+    _GazeLayout("gaze2d x", "gaze2d y"),
+)
+# Samples are valid when one of the eyes is; Tobii Studio counts from 0 (certain) to 4 (not found).
+_EYES_VALID = (("validity left", "validity right"), ("validityleft", "validityright"))
+_ARIA_PITCH, _ARIA_YAW = "pitch_rads_cpf", "yaw_rads_cpf"
+_ARIA_YAWS = ("left_yaw_rads_cpf", "right_yaw_rads_cpf")
+
+
+def read_gaze(
+    folder: Path, path: Path | None, wanted: GazeSettings, rgb: Stream | None, intrinsics: Intrinsics | None
+) -> Stream | None:
+    """Gaze (T, 2) in [0, 1] of the picture; validity is that of its own columns, and of what the file says of them."""
     if path is None:
         return None
-    track = read_track(path)
-    pairs = [pair for pair in (("u", "v"), ("x", "y")) if set(pair) <= set(track.names)]
-    if pairs:
-        gaze = track.values[:, [track.names.index(name) for name in pairs[0]]]
-    elif not track.names and track.values.shape[1:] == (2,):
-        gaze = track.values
+    if path.suffix.lower() == ".npz":
+        track = read_track(path, stream="gaze", columns=wanted.columns, unit=wanted.time_unit, offset_s=wanted.offset_s)
+        if track.values.shape[1:] != (2,):
+            raise ValueError(f"{path}: found values {track.values.shape}, wanted (T, 2): `u` and `v`")
+        _refuse_without_effect(path, wanted, ("min_confidence", "camera_from_eyes"), "an npz holds u, v and valid")
+        gaze, is_valid, times_s, layout = track.values, track.is_valid, track.times_s, _GazeLayout("u", "v")
     else:
-        raise ValueError(f"{path}: found columns {list(track.names)}, wanted `u` and `v`")
-    if wanted.coordinates == "pixel":
+        table = Table(path)
+        if "sensor" in table:  # Tobii Pro Lab: rows of the gyroscope between those of the eyes
+            table.keep([name.lower() in ("", "eye tracker") for name in table.text("sensor")])
+        times_s = table.times_s(
+            column=wanted.time_column,
+            unit=wanted.time_unit,
+            offset_s=wanted.offset_s,
+            stream="gaze",
+            say="gaze.time_unit",
+        )
+        is_valid = _stated_validity(table, wanted)
+        if _ARIA_PITCH in table and wanted.columns is None:
+            gaze, is_seen = _gaze_from_angles(folder, table, wanted, intrinsics)
+            return Stream(gaze, is_valid & is_seen, times_s, "image")
+        layout = _layout(table, wanted)
+        gaze = np.stack([table.numbers(layout.u), table.numbers(layout.v)], axis=1)
+        is_valid &= np.isfinite(gaze).all(axis=1)
+    _refuse_without_effect(path, wanted, ("camera_from_eyes",), "it turns gaze given as angles")
+    if (wanted.origin or layout.origin) == "bottom_left":
+        height = 1.0
+        if (wanted.coordinates or layout.coordinates) == "pixel":
+            height = _gaze_picture_size(folder, wanted, rgb, intrinsics)[1] - 1
+        gaze = np.stack([gaze[:, 0], height - gaze[:, 1]], axis=1)
+    if (wanted.coordinates or layout.coordinates) == "normalised":
+        _refuse_pixels(path, gaze[is_valid])
+    else:
         gaze = gaze_from_pixels(gaze, *_gaze_picture_size(folder, wanted, rgb, intrinsics))
-    times_s = track.times * SECONDS_PER_UNIT[wanted.time_unit] + wanted.offset_s
-    return Stream(gaze, track.is_valid, times_s, "image")
+    return Stream(np.where(is_valid[:, None], gaze, 0.0), is_valid, times_s, "image")
+
+
+def _layout(table: Table, wanted: GazeSettings) -> _GazeLayout:
+    if wanted.columns:
+        return _GazeLayout(*(name.lower() for name in wanted.columns))
+    found = next((layout for layout in _GAZE_LAYOUTS if layout.u in table and layout.v in table), None)
+    if found is None:
+        raise ValueError(
+            f"{table.path}: found columns {table.header}, wanted `u` and `v`, or those of a known header; "
+            "gaze.columns names others (rays in the world's frame must be projected first)"
+        )
+    return found
+
+
+def _stated_validity(table: Table, wanted: GazeSettings) -> np.ndarray:
+    """What columns of validity, wear and confidence say of the rows (T,)."""
+    is_valid = valid_rows(table)
+    if "validity" in table:
+        is_valid &= np.nan_to_num(table.numbers("validity")) > 0
+    for eyes in _EYES_VALID:
+        if set(eyes) <= set(table.header):
+            is_valid &= np.logical_or(*(_is_eye_valid(table, eye) for eye in eyes))
+    if "worn" in table:
+        is_valid &= np.nan_to_num(table.numbers("worn"), nan=1.0) > 0
+    if "confidence" in table:
+        least = _MIN_CONFIDENCE if wanted.min_confidence is None else wanted.min_confidence
+        is_valid &= np.nan_to_num(table.numbers("confidence")) >= least
+    else:
+        _refuse_without_effect(table.path, wanted, ("min_confidence",), "there is no column `confidence`")
+    return is_valid
+
+
+def _is_eye_valid(table: Table, name: str) -> np.ndarray:
+    cells = table.text(name)
+    if any(cell.lower() in ("valid", "invalid") for cell in cells):
+        return np.array([cell.lower() == "valid" for cell in cells])
+    return np.nan_to_num(table.numbers(name), nan=4.0) <= 1
+
+
+def _gaze_from_angles(
+    folder: Path, table: Table, wanted: GazeSettings, intrinsics: Intrinsics | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Gaze (T, 2) and where it is seen (T,) of Aria's angles about the point between the eyes."""
+    if wanted.camera_from_eyes is None or intrinsics is None:
+        raise ValueError(
+            f"{table.path}: found Aria's gaze as angles; wanted gaze.camera_from_eyes and intrinsics in "
+            f"{SETTINGS_FILE}, or the whole MPS folder given to convert_samples, which knows them"
+        )
+    pitch = table.numbers(_ARIA_PITCH)
+    yaw = (
+        table.numbers(_ARIA_YAW)
+        if _ARIA_YAW in table
+        else yaw_of_both_eyes(*(table.numbers(name) for name in _ARIA_YAWS))
+    )
+    depth_m = np.nan_to_num(table.numbers("depth_m")) if "depth_m" in table else np.zeros(len(table))
+    is_known = np.isfinite(yaw) & np.isfinite(pitch)
+    cam_from_eyes = transform_matrix(wanted.camera_from_eyes, where=f"{folder / SETTINGS_FILE}: gaze.camera_from_eyes")
+    gaze, is_seen = gaze_from_yaw_pitch(
+        np.where(is_known, yaw, 0.0),
+        np.where(is_known, pitch, 0.0),
+        np.where(depth_m > 0, depth_m, _ARIA_GAZE_DEPTH_M),
+        cam_from_cpf=cam_from_eyes,
+        intrinsics=intrinsics,
+    )
+    is_seen &= is_known
+    return np.where(is_seen[:, None], gaze, 0.0), is_seen
+
+
+def _refuse_pixels(path: Path, gaze: np.ndarray) -> None:
+    """Raise ValueError when gaze (N, 2) that is taken for normalised plainly is not."""
+    usual = np.median(np.abs(gaze), axis=0).max() if len(gaze) else 0.0
+    if usual > _LARGEST_NORMALISED:
+        raise ValueError(
+            f"{path}: found gaze of {usual:.6g} (median), wanted [0, 1]; for pixels gaze.coordinates: pixel"
+        )
 
 
 def _gaze_picture_size(
@@ -93,26 +250,54 @@ def _gaze_picture_size(
     raise ValueError(f"{folder / SETTINGS_FILE}: gaze in pixels needs gaze.width and gaze.height, found neither")
 
 
-def read_further_track(path: Path, wanted: TrackSettings) -> Stream:
-    track = read_track(path)
-    times_s = track.times * SECONDS_PER_UNIT[wanted.time_unit] + wanted.offset_s
-    return Stream(track.values, track.is_valid, times_s, wanted.unit)
+def _refuse_without_effect(path: Path, wanted: Any, keys: tuple[str, ...], why: str) -> None:
+    for key in keys:
+        if getattr(wanted, key) is not None:
+            raise ValueError(f"{path}: {key} of {SETTINGS_FILE} has no effect here: {why}")
+
+
+def read_further_track(name: str, path: Path, wanted: TrackSettings) -> Stream:
+    if path.suffix.lower() not in (*TABLE_SUFFIXES, ".npz"):
+        raise ValueError(f"{path}: found suffix {path.suffix!r}, wanted one of {[*TABLE_SUFFIXES, '.npz']}")
+    track = read_track(
+        path,
+        stream=f"tracks.{name}",
+        columns=wanted.columns,
+        time_column=wanted.time_column,
+        unit=wanted.time_unit,
+        offset_s=wanted.offset_s,
+    )
+    return Stream(track.values, track.is_valid, track.times_s, wanted.unit)
 
 
 def read_clock(
-    folder: Path, name: str, count: int, rate_hz: float | None, *, path: Path, default: np.ndarray | None = None
+    folder: Path,
+    name: str,
+    count: int,
+    wanted: PictureSettings | DepthSettings | CameraSettings,
+    *,
+    path: Path,
+    own_times_s: np.ndarray | None = None,
+    stream: str | None = None,
+    is_own_in_unit: bool = False,
 ) -> np.ndarray:
-    """Times (T,): `<name>_timestamps.txt`, else the stated rate, else the file's own, else 30 Hz from 0."""
+    """Times (T,), offset included: `<name>_timestamps.txt`, else the stated rate, else the file's own, else 30 Hz.
+
+    own_times_s      the file's own, with the offset; is_own_in_unit: read in the stated unit
+    stream           its key in the settings, by default `name`
+    """
+    stream = stream or name
     stamps = folder / f"{name}_timestamps.txt"
     if stamps.is_file():
-        times_s = read_times(stamps)
+        if wanted.rate_hz is not None:
+            raise ValueError(f"{stamps}: {stream}.rate_hz has no effect beside it; remove one of them")
+        times_s = read_times(stamps, wanted.time_unit, stream=stream, offset_s=wanted.offset_s)
         if len(times_s) != count:
             raise ValueError(f"{stamps}: found {len(times_s)} times, wanted {count} as {path} has frames")
         return times_s
-    if rate_hz is None and default is not None:
-        return np.asarray(default, dtype=np.float64)
-    return np.arange(count) / (rate_hz or DEFAULT_RATE_HZ)
-
-
-def first_existing(folder: Path, names: Sequence[str]) -> Path | None:
-    return next((folder / name for name in names if (folder / name).exists()), None)
+    is_own = wanted.rate_hz is None and own_times_s is not None
+    if wanted.time_unit is not None and not (is_own and is_own_in_unit):
+        raise ValueError(f"{path}: {stream}.time_unit has no effect: there is no {stamps.name}")
+    if is_own:
+        return np.asarray(own_times_s, dtype=np.float64)
+    return np.arange(count) / (wanted.rate_hz or DEFAULT_RATE_HZ) + wanted.offset_s

@@ -5,15 +5,15 @@ from dataclasses import field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import yaml
 
 from egom2p.config import from_plain, strict
 from egom2p.contracts import Intrinsics
+from egom2p.geometry import TimeUnit, check_poses, matrix_from_quaternion, poses_from_parts
 
 SETTINGS_FILE = "recording.yaml"
 DEFAULT_RATE_HZ = 30.0
-TimeUnit = Literal["s", "ms", "us", "ns"]
-SECONDS_PER_UNIT = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
 
 
 @strict
@@ -36,10 +36,41 @@ class IntrinsicsSettings:
 
 
 @strict
+class RigidTransform:
+    """Rotation (one of the two orders) and translation in metres."""
+
+    quaternion_xyzw: tuple[float, float, float, float] | None = None
+    quaternion_wxyz: tuple[float, float, float, float] | None = None
+    translation: tuple[float, float, float] = (0.0, 0.0, 0.0)
+
+    def __post_init__(self) -> None:
+        if (self.quaternion_xyzw is None) == (self.quaternion_wxyz is None):
+            raise ValueError("wanted one of quaternion_xyzw and quaternion_wxyz")
+
+
+# A transform as a person writes it: 4 rows of 4, the same 16 numbers in a row, or rotation and translation.
+TransformSettings = RigidTransform | tuple[tuple[float, ...], ...] | tuple[float, ...]
+
+
+def transform_matrix(wanted: TransformSettings, *, where: str) -> np.ndarray:
+    """The 4x4 matrix of a transform. Raises ValueError when it is no rigid motion."""
+    if isinstance(wanted, RigidTransform):
+        x, y, z, w = wanted.quaternion_xyzw or (*wanted.quaternion_wxyz[1:], wanted.quaternion_wxyz[0])
+        if abs(np.linalg.norm([x, y, z, w]) - 1) > 1e-2:
+            raise ValueError(f"{where}: found the quaternion (xyzw) {[x, y, z, w]}, wanted length 1")
+        return poses_from_parts(matrix_from_quaternion(np.array([x, y, z, w])), np.array(wanted.translation))
+    rows = np.array(wanted, dtype=np.float64) if len({np.size(row) for row in wanted}) == 1 else np.zeros(0)
+    if rows.size != 16:
+        raise ValueError(f"{where}: found {wanted}, wanted 4 rows of 4 numbers, or a quaternion and a translation")
+    return check_poses(where, rows.reshape(1, 4, 4))[0]
+
+
+@strict
 class PictureSettings:
     """RGB video or folder of pictures. `rate_hz` replaces the file's own times."""
 
     file: str | None = None
+    time_unit: TimeUnit | None = None  # of rgb_timestamps.txt; by default seconds
     rate_hz: float | None = None
     offset_s: float = 0.0  # added to the stream's times; brings its clock to the recording's
 
@@ -49,6 +80,7 @@ class DepthSettings:
     """Depth as 16-bit PNGs in steps of `metres_per_unit`, or as npy/npz in metres."""
 
     file: str | None = None
+    time_unit: TimeUnit | None = None  # of depth_timestamps.txt, or of the npz's own timestamps; by default seconds
     rate_hz: float | None = None
     offset_s: float = 0.0
     metres_per_unit: float = 0.001
@@ -63,23 +95,40 @@ class CameraSettings:
 
     file: str | None = None
     file_format: Literal["tum", "kitti", "euroc", "npz"] | None = None  # by default told from the suffix
+    time_unit: TimeUnit | None = None  # by default what a header says, else seconds (euroc: ns)
     rate_hz: float | None = None  # for files without times
     offset_s: float = 0.0
     maps: Literal["world_from_cam", "cam_from_world"] = "world_from_cam"
     # opencv: x right, y down, z forward. opengl: x right, y up, z back. turned: x down, y left, z forward (raw Aria).
     axes: Literal["opencv", "opengl", "turned"] = "opencv"
+    # For poses of a body (IMU, headset, rig): where the camera sits on it. Maps points of the camera into the body.
+    body_from_camera: TransformSettings | None = None
 
 
 @strict
 class GazeSettings:
-    """Gaze points; `pixel` needs the picture's size (width, height here, else the intrinsics', else the video's)."""
+    """Gaze points. What known headers tell (Pupil Labs, Tobii, Aria) need not be said here.
+
+    Gaze without pictures is cropped as the picture it belongs to, when `width` and `height` say its size.
+    """
 
     file: str | None = None
-    time_unit: TimeUnit = "s"
+    time_unit: TimeUnit | None = None  # by default what the header says, else seconds
     offset_s: float = 0.0
-    coordinates: Literal["normalised", "pixel"] = "normalised"
+    coordinates: Literal["normalised", "pixel"] | None = None  # by default the header's, else normalised
+    origin: Literal["top_left", "bottom_left"] | None = None  # by default the header's, else top_left
+    # Size of the picture that pixels belong to: by default the intrinsics', else the video's.
     width: int | None = None
     height: int | None = None
+    columns: tuple[str, str] | None = None  # u and v, when the header is no known one
+    time_column: str | None = None
+    min_confidence: float | None = None  # samples below are invalid, where there is a `confidence` column; 0.6
+    # For gaze as angles (Aria): the eyes' frame (x left, y up, z forward). Maps points of it into the camera.
+    camera_from_eyes: TransformSettings | None = None
+
+    def __post_init__(self) -> None:
+        if (self.width is None) != (self.height is None):
+            raise ValueError("gaze.width and gaze.height belong together, found one of them")
 
 
 @strict
@@ -87,9 +136,11 @@ class TrackSettings:
     """Any further track."""
 
     file: str | None = None
-    time_unit: TimeUnit = "s"
+    time_unit: TimeUnit | None = None  # by default what the header says, else seconds
     offset_s: float = 0.0
     unit: str = "unknown"
+    columns: tuple[str, ...] | None = None  # by default all but time and validity
+    time_column: str | None = None
 
 
 @strict

@@ -1,44 +1,191 @@
-"""Files of tracks: a csv or npz with times, values and validity. T samples, C channels."""
+"""Files of tracks: a table (csv, tsv) or npz with times, values and validity. T samples, C channels."""
 
 import csv
+import io
+from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-_TIME_NAMES = ("timestamps", "timestamp", "times_s", "time_s", "time", "t")
+from egom2p.geometry import TimeUnit, check_clock, seconds_from_stamps, stamps_from_text, stated_unit
+
+TABLE_SUFFIXES = (".csv", ".tsv")
+# Names of a time column, without the unit that may follow: `timestamp [ns]`, `time_ms`.
+_TIME_NAMES = (
+    *("timestamps", "timestamp", "times", "time", "t", "time_stamp", "gaze_timestamp", "tracking_timestamp"),
+    *("device_timestamp", "recording timestamp", "recordingtimestamp"),
+)
 _VALID_NAMES = ("valid", "is_valid")
-_NO_NUMBER = {"": "nan", "true": "1", "false": "0"}
+_WORDS = {"true": 1.0, "false": 0.0, "valid": 1.0, "invalid": 0.0, "yes": 1.0, "no": 0.0}
 
 
 class Track(NamedTuple):
-    """times (T,) in the file's unit, values (T, ...), is_valid (T,), names of the value columns."""
+    """times_s (T,), values (T, ...), is_valid (T,), names of the value columns."""
 
-    times: np.ndarray
+    times_s: np.ndarray
     values: np.ndarray
     is_valid: np.ndarray
     names: tuple[str, ...]
 
 
-def read_track(path: Path) -> Track:
-    """A track of a `.csv` (a `timestamps` column, an optional `valid` column, value columns) or `.npz` file.
+class Table:
+    """A csv or tsv as columns of text, read by name; cells become numbers when asked for.
 
-    A sample with an empty or nan value is invalid. Raises ValueError naming file and line.
+    Names are lower case. Raises ValueError naming file, line, what was found and what was wanted.
     """
-    track = _read_npz(path) if path.suffix == ".npz" else _read_csv(path)
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        text = read_text(path)
+        try:
+            numbered = list(enumerate(csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text)), start=1))
+        except csv.Error as error:
+            raise ValueError(f"{path}: not a readable table: {error}") from error
+        rows = [(line, row) for line, row in numbered if row and not row[0].startswith("#")]
+        if not rows:
+            raise ValueError(f"{path}: the file is empty; wanted a header and rows")
+        self.header = [name.strip().lower() for name in rows[0][1]]
+        for line, row in rows[1:]:
+            if len(row) != len(self.header):
+                raise ValueError(
+                    f"{path}, line {line}: found {len(row)} columns, wanted {len(self.header)} as in the header"
+                )
+        self.lines = [line for line, _ in rows[1:]]
+        self._cells = [row for _, row in rows[1:]]
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.header
+
+    def text(self, name: str) -> list[str]:
+        """Cells of a column."""
+        if name not in self.header:
+            raise ValueError(f"{self.path}: found columns {self.header}, wanted {name!r}")
+        position = self.header.index(name)
+        return [row[position].strip() for row in self._cells]
+
+    def numbers(self, name: str) -> np.ndarray:
+        """A column (T,) float64; an empty cell is nan, true, valid and yes are 1, their opposites 0."""
+        return np.array([self._number(line, cell) for line, cell in zip(self.lines, self.text(name), strict=True)])
+
+    def keep(self, is_kept: Sequence[bool]) -> None:
+        """Leave out rows that are no samples."""
+        self.lines = [line for line, kept in zip(self.lines, is_kept, strict=True) if kept]
+        self._cells = [row for row, kept in zip(self._cells, is_kept, strict=True) if kept]
+
+    @cached_property
+    def time_name(self) -> str:
+        """The column of times: the first of the known names, whatever unit it states."""
+        plain = [_without_unit(name) for name in self.header]
+        found = next((plain.index(name) for name in _TIME_NAMES if name in plain), None)
+        if found is None:
+            raise ValueError(
+                f"{self.path}: found columns {self.header}, wanted a time column called one of {list(_TIME_NAMES)}"
+            )
+        return self.header[found]
+
+    def times_s(
+        self, *, column: str | None, unit: TimeUnit | None, offset_s: float, stream: str, say: str
+    ) -> np.ndarray:
+        """Times (T,) seconds; they must increase, and be meant in their unit (`geometry.check_clock`)."""
+        name = column.lower() if column else self.time_name
+        cells = self.text(name)
+        positions = [f"{self.path}, line {line}" for line in self.lines]
+        for position, cell in zip(positions, cells, strict=True):
+            if not cell or cell.lower() == "nan":
+                raise ValueError(f"{position}: the time is not a finite number")
+        try:
+            stamps = stamps_from_text(cells)
+        except ValueError:
+            self.numbers(name)  # names the line
+            raise
+        unit = stated_unit(name, unit, where=str(self.path))
+        return clock_s(stamps, unit, self.path, positions, offset_s=offset_s, stream=stream, say=say)
+
+    def _number(self, line: int, cell: str) -> float:
+        text = cell.lower()
+        try:
+            return _WORDS[text] if text in _WORDS else float(text or "nan")
+        except ValueError:
+            raise ValueError(f"{self.path}, line {line}: found {cell!r}, wanted a number") from None
+
+
+def read_track(
+    path: Path,
+    *,
+    stream: str = "",
+    columns: Sequence[str] | None = None,
+    time_column: str | None = None,
+    unit: TimeUnit | None = None,
+    offset_s: float = 0.0,
+) -> Track:
+    """A track of a table (a time column, an optional `valid` column, value columns) or `.npz` file.
+
+    columns   the value columns; by default all others. A sample with an empty or nan value in one of them is invalid
+    Raises ValueError naming file and line.
+    """
+    say = f"{stream}.time_unit"
+    if path.suffix.lower() == ".npz":
+        if columns or time_column:
+            raise ValueError(f"{path}: columns are those of a table; an npz holds `timestamps` and `values`")
+        track = _read_npz(path, unit, offset_s=offset_s, stream=stream, say=say)
+    else:
+        table = Table(path)
+        times_s = table.times_s(column=time_column, unit=unit, offset_s=offset_s, stream=stream, say=say)
+        taken = {(time_column or table.time_name).lower(), *_VALID_NAMES}
+        names = tuple(name.lower() for name in columns or ()) or tuple(n for n in table.header if n not in taken)
+        if not names:
+            raise ValueError(f"{path}: found columns {table.header}, wanted at least one of values")
+        values = np.stack([table.numbers(name) for name in names], axis=1)
+        if len(table) and (is_empty := np.isnan(values).all(axis=0)).any() and not is_empty.all():
+            raise ValueError(
+                f"{path}: column {names[int(np.argmax(is_empty))]!r} has no value in any row, so no sample would be "
+                f"valid; name the wanted ones in {stream}.columns"
+            )
+        track = Track(times_s, values, valid_rows(table), names)
     finite = np.isfinite(track.values.reshape(len(track.values), -1)).all(axis=1)
     return track._replace(is_valid=track.is_valid & finite)
 
 
-def read_times(path: Path) -> np.ndarray:
+def valid_rows(table: Table) -> np.ndarray:
+    """Rows (T,) that a `valid` column, where there is one, does not mark as invalid."""
+    name = next((name for name in _VALID_NAMES if name in table), None)
+    return np.ones(len(table), bool) if name is None else np.nan_to_num(table.numbers(name)) > 0
+
+
+def read_times(path: Path, unit: TimeUnit | None = None, *, stream: str = "", offset_s: float = 0.0) -> np.ndarray:
     """Times (T,) seconds of a text file with one number per line; empty lines and `#` comments are passed over."""
-    times = []
-    for line, text in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
+    cells, positions = [], []
+    for line, text in enumerate(read_text(path).splitlines(), start=1):
         if text.strip() and not text.lstrip().startswith("#"):
-            times.append(_number(text, f"{path}, line {line}"))
-    result = np.array(times, dtype=np.float64)
-    check_times(result, [f"{path}, entry {row}" for row in range(len(times))], path)
-    return result
+            cells.append(text.strip())
+            positions.append(f"{path}, line {line}")
+            try:
+                float(text)
+            except ValueError:
+                raise ValueError(f"{path}, line {line}: found {text!r}, wanted a number") from None
+    stamps = stamps_from_text(cells)
+    return clock_s(stamps, unit, path, positions, offset_s=offset_s, stream=stream, say=f"{stream}.time_unit")
+
+
+def clock_s(
+    stamps: np.ndarray,
+    unit: TimeUnit | None,
+    path: Path,
+    positions: list[str],
+    *,
+    offset_s: float = 0.0,
+    stream: str = "",
+    say: str = "",
+) -> np.ndarray:
+    """Seconds (T,) of a stream's stamps (T,), int64 or float64; unit None: nothing states it, seconds are assumed."""
+    check_times(stamps, positions, path)
+    check_clock(stamps, unit or "s", where=str(path), stream=stream, is_unit_stated=unit is not None, say=say)
+    return seconds_from_stamps(stamps, unit or "s", offset_s=offset_s)
 
 
 def check_times(times: np.ndarray, positions: list[str], path: Path) -> None:
@@ -51,45 +198,33 @@ def check_times(times: np.ndarray, positions: list[str], path: Path) -> None:
     is_bad = np.diff(times) <= 0
     if is_bad.any():
         row = int(np.argmax(is_bad)) + 1
-        raise ValueError(f"{positions[row]}: time {times[row]:.17g} follows {times[row - 1]:.17g}; times must increase")
+        raise ValueError(f"{positions[row]}: time {times[row]} follows {times[row - 1]}; times must increase")
 
 
-def _read_csv(path: Path) -> Track:
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        rows = [(line, row) for line, row in enumerate(csv.reader(file), start=1) if row and not row[0].startswith("#")]
-    if not rows:
-        raise ValueError(f"{path}: the file is empty; wanted a header and rows")
-    header = [name.strip().lower() for name in rows[0][1]]
-    time_column = _find(header, _TIME_NAMES)
-    if time_column is None:
-        raise ValueError(f"{path}: found columns {header}, wanted a time column called one of {list(_TIME_NAMES)}")
-    positions = [f"{path}, line {line}" for line, _ in rows[1:]]
-    for position, (_, row) in zip(positions, rows[1:], strict=True):
-        if len(row) != len(header):
-            raise ValueError(f"{position}: found {len(row)} columns, wanted {len(header)} as in the header")
-    table = np.array(
-        [[_number(cell, position) for cell in row] for position, (_, row) in zip(positions, rows[1:], strict=True)],
-        dtype=np.float64,
-    ).reshape(len(positions), len(header))
-    check_times(table[:, time_column], positions, path)
-    valid_column = _find(header, _VALID_NAMES)
-    is_valid = np.ones(len(table), bool) if valid_column is None else np.nan_to_num(table[:, valid_column]) > 0
-    columns = [i for i in range(len(header)) if i not in (time_column, valid_column)]
-    return Track(table[:, time_column], table[:, columns], is_valid, tuple(header[i] for i in columns))
+def read_text(path: Path) -> str:
+    """Text of a file. Raises ValueError naming it when it is not UTF-8."""
+    content = path.read_bytes()
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        kind = "UTF-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "no UTF-8"
+        raise ValueError(f"{path}: found {kind} ({error}), wanted text in UTF-8; save it so") from None
 
 
-def _read_npz(path: Path) -> Track:
+def _read_npz(path: Path, unit: TimeUnit | None, *, offset_s: float, stream: str, say: str) -> Track:
     arrays = load_npz(path)
-    time_name = next((name for name in _TIME_NAMES if name in arrays), None)
+    time_name = next((name for name in arrays if _without_unit(name.lower()) in _TIME_NAMES), None)
     if time_name is None or "values" not in arrays:
         raise ValueError(f"{path}: found arrays {sorted(arrays)}, wanted `timestamps` and `values`")
-    times, values = arrays[time_name].astype(np.float64), np.asarray(arrays["values"], dtype=np.float64)
+    stamps, values = arrays[time_name], np.asarray(arrays["values"], dtype=np.float64)
     valid_name = next((name for name in _VALID_NAMES if name in arrays), None)
     is_valid = arrays[valid_name].astype(bool) if valid_name else np.ones(len(values), dtype=bool)
-    if not len(times) == len(values) == len(is_valid):
-        raise ValueError(f"{path}: found {len(times)} times, {len(values)} values and {len(is_valid)} validities")
-    check_times(times, [f"{path}, row {row}" for row in range(len(times))], path)
-    return Track(times, values.reshape(len(values), -1) if values.ndim == 1 else values, is_valid, ())
+    if not len(stamps) == len(values) == len(is_valid):
+        raise ValueError(f"{path}: found {len(stamps)} times, {len(values)} values and {len(is_valid)} validities")
+    unit = stated_unit(time_name, unit, where=str(path))
+    positions = [f"{path}, row {row}" for row in range(len(stamps))]
+    times_s = clock_s(stamps, unit, path, positions, offset_s=offset_s, stream=stream, say=say)
+    return Track(times_s, values.reshape(len(values), -1) if values.ndim == 1 else values, is_valid, ())
 
 
 def load_npz(path: Path) -> dict[str, np.ndarray]:
@@ -106,13 +241,16 @@ def load_npz(path: Path) -> dict[str, np.ndarray]:
         raise ValueError(f"{path}: not a readable array file: {error}") from error
 
 
-def _find(header: list[str], names: tuple[str, ...]) -> int | None:
-    return next((header.index(name) for name in names if name in header), None)
+def _delimiter(text: str) -> str:
+    """The separator that the header has most of: a comma, a semicolon or a tab."""
+    lines = (line for line in text.splitlines() if line.strip() and not line.startswith("#"))
+    header = next(lines, "")
+    return max(",;\t", key=header.count)
 
 
-def _number(cell: str, position: str) -> float:
-    text = cell.strip().lower()
-    try:
-        return float(_NO_NUMBER.get(text, text))
-    except ValueError:
-        raise ValueError(f"{position}: found {cell!r}, wanted a number") from None
+def _without_unit(name: str) -> str:
+    """`timestamp [ns]`, `time_ms` and `t (s)` without their unit."""
+    for opening in "[(":
+        name = name.partition(opening)[0].strip()
+    stem, _, last = name.rpartition("_")
+    return stem if last in ("s", "ms", "us", "ns") else name

@@ -19,7 +19,7 @@ from anytoany_parts import perceiving, speaking, starting, training
 from anytoany_parts.setting import SHAPES, Setting
 from environment import environment
 
-from egom2p.training.device_peak import peak_flops
+from egom2p.training.throughput import peak_flops
 
 
 def _utilisation(setting: Setting) -> dict:

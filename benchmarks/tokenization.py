@@ -26,7 +26,7 @@ from egom2p.data.clips.clip_store import ClipStore, write_clips
 from egom2p.pipelines.clip_encoding import ClipEncoder, ReadTask, prepare_clips
 from egom2p.pipelines.tokenization import TokenizeConfig, load_tokenizers, tokenize
 from egom2p.tokenizers import build_network, save_tokenizer
-from egom2p.training.tasks.tokenizer_task import TokenizerTrainingConfig
+from egom2p.training.tasks.tokenizer_config import TokenizerTrainingConfig
 
 _MADE = ["train.root=x", "train.datasets=[x]", "validation.root=x", "validation.datasets=[x]"]
 _CONFIGS = {

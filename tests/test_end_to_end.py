@@ -13,8 +13,10 @@ from egom2p.evaluation.evaluation_config import EvaluationConfig
 from egom2p.generation.generation import GenerationConfig, run_generation
 from egom2p.pipelines.prepare import PrepareConfig, prepare
 from egom2p.pipelines.tokenization import TokenizeConfig, tokenize
-from egom2p.training.tasks.pretrain_task import PretrainConfig, pretrain
-from egom2p.training.tasks.tokenizer_task import TokenizerTrainingConfig, train_tokenizer
+from egom2p.training.tasks.pretrain_config import PretrainConfig
+from egom2p.training.tasks.pretrain_task import pretrain
+from egom2p.training.tasks.tokenizer_config import TokenizerTrainingConfig
+from egom2p.training.tasks.tokenizer_task import train_tokenizer
 from egom2p.viewing.generation_page import write_generation_page
 from egom2p.viewing.report import ReportConfig, write_report
 

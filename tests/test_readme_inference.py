@@ -8,7 +8,7 @@ from readme_commands import ROOT, commands_of, config_and_overrides
 from egom2p.config import load_config
 from egom2p.evaluation.evaluation_config import EvaluationConfig
 from egom2p.generation.generation import GenerationConfig
-from egom2p.training.tasks.pretrain_task import PretrainConfig
+from egom2p.training.tasks.pretrain_config import PretrainConfig
 from egom2p.viewing.rerun_folders import RerunConfig
 
 TEXT = (ROOT / "README_INFERENCE.md").read_text()

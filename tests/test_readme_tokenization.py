@@ -8,7 +8,7 @@ from readme_commands import commands_of, config_and_overrides
 from egom2p.config import load_config
 from egom2p.pipelines.tokenization import TokenizeConfig
 from egom2p.tokenizers.convert_tokenizer import ConvertTokenizerConfig
-from egom2p.training.tasks.tokenizer_task import TokenizerTrainingConfig
+from egom2p.training.tasks.tokenizer_config import TokenizerTrainingConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "README_TOKENIZATION.md").read_text()

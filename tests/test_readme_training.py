@@ -14,9 +14,9 @@ from egom2p.pipelines.convert_config import ConvertConfigConfig
 from egom2p.pipelines.tokenization import TokenizeConfig
 from egom2p.tokenizers.convert_tokenizer import ConvertTokenizerConfig
 from egom2p.training.planning.plan import plan_pretraining
-from egom2p.training.tasks.pretrain_task import PretrainConfig
+from egom2p.training.tasks.pretrain_config import PretrainConfig
 from egom2p.training.tasks.text_tokenizer import TextTokenizerTrainingConfig
-from egom2p.training.tasks.tokenizer_task import TokenizerTrainingConfig
+from egom2p.training.tasks.tokenizer_config import TokenizerTrainingConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 RELEASED = ROOT / "cfgs/default/egom2p/models/main/ego-b_mod4_500b_clariden_2048_camcv_depthdenoise.yaml"

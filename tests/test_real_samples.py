@@ -18,7 +18,8 @@ from egom2p.geometry import read_tum
 from egom2p.pipelines.prepare import PrepareConfig, prepare
 from egom2p.pipelines.tokenization import TokenizeConfig, tokenize
 from egom2p.tokenizers import build_network, save_tokenizer
-from egom2p.training.tasks.pretrain_task import PretrainConfig, pretrain
+from egom2p.training.tasks.pretrain_config import PretrainConfig
+from egom2p.training.tasks.pretrain_task import pretrain
 from egom2p.viewing.generation_page import write_generation_page
 
 _SOURCES = {

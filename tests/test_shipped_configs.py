@@ -6,7 +6,7 @@ import pytest
 from readme_commands import command, config_and_overrides, entry_point, header
 
 from egom2p.config import load_config
-from egom2p.training.tasks.pretrain_task import PretrainConfig
+from egom2p.training.tasks.pretrain_config import PretrainConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted((ROOT / "cfgs" / "default").rglob("*.yaml"))

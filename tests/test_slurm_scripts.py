@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from egom2p.config import load_config
-from egom2p.training.tasks.pretrain_task import PretrainConfig
-from egom2p.training.tasks.tokenizer_task import TokenizerTrainingConfig
+from egom2p.training.tasks.pretrain_config import PretrainConfig
+from egom2p.training.tasks.tokenizer_config import TokenizerTrainingConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = sorted((ROOT / "train_slurm_script").glob("*.slurm"))

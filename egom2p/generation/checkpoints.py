@@ -10,9 +10,9 @@ import torch
 import egom2p
 from egom2p.config import to_plain
 from egom2p.contracts import AlignedClip, ModalitySpec, TokenClip, Tokenizer, check_fingerprint
-from egom2p.models.egom2p_model import EgoM2P
+from egom2p.models.egom2p_model import EgoM2P, load_model
 from egom2p.models.generate import Sampler
-from egom2p.models.weights import load_model, tokenizer_locations
+from egom2p.models.weights import tokenizer_locations
 from egom2p.storage import fingerprint_of
 from egom2p.storage.hub import fetch
 from egom2p.tokenizers.pretrained import load_tokenizer

@@ -4,12 +4,14 @@ N rows, P context rows, D width, H heads, E = D / H, C hidden width of the MLP.
 Pre-norm; norm epsilon 1e-6. Weights are named as in the published checkpoints.
 """
 
+import functools
 import math
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from egom2p.config import strict
 from egom2p.layers.attention import AttentionLayout, Backend, MixedLayout, attend
@@ -194,3 +196,50 @@ def _add(hidden: Tensor, branch: Tensor, branch_scale: Tensor | None, number: in
     if branch_scale is None:
         return hidden + branch
     return hidden + branch * branch_scale[:, number, None].to(branch.dtype)
+
+
+def draw_branch_scale(
+    num_clips: int,
+    num_branches: int,
+    rate: float,
+    *,
+    device: torch.device | str,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """(num_clips, num_branches) float32: 0 with probability `rate`, else 1 / (1 - rate): the mean stays 1.
+
+    Without a generator torch's own state of the device is drawn from.
+    """
+    if not 0 <= rate < 1:
+        raise ValueError(f"a drop rate is in [0, 1), got {rate}")
+    draws = torch.rand(num_clips, num_branches, device=device, generator=generator)
+    return (draws >= rate).float() / (1 - rate)
+
+
+def spread_over_rows(values: Tensor, offsets: Tensor, num_rows: int) -> Tensor:
+    """(B, C), one line per clip -> (num_rows, C), one line per row; `offsets` (B+1,) say where clips begin."""
+    return torch.repeat_interleave(values, offsets.diff(), dim=0, output_size=num_rows)
+
+
+def transformer_blocks(model: nn.Module) -> list[nn.Module]:
+    """Our blocks, in the order they were built: what is recomputed, compiled or sharded as one piece."""
+    return [module for module in model.modules() if isinstance(module, EncoderBlock | DecoderBlock)]
+
+
+def foreign_blocks(model: nn.Module) -> list[nn.Module]:
+    """Blocks of another library's model inside this one, which it names itself (method `foreign_blocks`)."""
+    return list(model.foreign_blocks()) if hasattr(model, "foreign_blocks") else []
+
+
+def recompute_in_backward(block: nn.Module) -> None:
+    """Activation checkpointing: the block keeps its inputs only, and computes the rest again in the backward pass."""
+    if not getattr(block, "gradient_checkpointing", False):  # a block of transformers may be told to do so itself
+        block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
+
+
+def compile_block(block: nn.Module) -> None:
+    """Compile all of a block but the attention, which is one kernel, and depends on lengths that change every batch."""
+    for module in block.modules():
+        if isinstance(module, SelfAttention | CrossAttention):
+            module.attend = torch.compiler.disable(module.attend)
+    block.forward = torch.compile(block.forward, dynamic=True)

@@ -12,15 +12,24 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from egom2p.config import strict
+from egom2p.config import from_plain, strict
 from egom2p.contracts import LossOutput, ModalitySpec, PackedBatch
 from egom2p.layers.attention import AttentionLayout, MixedLayout
-from egom2p.layers.blocks import BlockConfig, DecoderBlock, EncoderBlock, initialize_linear, layer_norm
-from egom2p.layers.drop_path import draw_branch_scale, spread_over_rows
+from egom2p.layers.blocks import (
+    BlockConfig,
+    DecoderBlock,
+    EncoderBlock,
+    draw_branch_scale,
+    initialize_linear,
+    layer_norm,
+    spread_over_rows,
+)
 from egom2p.layers.padding import inverse_permutation, permute_rows
 from egom2p.models.decoder_embeddings import DecoderEmbeddings
 from egom2p.models.encoder_embeddings import EncoderEmbeddings, PositionEmbedding
 from egom2p.models.losses import modality_cross_entropy, row_cross_entropy
+from egom2p.models.weights import load_strictly, read_model_files
+from egom2p.storage.hub import fetch
 
 
 @strict
@@ -76,9 +85,7 @@ class EgoM2P(nn.Module):
     def from_pretrained(
         id_or_path: str | Path, *, revision: str | None = None, device: torch.device | str = "cpu"
     ) -> "EgoM2P":
-        """`models.weights.load_model` under the name that users of the Hub expect."""
-        from egom2p.models.weights import load_model  # it imports this file
-
+        """`load_model` under the name that users of the Hub expect."""
         return load_model(id_or_path, device, revision=revision)
 
     @property
@@ -207,3 +214,21 @@ class EgoM2P(nn.Module):
         for parameter in (parameter for module in embeddings for parameter in module.parameters()):
             nn.init.normal_(parameter, std=input_std)
         nn.init.normal_(self.decoder_embeddings.head_table, std=head_std)
+
+
+def load_model(id_or_path: str | Path, device: torch.device | str = "cpu", *, revision: str | None = None) -> EgoM2P:
+    """The model of a directory, or of a repository `owner/name` of the Hub (`storage.hub.fetch` says how).
+
+    In evaluation mode, with float32 weights however they are stored. Errors name the file.
+    """
+    directory = fetch(id_or_path, revision=revision)
+    config, specs, state = read_model(directory)
+    model = EgoM2P(config, specs)
+    load_strictly(model, state, source=str(Path(directory) / "model.safetensors"))
+    return model.to(device).eval()
+
+
+def read_model(directory: str | Path) -> tuple[ModelConfig, tuple[ModalitySpec, ...], dict[str, Tensor]]:
+    """Config, modalities and weights of a model directory, without a model made of them."""
+    values, specs, state = read_model_files(directory)
+    return from_plain(ModelConfig, values, where=str(Path(directory) / "model.json")), specs, state

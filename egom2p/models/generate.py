@@ -15,10 +15,9 @@ from torch import Tensor
 
 from egom2p.contracts import ModalitySpec, TokenClip
 from egom2p.models.clip_states import UNKNOWN, ClipState, Shown, state_of
-from egom2p.models.generation_plans import TargetPlan, writing_order
+from egom2p.models.generation_plans import TargetPlan, step_temperatures, writing_order
 from egom2p.models.prompt_answers import PromptAnswers, Question
 from egom2p.models.sampling import combine_guided
-from egom2p.models.schedules import step_temperatures
 
 Positions = Mapping[str, Sequence[Sequence[np.ndarray]]]
 """Target -> clip -> step -> positions to write."""

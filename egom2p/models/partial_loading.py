@@ -8,9 +8,8 @@ import torch
 
 from egom2p.config import to_plain
 from egom2p.contracts import ModalitySpec
-from egom2p.models.egom2p_model import EgoM2P, ModelConfig
-from egom2p.models.tables import split_tables
-from egom2p.models.weights import read_model_files
+from egom2p.models.egom2p_model import EgoM2P, ModelConfig, read_model
+from egom2p.models.weights import split_tables
 
 LoadPolicy = Literal["strict", "partial"]
 
@@ -60,7 +59,7 @@ def load_weights(model: EgoM2P, directory: str | Path, *, policy: LoadPolicy = "
               another tokenizer made keeps its fresh embeddings too: equal ids mean other things
     ValueError says what does not fit (strict), or that nothing does.
     """
-    config, specs, state = read_model_files(directory)
+    config, specs, state = read_model(directory)
     found, wanted = split_tables(state, specs), split_tables(model.state_dict(), model.specs)
     strangers = _other_tokenizers(specs, model.specs)
     loaded, fresh, mismatched = [], [], []

@@ -2,34 +2,41 @@
 
 A model directory holds `model.safetensors` and `model.json`:
 {"model": ModelConfig, "modalities": [ModalitySpec, ...], "tokenizers": {name: path relative to the directory, or id},
-"about": what people want to know}.
+"about": what people want to know}. A model, here, has `config` and `specs`, and names its parameters as EgoM2P
+does; how one is made of a directory stands beside it (`egom2p_model.load_model`).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from egom2p.config import from_plain, to_plain
+from egom2p.config import to_plain
 from egom2p.contracts import ModalitySpec
-from egom2p.models.egom2p_model import EgoM2P, ModelConfig
-from egom2p.models.tables import table_lines
 from egom2p.storage import atomic_directory, load_json, load_tensors, save_json, save_tensors
 from egom2p.storage.hub import fetch
+
+_VOCABULARY_TABLES = (
+    "encoder_embeddings.token_table",
+    "decoder_embeddings.head_table",
+    "decoder_embeddings.token_table",
+)
+_MODALITY_TABLE = "positions.modality_table"
+
 
 _WEIGHTS, _CARD = "model.safetensors", "model.json"
 
 
-def save_model(model: EgoM2P, directory: str | Path, tokenizers: Mapping[str, str] | None = None) -> None:
+def save_model(model: nn.Module, directory: str | Path, tokenizers: Mapping[str, str] | None = None) -> None:
     """Write a model directory atomically. `tokenizers`: modality -> path relative to the directory, or hub id."""
     with atomic_directory(directory) as unfinished:
         write_model_files(model, unfinished, tokenizers)
 
 
 def write_model_files(
-    model: EgoM2P,
+    model: nn.Module,
     directory: Path,
     tokenizers: Mapping[str, str] | None = None,
     *,
@@ -39,7 +46,7 @@ def write_model_files(
 ) -> None:
     """The two files of a model directory, into a folder that the caller makes atomic (a checkpoint).
 
-    dtype   how weights are stored, e.g. float16 to ship them; None: as they are. `load_model` reads every one
+    dtype   how weights are stored, e.g. float16 to publish them; None: as they are. `load_model` reads every one
     state   weights under the model's names instead of its own, e.g. averaged or merged ones
     about   plain values for people and for the model card: licence, training data, progress, measurements
     """
@@ -54,25 +61,12 @@ def write_model_files(
     save_json(directory / _CARD, card)
 
 
-def load_model(id_or_path: str | Path, device: torch.device | str = "cpu", *, revision: str | None = None) -> EgoM2P:
-    """The model of a directory, or of a repository `owner/name` of the Hub (`storage.hub.fetch` says how).
-
-    In evaluation mode, with float32 weights however they are stored. Errors name the file.
-    """
-    directory = fetch(id_or_path, revision=revision)
-    config, specs, state = read_model_files(directory)
-    model = EgoM2P(config, specs)
-    _load_strictly(model, state, source=str(directory / _WEIGHTS))
-    return model.to(device).eval()
-
-
-def read_model_files(directory: str | Path) -> tuple[ModelConfig, tuple[ModalitySpec, ...], dict[str, Tensor]]:
-    """Config, modalities and weights of a model directory, as they lie there."""
+def read_model_files(directory: str | Path) -> tuple[dict[str, Any], tuple[ModalitySpec, ...], dict[str, Tensor]]:
+    """Plain values of the config, modalities and weights of a model directory, as they lie there."""
     directory = Path(directory)
     card = _load_card(directory)
-    config = from_plain(ModelConfig, card["model"], where=str(directory / _CARD))
     specs = tuple(ModalitySpec.from_dict(values) for values in card["modalities"])
-    return config, specs, load_tensors(directory / _WEIGHTS)
+    return card["model"], specs, load_tensors(directory / _WEIGHTS)
 
 
 def find_model(location: str | Path) -> Path:
@@ -96,7 +90,7 @@ def tokenizer_locations(directory: str | Path) -> dict[str, str]:
     return {name: str(path.resolve()) if path.exists() else named[name] for name, path in beside.items()}
 
 
-def from_reference_state_dict(model: EgoM2P, tensors: Mapping[str, Tensor]) -> None:
+def from_reference_state_dict(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Load weights that carry the published names; every one must fit, none may be missing.
 
     Ignored: position tables and the zero biases of norms without bias (both fixed), and tied copies.
@@ -111,10 +105,10 @@ def from_reference_state_dict(model: EgoM2P, tensors: Mapping[str, Tensor]) -> N
     unknown = [name for name, tensor in remaining.items() if not _is_redundant(name, tensor)]
     if unknown:
         raise ValueError(f"the model has no place for the reference weights {', '.join(unknown[:5])}")
-    _load_strictly(model, state, source="the reference weights")
+    load_strictly(model, state, source="the reference weights")
 
 
-def to_reference_state_dict(model: EgoM2P) -> dict[str, Tensor]:
+def to_reference_state_dict(model: nn.Module) -> dict[str, Tensor]:
     """Weights under the published names, with tied copies, without fixed tables."""
     state = model.state_dict()
     named: dict[str, Tensor] = {}
@@ -134,7 +128,7 @@ def to_reference_state_dict(model: EgoM2P) -> dict[str, Tensor]:
     return named
 
 
-def _reference_names(model: EgoM2P) -> Iterator[tuple[str, list[str], torch.Size]]:
+def _reference_names(model: nn.Module) -> Iterator[tuple[str, list[str], torch.Size]]:
     """(our name, published names whose lines make it up, our shape) of every parameter."""
     tables = {
         "positions.modality_table": "encoder_embeddings.{}.mod_emb",
@@ -168,7 +162,8 @@ def _is_redundant(name: str, tensor: Tensor) -> bool:
     return is_fixed or (name.startswith("decoder_embeddings.") and name.endswith(("mod_emb", "token_emb.weight")))
 
 
-def _load_strictly(model: EgoM2P, state: Mapping[str, Tensor], *, source: str) -> None:
+def load_strictly(model: nn.Module, state: Mapping[str, Tensor], *, source: str) -> None:
+    """Load weights under the model's own names; ValueError names `source` and the first that does not fit."""
     wanted = model.state_dict()
     for name in wanted.keys() | state.keys():
         found_shape = tuple(state[name].shape) if name in state else "nothing"
@@ -184,3 +179,25 @@ def _load_card(directory: Path) -> dict[str, Any]:
         if key not in card:
             raise ValueError(f"{directory / _CARD}: no {key!r}; is this a model directory?")
     return card
+
+
+def table_lines(name: str, specs: Sequence[ModalitySpec]) -> list[int] | None:
+    """Lines of each modality in the table with this name; None for a parameter that all modalities share."""
+    if name == _MODALITY_TABLE:
+        return [1] * len(specs)
+    return [spec.vocab_size for spec in specs] if name in _VOCABULARY_TABLES else None
+
+
+def split_tables(state: Mapping[str, Tensor], specs: Sequence[ModalitySpec]) -> dict[str, Tensor]:
+    """A state dict with every table cut into `name[modality]`; the pieces are views."""
+    pieces: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        lines = table_lines(name, specs)
+        if lines is None:
+            pieces[name] = tensor
+            continue
+        if sum(lines) != tensor.shape[0]:
+            raise ValueError(f"{name} has {tensor.shape[0]} lines, its modalities have {sum(lines)}")
+        parts = tensor.split(lines)
+        pieces |= {f"{name}[{spec.name}]": part for spec, part in zip(specs, parts, strict=True)}
+    return pieces

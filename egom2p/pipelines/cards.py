@@ -7,7 +7,7 @@ from typing import Any
 
 from egom2p.anytoany.model import AnyToAnyConfig
 from egom2p.config import from_plain
-from egom2p.models.weights import load_model
+from egom2p.models.egom2p_model import load_model
 from egom2p.storage import load_json
 from egom2p.tokenizers.pretrained import CARD_FILE
 

@@ -14,7 +14,7 @@ from typing import Any
 from egom2p.config import from_plain, load_config, load_plain, run_main, save_config, strict, to_plain
 from egom2p.models.egom2p_model import ModelConfig
 from egom2p.pipelines.convert_data_config import Leftovers, Source, converted_data
-from egom2p.training.tasks.pretrain_task import PretrainConfig
+from egom2p.training.tasks.pretrain_config import PretrainConfig
 
 _MODEL = re.compile(r"(?:\w+?_)?(tiny|small|base|large|xlarge)_(\d+)e_(\d+)d_(gelu|swiglu)(\w*)")
 _DTYPES = {"bfloat16": "bf16", "bf16": "bf16", "float32": "fp32", "fp32": "fp32"}

@@ -17,7 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from egom2p.models.weights import load_model
+from egom2p.models.egom2p_model import load_model
 from egom2p.pipelines.cards import (
     ANYTOANY_CARD,
     MODEL_CARD,

@@ -30,11 +30,11 @@ from egom2p.storage import (
 )
 from egom2p.training.distributed import Ranks
 from egom2p.training.ema import shown_weights
-from egom2p.training.retention import Retention
+from egom2p.training.parallel import gathered, is_sharded, local_part, part_like, sharded_like
+from egom2p.training.run_folder import Retention
 from egom2p.training.schedule import Progress
-from egom2p.training.sharded_tensors import gathered, is_sharded, local_part, part_like, sharded_like
 from egom2p.training.task import Task
-from egom2p.training.train_state import Learner
+from egom2p.training.train_state import TrainState
 
 _STEP = re.compile(r"step-(\d+)")
 
@@ -58,7 +58,7 @@ class CheckpointFolder:
     def save(
         self,
         task: Task,
-        learner: Learner,
+        train_state: TrainState,
         *,
         ranks: Ranks,
         progress: Progress,
@@ -72,16 +72,16 @@ class CheckpointFolder:
         path = self.folder / f"step-{progress.step:08d}"
         if ranks.from_first(path.is_dir()):
             return path  # the same step of the same run
-        tensors = dict(gathered(dict(learner.tensors()), keep=ranks.is_first))
+        tensors = dict(gathered(dict(train_state.tensors()), keep=ranks.is_first))
         if ranks.is_first:
             remove_unfinished(self.folder)
-            scale = None if learner.scaler is None else learner.scaler.state_dict()
+            scale = None if train_state.scaler is None else train_state.scaler.state_dict()
             with atomic_directory(path) as unfinished:
-                with _exported_weights(learner, tensors):
+                with _exported_weights(train_state, tensors):
                     task.export(unfinished)
                 tensors |= {f"unlogged/{name}": tensor for name, tensor in unlogged.items()}
                 save_tensors(unfinished / "training.safetensors", tensors)
-                kind = type(learner.optimizer).__name__
+                kind = type(train_state.optimizer).__name__
                 state = {"progress": asdict(progress), "optimizer": kind, "loss_scale": scale, **note}
                 save_json(unfinished / "training.json", state)
         return path
@@ -93,63 +93,63 @@ class CheckpointFolder:
             shutil.rmtree(found[step])
 
 
-def export(task: Task, learner: Learner, directory: Path, *, ranks: Ranks) -> None:
+def export(task: Task, train_state: TrainState, directory: Path, *, ranks: Ranks) -> None:
     """Write the artifact atomically; every rank calls it, rank 0 writes."""
-    name = "model" if learner.ema is None or not learner.ema.config.export else "ema"
-    offered = {key: tensor for key, tensor in learner.tensors() if key.startswith(f"{name}/")}
+    name = "model" if train_state.ema is None or not train_state.ema.config.export else "ema"
+    offered = {key: tensor for key, tensor in train_state.tensors() if key.startswith(f"{name}/")}
     tensors = dict(gathered(offered, keep=ranks.is_first))
     if ranks.is_first:
-        with atomic_directory(directory) as unfinished, _exported_weights(learner, tensors):
+        with atomic_directory(directory) as unfinished, _exported_weights(train_state, tensors):
             task.export(unfinished)
     ranks.wait_for_all()
 
 
-def restore(path: Path, learner: Learner) -> tuple[Progress, dict[str, Tensor]]:
+def restore(path: Path, train_state: TrainState) -> tuple[Progress, dict[str, Tensor]]:
     """Load weights, moments and averages in place; return the progress and the sums that were not logged yet.
 
     Every rank reads the file tensor by tensor and keeps its part. An average that the checkpoint does not have begins
     with the restored weights. ValueError names the checkpoint and the first names or shapes that do not fit.
     """
     note = load_json(path / "training.json")
-    found, wanted = note.get("optimizer"), type(learner.optimizer).__name__
+    found, wanted = note.get("optimizer"), type(train_state.optimizer).__name__
     if found not in (None, wanted):
         raise ValueError(
             f"{path}: the checkpoint holds the state of {found}, the config trains with {wanted}. Choose another "
             f"output_dir, or the optimizer.kind this run was started with"
         )
     shapes = tensor_shapes(path / "training.safetensors")
-    held = dict(learner.tensors())
+    held = dict(train_state.tensors())
     held_shapes = {name: tuple(tensor.shape) for name, tensor in _named(held, "model/").items()}
     # Earlier versions kept weights that need not be: frozen ones, tied ones twice.
-    spare = learner.model.state_dict().keys() - held_shapes.keys()
+    spare = train_state.model.state_dict().keys() - held_shapes.keys()
     found_shapes = {name: shape for name, shape in _named(shapes, "model/").items() if name not in spare}
     _check_fits(path, found_shapes, held_shapes)
-    parameters = dict(learner.model.named_parameters())
+    parameters = dict(train_state.model.named_parameters())
     unlogged: dict[str, Tensor] = {}
     for name, tensor in stream_tensors(path / "training.safetensors"):
         part, _, rest = name.partition("/")
         if part == "unlogged":
             unlogged[rest] = tensor.clone()
         elif part == "optimizer":
-            _load_moment(path, parameters, learner.optimizer, rest, tensor)
+            _load_moment(path, parameters, train_state.optimizer, rest, tensor)
         elif name in held:  # an average that is not asked for any more is left out
             _fill(held[name], tensor)
-    if learner.ema is not None and not _named(shapes, "ema/"):
-        learner.ema.restart(learner.model)
-    if learner.scaler is not None and note.get("loss_scale"):
-        learner.scaler.load_state_dict(note["loss_scale"])
+    if train_state.ema is not None and not _named(shapes, "ema/"):
+        train_state.ema.restart(train_state.model)
+    if train_state.scaler is not None and note.get("loss_scale"):
+        train_state.scaler.load_state_dict(note["loss_scale"])
     return Progress(**note["progress"]), unlogged
 
 
 @contextlib.contextmanager
-def _exported_weights(learner: Learner, tensors: dict[str, Tensor]) -> Iterator[None]:
+def _exported_weights(train_state: TrainState, tensors: dict[str, Tensor]) -> Iterator[None]:
     """What `Task.export` sees as the weights: the average where it is to be offered, whole tensors in any case."""
-    wants_average = learner.ema is not None and learner.ema.config.export
-    is_whole = not any(is_sharded(parameter) for parameter in learner.model.parameters())
+    wants_average = train_state.ema is not None and train_state.ema.config.export
+    is_whole = not any(is_sharded(parameter) for parameter in train_state.model.parameters())
     if is_whole and not wants_average:
         yield
         return
-    with shown_weights(learner.model, _named(tensors, "ema/" if wants_average else "model/")):
+    with shown_weights(train_state.model, _named(tensors, "ema/" if wants_average else "model/")):
         yield
 
 

@@ -1,14 +1,21 @@
-"""Ranks: who this process is among those that torchrun started, and the few things ranks say to each other."""
+"""This process: its rank among those that torchrun started, its device and precision, and whether it shall stop."""
 
 import os
+import signal
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from types import FrameType, TracebackType
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+Dtype = Literal["auto", "fp32", "bf16", "fp16"]
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 @dataclass(frozen=True)
@@ -97,3 +104,49 @@ def _choose_device(device: str, *, local_rank: int) -> torch.device:
             chosen = torch.device("cuda", local_rank)
         torch.cuda.set_device(chosen)
     return chosen
+
+
+def choose_dtype(name: Dtype, device: torch.device) -> torch.dtype:
+    """`auto` is bf16 on a GPU and fp32 on the CPU, where bf16 is slower."""
+    if name == "auto":
+        name = "bf16" if device.type == "cuda" else "fp32"
+    return _DTYPES[name]
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    """Matrix products in `dtype`; does nothing for float32."""
+    is_half = dtype != torch.float32
+    return torch.autocast(device.type, dtype=dtype if is_half else torch.bfloat16, enabled=is_half)
+
+
+class StopRequest:
+    """Context in which the first signal sets `signal_number`; a second ctrl-C interrupts at once.
+
+    SIGUSR1 is what Slurm sends some time before it preempts a job.
+    """
+
+    def __init__(self) -> None:
+        self.signal_number = 0
+        self._previous: dict[int, object] = {}
+
+    def __enter__(self) -> "StopRequest":
+        if threading.current_thread() is threading.main_thread():  # Python allows handlers only there
+            self._previous = {number: signal.signal(number, self._note) for number in _SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        if self.signal_number and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal_number = number
+
+
+def end_if_stopped(signal_number: int) -> None:
+    """End the process as the signal would have, so that what was to follow (a Makefile's next stage) does not start."""
+    if signal_number:
+        raise SystemExit(128 + signal_number)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from egom2p.config import strict
-from egom2p.training.sharded_tensors import local_part, sharded_like
+from egom2p.training.parallel import local_part, sharded_like
 from egom2p.training.task import kept_state
 
 

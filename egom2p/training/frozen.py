@@ -5,14 +5,18 @@ Wherever nothing trains there is no gradient, so no optimizer touches it (no dec
 some lines train, the other lines are put back after each step.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from egom2p.config import strict
-from egom2p.training.sharded_tensors import local_part, part_like
+from egom2p.contracts import ModalitySpec
+from egom2p.models.weights import table_lines
+from egom2p.training.parallel import local_part, part_like
+
+_EMBEDDINGS = ("encoder_embeddings.", "decoder_embeddings.", "positions.")
 
 
 @strict
@@ -72,3 +76,25 @@ def _lines(chosen_V: Tensor, parameter: nn.Parameter) -> Tensor:
     """Numbers of the chosen lines within the part of the table that this rank holds. Waits for the device."""
     chosen_VD = chosen_V.to(parameter.device)[:, None].expand(parameter.shape).contiguous()
     return part_like(chosen_VD, parameter)[:, 0].nonzero()[:, 0]
+
+
+def trained_lines(
+    model: nn.Module, specs: Sequence[ModalitySpec], train: Sequence[str] | Literal["embeddings"]
+) -> dict[str, Tensor | None]:
+    """Parameters that train when only embeddings and heads do: all (`embeddings`), or those of some modalities.
+
+    Returns name -> None (all of it) or (V,) bool, which of its lines. ValueError for a modality that there is not.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    if train == "embeddings":
+        return {name: None for name in names if name.startswith(_EMBEDDINGS)}
+    known = [spec.name for spec in specs]
+    if unknown := sorted(set(train) - set(known)):
+        raise ValueError(f"frozen.train names {unknown}, the modalities are {known}")
+    chosen: dict[str, Tensor | None] = {}
+    for name in names:
+        lines = table_lines(name, specs)
+        if lines is not None:
+            parts = [torch.full((count,), spec.name in train) for spec, count in zip(specs, lines, strict=True)]
+            chosen[name] = torch.cat(parts)
+    return chosen

@@ -6,33 +6,27 @@ K loss terms.
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
+from egom2p.config import to_plain
 from egom2p.storage import load_json, only_writer, save_json
 from egom2p.training.checkpoint import CheckpointFolder, export, restore
-from egom2p.training.device_peak import peak_flops
-from egom2p.training.distributed import Ranks
-from egom2p.training.interruption import StopRequest
-from egom2p.training.optim import apply_gradients, set_weight_decay
+from egom2p.training.distributed import Ranks, StopRequest, autocast, choose_dtype, end_if_stopped, ranks_of_launch
+from egom2p.training.optim import set_weight_decay
 from egom2p.training.parallel import is_sharded_model, share_gradients, with_whole_weights
-from egom2p.training.precision import autocast, choose_dtype
-from egom2p.training.profiling import StepProfiler
-from egom2p.training.randomness import seeded
-from egom2p.training.retention import BestCheckpoint, Retention
-from egom2p.training.run_folder import RunFolder
-from egom2p.training.run_log import RunLog
-from egom2p.training.run_summary import changed_settings, opening
+from egom2p.training.run_folder import BestCheckpoint, Retention, RunFolder
+from egom2p.training.run_log import RunLog, changed_settings
 from egom2p.training.schedule import LearningRate, Length, Progress, WeightDecay
-from egom2p.training.step import StepSums, forward_backward
-from egom2p.training.task import BatchSize, Measurement, Task
-from egom2p.training.throughput import Pace
-from egom2p.training.train_state import make_learner
+from egom2p.training.step import StepSums, apply_gradients, forward_backward
+from egom2p.training.task import BatchSize, Measurement, Task, seeded
+from egom2p.training.throughput import StepProfiler, Throughput, peak_flops
+from egom2p.training.train_state import make_train_state, run_summary
 from egom2p.training.training_config import TrainingConfig
 
 
@@ -92,7 +86,7 @@ class _Run:
         self.best = BestCheckpoint(config.keep_best, self.checkpoints.folder)
         self.profiler = StepProfiler(config.profile if ranks.is_first else None, self.folder / "profile")
         peak = peak_flops(ranks.device, self.dtype, given_tflops=config.peak_tflops)
-        self.pace = Pace(config, self.length, world_size=ranks.world_size, peak_flops=peak)
+        self.throughput = Throughput(config, self.length, world_size=ranks.world_size, peak_flops=peak)
         self.progress = Progress()
         self.measurements: tuple[Measurement, ...] = ()
         self.log: RunLog | None = None
@@ -100,7 +94,7 @@ class _Run:
     def prepare(self, settings: Mapping[str, Any]) -> None:
         """Move the model and spread it over ranks, restore what is there, open the log."""
         task, ranks = self.task, self.ranks
-        self.learner = make_learner(task.model, self.config, ranks=ranks, dtype=self.dtype)
+        self.train_state = make_train_state(task.model, self.config, ranks=ranks, dtype=self.dtype)
         self.sums = StepSums(ranks)
         latest = ranks.from_first(self.checkpoints.latest())
         if latest is not None and not self.config.resume:
@@ -109,7 +103,7 @@ class _Run:
             )
         if latest is not None:
             task.check_checkpoint(latest)
-            self.progress, unlogged = restore(latest, self.learner)
+            self.progress, unlogged = restore(latest, self.train_state)
             self.sums.load(unlogged)
         is_shared = ranks.world_size > 1 and not is_sharded_model(task.model)
         self.model: nn.Module = share_gradients(task.model) if is_shared else task.model
@@ -118,7 +112,7 @@ class _Run:
             self.log.forget_after(self.progress.step if latest is not None else -1)
             begin = "starting" if latest is None else f"resuming from {latest}"
             details = f"{self.length.total:g} {self.length.unit}, lr {self.learning_rate.peak:.2e}, into {self.folder}"
-            how = opening(task.model, self.config, ranks, self.dtype)
+            how = run_summary(task.model, self.config, ranks, self.dtype)
             for line in (f"{begin}: {how}, {details}", *task.notes):
                 self.log.say(line)
             if latest is not None and (self.folder / "config.json").is_file():
@@ -143,7 +137,7 @@ class _Run:
             self.say(f"stopped at step {self.progress.step} with a checkpoint; the same command continues")
             return FitResult(self.progress, stopped_by, ())
         self.evaluate()
-        export(self.task, self.learner, final, ranks=self.ranks)
+        export(self.task, self.train_state, final, ranks=self.ranks)
         if self.ranks.is_first:
             self.run_folder.mirror(self._retention())
         self.say(f"finished after {self.progress.step} steps, {self.progress.clips} clips: {final}")
@@ -151,7 +145,7 @@ class _Run:
 
     def _steps(self, batches: Iterator[Any], stop: StopRequest) -> bool:
         """Optimizer steps until the length is reached (False) or some rank was asked to stop (True)."""
-        self.pace.begin(self.progress)
+        self.throughput.begin(self.progress)
         while not self.length.is_reached(self.progress):
             window = [next(batches) for _ in range(self.config.accumulation)]
             counts, size, num_stopping, is_save_time = self._agree(window, stop)
@@ -165,13 +159,13 @@ class _Run:
             self._step(window, counts, rate)
             if (trace := self.profiler.after_step(before.step)) is not None:
                 self.say(f"profile: {trace}")
-            self.progress = self.pace.counted(after, size)
-            if self.pace.is_log_due(self.progress):
+            self.progress = self.throughput.counted(after, size)
+            if self.throughput.is_log_due(self.progress):
                 self._log_line(rate)
-            if self.pace.is_evaluation_due(self.progress):
+            if self.throughput.is_evaluation_due(self.progress):
                 self.evaluate()
             is_save_time = is_save_time and not self.length.is_reached(self.progress)
-            if is_save_time or self.pace.is_checkpoint_due(self.progress):
+            if is_save_time or self.throughput.is_checkpoint_due(self.progress):
                 self.save_checkpoint()
         return False
 
@@ -179,7 +173,7 @@ class _Run:
         """Counts and size of the step over all ranks, and whether any rank wants to stop or rank 0 to save."""
         counts = [sum(column) for column in zip(*(self.task.counts(batch) for batch in window), strict=True)]
         size = sum((self.task.size(batch) for batch in window), BatchSize(0))
-        flags = (int(stop.signal_number > 0), int(self.ranks.is_first and self.pace.is_save_time()))
+        flags = (int(stop.signal_number > 0), int(self.ranks.is_first and self.throughput.is_save_time()))
         total = self.ranks.sum_ints([*counts, *astuple(size), *flags])
         return tuple(total[: len(counts)]), BatchSize(*total[len(counts) : -2]), *total[-2:]
 
@@ -194,27 +188,29 @@ class _Run:
                     ranks=self.ranks,
                     dtype=self.dtype,
                     reference_denominator=self.config.reference_denominator,
-                    scaler=self.learner.scaler,
+                    scaler=self.train_state.scaler,
                 )
             )
             if self.weight_decay is not None:
-                set_weight_decay(self.learner.optimizer, self.weight_decay.at(self.progress.amount(self.length.unit)))
+                set_weight_decay(
+                    self.train_state.optimizer, self.weight_decay.at(self.progress.amount(self.length.unit))
+                )
             is_frozen = self._is_frozen()
             if is_frozen:
                 self.frozen.hold_gradients(self.task.model)
             norm, is_skipped = apply_gradients(
-                self.learner.optimizer,
+                self.train_state.optimizer,
                 learning_rate=rate,
                 clip_grad_norm=self.config.optimizer.clip_grad_norm,
                 skip_grad_norm=self.config.optimizer.skip_grad_norm,
-                scaler=self.learner.scaler,
+                scaler=self.train_state.scaler,
             )
             if is_frozen:
                 self.frozen.restore(self.task.model)
             self.sums.add_norm(norm, is_skipped)
             self.task.after_step()
-        if self.learner.ema is not None:
-            self.learner.ema.update(self.task.model, self.progress.step + 1)
+        if self.train_state.ema is not None:
+            self.train_state.ema.update(self.task.model, self.progress.step + 1)
 
     def _is_frozen(self) -> bool:
         if self.frozen is None:
@@ -228,11 +224,11 @@ class _Run:
 
     def _log_line(self, rate: float) -> None:
         values = self.sums.take()
-        self.progress = self.pace.counted(self.progress)  # take() waited for the device
-        rates, seconds_left = self.pace.since_last_line(self.progress)
+        self.progress = self.throughput.counted(self.progress)  # take() waited for the device
+        rates, seconds_left = self.throughput.since_last_line(self.progress)
         values |= {"lr": rate} | rates
-        if self.learner.scaler is not None:
-            values["loss_scale"] = self.learner.scaler.get_scale()
+        if self.train_state.scaler is not None:
+            values["loss_scale"] = self.train_state.scaler.get_scale()
         if self.ranks.device.type == "cuda":
             values["peak_memory_gb"] = torch.cuda.max_memory_allocated(self.ranks.device) / 1e9
         if self.log is not None:
@@ -243,11 +239,11 @@ class _Run:
 
         Does not count as training time.
         """
-        model, device, ema = self.task.model, self.ranks.device, self.learner.ema
+        model, device, ema = self.task.model, self.ranks.device, self.train_state.ema
         wants_average = ema is not None and ema.config.evaluate
         model.eval()
         with (
-            self.pace.paused(),
+            self.throughput.paused(),
             ema.in_position_of(model) if wants_average else contextlib.nullcontext(),
             torch.no_grad(),
             seeded(self.seed, 1, device=device),
@@ -263,18 +259,18 @@ class _Run:
 
     def save_checkpoint(self, *, is_best: bool = False) -> None:
         """Does not count as training time either."""
-        with self.pace.paused():
+        with self.throughput.paused():
             unlogged = self.sums.state()
             note = {"world_size": self.ranks.world_size, "seed": self.seed}
             self.checkpoints.save(
-                self.task, self.learner, ranks=self.ranks, progress=self.progress, unlogged=unlogged, note=note
+                self.task, self.train_state, ranks=self.ranks, progress=self.progress, unlogged=unlogged, note=note
             )
             if self.ranks.is_first:
                 if is_best:
                     self.best.note(self.progress.step, self.measurements)
                 self.checkpoints.prune(self._retention())
                 self.run_folder.mirror(self._retention())
-        self.pace.saved()
+        self.throughput.saved()
 
     def _retention(self) -> Retention:
         return Retention(self.config.keep_last, self.config.keep_every, self.best.step)
@@ -287,3 +283,32 @@ class _Run:
         self.profiler.close()
         if self.log is not None:
             self.log.close(failed=failed)
+
+
+class TrainerConfig(Protocol):
+    """What every trainer's root schema has."""
+
+    output_dir: str
+    seed: int
+    training: TrainingConfig
+
+
+def train(config: TrainerConfig, make_task: Callable[[Any, Ranks], Task]) -> FitResult:
+    """Train `make_task(config, ranks)` on the ranks of this launch, evaluate it and write `<output_dir>/final`.
+
+    Ends the process with a code when a signal stopped it.
+    """
+    with ranks_of_launch(config.training.device) as ranks:
+        # A task may start otherwise where there is a checkpoint.
+        RunFolder(config.output_dir, config.training.scratch_dir).fetch(ranks)
+        task = make_task(config, ranks)
+        result = fit(
+            task,
+            config.training,
+            output_dir=config.output_dir,
+            ranks=ranks,
+            seed=config.seed,
+            settings=to_plain(config),
+        )
+    end_if_stopped(result.stopped_by)
+    return result

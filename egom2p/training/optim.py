@@ -1,15 +1,76 @@
 """AdamW, and Muon for hidden matrices; clipping and skipping decided on the device."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from egom2p.config import strict
-from egom2p.training.muon import Muon
-from egom2p.training.sharded_tensors import local_part, whole_tensor
+from egom2p.training.parallel import local_part, part_like, sharded_like, whole_tensor
+
+_QUINTIC = (3.4445, -4.7750, 2.0315)  # coefficients of Jordan et al.: steepest at zero, settles around 1
+_NUM_ITERATIONS = 5
+_EPS = 1e-7
+
+
+class Muon(torch.optim.Optimizer):
+    """Nesterov momentum, orthogonalised; weight decay apart from it. Matrices only.
+
+    A rate of 1 is an update of spectral norm sqrt(max(1, rows / columns)). Where the attribute `found_inf` is 1,
+    weights and momentum stay as they are to the bit; the host never asks for its value.
+    """
+
+    def __init__(self, matrices: Iterable[Tensor], *, lr: float, weight_decay: float, momentum: float) -> None:
+        super().__init__(matrices, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+        for parameter in (parameter for group in self.param_groups for parameter in group["params"]):
+            if parameter.ndim != 2:
+                raise ValueError(f"muon trains matrices only, found a parameter of shape {tuple(parameter.shape)}")
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> None:
+        """One step of every matrix that has a gradient."""
+        assert closure is None, "the loop computes gradients itself"
+        found_inf = getattr(self, "found_inf", None)
+        is_skipped = None if found_inf is None else found_inf.bool()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                if "momentum_buffer" not in state:
+                    state["momentum_buffer"] = torch.zeros_like(parameter.grad)
+                _move(parameter, state["momentum_buffer"], group, is_skipped)
+
+
+def _move(parameter: Tensor, momentum_buffer: Tensor, group: dict[str, Any], is_skipped: Tensor | None) -> None:
+    weight, momentum, gradient = (local_part(tensor) for tensor in (parameter, momentum_buffer, parameter.grad))
+    if is_skipped is not None:
+        # The momentum moves towards itself, so it stays.
+        gradient = torch.where(is_skipped, momentum, gradient)
+    momentum.lerp_(gradient, 1 - group["momentum"])
+    update = sharded_like(gradient.lerp(momentum, group["momentum"]), parameter)
+    direction = part_like(orthogonalised(whole_tensor(update)), parameter).to(weight.dtype)
+    rows, columns = parameter.shape
+    moved = (weight * (1 - group["lr"] * group["weight_decay"])).add_(
+        direction, alpha=-group["lr"] * math.sqrt(max(1, rows / columns))
+    )
+    weight.copy_(moved if is_skipped is None else torch.where(is_skipped, weight, moved))
+
+
+def orthogonalised(matrix: Tensor) -> Tensor:
+    """Nearly the orthogonal factor U V^T of a matrix U S V^T, in bfloat16: singular values end between 0.5 and 1.5."""
+    linear, cubic, quintic = _QUINTIC
+    is_tall = matrix.shape[0] > matrix.shape[1]
+    wide = matrix.to(torch.bfloat16, copy=True)
+    wide = wide.T if is_tall else wide
+    wide.div_(wide.norm().clamp(min=_EPS))  # Frobenius, so no singular value exceeds 1
+    for _ in range(_NUM_ITERATIONS):
+        gram = wide @ wide.T
+        polynomial = torch.addmm(gram, gram, gram, beta=cubic, alpha=quintic)
+        wide = torch.addmm(wide, polynomial, wide, beta=linear)
+    return wide.T if is_tall else wide
 
 
 @strict
@@ -130,39 +191,6 @@ def set_weight_decay(optimizer: torch.optim.Optimizer, weight_decay: float) -> N
     for group in optimizer.param_groups:
         if group["is_decayed"]:
             group["weight_decay"] = weight_decay
-
-
-def apply_gradients(
-    optimizer: torch.optim.Optimizer,
-    *,
-    learning_rate: float,
-    clip_grad_norm: float | None,
-    skip_grad_norm: float | None = None,
-    scaler: torch.amp.GradScaler | None = None,
-) -> tuple[Tensor, Tensor]:
-    """One step; returns the gradient norm before clipping and whether the step was skipped (1.0 or 0.0), on the device.
-
-    A step whose norm is not finite, or above `skip_grad_norm`, leaves weights and moments as they are. That is decided
-    on the device (`found_inf`, as for mixed precision), so the host never waits for it.
-    scaler   has scaled the loss; gradients are brought back to their size first
-    """
-    if scaler is not None:
-        scaler.unscale_(optimizer)
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    norm = whole_tensor(torch.nn.utils.get_total_norm(gradients))
-    if clip_grad_norm is not None:
-        torch.nn.utils.clip_grads_with_norm_(parameters, clip_grad_norm, norm)
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate * group["lr_scale"]
-    largest = math.inf if skip_grad_norm is None else skip_grad_norm
-    is_skipped = (torch.isfinite(norm) & (norm <= largest)).logical_not().to(torch.float32)
-    optimizer.found_inf = is_skipped
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    if scaler is not None:
-        scaler.update()
-    return norm, is_skipped
 
 
 def _adamw(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.AdamW:

@@ -174,3 +174,12 @@ def _short(number: float) -> str:
         if number >= size:
             return f"{number / size:.1f}{letter}"
     return f"{number:.0f}"
+
+
+def changed_settings(old: Any, new: Any, name: str = "") -> list[str]:
+    """Lines `key: old -> new` for every value in which two nested settings differ."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        keys = [*old, *(key for key in new if key not in old)]
+        changes = [changed_settings(old.get(key), new.get(key), f"{name}.{key}" if name else key) for key in keys]
+        return [line for lines in changes for line in lines]
+    return [] if old == new else [f"{name}: {old} -> {new}"]

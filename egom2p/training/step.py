@@ -3,6 +3,7 @@
 K loss terms.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,9 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from egom2p.training.distributed import Ranks
-from egom2p.training.parallel import TouchAll, gradient_exchange, is_sharded_model
-from egom2p.training.precision import autocast
+from egom2p.training.distributed import Ranks, autocast
+from egom2p.training.parallel import TouchAll, gradient_exchange, is_sharded_model, whole_tensor
 from egom2p.training.task import Task
 
 
@@ -137,3 +137,36 @@ def _trainable(model: nn.Module) -> list[nn.Parameter]:
 
 def _total(values: list[Tensor]) -> Tensor:
     return values[0] if len(values) == 1 else torch.stack(values).sum(0)
+
+
+def apply_gradients(
+    optimizer: torch.optim.Optimizer,
+    *,
+    learning_rate: float,
+    clip_grad_norm: float | None,
+    skip_grad_norm: float | None = None,
+    scaler: torch.amp.GradScaler | None = None,
+) -> tuple[Tensor, Tensor]:
+    """One step; returns the gradient norm before clipping and whether the step was skipped (1.0 or 0.0), on the device.
+
+    A step whose norm is not finite, or above `skip_grad_norm`, leaves weights and moments as they are. That is decided
+    on the device (`found_inf`, as for mixed precision), so the host never waits for it.
+    scaler   has scaled the loss; gradients are brought back to their size first
+    """
+    if scaler is not None:
+        scaler.unscale_(optimizer)
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norm = whole_tensor(torch.nn.utils.get_total_norm(gradients))
+    if clip_grad_norm is not None:
+        torch.nn.utils.clip_grads_with_norm_(parameters, clip_grad_norm, norm)
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate * group["lr_scale"]
+    largest = math.inf if skip_grad_norm is None else skip_grad_norm
+    is_skipped = (torch.isfinite(norm) & (norm <= largest)).logical_not().to(torch.float32)
+    optimizer.found_inf = is_skipped
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    if scaler is not None:
+        scaler.update()
+    return norm, is_skipped

@@ -5,10 +5,13 @@ K loss terms: the modalities when pretraining, the parts of the loss when traini
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 
 from egom2p.contracts import LossOutput
@@ -110,3 +113,27 @@ class Task(ABC):
     @abstractmethod
     def export(self, directory: Path) -> None:
         """Write the loadable artifact of the present weights into an existing folder; rank 0 only."""
+
+
+def mixed_seed(*numbers: int) -> int:
+    """One 63-bit seed out of several numbers; near numbers give unrelated seeds."""
+    return int(np.random.SeedSequence([number % 2**32 for number in numbers]).generate_state(1, np.uint64)[0] >> 1)
+
+
+@contextmanager
+def seeded(*numbers: int, device: torch.device | str = "cpu") -> Iterator[None]:
+    """Run a block with torch's default generators (CPU, and that of a CUDA `device`) set by `numbers`."""
+    device = torch.device(device)
+    generators = [torch.default_generator]
+    if device.type == "cuda":
+        torch.cuda.init()
+        generators.append(torch.cuda.default_generators[device.index or 0])
+    states = [generator.get_state() for generator in generators]
+    seed = mixed_seed(*numbers)
+    try:
+        for generator in generators:
+            generator.manual_seed(seed)
+        yield
+    finally:
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)

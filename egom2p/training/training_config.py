@@ -3,13 +3,52 @@
 from typing import Literal
 
 from egom2p.config import strict
+from egom2p.training.distributed import Dtype
 from egom2p.training.ema import EmaConfig
 from egom2p.training.optim import OptimizerConfig
 from egom2p.training.parallel import ParallelConfig
-from egom2p.training.precision import Dtype
-from egom2p.training.profiling import ProfileConfig
 from egom2p.training.run_log import WandbConfig
 from egom2p.training.schedule import LearningRate, Length, Shape, WeightDecay
+
+
+@strict
+class PlanConfig:
+    """Assumptions of `dry_run`.
+
+    num_gpus       processes of the planned launch; null: those of this launch
+    peak_tflops    of one device in bf16; 989: the data sheet of H100, H200 and GH200
+    mfu            part of it that the model's arithmetic reaches; depends on model, batch and network: measure it in a
+                   short run (`mfu` in log.jsonl) and put it here
+    memory_gb      devices of the memory table
+    verify_shards  shards of a data set whose keys are compared over all folders, spread over it
+    """
+
+    num_gpus: int | None = None
+    peak_tflops: float = 989.0
+    mfu: float = 0.3
+    memory_gb: tuple[float, ...] = (24, 48, 80, 141)
+    verify_shards: int = 16
+
+    def __post_init__(self) -> None:
+        if self.num_gpus is not None and self.num_gpus < 1:
+            raise ValueError(f"plan.num_gpus is positive or null, got {self.num_gpus}")
+        if not 0 < self.mfu <= 1 or self.peak_tflops <= 0:
+            raise ValueError(f"plan.mfu is in (0, 1] and plan.peak_tflops positive, got {self.mfu}, {self.peak_tflops}")
+        if not self.memory_gb or min(self.memory_gb) <= 0 or self.verify_shards < 1:
+            raise ValueError(f"plan.memory_gb and plan.verify_shards are positive, got {self.memory_gb}")
+
+
+@strict
+class ProfileConfig:
+    """Which steps are profiled, counted from the beginning of the run: `steps` of them from `start` on."""
+
+    start: int = 10
+    steps: int = 3
+
+    def __post_init__(self) -> None:
+        if self.start < 0 or self.steps < 1:
+            raise ValueError(f"start must not be negative and steps at least 1, got {self.start} and {self.steps}")
+
 
 _LENGTHS = ("num_steps", "total_slots", "total_tokens", "epochs")
 _LR_BATCH = 256  # `blr` is the learning rate of a batch of this many clips

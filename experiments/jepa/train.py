@@ -13,10 +13,10 @@ from egom2p.contracts import PackedBatch
 from egom2p.training.distributed import Ranks
 from egom2p.training.loop import FitResult
 from egom2p.training.planning.plan import plan_pretraining, tell_plan
-from egom2p.training.randomness import seeded
 from egom2p.training.schedule import Progress
-from egom2p.training.task import Measurement
-from egom2p.training.tasks.pretrain_task import PretrainConfig, PretrainTask, pretrain
+from egom2p.training.task import Measurement, seeded
+from egom2p.training.tasks.pretrain_config import PretrainConfig
+from egom2p.training.tasks.pretrain_task import PretrainTask, pretrain
 from experiments.jepa.feature_spread import FeatureSpread
 from experiments.jepa.jepa import Jepa, JepaConfig
 

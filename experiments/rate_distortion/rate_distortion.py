@@ -21,12 +21,8 @@ from egom2p.tokenizers.pretrained import load_tokenizer
 from egom2p.tokenizers.protocol import mean_errors
 from egom2p.tokenizers.trajectory.track_representations import camera_clip_errors, gaze_clip_errors
 from egom2p.tokenizers.trajectory.trajectory_vqvae import TrajectoryVqVae, TrajectoryVqVaeConfig
-from egom2p.training.tasks.tokenizer_task import (
-    ClipSequence,
-    ClipSourceConfig,
-    TokenizerTrainingConfig,
-    train_tokenizer,
-)
+from egom2p.training.tasks.tokenizer_config import ClipSequence, ClipSourceConfig, TokenizerTrainingConfig
+from egom2p.training.tasks.tokenizer_task import train_tokenizer
 from egom2p.training.training_config import TrainingConfig
 
 RESULT_FILE = "rate_distortion.json"

@@ -8,9 +8,10 @@ import torch
 from tiny_tokens import pretrain_values, write_tokens
 
 from egom2p.config import ConfigError, from_plain
-from egom2p.models.weights import load_model
+from egom2p.models.egom2p_model import load_model
 from egom2p.storage import load_tensors
-from egom2p.training.tasks.pretrain_task import PretrainConfig, pretrain
+from egom2p.training.tasks.pretrain_config import PretrainConfig
+from egom2p.training.tasks.pretrain_task import pretrain
 from experiments.jepa.train import JepaTrainingConfig, train_jepa
 
 

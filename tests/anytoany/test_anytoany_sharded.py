@@ -13,8 +13,7 @@ from egom2p.anytoany.world.synthetic_data import SyntheticDataConfig
 from egom2p.storage import load_tensors
 from egom2p.training.distributed import Ranks
 from egom2p.training.loop import fit
-from egom2p.training.parallel import ParallelConfig, shard
-from egom2p.training.sharded_tensors import is_sharded
+from egom2p.training.parallel import ParallelConfig, is_sharded, shard
 from egom2p.training.tasks.anytoany_task import AnyToAnyTask
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")]

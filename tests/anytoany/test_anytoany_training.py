@@ -15,8 +15,7 @@ from egom2p.anytoany.world.synthetic_data import SyntheticDataConfig
 from egom2p.config import ConfigError, load_config
 from egom2p.storage import load_tensors, save_tensors
 from egom2p.training.distributed import Ranks
-from egom2p.training.parallel import prepare_blocks, share_gradients
-from egom2p.training.sharded_tensors import whole_tensor
+from egom2p.training.parallel import prepare_blocks, share_gradients, whole_tensor
 from egom2p.training.step import forward_backward
 from egom2p.training.tasks.anytoany_task import AnyToAnyTask, AnyToAnyTrainingConfig, train_anytoany
 

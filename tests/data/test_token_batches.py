@@ -17,7 +17,7 @@ from egom2p.data.shards.shard_files import split_folders
 from egom2p.data.token_batches import ClipSize, choose_shape, fit_clips, runs
 from egom2p.data.unified_datasets import DataConfig, DatasetConfig, TokenLoader
 from egom2p.models.egom2p_model import EgoM2P, ModelConfig
-from egom2p.training.tasks.pretrain_task import PretrainConfig
+from egom2p.training.tasks.pretrain_config import PretrainConfig
 
 SPECS = tiny_specs()
 TEXTUAL = (*SPECS, text_spec())

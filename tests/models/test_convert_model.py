@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from egom2p.config import load_config
 from egom2p.models.convert_model import ConvertModelConfig, convert_model
-from egom2p.models.weights import load_model
+from egom2p.models.egom2p_model import load_model
 
 VARIANTS = ("swiglu_nobias", "gelu_bias", "swiglu_qknorm_nobias", "swiglu_nobias_registers")
 

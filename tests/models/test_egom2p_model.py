@@ -10,9 +10,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from egom2p.config import load_config
 from egom2p.contracts import ModalitySpec, TokenGrid
-from egom2p.models.egom2p_model import EgoM2P, ModelConfig
+from egom2p.models.egom2p_model import EgoM2P, ModelConfig, load_model
 from egom2p.models.losses import combine_losses
-from egom2p.models.weights import load_model, save_model, tokenizer_locations
+from egom2p.models.weights import save_model, tokenizer_locations
 
 TEXT = ModalitySpec("tok_words", "sequence", "text", TokenGrid((5,)), 9, "words", pad_id=0, eos_id=1, sentinel_ids=(2,))
 

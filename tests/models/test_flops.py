@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from egom2p.layers.lora import LoraConfig, attach_lora
 from egom2p.models.egom2p_model import EgoM2P, ModelConfig
-from egom2p.models.flops import ModelFlops
+from egom2p.training.throughput import ModelFlops
 
 
 @pytest.mark.parametrize("activation", ["swiglu", "gelu"])

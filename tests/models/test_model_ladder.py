@@ -6,7 +6,7 @@ from packing import TINY_SPECS, pack, random_clips
 
 from egom2p.config import load_config
 from egom2p.contracts import ModalitySpec, TokenGrid
-from egom2p.layers.drop_path import draw_branch_scale
+from egom2p.layers.blocks import draw_branch_scale
 from egom2p.models.egom2p_model import EgoM2P, ModelConfig
 from egom2p.models.losses import combine_losses
 

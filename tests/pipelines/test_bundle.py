@@ -15,7 +15,8 @@ from egom2p.generation.checkpoints import load_checkpoint, pretrained_checkpoint
 from egom2p.generation.clip_generation import generate_clips
 from egom2p.generation.generation import GenerationConfig, run_generation
 from egom2p.generation.request import Request
-from egom2p.models.weights import load_model, save_model
+from egom2p.models.egom2p_model import load_model
+from egom2p.models.weights import save_model
 from egom2p.pipelines.export import BundleConfig, make_bundle
 from egom2p.storage import load_tensors
 

@@ -21,7 +21,8 @@ from egom2p.models.generation_plans import SamplingConfig
 from egom2p.pipelines.tokenization import TokenizeConfig, tokenize
 from egom2p.storage import load_json
 from egom2p.tokenizers.pretrained import build_network, save_tokenizer
-from egom2p.training.tasks.pretrain_task import PretrainConfig, pretrain
+from egom2p.training.tasks.pretrain_config import PretrainConfig
+from egom2p.training.tasks.pretrain_task import pretrain
 from egom2p.training.tasks.text_tokenizer import TextTokenizerTrainingConfig, train_text_tokenizer
 from egom2p.viewing.generation_page import write_generation_page
 from egom2p.viewing.report import ReportConfig, write_report

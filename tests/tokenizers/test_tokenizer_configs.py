@@ -8,7 +8,7 @@ from egom2p.config import load_config
 from egom2p.data.modality_info import default_specs
 from egom2p.tokenizers import build_network
 from egom2p.tokenizers.convert_tokenizer import ConvertTokenizerConfig
-from egom2p.training.tasks.tokenizer_task import TokenizerTrainingConfig
+from egom2p.training.tasks.tokenizer_config import TokenizerTrainingConfig
 
 CONFIGS = Path(__file__).resolve().parents[2] / "cfgs" / "default" / "tokenization"
 CLIPS = ["train.root=clips", "train.datasets=[a]", "validation.root=clips", "validation.datasets=[b]"]

@@ -27,13 +27,11 @@ from egom2p.storage import load_json
 from egom2p.training.distributed import Ranks, ranks_of_launch
 from egom2p.training.ema import Ema, EmaConfig
 from egom2p.training.loop import FitResult, fit
-from egom2p.training.optim import OptimizerConfig, apply_gradients, build_optimizer
-from egom2p.training.parallel import ParallelConfig, shard
-from egom2p.training.precision import gradient_scaler
-from egom2p.training.randomness import seeded
-from egom2p.training.sharded_tensors import part_like, sharded_like, whole_tensor
-from egom2p.training.step import StepSums, forward_backward
-from egom2p.training.task import BatchSize, Measurement, Task
+from egom2p.training.optim import OptimizerConfig, build_optimizer
+from egom2p.training.parallel import ParallelConfig, part_like, shard, sharded_like, whole_tensor
+from egom2p.training.step import StepSums, apply_gradients, forward_backward
+from egom2p.training.task import BatchSize, Measurement, Task, seeded
+from egom2p.training.train_state import gradient_scaler
 from egom2p.training.training_config import TrainingConfig
 
 SPECS = (DRIFT, SMELL)

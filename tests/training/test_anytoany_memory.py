@@ -14,8 +14,9 @@ from egom2p.anytoany.perception.source import PerceptionConfig
 from egom2p.anytoany.types import Media, MediaSpan, Percept, Rendered
 from egom2p.config import from_plain
 from egom2p.layers.step_memory import LiveBytes
-from egom2p.training.optim import OptimizerConfig, apply_gradients, build_optimizer
+from egom2p.training.optim import OptimizerConfig, build_optimizer
 from egom2p.training.planning.anytoany_memory import estimate
+from egom2p.training.step import apply_gradients
 from egom2p.training.training_config import TrainingConfig
 
 LLAMA = {"model_type": "llama", "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2,

@@ -6,7 +6,7 @@ import pytest
 
 from egom2p.config import load_config
 from egom2p.pipelines.convert_config import ConvertConfigConfig, convert_config
-from egom2p.training.tasks.pretrain_task import PretrainConfig
+from egom2p.training.tasks.pretrain_config import PretrainConfig
 
 MAIN = """
 run_name: auto

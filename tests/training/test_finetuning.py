@@ -9,11 +9,12 @@ import torch
 from tiny_tokens import DRIFT, SMELL, pretrain_values, write_tokens
 
 from egom2p.config import ConfigError, from_plain
-from egom2p.models.egom2p_model import EgoM2P
+from egom2p.models.egom2p_model import EgoM2P, load_model, read_model
 from egom2p.models.partial_loading import load_weights
-from egom2p.models.weights import find_model, load_model, read_model_files, save_model
+from egom2p.models.weights import find_model, save_model
 from egom2p.storage import load_json, load_tensors
-from egom2p.training.tasks.pretrain_task import PretrainConfig, pretrain
+from egom2p.training.tasks.pretrain_config import PretrainConfig
+from egom2p.training.tasks.pretrain_task import pretrain
 
 HEADS = "decoder_embeddings.head_table"
 
@@ -109,7 +110,7 @@ def test_strict_wants_the_same_model(tokens, first, tmp_path):
 
 
 def test_partial_loading_names_every_key(first):
-    config, specs, state = read_model_files(first / "final")
+    config, specs, state = read_model(first / "final")
     deeper = replace(config, encoder_depth=2, drop_path=0.0, num_heads=4)
     renamed = (replace(specs[0], vocab_size=9), specs[1].with_fingerprint("sha256:other"))
     model = EgoM2P(deeper, renamed)
@@ -128,7 +129,7 @@ def test_partial_loading_names_every_key(first):
 
 
 def test_a_model_of_which_nothing_fits_is_refused(first):
-    config, specs, _ = read_model_files(first / "final")
+    config, specs, _ = read_model(first / "final")
     stranger = EgoM2P(replace(config, dim=48), specs)
     with pytest.raises(ValueError, match="nothing of it fits this model"):
         load_weights(stranger, first / "final", policy="partial")

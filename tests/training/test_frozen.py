@@ -6,9 +6,9 @@ from tiny_tokens import DRIFT, SMELL
 
 from egom2p.config import ConfigError, from_plain
 from egom2p.models.egom2p_model import EgoM2P, ModelConfig
-from egom2p.models.tables import trained_lines
-from egom2p.training.frozen import FrozenConfig, FrozenPhase
-from egom2p.training.optim import OptimizerConfig, apply_gradients, build_optimizer
+from egom2p.training.frozen import FrozenConfig, FrozenPhase, trained_lines
+from egom2p.training.optim import OptimizerConfig, build_optimizer
+from egom2p.training.step import apply_gradients
 
 SPECS = (DRIFT, SMELL)
 TABLES = {

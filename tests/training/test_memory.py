@@ -7,10 +7,10 @@ import torch
 from egom2p.contracts import MaskedClip, ModalitySpec, PackedBatch, TokenGrid
 from egom2p.data.collate import collate
 from egom2p.data.modality_info import default_specs
-from egom2p.layers.block_options import recompute_in_backward, transformer_blocks
+from egom2p.layers.blocks import recompute_in_backward, transformer_blocks
 from egom2p.models.egom2p_model import EgoM2P, ModelConfig
 from egom2p.training.ema import Ema, EmaConfig
-from egom2p.training.optim import OptimizerConfig, apply_gradients, build_optimizer
+from egom2p.training.optim import OptimizerConfig, build_optimizer
 from egom2p.training.planning.model_memory import (
     ClipRows,
     block_shapes,
@@ -20,6 +20,7 @@ from egom2p.training.planning.model_memory import (
     step_footprint,
 )
 from egom2p.training.planning.step_memory_table import BlockShape, HeadShape, ParameterCounts, Precision, footprint
+from egom2p.training.step import apply_gradients
 
 SMELL = ModalitySpec("tok_smell", "grid", "generic", TokenGrid((4, 8, 8)), 100, "smell")
 NUM_CLIPS, NUM_INPUTS, NUM_TARGETS = 4, 96, 64

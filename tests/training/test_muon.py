@@ -10,8 +10,8 @@ from toy_task import run_toy
 
 from egom2p.config import ConfigError, from_plain
 from egom2p.storage import load_tensors
-from egom2p.training.muon import Muon
-from egom2p.training.optim import MuonWithAdamW, OptimizerConfig, apply_gradients, build_optimizer
+from egom2p.training.optim import Muon, MuonWithAdamW, OptimizerConfig, build_optimizer
+from egom2p.training.step import apply_gradients
 
 CONFIG = OptimizerConfig(kind="muon", weight_decay=0.1, muon_lr_scale=5.0, muon_momentum=0.9)
 MUON = {"optimizer": {"kind": "muon", "muon_lr_scale": 2.0}}

@@ -7,9 +7,10 @@ from tiny_tokens import DRIFT, SMELL
 
 from egom2p.models.egom2p_model import EgoM2P, ModelConfig
 from egom2p.storage import load_tensors
-from egom2p.training.optim import OptimizerConfig, apply_gradients, build_optimizer
-from egom2p.training.randomness import mixed_seed, seeded
+from egom2p.training.optim import OptimizerConfig, build_optimizer
 from egom2p.training.schedule import LearningRate, Length, Progress
+from egom2p.training.step import apply_gradients
+from egom2p.training.task import mixed_seed, seeded
 from egom2p.training.training_config import TrainingConfig
 
 

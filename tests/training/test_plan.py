@@ -14,8 +14,9 @@ from egom2p.config import cfgs_root, from_plain, load_config, save_config
 from egom2p.storage import load_json, save_json
 from egom2p.training.planning.plan import Plan, dry_run, plan_pretraining
 from egom2p.training.planning.tokenizer_plan import plan_tokenizer
-from egom2p.training.tasks.pretrain_task import PretrainConfig, pretrain
-from egom2p.training.tasks.tokenizer_task import TokenizerTrainingConfig
+from egom2p.training.tasks.pretrain_config import PretrainConfig
+from egom2p.training.tasks.pretrain_task import pretrain
+from egom2p.training.tasks.tokenizer_config import TokenizerTrainingConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 RELEASED = "default/egom2p/models/main/ego-b_mod4_500b_clariden_2048_camcv_depthdenoise.yaml"

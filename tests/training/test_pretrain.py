@@ -11,11 +11,12 @@ from tiny_tokens import DRIFT, SMELL, pretrain_values, write_tokens
 
 from egom2p.config import from_plain
 from egom2p.contracts import TokenizerMismatch
-from egom2p.models.weights import load_model
+from egom2p.models.egom2p_model import load_model
 from egom2p.storage import load_json, load_tensors, save_json
 from egom2p.training.distributed import Ranks
 from egom2p.training.step import forward_backward
-from egom2p.training.tasks.pretrain_task import PretrainConfig, PretrainTask, pretrain
+from egom2p.training.tasks.pretrain_config import PretrainConfig
+from egom2p.training.tasks.pretrain_task import PretrainTask, pretrain
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,9 @@ from toy_task import run_toy
 
 from egom2p.storage import load_json, load_tensors
 from egom2p.storage.remote_folders import RemoteFolder
-from egom2p.training.device_peak import known_peak, peak_flops
-from egom2p.training.retention import BestCheckpoint, Retention
+from egom2p.training.run_folder import BestCheckpoint, Retention
 from egom2p.training.task import Measurement
+from egom2p.training.throughput import known_peak, peak_flops
 
 
 def steps(folder):

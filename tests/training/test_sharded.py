@@ -14,7 +14,7 @@ from spread_task import SpreadTask, run_spread
 from test_several_processes import TORCHRUN, children, finish, start, wait_for_step
 from toy_task import run_toy
 
-from egom2p.models.weights import load_model
+from egom2p.models.egom2p_model import load_model
 from egom2p.storage import load_tensors, save_json
 from egom2p.training.distributed import Ranks
 

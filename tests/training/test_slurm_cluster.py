@@ -12,7 +12,7 @@ from slurm_cluster import SlurmCluster, why_not
 from tiny_tokens import pretrain_values, write_tokens
 
 from egom2p.config import from_plain, save_config
-from egom2p.training.tasks.pretrain_task import PretrainConfig
+from egom2p.training.tasks.pretrain_config import PretrainConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "train_slurm_script" / "clariden_main_500b_2048.slurm"

@@ -11,7 +11,8 @@ from tiny_tokens import pretrain_values, write_tokens
 
 from egom2p.config import ConfigError, from_plain
 from egom2p.storage import load_tensors, save_json
-from egom2p.training.tasks.pretrain_task import PretrainConfig, pretrain
+from egom2p.training.tasks.pretrain_config import PretrainConfig
+from egom2p.training.tasks.pretrain_task import pretrain
 
 SCRIPT = str(Path(__file__).resolve().parents[2] / "run_training_egom2p.py")
 TOKENS = {"batching": "tokens", "batch_tokens": 200, "schedule": "constant"}

@@ -14,7 +14,8 @@ from egom2p.storage import load_tensors
 from egom2p.tokenizers.pretrained import load_tokenizer
 from egom2p.training.distributed import Ranks
 from egom2p.training.tasks.clip_inputs import ClipInputs
-from egom2p.training.tasks.tokenizer_task import TokenizerTask, TokenizerTrainingConfig, train_tokenizer
+from egom2p.training.tasks.tokenizer_config import TokenizerTrainingConfig
+from egom2p.training.tasks.tokenizer_task import TokenizerTask, train_tokenizer
 
 FRAMES, SAMPLES, SIZE = 5, 8, 16
 

@@ -18,8 +18,7 @@ from egom2p.contracts import LossOutput
 from egom2p.storage import load_json, save_tensors
 from egom2p.training.distributed import Ranks, ranks_of_launch
 from egom2p.training.loop import FitResult, fit
-from egom2p.training.randomness import seeded
-from egom2p.training.task import BatchSize, Measurement, Task
+from egom2p.training.task import BatchSize, Measurement, Task, seeded
 from egom2p.training.training_config import TrainingConfig
 
 CHANNELS, CLASSES = 6, 5

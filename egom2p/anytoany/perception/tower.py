@@ -15,9 +15,8 @@ from egom2p.anytoany.perception.token_features import TokenSource, perceived_spe
 from egom2p.anytoany.types import Percept
 from egom2p.contracts import ModalitySpec, PackedBatch
 from egom2p.layers.lora import attach_lora
-from egom2p.models.egom2p_model import EgoM2P
+from egom2p.models.egom2p_model import EgoM2P, load_model
 from egom2p.models.encoder_embeddings import EncoderEmbeddings
-from egom2p.models.weights import load_model
 from egom2p.storage import fingerprint_of
 
 

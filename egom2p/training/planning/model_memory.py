@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from egom2p.contracts import ModalitySpec
-from egom2p.layers.block_options import transformer_blocks
+from egom2p.layers.blocks import transformer_blocks
 from egom2p.models.egom2p_model import EgoM2P, ModelConfig
 from egom2p.training.optim import OptimizerConfig
 from egom2p.training.planning.step_memory_table import (

@@ -19,7 +19,6 @@ from egom2p.data.masking import UnifiedMasking
 from egom2p.data.unified_datasets import DatasetConfig
 from egom2p.layers.lora import attach_lora
 from egom2p.models.egom2p_model import EgoM2P, ModelConfig
-from egom2p.models.flops import ModelFlops
 from egom2p.models.partial_loading import load_weights
 from egom2p.models.weights import find_model
 from egom2p.storage import is_remote
@@ -34,9 +33,10 @@ from egom2p.training.planning.plan_checks import (
 )
 from egom2p.training.planning.plan_report import show_plan
 from egom2p.training.planning.step_memory_table import Footprint, Precision
-from egom2p.training.randomness import seeded
 from egom2p.training.run_folder import has_checkpoint, local_folder
-from egom2p.training.tasks.pretrain_task import PretrainConfig
+from egom2p.training.task import seeded
+from egom2p.training.tasks.pretrain_config import PretrainConfig
+from egom2p.training.throughput import ModelFlops
 
 _DRAWS = 64  # maskings drawn of each data set
 _SIZES = ("tiny", "small", "base", "large", "xlarge")

@@ -12,7 +12,7 @@ from egom2p.data.shards.shard_writer import CARD_NAME, read_card
 from egom2p.data.token_set import TokenSet
 from egom2p.data.unified_datasets import DataConfig, DatasetConfig, data_specs
 from egom2p.storage import is_remote, load_json
-from egom2p.training.tasks.tokenizer_folders import differing_fields
+from egom2p.training.tasks.pretrain_config import differing_fields
 
 _SHOWN = 1  # files named of a longer list
 

@@ -10,7 +10,7 @@ from egom2p.training.planning.plan import Plan, tell_plan
 from egom2p.training.planning.plan_checks import DatasetFacts
 from egom2p.training.planning.step_memory_table import footprint
 from egom2p.training.run_folder import has_checkpoint, local_folder
-from egom2p.training.tasks.tokenizer_task import ClipSourceConfig, TokenizerTrainingConfig
+from egom2p.training.tasks.tokenizer_config import ClipSourceConfig, TokenizerTrainingConfig
 
 
 def dry_run_tokenizer(config: TokenizerTrainingConfig) -> None:

@@ -18,12 +18,10 @@ from egom2p.anytoany.types import LanguageBatch
 from egom2p.config import strict
 from egom2p.contracts import LossOutput
 from egom2p.training.distributed import Ranks
-from egom2p.training.launch import train
-from egom2p.training.loop import FitResult
+from egom2p.training.loop import FitResult, train
 from egom2p.training.planning.anytoany_memory import estimate_text
-from egom2p.training.randomness import seeded
 from egom2p.training.run_folder import local_folder
-from egom2p.training.task import BatchSize, Measurement, Task
+from egom2p.training.task import BatchSize, Measurement, Task, seeded
 from egom2p.training.tasks.language_evaluation import LanguageEvaluation, LanguageEvaluationConfig, as_rows
 from egom2p.training.training_config import TrainingConfig
 

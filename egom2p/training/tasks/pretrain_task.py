@@ -1,5 +1,7 @@
 """Pretraining of EgoM2P on token shards: its root schema and its task for the loop."""
 
+import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -8,83 +10,27 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from egom2p.config import strict
 from egom2p.contracts import LossOutput, ModalitySpec, PackedBatch
-from egom2p.data.unified_datasets import DataConfig, TokenLoader
-from egom2p.layers.lora import LoraConfig, adapter_settings, attach_lora, lora_state, merged_state
-from egom2p.models.egom2p_model import EgoM2P, ModelConfig
-from egom2p.models.flops import ModelFlops
-from egom2p.models.losses import LossType, combine_losses
-from egom2p.models.partial_loading import LoadPolicy, load_weights
-from egom2p.models.tables import trained_lines
-from egom2p.models.weights import find_model, load_model, write_model_files
+from egom2p.data.unified_datasets import TokenLoader
+from egom2p.layers.lora import adapter_settings, attach_lora, lora_state, merged_state
+from egom2p.models.egom2p_model import EgoM2P, load_model
+from egom2p.models.losses import combine_losses
+from egom2p.models.partial_loading import load_weights
+from egom2p.models.weights import find_model, write_model_files
 from egom2p.storage import load_json, save_json, save_tensors
-from egom2p.training.distributed import Ranks, ranks_of_launch
-from egom2p.training.frozen import FrozenConfig, FrozenPhase
-from egom2p.training.launch import train
-from egom2p.training.loop import FitResult
-from egom2p.training.planning.plan_config import PlanConfig
-from egom2p.training.precision import autocast, choose_dtype
-from egom2p.training.randomness import seeded
+from egom2p.training.distributed import Ranks, autocast, choose_dtype, ranks_of_launch
+from egom2p.training.frozen import FrozenConfig, FrozenPhase, trained_lines
+from egom2p.training.loop import FitResult, train
+from egom2p.training.planning.plan import dry_run
 from egom2p.training.run_folder import has_checkpoint, local_folder
 from egom2p.training.run_log import show_measurements
 from egom2p.training.schedule import Progress
-from egom2p.training.task import BatchSize, Measurement, Task
-from egom2p.training.tasks.token_evaluation import TokenEvaluation, TokenEvaluationConfig
-from egom2p.training.tasks.tokenizer_folders import copy_tokenizer, resolve_specs, token_identity
-from egom2p.training.training_config import TrainingConfig
+from egom2p.training.task import BatchSize, Measurement, Task, seeded
+from egom2p.training.tasks.pretrain_config import PretrainConfig, resolve_specs, token_identity
+from egom2p.training.tasks.token_evaluation import TokenEvaluation
+from egom2p.training.throughput import ModelFlops
 
 _TOKENIZERS = "tokenizers"
-
-
-@strict
-class PretrainConfig:
-    """Root schema of `run_training_egom2p.py`.
-
-    tokenizers        modality -> folder of the tokenizer that made its tokens, below `tokenizers_root` if that is
-                      given. Every modality of the data needs an entry; they are compared with the data and copied into
-                      the exported model. null: tokens only, the model then knows no tokenizer
-    finetune          model to start from: folder of a model or of a run, or id of the Hub
-    finetune_policy   strict: same modalities, same sizes, same mathematics. partial: whatever fits, the rest is
-                      reported key by key and starts fresh (new modalities, more blocks)
-    lora              train adapters only, on top of `finetune`; checkpoints and `final` hold the merged model, and the
-                      adapters beside it in `adapter/`
-    frozen            a first phase in which only embeddings and heads train
-    evaluate_only     a model (as for `finetune`): measure it on `data.validation`, write <output_dir>/evaluation.json,
-                      and train nothing
-    licence           of the weights, for their card
-    dry_run           check everything and tell what the run would cost under the assumptions of `plan`; train nothing
-    """
-
-    output_dir: str
-    seed: int = 0
-    model: ModelConfig
-    loss: LossType = "mod"
-    finetune: str | None = None
-    finetune_policy: LoadPolicy = "strict"
-    lora: LoraConfig | None = None
-    frozen: FrozenConfig | None = None
-    evaluate_only: str | None = None
-    licence: str | None = None
-    tokenizers_root: str | None = None
-    tokenizers: dict[str, str] | None = None
-    data: DataConfig
-    evaluation: TokenEvaluationConfig = TokenEvaluationConfig()
-    training: TrainingConfig
-    dry_run: bool = False
-    plan: PlanConfig = PlanConfig()
-
-    def __post_init__(self) -> None:
-        if self.lora is not None and self.finetune is None:
-            raise ValueError("lora trains adapters of a trained model; say which with finetune")
-        if self.lora is not None and self.frozen is not None:
-            raise ValueError("lora freezes the model for good, frozen for a while; choose one")
-
-    @property
-    def tokenizer_folders(self) -> dict[str, Path] | None:
-        if self.tokenizers is None:
-            return None
-        return {name: Path(self.tokenizers_root or "", folder) for name, folder in self.tokenizers.items()}
 
 
 def pretrain(
@@ -95,8 +41,6 @@ def pretrain(
     make_task   of a study that trains the model in another way; None: `PretrainTask`
     """
     if config.dry_run:
-        from egom2p.training.planning.plan import dry_run  # it imports this file
-
         dry_run(config)
         return FitResult(Progress(), 0, ())
     if config.evaluate_only is not None:
@@ -261,3 +205,16 @@ def evaluate_model(config: PretrainConfig, ranks: Ranks) -> tuple[Measurement, .
         output_dir = local_folder(config.output_dir, config.training.scratch_dir)
         save_json(output_dir / "evaluation.json", {"model": str(folder), "measurements": rows})
     return measurements
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """Copy a tokenizer folder; weights share their disk space where the file system can (files are never rewritten)."""
+    target.mkdir(parents=True)
+    for file in sorted(path for path in source.iterdir() if path.is_file()):
+        if file.suffix == ".safetensors":
+            try:
+                os.link(file, target / file.name)
+                continue
+            except OSError:
+                pass  # another disk, or a file system without links
+        shutil.copy2(file, target / file.name)

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from egom2p.config import run_main, strict, to_plain
 from egom2p.tokenizers.text import TextTokenizer, WordPieceConfig, train_wordpiece
-from egom2p.training.tasks.tokenizer_task import ClipSequence, ClipSourceConfig
+from egom2p.training.tasks.tokenizer_config import ClipSequence, ClipSourceConfig
 
 
 @strict

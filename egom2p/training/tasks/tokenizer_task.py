@@ -1,72 +1,30 @@
 """Training a tokenizer on aligned clips: its root schema and its task for the loop."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from egom2p.config import from_plain, strict, to_plain
+from egom2p.config import from_plain, to_plain
 from egom2p.contracts import AlignedClip, LossOutput
-from egom2p.data.clips.clip_store import ClipStore
 from egom2p.storage import load_json
-from egom2p.tokenizers.pretrained import TokenizerNetworkConfig, build_network, load_tokenizer, save_tokenizer
+from egom2p.tokenizers.pretrained import build_network, load_tokenizer, save_tokenizer
 from egom2p.tokenizers.protocol import TokenizerBatch, TrainableTokenizer
-from egom2p.tokenizers.video.codec_losses import CodecLossesConfig, CodecWithLosses
+from egom2p.tokenizers.video.codec_losses import CodecWithLosses
 from egom2p.tokenizers.video.video_codec import VideoCodec
 from egom2p.training.distributed import Ranks
-from egom2p.training.launch import train
-from egom2p.training.loop import FitResult
-from egom2p.training.planning.plan_config import PlanConfig
-from egom2p.training.randomness import seeded
+from egom2p.training.loop import FitResult, train
+from egom2p.training.planning.tokenizer_plan import dry_run_tokenizer
 from egom2p.training.schedule import Progress
-from egom2p.training.task import BatchSize, Measurement, Task
+from egom2p.training.task import BatchSize, Measurement, Task, seeded
 from egom2p.training.tasks.clip_inputs import ClipInputs
-from egom2p.training.training_config import TrainingConfig
-
-
-@strict
-class ClipSourceConfig:
-    """Aligned clips on disk, as the preparation of data wrote them."""
-
-    root: str
-    datasets: tuple[str, ...]
-    max_clips: int | None = None  # the first ones of each data set; null: all
-
-    def __post_init__(self) -> None:
-        if not self.datasets:
-            raise ValueError(f"datasets of {self.root} must name at least one data set")
-
-
-@strict
-class TokenizerTrainingConfig:
-    """Root schema of `run_training_tokenizer.py`."""
-
-    output_dir: str
-    seed: int = 0
-    network: TokenizerNetworkConfig
-    train: ClipSourceConfig
-    validation: ClipSourceConfig
-    normalisation_clips: int = 2000  # training clips whose statistics normalise the signal
-    cache_gb: float = 4.0  # clips kept in memory; what does not fit is read again from disk
-    licence: str | None = None  # of the weights, for their card
-    init_from: str | None = None  # start from the weights of this tokenizer (folder, or owner/name on the Hub)
-    losses: CodecLossesConfig | None = None  # of video codecs, beside the reconstruction error
-    training: TrainingConfig
-
-    dry_run: bool = False  # check everything and tell what the run would be; train nothing
-    plan: PlanConfig = PlanConfig()
-
-    def __post_init__(self) -> None:
-        if self.losses is not None and self.network.architecture != "video_codec":
-            raise ValueError(f"losses are for video codecs, network.architecture is {self.network.architecture!r}")
+from egom2p.training.tasks.tokenizer_config import ClipSequence, TokenizerTrainingConfig
 
 
 def train_tokenizer(config: TokenizerTrainingConfig) -> FitResult:
     """Train, measure and write `<output_dir>/final`; ends the process with a code when a signal stopped it."""
     if config.dry_run:
-        from egom2p.training.planning.tokenizer_plan import dry_run_tokenizer  # it imports this file
-
         dry_run_tokenizer(config)
         return FitResult(Progress(), 0, ())
     return train(config, TokenizerTask)
@@ -161,23 +119,3 @@ def _take_weights(network: nn.Module, source: str) -> None:
         network.load_state_dict(load_tokenizer(source).network.state_dict())
     except RuntimeError as error:
         raise ValueError(f"init_from {source}: its weights do not fit this network: {error}") from error
-
-
-class ClipSequence(Sequence[AlignedClip]):
-    """The clips of several data sets, one after the other, with one stream each."""
-
-    def __init__(self, config: ClipSourceConfig, stream: str) -> None:
-        self._rows: list[tuple[ClipStore, int]] = []
-        for dataset in config.datasets:
-            store = ClipStore(config.root, dataset, streams=[stream])
-            count = len(store) if config.max_clips is None else min(len(store), config.max_clips)
-            self._rows += [(store, index) for index in range(count)]
-        if not self._rows:
-            raise ValueError(f"{config.root}: data sets {list(config.datasets)} hold no clips")
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, index: int) -> AlignedClip:
-        store, row = self._rows[index]
-        return store[row]

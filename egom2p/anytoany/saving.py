@@ -12,8 +12,6 @@ The base model of an adapter is not copied: the config names its folder or Hub i
 downloads.
 """
 
-import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +26,8 @@ from egom2p.anytoany.perception.tower import plain_tower_state
 from egom2p.config import from_plain, to_plain
 from egom2p.layers.lora import adapter_settings, has_lora, load_lora_state, lora_state, merge_lora
 from egom2p.models.weights import tokenizer_locations
-from egom2p.storage import atomic_directory, load_json, load_tensors, save_json, save_tensors
+from egom2p.storage import atomic_directory, copy_file, load_json, load_tensors, save_json, save_tensors
+from egom2p.tokenizers.pretrained import copy_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -193,16 +192,9 @@ def _copy_checkpoint(source: Path, target: Path) -> None:
     target.mkdir(parents=True)
     card = load_json(source / "model.json")
     folders = {name: Path(folder) for name, folder in tokenizer_locations(source).items()}
-    _link_or_copy(source / "model.safetensors", target / "model.safetensors")
+    copy_file(source / "model.safetensors", target / "model.safetensors")
     for name, folder in folders.items():
         if folder.is_dir():
-            shutil.copytree(folder, target / "tokenizers" / name, copy_function=_link_or_copy)
+            copy_tokenizer(folder, target / "tokenizers" / name)
             card["tokenizers"][name] = f"tokenizers/{name}"
     save_json(target / "model.json", card)
-
-
-def _link_or_copy(source: str | Path, target: str | Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)

@@ -13,6 +13,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from egom2p.contracts.checks import plain_name
+
 
 @runtime_checkable
 class FrameSource(Protocol):
@@ -122,7 +124,8 @@ class AlignedClip:
     """Two seconds of everything on common clocks: same stream names and conventions as a Recording, all arrays.
 
     Streams of images (`rgb`, `depth`) share one clock of F frames, tracks one of S samples. An absent modality has
-    no entry. `intrinsics` belong to the clip's image size. `key` is unique in a data set and has no dot or slash.
+    no entry. `intrinsics` belong to the clip's image size. `key` is unique in a data set and has no dot or slash; key
+    and stream names become names of files, so each is one plain name.
     """
 
     key: str
@@ -130,6 +133,11 @@ class AlignedClip:
     intrinsics: Intrinsics | None
     provenance: Provenance
     extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        plain_name(self.key, "clip key")
+        for name in self.streams:
+            plain_name(name, f"clip {self.key}: stream")
 
     def __contains__(self, name: str) -> bool:
         return name in self.streams

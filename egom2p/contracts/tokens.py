@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
+from egom2p.contracts.checks import plain_name
 from egom2p.contracts.clips import AlignedClip
 from egom2p.contracts.quantities import QUANTITIES, Quantity
 
@@ -68,6 +69,8 @@ class ModalitySpec:
     num_streams: int = 1
 
     def __post_init__(self) -> None:
+        plain_name(self.name, "modality")
+        plain_name(self.folder, f"{self.name}: folder")
         if self.kind not in _KINDS:
             raise ValueError(f"{self.name}: kind must be one of {_KINDS}, got {self.kind!r}")
         if self.quantity not in QUANTITIES:
@@ -146,6 +149,9 @@ class TokenClip:
     key: str
     tokens: Mapping[str, np.ndarray]
     fingerprints: Mapping[str, str | None] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        plain_name(self.key, "clip key")
 
 
 class TokenizerMismatch(ValueError):

@@ -27,7 +27,7 @@ from egom2p.generation.checkpoints import load_checkpoint
 from egom2p.geometry import canonicalise
 from egom2p.jobs.progress import progress_bar, say
 from egom2p.jobs.workers import Workers
-from egom2p.storage import is_remote
+from egom2p.storage import atomic_directory, inside, is_remote, only_writer
 
 # Of the config: does not change a number of a task.
 _PRESENTATION = (
@@ -47,8 +47,13 @@ def run_evaluation(config: EvaluationConfig) -> Evaluation:
     """Evaluate and write results.json, results.md, per_clip.csv and shown/*.npz below `config.output`.
 
     Until all are done, each finished task is kept in `finished/`: an evaluation that was interrupted goes on with the
-    others.
+    others. One process writes to an output at a time.
     """
+    with only_writer(config.output):
+        return _run_evaluation(config)
+
+
+def _run_evaluation(config: EvaluationConfig) -> Evaluation:
     seconds: dict[str, float] = {}
     folder = Path(config.output)
     _check_training_runs(config)
@@ -174,11 +179,9 @@ def _held_out_clips(config: EvaluationConfig) -> list[AlignedClip]:
 
 
 def _write_shown(folder: Path, shown: ShownArrays) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    for stale in folder.glob("*.npz"):
-        stale.unlink()
-    for key, arrays in shown.items():
-        np.savez_compressed(folder / f"{key}.npz", **arrays)
+    with atomic_directory(folder) as unfinished:
+        for key, arrays in shown.items():
+            np.savez_compressed(inside(unfinished, f"{key}.npz"), **arrays)
 
 
 def _truth_arrays(clip: AlignedClip) -> dict[str, np.ndarray]:

@@ -1,7 +1,6 @@
 """Tasks of an evaluation that are done, kept on disk so that an interrupted evaluation goes on."""
 
 import hashlib
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ import numpy as np
 
 from egom2p.evaluation.results import Method, Metric, TaskResult
 from egom2p.evaluation.task_evaluation import ShownArrays
-from egom2p.storage import atomic_directory, load_json, save_json
+from egom2p.storage import atomic_directory, inside, load_json, remove_directory, save_json
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class FinishedTasks:
     def save(self, task: FinishedTask) -> None:
         with atomic_directory(self._place(task.result.task)) as unfinished:
             for key, arrays in task.shown.items():
-                np.savez_compressed(unfinished / f"{key}.npz", **arrays)
+                np.savez_compressed(inside(unfinished, f"{key}.npz"), **arrays)
             entry = {"deciding": self._deciding, "seconds": task.seconds, "shown": list(task.shown)}
             save_json(unfinished / "task.json", entry | {"result": asdict(task.result)})
 
@@ -49,12 +48,15 @@ class FinishedTasks:
         found = entry["result"]
         found["metrics"] = [Metric(**metric) for metric in found["metrics"]]
         found["methods"] = [Method(**method) for method in found["methods"]]
-        shown = {key: dict(np.load(folder / f"{key}.npz")) for key in entry["shown"]}
+        shown = {key: dict(np.load(inside(folder, f"{key}.npz"))) for key in entry["shown"]}
         return FinishedTask(TaskResult(**found), shown, entry["seconds"])
 
     def forget(self) -> None:
         """Remove all entries: the evaluation is complete, and one that is asked for again is to be measured again."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+        for entry in self._folder.glob("*") if self._folder.is_dir() else ():
+            remove_directory(entry)
+        if self._folder.is_dir() and not any(self._folder.iterdir()):
+            self._folder.rmdir()
 
     def _place(self, task: str) -> Path:
         """Names of tasks may hold any letter; the digest keeps them apart."""

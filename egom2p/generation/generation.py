@@ -1,6 +1,5 @@
 """The job of `generate.py`: from any input to files, clip by clip or whole recordings joined from windows."""
 
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -38,7 +37,15 @@ from egom2p.generation.long_generation import generate_segment, window_seeds
 from egom2p.generation.recording_windows import Segment, overlap_of, plan_segments
 from egom2p.generation.request import Request, clip_seed
 from egom2p.jobs.progress import progress_bar, say
-from egom2p.storage import atomic_file, load_json, save_json
+from egom2p.storage import (
+    atomic_directory,
+    atomic_file,
+    inside,
+    load_json,
+    only_writer,
+    remove_directory,
+    save_json,
+)
 
 
 @strict
@@ -70,8 +77,13 @@ class GenerationConfig(Request):
 def run_generation(config: GenerationConfig) -> Path:
     """Generate and write `<output>/<key>/...` and `<output>/manifest.json`; returns the manifest's path.
 
-    What is already there, made with the same settings, is passed over.
+    What is already there, made with the same settings, is passed over. One process writes to an output at a time.
     """
+    with only_writer(config.output):
+        return _generate(config)
+
+
+def _generate(config: GenerationConfig) -> Path:
     checkpoint = load_checkpoint(config.checkpoint, device=config.device)
     specs = config.specs(checkpoint)  # for its errors, before any work
     kind = "folder" if config.input is None else kind_of_input(config.input)
@@ -146,7 +158,7 @@ class _Job:
         check_joined_fits(segment.key, num_pixels, free_bytes(torch.device("cpu")))
         fingerprints = {spec.name: spec.tokenizer_fingerprint for spec in self.checkpoint.specs}
         settings = self._settings(segment.recording.provenance)
-        store = WindowStore(self.folder / f".windows_{segment.key}", settings, fingerprints)
+        store = WindowStore(inside(self.folder, f".windows_{segment.key}"), settings, fingerprints)
         with self._bar(f"generate {segment.key}", len(segment.windows)) as advance:
             result = generate_segment(
                 self.checkpoint,
@@ -189,7 +201,7 @@ class _Job:
     def _write(self, made: Generated, more: Mapping[str, Any]) -> None:
         settings = self._settings(made.clip.provenance)
         note = {"given": made.given, "made": made.made, "made_streams": made.made_streams, "settings": settings}
-        folder = self.folder / made.clip.key
+        folder = inside(self.folder, made.clip.key)
         write_generated(folder, made.clip, made.tokens, note | dict(more), video=self.config.video)
 
     def _is_done(self, key: str, provenance: Provenance | None) -> bool:
@@ -208,7 +220,7 @@ class _Job:
         clips = []
         for key in keys:
             note = load_json(self.folder / key / "clip.json")
-            files = sorted(path.name for path in (self.folder / key).iterdir())
+            files = sorted(path.name for path in (self.folder / key).iterdir() if path.name[0] != ".")
             made = {name: note[name] for name in ("given", "made", "made_streams")}
             clips.append({"key": key, **made, "files": files})
         about = {"settings": dict(self.settings), "num_clips": len(clips), "clips": clips}
@@ -224,24 +236,22 @@ class WindowStore:
     def __init__(self, folder: Path, settings: Mapping[str, Any], fingerprints: Mapping[str, str | None]) -> None:
         self._folder, self._fingerprints = folder, dict(fingerprints)
         card = folder / "settings.json"
-        if folder.is_dir() and not (card.is_file() and load_json(card) == settings):
-            shutil.rmtree(folder)
-        if not card.is_file():
-            folder.mkdir(parents=True, exist_ok=True)
-            save_json(card, dict(settings))
+        if not (card.is_file() and load_json(card) == settings):
+            with atomic_directory(folder) as unfinished:
+                save_json(unfinished / card.name, dict(settings))
 
     def load(self, key: str) -> TokenClip | None:
         """What was made of a window, or None."""
-        path = self._folder / f"{key}.npz"
+        path = inside(self._folder, f"{key}.npz")
         return TokenClip(key, load_npz(path), self._fingerprints) if path.is_file() else None
 
     def save(self, clip: TokenClip) -> None:
-        with atomic_file(self._folder / f"{clip.key}.npz") as unfinished, open(unfinished, "wb") as file:
+        with atomic_file(inside(self._folder, f"{clip.key}.npz")) as unfinished, open(unfinished, "wb") as file:
             np.savez(file, **clip.tokens)
 
     def remove(self) -> None:
         """When the recording is whole."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+        remove_directory(self._folder)
 
 
 def _add_new(keys: dict[str, None], key: str) -> None:

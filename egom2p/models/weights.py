@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from egom2p.config import to_plain
-from egom2p.contracts import ModalitySpec
+from egom2p.contracts import ModalitySpec, plain_name
 from egom2p.storage import atomic_directory, load_json, load_tensors, save_json, save_tensors
 from egom2p.storage.hub import fetch
 
@@ -85,7 +85,7 @@ def find_model(location: str | Path) -> Path:
 def tokenizer_locations(directory: str | Path) -> dict[str, str]:
     """Modality -> folder of its tokenizer (made absolute where it exists beside the model), or hub id."""
     directory = Path(directory)
-    named = _load_card(directory).get("tokenizers", {})
+    named = _load_card(directory)["tokenizers"]
     beside = {name: directory / location for name, location in named.items()}
     return {name: str(path.resolve()) if path.exists() else named[name] for name, path in beside.items()}
 
@@ -175,9 +175,15 @@ def load_strictly(model: nn.Module, state: Mapping[str, Tensor], *, source: str)
 
 def _load_card(directory: Path) -> dict[str, Any]:
     card = load_json(directory / _CARD)
-    for key in ("model", "modalities"):
-        if key not in card:
-            raise ValueError(f"{directory / _CARD}: no {key!r}; is this a model directory?")
+    where = directory / _CARD
+    for key, kind in (("model", dict), ("modalities", list)):
+        if not isinstance(card, dict) or not isinstance(card.get(key), kind):
+            raise ValueError(f"{where}: no {key!r} that is a {kind.__name__}; is this a model directory?")
+    tokenizers = card.setdefault("tokenizers", {})
+    if not isinstance(tokenizers, dict) or not all(isinstance(location, str) for location in tokenizers.values()):
+        raise ValueError(f"{where}: `tokenizers` is {tokenizers!r}, wanted modality -> folder or id of the Hub")
+    for name in tokenizers:
+        plain_name(name, "modality", where)
     return card
 
 

@@ -18,8 +18,7 @@ from egom2p.generation.checkpoints import Checkpoint, load_checkpoint
 from egom2p.jobs.progress import say
 from egom2p.models.weights import tokenizer_locations, write_model_files
 from egom2p.storage import atomic_directory, load_json, save_json
-
-_TOKENIZER_FILES = ("model.safetensors", "wordpiece.json", "tokenizer.json")
+from egom2p.tokenizers.pretrained import copy_tokenizer
 
 
 @strict
@@ -50,9 +49,7 @@ def make_bundle(config: BundleConfig) -> Path:
     metrics = _metrics(config)
     with atomic_directory(config.output) as folder:
         for name, source in _tokenizer_folders(checkpoint).items():
-            (folder / "tokenizers" / name).mkdir(parents=True)
-            for file in (file for file in _TOKENIZER_FILES if (source / file).is_file()):
-                shutil.copyfile(source / file, folder / "tokenizers" / name / file)
+            copy_tokenizer(source, folder / "tokenizers" / name)
         folders = {name: f"tokenizers/{name}" for name in checkpoint.tokenizers}
         write_model_files(checkpoint.model, folder, folders, dtype=torch.float16)
         (folder / "model.safetensors").chmod(0o644)  # safetensors writes for its owner alone; this is for everyone

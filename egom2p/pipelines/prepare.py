@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from egom2p.config import strict, to_plain
-from egom2p.contracts import Recording
+from egom2p.contracts import Recording, plain_name
 from egom2p.data.clips.clip_alignment import ClipConfig, RecordingTooShort, Window, clip_key, cut_clip, plan_clips
 from egom2p.data.clips.clip_store import META, clip_folders, encode_clip
 from egom2p.data.recordings.reader_choice import Reader, SourceConfig, identity, open_reader, outline
@@ -19,7 +19,7 @@ from egom2p.data.shards.shard_set import CARD_NAME
 from egom2p.data.shards.shard_writer import check_finished, finished_keys, shard_path, write_shard
 from egom2p.jobs.progress import progress_bar, say
 from egom2p.jobs.workers import Workers, tick
-from egom2p.storage import load_json, save_json
+from egom2p.storage import inside, load_json, only_writer, save_json
 
 REPORT_NAME = "prepare_report.json"
 _MAX_LISTED = 20
@@ -42,8 +42,8 @@ class PrepareConfig:
     def __post_init__(self) -> None:
         if self.clips_per_shard < 1 or self.num_workers < 0:
             raise ValueError(f"clips_per_shard {self.clips_per_shard} and num_workers {self.num_workers}: too small")
-        if not self.dataset or set(self.dataset) & set("/."):
-            raise ValueError(f"dataset is a name without slash and dot, got {self.dataset!r}")
+        if "." in plain_name(self.dataset, "dataset"):
+            raise ValueError(f"dataset is a name without dot, got {self.dataset!r}")
 
 
 @dataclass(frozen=True)
@@ -94,8 +94,14 @@ class _Shard:
 def prepare(config: PrepareConfig) -> PrepareReport:
     """Plan, write the clips that are missing, and write the report; returns it.
 
-    Raises ValueError naming every unreadable or too short recording before anything is written.
+    Raises ValueError naming every unreadable or too short recording before anything is written, and when another
+    process is preparing this data set.
     """
+    with only_writer(inside(config.output, META, config.dataset)):
+        return _prepare(config)
+
+
+def _prepare(config: PrepareConfig) -> PrepareReport:
     reader = open_reader(config.source, dataset=config.dataset)
     with Workers(config.num_workers, _Desk.open, (config,)) as workers:
         plans = _plan_all(config, reader, workers)

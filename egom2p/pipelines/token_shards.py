@@ -20,10 +20,11 @@ from typing import Any, Literal
 
 import numpy as np
 
+from egom2p.contracts import plain_name
 from egom2p.data.shards.array_files import encode_array
 from egom2p.data.shards.shard_set import ShardSet
 from egom2p.data.shards.shard_writer import check_finished, finished_keys, shard_path, write_shard
-from egom2p.storage import is_remote
+from egom2p.storage import inside, is_remote
 from egom2p.storage.remote import joined, list_names, read_bytes, upload, write_bytes
 
 _SUFFIX = "npy"
@@ -89,7 +90,7 @@ class TokenShards:
         work_dir: str | None = None,
     ) -> None:
         """vocab_sizes: folder -> V of the tokens in it."""
-        self.output, self.dataset, self.layout = output, dataset, layout
+        self.output, self.dataset, self.layout = output, plain_name(dataset, "data set"), layout
         self.vocab_sizes = dict(vocab_sizes)
         if work_dir is None and is_remote(output):
             work_dir = str(Path("outputs", "tokenize_work", hashlib.sha256(output.encode()).hexdigest()[:12]))
@@ -97,7 +98,10 @@ class TokenShards:
         self._listed: dict[str, set[str]] = {}
 
     def location(self, folder: str) -> str:
-        return joined(self.output, folder, self.dataset)
+        """Where the clips of a folder lie; ValueError where that is outside the output."""
+        if is_remote(self.output):
+            return joined(self.output, *(plain_name(name, "folder") for name in (folder, self.dataset)))
+        return str(inside(self.output, folder, self.dataset))
 
     def work_folder(self, number: int) -> Path:
         return self._work / f"shard-{number:06d}"
@@ -113,7 +117,7 @@ class TokenShards:
         note = json.loads(read_bytes(joined(self.output, _NOTES, self.dataset, f"shard-{name}.json")))
         if note["source"] != keys_hash(keys):
             raise ValueError(
-                f"{self.location('*')}: shard {number} was made of other clips ({note['num_clips']} of them), wanted "
+                f"{self.output}: shard {number} was made of other clips ({note['num_clips']} of them), wanted "
                 f"the {len(keys)} clips of this configuration; choose another output, or remove it"
             )
         return note if self._holds(number, note) else None
@@ -162,7 +166,8 @@ class TokenShards:
         if self.layout == "files":
             for key, contents in clips:
                 for folder, content in contents.items():
-                    write_bytes(joined(self.location(folder), f"{key}.{_SUFFIX}"), content)
+                    name = f"{plain_name(key, 'clip key')}.{_SUFFIX}"
+                    write_bytes(joined(self.location(folder), name), content)
         elif not is_remote(self.output):
             write_shard(self.output, self.dataset, number, folders, clips)
         else:

@@ -1,12 +1,16 @@
-"""Files, JSON and folders that either exist completely or not at all, and one writer for a folder at a time.
+"""Files, JSON and folders that either exist completely or not at all, never outside the output they belong to.
 
-A reader never meets half a checkpoint: everything is written beside its final place and renamed at the end.
+A reader never meets half a checkpoint: everything is written beside its final place and renamed at the end. A folder
+made here carries a mark; one without it is somebody's own and is neither replaced nor removed. One process writes to a
+folder at a time.
 """
 
+import contextlib
 import fcntl
 import json
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,23 +19,47 @@ from typing import Any
 
 import numpy as np
 
+from egom2p.contracts import plain_name
+
 _UNFINISHED = ".unfinished-"
+_LOCK, _LOCK_POLL_S = ".writer", 0.1
+_held: set[int] = set()
+_MARK = ".egom2p"
+_MARK_TEXT = "Made by egom2p, which replaces this folder as a whole when it is written again.\n"
+
+
+def inside(folder: str | Path, *names: str) -> Path:
+    """The path of `names` below an output; ValueError where it would lie outside.
+
+    Every name is one plain part of a path (those of our own hidden folders begin with one dot), and no link on the way
+    leads out of `folder`. Whatever writes below an output under a name that was read somewhere asks for its path here.
+    """
+    folder = Path(folder)
+    for name in names:
+        plain_name(name[1:] if isinstance(name, str) and name[:1] == "." else name, "name of a file or folder", folder)
+    path = Path(folder, *names)
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"{path}: leads out of {folder} to {path.resolve()}; nothing is written there")
+    return path
 
 
 @contextmanager
 def atomic_directory(path: str | Path) -> Iterator[Path]:
     """Yield a new, empty folder beside `path` that becomes `path` when the block ends without an error.
 
-    A folder that is already there is replaced as a whole: until the rename readers see the old one.
+    A folder that was written here before is replaced as a whole: until the rename readers see the old one. ValueError
+    for a folder with anything in it that was not, and for a link.
     After an error the old folder stays and the unfinished one is removed. The process being killed leaves an
     unfinished folder behind, which `remove_unfinished` clears.
     """
     path = Path(path)
+    check_replaceable(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = _sibling(path)
     unfinished.mkdir()
     try:
         yield unfinished
+        (unfinished / _MARK).write_text(_MARK_TEXT)
         for file in unfinished.rglob("*"):
             if file.is_file():
                 _flush_to_disk(file)
@@ -56,6 +84,46 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
         raise
 
 
+def check_link(file: Path, folder: Path) -> None:
+    """ValueError for a file of `folder` that is a link to somewhere else; what is copied or pushed must lie in it.
+
+    In the Hub's cache the files of a snapshot are links to the repository's own blobs.
+    """
+    here, found = folder.resolve(), file.resolve()
+    is_of_cache = here.parent.name == "snapshots" and found.parent == here.parent.parent / "blobs"
+    if not found.is_relative_to(here) and not is_of_cache:
+        raise ValueError(f"{file}: leads out of its folder, to {found}; nothing is copied or pushed from there")
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """The same content under another name: a second name of the file itself where the file system can."""
+    try:
+        os.link(source.resolve(), target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def check_replaceable(path: str | Path) -> None:
+    """ValueError where `atomic_directory` would have to replace something that is not its own."""
+    path = Path(path)
+    if path.is_symlink():
+        raise ValueError(f"{path}: is a link; a folder is not written through it, name the folder that it leads to")
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"{path}: is a file, wanted a folder to write")
+    if path.is_dir() and not (path / _MARK).is_file() and any(path.iterdir()):
+        raise ValueError(
+            f"{path}: holds files that were not written here (no {_MARK} in it), so it is not replaced; choose another "
+            "output, or move it away"
+        )
+
+
+def remove_directory(path: str | Path) -> None:
+    """Remove a folder that `atomic_directory` made, if it is there; ValueError for any other."""
+    if Path(path).is_dir():
+        check_replaceable(path)
+        shutil.rmtree(path)
+
+
 def is_unfinished(path: str | Path) -> bool:
     """Whether a name belongs to something whose writing has not ended (or was killed)."""
     return _UNFINISHED in Path(path).name
@@ -78,6 +146,7 @@ def _sibling(path: Path) -> Path:
 
 def _replace_directory(source: Path, target: Path) -> None:
     """Rename over an existing folder: POSIX renames onto empty folders only, so the old one steps aside first."""
+    check_replaceable(target)  # again: it may have come while this one was written
     if not target.exists():
         os.rename(source, target)
         return
@@ -94,21 +163,65 @@ def _flush_to_disk(file: Path) -> None:
 
 
 @contextmanager
-def only_writer(folder: str | Path) -> Iterator[None]:
-    """Hold `folder` (made if absent) for this process; ValueError when another process holds it.
+def only_writer(folder: str | Path, *, wait_s: float = 3.0) -> Iterator[None]:
+    """Hold `folder` (made if absent) for this process; ValueError when another process holds it for `wait_s` more.
 
-    The hold ends with the process, however it ends. File systems without locks are left unguarded.
+    The hold ends with the process, however it ends, and is not inherited: workers that outlive a killed process for a
+    moment do not keep its successor out. A folder made here in which nothing was written is removed at the end. File
+    systems without locks are left unguarded.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".writer").open("w") as opened:
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    opened = _locked(folder, wait_s)
+    _held.add(opened)
+    try:
+        yield
+    finally:
+        if made and [entry.name for entry in folder.iterdir()] == [_LOCK]:
+            (folder / _LOCK).unlink()
+            with contextlib.suppress(OSError):  # somebody else's files came beside it
+                for path in made:
+                    path.rmdir()
+        _held.discard(opened)
+        os.close(opened)
+
+
+def _locked(folder: Path, wait_s: float) -> int:
+    """Descriptor of the lock file, locked where the file system can."""
+    end_s = time.monotonic() + wait_s
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        # Neither through a link nor emptied: what is called .writer may be somebody's file.
+        opened = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ValueError(f"{folder}: another process is writing here; wait for it, or stop it first") from None
+            os.close(opened)
+            if time.monotonic() >= end_s:
+                raise ValueError(f"{folder}: another process is writing here; wait for it, or stop it first") from None
+            time.sleep(_LOCK_POLL_S)
+            continue
         except OSError:
-            pass  # no locks on this file system
-        yield
+            return opened  # no locks on this file system
+        if _is_same(opened, folder / _LOCK):
+            return opened
+        os.close(opened)  # its last holder removed it in between
+
+
+def _is_same(opened: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(opened), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _drop_in_child() -> None:
+    """A forked child shares the open file, and with it the lock, until it closes its own copy."""
+    while _held:
+        os.close(_held.pop())
+
+
+os.register_at_fork(after_in_child=_drop_in_child)
 
 
 def save_json(path: str | Path, value: Any) -> None:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from egom2p.storage.atomic import check_link
+
 PLAIN_FILES = ("*.safetensors", "*.json", "*.txt", "*.md", "*.jinja")
 """What is fetched unless another choice is given, and all that is ever pushed."""
 
@@ -121,6 +123,7 @@ def pushable_files(directory: str | Path, *, leave_out: Sequence[str] = ()) -> d
     files = {path.relative_to(directory).as_posix(): path for path in found}
     files = {name: path for name, path in files.items() if not any(part[0] == "." for part in name.split("/"))}
     for name, path in files.items():
+        check_link(path, directory)
         if path.suffix.lower() in _PICKLES:
             raise ValueError(f"{path}: pickles and programs are not pushed; write the tensors as safetensors")
         if path.name not in _ALSO_PLAIN and not any(path.match(pattern) for pattern in PLAIN_FILES):

@@ -19,10 +19,19 @@ from torch import Tensor, nn
 
 from egom2p.config import from_plain, to_plain
 from egom2p.contracts import AlignedClip, ModalitySpec, check_shape
-from egom2p.storage import atomic_directory, fingerprint_of, load_json, load_tensors, save_json, save_tensors
+from egom2p.storage import (
+    atomic_directory,
+    check_link,
+    copy_file,
+    fingerprint_of,
+    load_json,
+    load_tensors,
+    save_json,
+    save_tensors,
+)
 from egom2p.storage.hub import fetch
 from egom2p.tokenizers.protocol import TrainableTokenizer
-from egom2p.tokenizers.text import TextTokenizer, WordPieceConfig, load_text_tokenizer
+from egom2p.tokenizers.text import VOCABULARY_FILE, TextTokenizer, WordPieceConfig, load_text_tokenizer
 from egom2p.tokenizers.trajectory.trajectory_vqvae import TrajectoryVqVae, TrajectoryVqVaeConfig
 from egom2p.tokenizers.video.video_codec import VideoCodec, VideoCodecConfig
 
@@ -161,6 +170,16 @@ def load_tokenizer(
     except RuntimeError as error:
         raise ValueError(f"{weights_file} does not fit the config in {card_file.name}: {error}") from error
     return PretrainedTokenizer(network.to(device), fingerprint=card["fingerprint"], card=card)
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """Copy the files of a tokenizer folder into a new one, and nothing else that lies there. ValueError: it is none."""
+    _config_of(load_json(source / CARD_FILE), source / CARD_FILE)
+    target.mkdir(parents=True)
+    for name in (CARD_FILE, WEIGHTS_FILE, VOCABULARY_FILE):
+        if (source / name).is_file():
+            check_link(source / name, source)
+            copy_file(source / name, target / name)
 
 
 def _chosen_settings(config: Any) -> dict[str, Any]:

@@ -85,6 +85,7 @@ def test_files_of_an_adapter(tmp_path, folder):
     save_anytoany(toy_model(folder, language_model=settings, adapt="lora"), tmp_path / "saved")
     names = {path.name for path in (tmp_path / "saved").iterdir()}
     assert names == {
+        ".egom2p",
         "adapter_config.json",
         "adapter_model.safetensors",
         "anytoany.json",

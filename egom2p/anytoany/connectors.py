@@ -1,6 +1,6 @@
-"""From percepts to perception tokens: rows of the language model's width.
+"""From perception features to perception tokens: rows of the language model's width.
 
-N percept rows of I media items, W their width, P tokens of an item, M tokens of all items, C inner width, D width of
+N feature rows of I media items, W their width, P tokens of an item, M tokens of all items, C inner width, D width of
 the language model, S slots of a space-time cell.
 
 All but `global_mlp` cost parameters linear in P, or none per token.
@@ -15,26 +15,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from egom2p.anytoany.perception.tower import PerceptRows
-from egom2p.anytoany.types import KINDS, Percept
+from egom2p.anytoany.perception.tower import FeatureRows
+from egom2p.anytoany.types import KINDS, PerceptionFeatures
 from egom2p.config import strict
 from egom2p.layers.attention import AttentionLayout
 from egom2p.layers.blocks import BlockConfig, CrossAttention, Mlp, initialize_linear, layer_norm
 
-# Longest wavelength of position codes: percept grids have tens of positions, not thousands.
+# Longest wavelength of position codes: grids of features have tens of positions, not thousands.
 _PERIOD = 100.0
 
 
 @strict
 class ConnectorConfig:
-    """How percepts become perception tokens.
+    """How perception features become perception tokens.
 
-    kind         global_mlp: the mean percept through two layers, as published (parameters grow with num_tokens squared)
+    kind         global_mlp: their mean through two layers, as published (parameters grow with num_tokens squared)
                  st_shuffle: cells of neighbouring positions become one token each
-                 resampler: learned queries look at the percept
+                 resampler: learned queries look at the features
                  gated_xattn: a resampler whose rows stand beside the text; gated layers in the language model look at
                  them. The text holds one position per media item
-    num_tokens   P, or P by kind of media; not of st_shuffle, where the count follows from the percept
+    num_tokens   P, or P by kind of media; not of st_shuffle, where the count follows from the features
     nested       (global_mlp, resampler) further counts that training draws from: the first p of P tokens work alone
     cell         st_shuffle: positions along t, y, x that become one token
     pool         st_shuffle: blocks of so many positions of a cell first become their mean: what a block holds, not
@@ -88,20 +88,20 @@ class ConnectorConfig:
             raise ValueError(f"connector.num_tokens names no count for {kind}; it has {sorted(self.num_tokens)}")
         return self.num_tokens[kind]
 
-    def span_length(self, percept: Percept, kind: str, wanted: int | None = None) -> int:
+    def span_length(self, item: PerceptionFeatures, kind: str, wanted: int | None = None) -> int:
         """Positions of a media item in the text. `wanted`: one of `nested`, in place of the full count."""
         if self.kind == "st_shuffle":
-            return len(np.unique(self._cells(percept)))
+            return len(np.unique(self._cells(item)))
         if wanted is not None and wanted not in (*self.nested, self.tokens_of_kind(kind)):
             raise ValueError(f"{wanted} perception tokens are none of the trained counts {self.nested}")
         if self.kind == "gated_xattn":
             return 1
         return wanted or self.tokens_of_kind(kind)
 
-    def _cells(self, percept: Percept) -> np.ndarray:
+    def _cells(self, item: PerceptionFeatures) -> np.ndarray:
         """(N,) one number for each cell of a source; asked for every conversation, and whole rows sort slowly."""
-        cells_N3 = percept.position // np.asarray(self.cell, np.int16)
-        return np.ravel_multi_index((percept.source, *cells_N3.T), (1 << 15,) * 4)
+        cells_N3 = item.position // np.asarray(self.cell, np.int16)
+        return np.ravel_multi_index((item.source, *cells_N3.T), (1 << 15,) * 4)
 
 
 class GlobalMlp(nn.Module):
@@ -113,7 +113,7 @@ class GlobalMlp(nn.Module):
         total = self.num_tokens * out_width
         self.layers = nn.Sequential(nn.Linear(width, total), nn.GELU(), nn.LayerNorm(total), nn.Linear(total, total))
 
-    def forward(self, rows: PerceptRows, counts: Sequence[int]) -> Tensor:
+    def forward(self, rows: FeatureRows, counts: Sequence[int]) -> Tensor:
         """Tokens (M, D), item after item; `counts`: tokens of each item."""
         num_items = len(rows.lengths)
         owner_N = _repeated(range(num_items), rows.lengths, rows.features.device)
@@ -127,7 +127,7 @@ class SpaceTimeShuffle(nn.Module):
     """Cells of t x y x x positions: Linear(W, C) per position, then one Linear(S C, D) per cell.
 
     A cell has S slots: its positions, or where `pool` is given its blocks of positions, of each of which the mean
-    counts. Of plain codes that is a linear map of how often each code occurs in the block. Slots that a percept does
+    counts. Of plain codes that is a linear map of how often each code occurs in the block. Slots that an item does
     not have are 0. Tokens are ordered by item, source, t, y, x.
     """
 
@@ -145,7 +145,7 @@ class SpaceTimeShuffle(nn.Module):
         if self.is_pooled:
             self.register_buffer("gain", torch.ones(()))
 
-    def forward(self, rows: PerceptRows, counts: Sequence[int]) -> Tensor:
+    def forward(self, rows: FeatureRows, counts: Sequence[int]) -> Tensor:
         hidden_NC = self.reduce(self.norm(rows.features)) + self.source_table[rows.source.long()]
         if self.has_positions:
             hidden_NC = hidden_NC + position_codes(rows.position, hidden_NC.shape[1]).to(hidden_NC.dtype)
@@ -164,7 +164,7 @@ class SpaceTimeShuffle(nn.Module):
 
 
 class Resampler(nn.Module):
-    """P learned queries look at each percept. Queries do not see one another: the first p work alone."""
+    """P learned queries look at each item's features. Queries do not see one another: the first p work alone."""
 
     def __init__(self, config: ConnectorConfig, width: int, out_width: int, num_sources: int) -> None:
         super().__init__()
@@ -180,7 +180,7 @@ class Resampler(nn.Module):
         self.out = nn.Linear(config.dim, out_width)
         self.blocks.apply(initialize_linear)
 
-    def forward(self, rows: PerceptRows, counts: Sequence[int]) -> Tensor:
+    def forward(self, rows: FeatureRows, counts: Sequence[int]) -> Tensor:
         context_NC = self.reduce(self.norm(rows.features)) + self.source_table[rows.source.long()]
         context_NC = self.context_norm(
             context_NC + position_codes(rows.position, context_NC.shape[1]).to(context_NC.dtype)
@@ -210,7 +210,7 @@ class _ResamplerBlock(nn.Module):
 
 
 def build_connector(config: ConnectorConfig, *, width: int, out_width: int, num_sources: int) -> nn.Module:
-    """width W of percept features -> out_width D. `num_sources`: values that `source` of a row can have."""
+    """width W of features -> out_width D. `num_sources`: values that `source` of a row can have."""
     if config.kind == "global_mlp":
         return GlobalMlp(config, width, out_width)
     if config.kind == "st_shuffle":
@@ -244,14 +244,14 @@ def position_codes(position: Tensor, dim: int) -> Tensor:
     return F.pad(torch.cat([angles_NE.sin(), angles_NE.cos()], dim=1), (0, dim - 6 * num_angles))
 
 
-def _cell_of_each(rows: PerceptRows, cell: Tensor, total: int) -> Tensor:
+def _cell_of_each(rows: FeatureRows, cell: Tensor, total: int) -> Tensor:
     """Number (N,) of each row's cell among the cells of all items; an error where there are not `total` of them."""
     cells_N3 = rows.position.long() // cell
     item_N = _repeated(range(len(rows.lengths)), rows.lengths, cells_N3.device)
     # int16 positions leave 15 bits for each axis.
     inside_N = ((rows.source.long() << 45) | (cells_N3[:, 0] << 30)) | ((cells_N3[:, 1] << 15) | cells_N3[:, 2])
     number_N, num_cells = _cell_numbers(item_N, inside_N)
-    torch._assert_async(num_cells == total, f"the percepts have other cells than the {total} positions of the text")
+    torch._assert_async(num_cells == total, f"the features have other cells than the {total} positions of the text")
     return number_N.clamp(max=max(total - 1, 0))
 
 

@@ -109,17 +109,17 @@ def download(config: DownloadConfig) -> list[str]:
     _check_room(missing, output)
     lines += _without_stand_ins(entries, output, is_dry=config.dry_run)
     for file in missing:
-        told = f"{file.path(output)}: {_size(file.size)}, {file.entry.licence}"
-        lines.append(told)
+        line = f"{file.path(output)}: {_size(file.size)}, {file.entry.licence}"
+        lines.append(line)
         if not config.dry_run:
-            _log.info("%s", told)
+            _log.info("%s", line)
             ledger[str(file.path(output).relative_to(output))] = _fetch(file, output)
             save_json(output / _LEDGER, ledger)
     return lines
 
 
 def load_manifest(file: str) -> Manifest:
-    """A manifest by path, or below the folder of the shipped configs."""
+    """A manifest by path, or below the folder of the package's configs."""
     path = Path(file) if Path(file).is_file() else cfgs_root() / file
     return from_plain(Manifest, load_plain(path), where=str(path))
 

@@ -12,11 +12,11 @@ from pathlib import Path
 import torch
 
 from egom2p.anytoany.answers.answer_generation import Answer, AnswerConfig, Question
-from egom2p.anytoany.answers.inference import PerceivedClip, Responder, chosen_device, typed_prompt
+from egom2p.anytoany.answers.inference import Inference, PerceivedClip, chosen_device, typed_prompt
 from egom2p.anytoany.answers.rendering import token_clip_of, write_tokens
 from egom2p.anytoany.answers.windows import caption_windows, joined
 from egom2p.anytoany.conversations.conversation import PLACEHOLDER
-from egom2p.anytoany.types import KINDS, Percept
+from egom2p.anytoany.types import KINDS, PerceptionFeatures
 from egom2p.config import run_main, strict
 from egom2p.data.clips.clip_alignment import RecordingTooShort
 
@@ -96,10 +96,10 @@ class GenerateConfig:
             raise ValueError(f"model: {self.model} is no any-to-any directory (it has no anytoany.json)")
 
 
-def question_of_files(responder: Responder, config: GenerateConfig) -> Question:
+def question_of_files(inference: Inference, config: GenerateConfig) -> Question:
     """The prompt about the first clip of each file."""
-    media = [(kind, _first(_clips(responder, kind, file, config.stride_s), file)) for kind, file in config.files()]
-    return responder.question(config.text, media, num_tokens=config.num_tokens)
+    media = [(kind, _first(_clips(inference, kind, file, config.stride_s), file)) for kind, file in config.files()]
+    return inference.question(config.text, media, num_tokens=config.num_tokens)
 
 
 def main(config: GenerateConfig) -> None:
@@ -109,18 +109,18 @@ def main(config: GenerateConfig) -> None:
     config.check_paths()
     device = chosen_device(config.device)
     times_s = [time.perf_counter()]
-    responder = Responder(load_anytoany(config.model, device=device))
+    inference = Inference(load_anytoany(config.model, device=device))
     times_s.append(time.perf_counter())
     if config.windows:
         times_s.append(time.perf_counter())
-        num_tokens = _write_captions(responder, config)
+        num_tokens = _write_captions(inference, config)
     else:
-        question = question_of_files(responder, config)
+        question = question_of_files(inference, config)
         times_s.append(time.perf_counter())
         seeds = list(range(config.seed, config.seed + config.num_answers))
-        answers = responder.answer([question] * config.num_answers, config.answer, seeds=seeds)
+        answers = inference.answer([question] * config.num_answers, config.answer, seeds=seeds)
         num_tokens = sum(len(answer.ids) for answer in answers)
-        _write_answers(responder, config, answers)
+        _write_answers(inference, config, answers)
     times_s.append(time.perf_counter())
     load_s, perceive_s, answer_s = (end - start for start, end in zip(times_s, times_s[1:], strict=False))
     sys.stderr.write(
@@ -129,52 +129,52 @@ def main(config: GenerateConfig) -> None:
     )
 
 
-def _write_answers(responder: Responder, config: GenerateConfig, answers: Sequence[Answer]) -> None:
-    for said in answers:
-        sys.stdout.write(said.text + "\n")
-        for kind, codes in said.spans:
+def _write_answers(inference: Inference, config: GenerateConfig, answers: Sequence[Answer]) -> None:
+    for answer in answers:
+        sys.stdout.write(answer.text + "\n")
+        for kind, codes in answer.spans:
             sys.stdout.write(f"{kind}: {' '.join(map(str, codes.tolist()))}\n")
     if config.tokens_out is not None:
-        clip = token_clip_of(answers[-1], responder.model.codebooks, key=Path(config.tokens_out).stem)
+        clip = token_clip_of(answers[-1], inference.model.codebooks, key=Path(config.tokens_out).stem)
         if not clip.tokens:
             raise ValueError("tokens_out: the answer holds no modality codes; ask for them with answer.spans=[gaze]")
         write_tokens(clip, config.tokens_out)
 
 
-def _write_captions(responder: Responder, config: GenerateConfig) -> int:
+def _write_captions(inference: Inference, config: GenerateConfig) -> int:
     ((kind, file),) = config.files()
-    clips = _clips(responder, kind, file, config.stride_s)
+    clips = _clips(inference, kind, file, config.stride_s)
     settings = {"prompt": config.text, "kind": kind, "num_tokens": config.num_tokens, "seed": config.seed}
     num_tokens, found = 0, None
-    for found in joined(caption_windows(responder, clips, config.answer, **settings)):
-        sys.stdout.write(f"{found.start_s:8.2f} {found.end_s:8.2f}  {found.text}\n")
+    for found in joined(caption_windows(inference, clips, config.answer, **settings)):
+        sys.stdout.write(f"{found.start_s:8.2f} {found.end_s:8.2f}  {' '.join(found.text.splitlines())}\n")
         sys.stdout.flush()  # a long video takes long
-        num_tokens += len(responder.model.tokenizer.encode(found.text))
+        num_tokens += len(inference.model.tokenizer.encode(found.text))
     if found is None:
         raise _no_clip(file)
     return num_tokens
 
 
-def _clips(responder: Responder, kind: str, file: str, stride_s: float | None) -> Iterator[PerceivedClip]:
-    """Percepts of a file; ValueError says what a clip of it would need."""
+def _clips(inference: Inference, kind: str, file: str, stride_s: float | None) -> Iterator[PerceivedClip]:
+    """Perception features of a file; ValueError says what a clip of it would need."""
     try:
-        yield from responder.perceive_file(kind, file, stride_s=stride_s)
+        yield from inference.perceive_file(kind, file, stride_s=stride_s)
     except RecordingTooShort as error:
         raise ValueError(str(error).partition(" (")[0]) from None
 
 
-def _first(clips: Iterator[PerceivedClip], file: str) -> Percept:
+def _first(clips: Iterator[PerceivedClip], file: str) -> PerceptionFeatures:
     clip = next(clips, None)
     if clip is None:
         raise _no_clip(file)
     if next(clips, None) is not None:
         part = f"seconds {clip.start_s:g} to {clip.end_s:g}" if clip.end_s else clip.key
         sys.stderr.write(f"{file}: holds several clips, this is about the first ({part}); windows=true takes all\n")
-    return clip.percept
+    return clip.features
 
 
 def _no_clip(file: str) -> ValueError:
-    return ValueError(f"{file}: no stretch of it is long enough, with enough frames, for one clip")
+    return ValueError(f"{file}: no segment of it is long enough, with enough frames, for one clip")
 
 
 def _memory(device: torch.device) -> str:

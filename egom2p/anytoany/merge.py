@@ -59,13 +59,13 @@ def _probe(model: AnyToAny) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _logits(model: AnyToAny, embeddings_1TD: torch.Tensor) -> torch.Tensor:
-    """The model's own (1, T, V), of all tokens that it may say.
+    """The model's own (1, T, V), of all tokens that it may emit.
 
-    New tokens may stand in rows that the language model had to spare; those that are never said end the count.
+    New tokens may stand in rows that the language model had to spare; those that never come out end the count.
     """
     logits_1TV = model.logits(model.lm.base_model(inputs_embeds=embeddings_1TD, use_cache=False).last_hidden_state)
-    is_never_said = model.new_tokens is not None and model.new_tokens.emitted_rows() is None
-    return logits_1TV[..., : model.media_id if is_never_said else len(model.tokenizer)]
+    is_never_emitted = model.new_tokens is not None and model.new_tokens.emitted_rows() is None
+    return logits_1TV[..., : model.media_id if is_never_emitted else len(model.tokenizer)]
 
 
 def main(config: MergeConfig) -> None:

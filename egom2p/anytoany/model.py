@@ -1,6 +1,6 @@
 """The any-to-any model: what is perceived becomes tokens among the text, and a causal language model goes on.
 
-R rows of T positions, M positions with a label, N percept rows of I media items, D width, V vocabulary.
+R rows of T positions, M positions with a label, N feature rows of I media items, D width, V vocabulary.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from egom2p.anytoany.language.language_model import LanguageModelConfig, head_lo
 from egom2p.anytoany.language.language_tokenizer import load_text_tokenizer, media_id
 from egom2p.anytoany.language.packed_attention import packed_hidden, packed_layout
 from egom2p.anytoany.perception.source import PerceptionConfig, source_of_kind
-from egom2p.anytoany.perception.tower import PerceptRows, build_tower
+from egom2p.anytoany.perception.tower import FeatureRows, build_tower
 from egom2p.anytoany.splice import splice
 from egom2p.anytoany.types import NO_LOSS, LanguageBatch
 from egom2p.config import strict
@@ -214,16 +214,16 @@ class AnyToAny(nn.Module):
         others = {name for name, _ in self.named_parameters(remove_duplicate=False)} - kept
         return {name: tensor for name, tensor in self.state_dict().items() if name not in others}
 
-    def _features(self, batch: LanguageBatch) -> PerceptRows:
+    def _features(self, batch: LanguageBatch) -> FeatureRows:
         """What the connector gets: each media item through the tower of its source."""
-        lengths = tuple(batch.percept_offsets.diff().tolist())
+        lengths = tuple(batch.feature_offsets.diff().tolist())
         if len(lengths) != len(batch.kinds) or len(lengths) != len(batch.media_lengths):
-            found = f"{len(lengths)} percepts and {len(batch.media_lengths)} spans"
+            found = f"{len(lengths)} perception features and {len(batch.media_lengths)} spans"
             raise ValueError(f"{found} for {len(batch.kinds)} media items; wanted one of each")
         numbers = [source_of_kind(self.config.perception, kind) for kind in batch.kinds]
         if len(self.towers) == 1:
-            rows = PerceptRows(batch.features, batch.position, batch.source, lengths)
-            return PerceptRows(self.towers[0](rows), batch.position, batch.source, lengths)
+            rows = FeatureRows(batch.features, batch.position, batch.source, lengths)
+            return FeatureRows(self.towers[0](rows), batch.position, batch.source, lengths)
         features_NW, source_N = None, batch.source
         owner_N = np.repeat(numbers, lengths)
         for number in sorted(set(numbers)):
@@ -237,16 +237,16 @@ class AnyToAny(nn.Module):
                 0, positions_N, source_N.new_full((len(positions_N),), self._first_source[number])
             )
         assert features_NW is not None
-        return PerceptRows(features_NW, batch.position, source_N, lengths)
+        return FeatureRows(features_NW, batch.position, source_N, lengths)
 
     def _seen_by(self, number: int, batch: LanguageBatch, positions_N: Tensor, lengths: Sequence[int]) -> Tensor:
         """Features of some of the rows by one tower, in the width that all share."""
-        width = self.towers[number].percept_width
+        width = self.towers[number].row_width
         if batch.features.shape[1] < width:
-            raise ValueError(f"percepts have {batch.features.shape[1]} features, source {number} needs {width}")
-        # A batch has one width: narrower percepts are padded with zeros.
+            raise ValueError(f"rows of {batch.features.shape[1]} numbers, source {number} needs {width}")
+        # A batch has one width: narrower perception features are padded with zeros.
         features = batch.features[positions_N, :width]
-        rows = PerceptRows(features, batch.position[positions_N], batch.source[positions_N], tuple(lengths))
+        rows = FeatureRows(features, batch.position[positions_N], batch.source[positions_N], tuple(lengths))
         return self.projections[number](self.towers[number](rows))
 
     def _labelled(self, batch: LanguageBatch) -> tuple[Tensor, Tensor]:

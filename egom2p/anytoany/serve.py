@@ -16,9 +16,9 @@ from typing import Any, Literal
 import numpy as np
 
 from egom2p.anytoany.answers.answer_generation import AnswerConfig
-from egom2p.anytoany.answers.inference import Responder, chosen_device, typed_prompt
+from egom2p.anytoany.answers.inference import Inference, chosen_device, typed_prompt
 from egom2p.anytoany.conversations.conversation import PLACEHOLDER
-from egom2p.anytoany.perception.vectors import percept_of_vectors
+from egom2p.anytoany.perception.vectors import features_of_vectors
 from egom2p.config import run_main, strict
 
 INFERENCE, HEALTH = "/api/v1/inference", "/api/v1/health"
@@ -82,10 +82,10 @@ class CaptionServer(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, config: ServeConfig, responder: Responder) -> None:
+    def __init__(self, config: ServeConfig, inference: Inference) -> None:
         """ValueError where the model perceives no vectors, or the port is taken."""
-        self.config, self.responder = config, responder
-        self.width = responder.vector_width
+        self.config, self.inference = config, inference
+        self.width = inference.vector_width
         self.max_bytes = config.max_batch * self.width * _BYTES_PER_NUMBER + 1024
         self._model_lock = threading.Lock()
         if config.host == "::1":
@@ -100,11 +100,11 @@ class CaptionServer(ThreadingHTTPServer):
     def captions(self, body: bytes) -> list[str]:
         """Texts for the body of a request."""
         vectors_BW = self._vectors(body)
-        percepts = [percept_of_vectors(vector_W) for vector_W in vectors_BW]
+        items = [features_of_vectors(vector_W) for vector_W in vectors_BW]
         config = self.config
         with self._model_lock:
-            questions = [self.responder.question(config.text, [(config.kind, percept)]) for percept in percepts]
-            return [said.text for said in self.responder.answer(questions, config.answer)]
+            questions = [self.inference.question(config.text, [(config.kind, item)]) for item in items]
+            return [answer.text for answer in self.inference.answer(questions, config.answer)]
 
     def _vectors(self, body: bytes) -> np.ndarray:
         try:
@@ -137,7 +137,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         server, config = self.server, self.server.config
         if _METHODS.get(self._where) != "GET":
-            return self._refuse(self._wrong_position())
+            return self._refuse(self._wrong_address())
         facts = {"model": config.model, "prompt": config.text, "width": server.width, "max_batch": config.max_batch}
         return self._send(200, {"status": "ok", **facts, "inference": INFERENCE})
 
@@ -152,7 +152,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _body(self) -> bytes:
         if _METHODS.get(self._where) != "POST":
-            raise self._wrong_position()
+            raise self._wrong_address()
         length = self.headers.get("Content-Length", "")
         if not length.isdecimal():
             raise RefusedRequest(411, "a request needs a Content-Length")
@@ -170,7 +170,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _where(self) -> str:
         return self.path.partition("?")[0]
 
-    def _wrong_position(self) -> RefusedRequest:
+    def _wrong_address(self) -> RefusedRequest:
         return RefusedRequest(405 if self._where in _METHODS else 404, f"wanted POST {INFERENCE} or GET {HEALTH}")
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
@@ -214,7 +214,7 @@ def main(config: ServeConfig) -> None:
     from egom2p.anytoany.saving import load_anytoany
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    with CaptionServer(config, Responder(load_anytoany(config.model, device=chosen_device(config.device)))) as server:
+    with CaptionServer(config, Inference(load_anytoany(config.model, device=chosen_device(config.device)))) as server:
         host = f"[{config.host}]" if ":" in config.host else config.host
         _log.info("serving %s on http://%s:%d%s (Ctrl-C ends it)", config.model, host, server.server_port, INFERENCE)
         try:

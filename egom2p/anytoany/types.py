@@ -1,6 +1,6 @@
 """What the parts of the any-to-any model exchange.
 
-N percept rows, D their width, L ids of one conversation, R packed rows of T positions, I media items of a batch.
+N feature rows, D their width, L ids of one conversation, R packed rows of T positions, I media items of a batch.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ NO_LOSS = -100
 
 
 @dataclass(frozen=True)
-class Percept:
+class PerceptionFeatures:
     """What a perception source says about one media item.
 
     features  (N, D) float32; of a source of plain codes (N, 1), the ids as numbers; of a live image tower uint8 pixels
@@ -41,7 +41,7 @@ class Percept:
 
 @dataclass(frozen=True)
 class Media:
-    """A media item of a conversation; `ref` names it in the percept store (a clip's key, or a file)."""
+    """A media item of a conversation; `ref` names it in the feature store (a clip's key, or a file)."""
 
     kind: MediaKind
     ref: str
@@ -103,21 +103,21 @@ class Rendered:
 
 @dataclass(frozen=True)
 class LanguageBatch:
-    """Conversations packed into rows, and the percepts of their media items laid end to end.
+    """Conversations packed into rows, and the perception features of their media items laid end to end.
 
     ids              (R, T) int: padding is any valid id
     labels           (R, T) int64: what is predicted FROM this position (already shifted), -100 without a loss
     positions        (R, T) int: restarts at 0 with each conversation
     segments         (R, T) int: number of the conversation inside its row, -1 for padding
     features         (N, D) float32      position (N, 3) int      source (N,) int
-    percept_offsets  (I+1,) int64        rows of each media item
+    feature_offsets  (I+1,) int64        rows of each media item
     media_rows, media_starts, media_lengths   (I,) int64: row, first position and number of positions of its span
     kinds            I kinds of media
     num_clips        conversations       num_targets  labels other than -100      num_tokens  positions not padding
     row_lengths      R tuples: positions of each conversation of a row in order (padding is the rest of the row); where
                      it is None the model works it out from `segments`, which waits for the device
 
-    The tensors that index media (`percept_offsets`, `media_*`) stay on the CPU: shapes follow from them.
+    The tensors that index media (`feature_offsets`, `media_*`) stay on the CPU: shapes follow from them.
     """
 
     ids: Tensor
@@ -127,7 +127,7 @@ class LanguageBatch:
     features: Tensor
     position: Tensor
     source: Tensor
-    percept_offsets: Tensor
+    feature_offsets: Tensor
     media_rows: Tensor
     media_starts: Tensor
     media_lengths: Tensor
@@ -144,7 +144,7 @@ class LanguageBatch:
         return self._each(Tensor.pin_memory)
 
     def _each(self, send: Callable[[Tensor], Any]) -> "LanguageBatch":
-        stay = {"percept_offsets", "media_rows", "media_starts", "media_lengths"}
+        stay = {"feature_offsets", "media_rows", "media_starts", "media_lengths"}
         names = (item.name for item in fields(self) if item.name not in stay)
         values = {name: getattr(self, name) for name in names}
         return replace(self, **{name: send(value) for name, value in values.items() if isinstance(value, Tensor)})

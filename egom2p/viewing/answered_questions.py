@@ -47,7 +47,7 @@ def answered_questions(folder: Path, table: Mapping[str, Any], key: str, samples
         asked = _PLACEHOLDER.sub(r"<span class='kind'>\1</span> ", escape(sample["question"])).replace("\n", "<br>")
         words = f"<p>{asked}</p><p><span class='small'>right:</span> <b>{escape(sample['reference'])}</b></p>"
         words += page.table(
-            ["shown", "said", ""], [("", _answer(said, key, sample["reference"])) for said in sample["answers"]]
+            ["shown", "output", ""], [("", _answer(output, key, sample["reference"])) for output in sample["answers"]]
         )
         head = f'<div class="small">{escape(sample["key"])}</div>'
         cards.append(page.card(f'{head}<div class="pair"><div>{pictures}</div><div>{words}</div></div>'))
@@ -57,20 +57,20 @@ def answered_questions(folder: Path, table: Mapping[str, Any], key: str, samples
     return "<h3>Questions</h3>" + page.note(about) + "".join(cards)
 
 
-def _answer(said: Mapping[str, Any], key: str, reference: str) -> list[str]:
+def _answer(output: Mapping[str, Any], key: str, reference: str) -> list[str]:
     """Who was shown what, the answer with its wrong words bold, and the mark."""
-    is_right = said["values"].get(key) == 1
+    is_right = output["values"].get(key) == 1
     colour = "better" if is_right else "worse"
     known = set(words_of(reference))
     words = [
         w if is_right or set(words_of(w)) <= known else f"<b>{w}</b>"
-        for w in escape(_printable(said["said"])).split(" ")
+        for w in escape(_printable(output["output"])).split(" ")
     ]
     text = " ".join(words).strip() or "<i>nothing</i>"
-    f1 = said["values"].get("token_f1")
+    f1 = output["values"].get("token_f1")
     score = f'<span class="interval">token F1 {f1:.2f}</span>' if f1 is not None and not is_right else ""
     answer = f'<span class="{colour}" style="white-space: normal; overflow-wrap: anywhere">{text}</span>'
-    return [labelled(said), answer, f'<span class="{colour}">{"✓" if is_right else "✗"}</span> {score}']
+    return [labelled(output), answer, f'<span class="{colour}">{"✓" if is_right else "✗"}</span> {score}']
 
 
 def _printable(text: str) -> str:

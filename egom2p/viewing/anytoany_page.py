@@ -70,7 +70,7 @@ def write_anytoany_page(config: AnyToAnyPageConfig) -> Path:
         sections.append(("training", "Training", _training(trained)))
     sections.append(("run", "What was run", _run(config.folders)))
     lead = "What the models say, and how much of it they owe to what they are shown: the same questions with true, "
-    lead += "shuffled (another item's) and zero percepts."
+    lead += "shuffled (another item's) and zero features."
     facts = [f"{num_sets} sets", *dict.fromkeys(machines), f"evaluated in {seconds:.0f} s"]
     html = page.document(config.title, lead=lead, facts=facts, sections=sections)
     return page.save_page(config.page or config.folders[0] / "index.html", html)
@@ -93,11 +93,11 @@ def _words(name: str) -> str:
 
 
 def _glance_section(cards: Sequence[str]) -> str:
-    told = page.note(
-        "What counts is the difference between true and shuffled percepts: a good score without it is the prior of the "
+    note = page.note(
+        "What counts is the difference between true and shuffled features: a good score without it is the prior of the "
         "text. Better means that its 95 % interval (bootstrap over groups of questions) leaves out zero."
     )
-    return told + f'<div class="cards">{"".join(cards)}</div>'
+    return note + f'<div class="cards">{"".join(cards)}</div>'
 
 
 def _glance(table: Mapping[str, Any], title: str, labels: Sequence[str]) -> list[str]:
@@ -121,7 +121,7 @@ def _glance(table: Mapping[str, Any], title: str, labels: Sequence[str]) -> list
 
 
 def _title(row: Mapping[str, Any]) -> str:
-    return f"{row['control']} percepts" if row["control"] else row["model"]
+    return f"{row['control']} features" if row["control"] else row["model"]
 
 
 def _is_owed(difference: Mapping[str, Any], label: str) -> bool:
@@ -133,9 +133,9 @@ def _owed(interval: Mapping[str, Any]) -> str:
     if low is None:
         return ""
     how = "better" if low > 0 else "worse" if high < 0 else "tie"
-    words = {"better": "✓ owed to perception", "worse": "✗ worse than with shuffled percepts"}
-    told = words.get(how, "≈ nothing shown to be owed to perception")
-    return f'<div class="verdict {how}">{told}: {interval["mean"]:+.3f} [{low:+.3f}, {high:+.3f}]</div>'
+    words = {"better": "✓ owed to perception", "worse": "✗ worse than with shuffled features"}
+    note = words.get(how, "≈ nothing shown to be owed to perception")
+    return f'<div class="verdict {how}">{note}: {interval["mean"]:+.3f} [{low:+.3f}, {high:+.3f}]</div>'
 
 
 def _measured(table: Mapping[str, Any], models: Mapping[str, Any]) -> str:
@@ -157,7 +157,7 @@ def _measured(table: Mapping[str, Any], models: Mapping[str, Any]) -> str:
         for row in table["rows"]
     ]
     content = page.figure(plots.forest_plot(rows, metric, colours)) if _is_scored(table, metric) else ""
-    content += page.table(["percepts", *[_words(name) for name in names]], cells)
+    content += page.table(["features", *[_words(name) for name in names]], cells)
     content += page.note(f"{table['num_samples']} questions in {table['num_groups']} groups.")
     if table["differences"]:
         shared = [name for name in names if any(name in row["values"] for row in table["differences"])]
@@ -199,17 +199,17 @@ def _training_log(directory: str) -> list[dict[str, Any]]:
 def _training(trained: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     content = page.note(
         "Loss while training, and on held-out conversations; dashed: what the trained model reaches there with "
-        "shuffled percepts, so the gap is what it owes to perception."
+        "shuffled features, so the gap is what it owes to perception."
     )
     for label, log in trained.items():
         rows = [row for row in log if row["kind"] == "train" and "loss/text" in row]
         curves = {"training": {"x": [row["step"] for row in rows], "y": [row["loss/text"] for row in rows]}}
         tested = [row for row in log if row["kind"] == "evaluation"]
         sets = [name.removesuffix("/loss") for name in (tested[-1] if tested else ()) if name.endswith("/loss")]
-        for name in (name for name in sets if "percepts" not in name):
+        for name in (name for name in sets if "features" not in name):
             known = [row for row in tested if f"{name}/loss" in row]
             curves[name] = {"x": [row["step"] for row in known], "y": [row[f"{name}/loss"] for row in known]}
-            curves[name]["marginal"] = known[-1].get(f"{name}, shuffled percepts/loss")
+            curves[name]["marginal"] = known[-1].get(f"{name}, shuffled features/loss")
         content += f"<h3>{escape(label)}</h3>" + page.card(page.figure(plots.loss_curves(curves, "optimizer steps")))
     return content
 

@@ -15,7 +15,7 @@ from egom2p.anytoany.conversations.chat import ChatConfig, ChatRenderer
 from egom2p.anytoany.conversations.datasets import CaptionsConfig, open_dataset
 from egom2p.anytoany.conversations.table_files import TableFiles
 from egom2p.anytoany.language.likelihood import likelihoods
-from egom2p.anytoany.perception.feature_lookup import PerceptLookup
+from egom2p.anytoany.perception.feature_lookup import FeatureLookup
 from egom2p.config import run_main, strict
 from egom2p.data.clip_order import clip_rng
 from egom2p.jobs.progress import say
@@ -26,7 +26,7 @@ from egom2p.storage import atomic_file
 class CaptionFilterConfig:
     """Root schema.
 
-    model       any-to-any directory; percepts: folders of exported percepts that it perceives
+    model       any-to-any directory; features: folders of exported features that it perceives
     keep_share  of the rows: the likeliest ones
     planted     column that says which captions are wrong, where that is known: for the area under the ROC curve
     output      .jsonl file of the rows that are kept, in their order
@@ -35,7 +35,7 @@ class CaptionFilterConfig:
     model: str
     dataset: CaptionsConfig
     output: str
-    percepts: tuple[str, ...] = ()
+    features: tuple[str, ...] = ()
     keep_share: float = 0.7
     planted: str | None = None
     batch_size: int = 32
@@ -87,7 +87,7 @@ def caption_nats(config: CaptionFilterConfig) -> np.ndarray:
 
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     model = load_anytoany(config.model, device=device)
-    lookup = PerceptLookup(model.config.perception, config.percepts, model.config.connector)
+    lookup = FeatureLookup(model.config.perception, config.features, model.config.connector)
     renderer = ChatRenderer(model.tokenizer, lookup.span_length, ChatConfig(max_length=1 << 20))
     dataset = open_dataset(config.dataset)
     rendered = []
@@ -95,7 +95,7 @@ def caption_nats(config: CaptionFilterConfig) -> np.ndarray:
         found = renderer.render(dataset.conversation(number, clip_rng(config.seed, "filtered row", number)))
         assert found is not None
         rendered.append(found)
-    scores = likelihoods(model, rendered, lookup.percept, batch_size=config.batch_size)
+    scores = likelihoods(model, rendered, lookup.features, batch_size=config.batch_size)
     return np.array([one.nats / one.num_tokens for one in scores])
 
 

@@ -44,7 +44,7 @@ def build_code_data(config: CodeDataConfig) -> list[Path]:
                                see code_conversations
     looked_at_balanced.jsonl   questions that nobody can answer without the gaze
     text.jsonl, text_unseen.jsonl, reference_*   conversations without media
-    percepts/                  codes of all these clips
+    features/                  codes of all these clips
     tokenizer_experiments/, tokenizer_reference/   trained on these texts too
     """
     output = Path(config.output)
@@ -57,7 +57,7 @@ def build_code_data(config: CodeDataConfig) -> list[Path]:
     texts = {"text.jsonl": repeated_rows(captions["train"]), "text_unseen.jsonl": repeated_rows(many)}
     made += [write_rows(output / name, rows) for name, rows in (files | manual | balanced | texts).items()]
     shown = [row["clip"] for row in (*balanced["looked_at_balanced.jsonl"], *many)] + conversation_clips()
-    made.append(write_codes(output / "percepts", [code_clip(name) for name in shown]))
+    made.append(write_codes(output / "features", [code_clip(name) for name in shown]))
     made += _tokenizers(output, files, manual["reference_train.jsonl"], 2 * config.synthetic.vocab_size)
     return made
 

@@ -27,7 +27,7 @@ from egom2p.anytoany.conversations.packing import collate
 from egom2p.anytoany.evaluation.controls import controlled
 from egom2p.anytoany.language.likelihood import likelihoods
 from egom2p.anytoany.model import AnyToAny
-from egom2p.anytoany.perception.feature_lookup import PerceptLookup, spellings
+from egom2p.anytoany.perception.feature_lookup import FeatureLookup, spellings
 from egom2p.anytoany.saving import load_anytoany
 from egom2p.anytoany.types import Conversation
 from egom2p.config import load_config
@@ -59,7 +59,7 @@ class Measured:
             train_anytoany(replace(self.config, evaluation=LanguageEvaluationConfig()))
         self.model: AnyToAny = load_anytoany(folder / "final")
         connector = self.config.model.connector
-        self.lookup = PerceptLookup(self.config.model.perception, self.config.percepts, connector)
+        self.lookup = FeatureLookup(self.config.model.perception, self.config.features, connector)
         self.renderer = ChatRenderer(
             self.model.tokenizer,
             partial(self.lookup.span_length, wanted=row.num_tokens),
@@ -69,7 +69,7 @@ class Measured:
 
     @property
     def num_parameters(self) -> int:
-        """Of what turns percepts into perception tokens."""
+        """Of what turns perception features into perception tokens."""
         return sum(parameter.numel() for parameter in self.model.connector.parameters())
 
     def scores(self, dataset: str, control: str, *, is_said: bool) -> dict[str, list[float]]:
@@ -85,9 +85,9 @@ class Measured:
 
     def _scores(self, dataset: str, control: str, *, is_said: bool) -> dict[str, list[float]]:
         talks = self._talks(dataset)
-        percept_of = controlled(self.lookup.percept, control, [item for talk in talks for item in talk.media])
+        features_of = controlled(self.lookup.features, control, [item for talk in talks for item in talk.media])
         rendered = [self.renderer.render(talk) for talk in talks]
-        found = likelihoods(self.model, rendered, percept_of, batch_size=64)
+        found = likelihoods(self.model, rendered, features_of, batch_size=64)
         scores = {
             "exact": [float(one.is_greedy) for one in found],
             "nats": [one.nats for one in found],
@@ -95,7 +95,7 @@ class Measured:
         }
         if is_said:
             asked = [self.renderer.render_question(question_of(talk)) for talk in talks]
-            questions = [Question(one, tuple(percept_of(span.media) for span in one.spans)) for one in asked]
+            questions = [Question(one, tuple(features_of(span.media) for span in one.spans)) for one in asked]
             said = [one.text for one in answer(self.model, questions, _ANSWER)]
             last = [text.rpartition(". ")[2] for text in said]
             scores["last"] = [
@@ -110,17 +110,17 @@ class Measured:
         return [name if match is None else match.group(1) for name, match in zip(names, found, strict=True)]
 
     def timed(self, dataset: str, what: str) -> float:
-        """Milliseconds of one clip: `tokens` from its percept, or a whole `answer`."""
+        """Milliseconds of one clip: `tokens` from its features, or a whole `answer`."""
         talk = self._talks(dataset)[0]
         question = self.renderer.render_question(question_of(talk))
-        percepts = tuple(self.lookup.percept(span.media) for span in question.spans)
-        batch = collate([[question]], self.lookup.percept, pad_id=self.model.tokenizer.pad_token_id)
+        items = tuple(self.lookup.features(span.media) for span in question.spans)
+        batch = collate([[question]], self.lookup.features, pad_id=self.model.tokenizer.pad_token_id)
         start_s = time.perf_counter()
         if what == "tokens":
             with torch.inference_mode():
                 self.model.perceive(batch)
         else:
-            answer(self.model, [Question(question, percepts)], _ANSWER)
+            answer(self.model, [Question(question, items)], _ANSWER)
         return 1000 * (time.perf_counter() - start_s)
 
     def _talks(self, dataset: str) -> list[Conversation]:
@@ -184,7 +184,7 @@ def _timed_lines(models: Mapping[str, Measured], dataset: str, num_rounds: int =
         for label, measured in models.items():
             for what in ("tokens", "answer"):
                 spent.setdefault((label, what), []).append(measured.timed(dataset, what))
-    lines = ["", "| row | connector's parameters | ms percept to tokens | ms answer |", "|---|---|---|---|"]
+    lines = ["", "| row | connector's parameters | ms features to tokens | ms answer |", "|---|---|---|---|"]
     for label, measured in models.items():
         times = " | ".join(f"{min(spent[label, what]):.2f}" for what in ("tokens", "answer"))
         lines.append(f"| {label} | {measured.num_parameters:,} | {times} |")

@@ -33,7 +33,7 @@ class WatchedTask(AnyToAnyTask):
             opened = open_dataset(dataset)
             talks = [opened.conversation(row, clip_rng(0, name, row)) for row in range(min(len(opened), 64))]
             rows = [[rendered] for talk in talks if (rendered := self.renderer.render(talk)) is not None]
-            batch = collate(rows, self.percepts.percept, pad_id=self._anytoany.tokenizer.pad_token_id)
+            batch = collate(rows, self.lookup.features, pad_id=self._anytoany.tokenizer.pad_token_id)
             is_answer_RT = batch.labels != NO_LOSS
             before_RTD, hidden_RTD = self._states(batch)
             hidden_ND = hidden_RTD[is_answer_RT]

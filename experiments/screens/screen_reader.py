@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from egom2p.anytoany.perception.source import PerceptionConfig
 from egom2p.anytoany.perception.timm_frames import TimmTower, picture_grid
 from egom2p.anytoany.perception.tower import plain_tower_state, rows_of
-from egom2p.anytoany.types import Percept
+from egom2p.anytoany.types import PerceptionFeatures
 from egom2p.config import run_main, strict
 from egom2p.data.clip_order import clip_rng
 from egom2p.storage import save_json, save_tensors
@@ -59,10 +59,10 @@ class ScreenReader(nn.Module):
         width = self.tower.width * sides[0] * sides[1] // _SIDE**2
         self.readout = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 128), nn.GELU(), nn.Linear(128, len(_NAMES)))
 
-    def forward(self, percepts: Sequence[Percept]) -> Tensor:
-        rows = rows_of(percepts)
+    def forward(self, items: Sequence[PerceptionFeatures]) -> Tensor:
+        rows = rows_of(items)
         # Rows are ordered by tile; their positions say where they lie on the whole screen.
-        order_N = torch.from_numpy(reading_order(percepts, self._sides))
+        order_N = torch.from_numpy(reading_order(items, self._sides))
         features_ND = self.tower(rows)[order_N]
         pattern = "(b y i x j d1) d -> b (y x) (i j d1 d)"
         sizes = {"y": _SIDE, "x": _SIDE, "i": self._sides[0] // _SIDE, "j": self._sides[1] // _SIDE, "d1": 1}
@@ -80,8 +80,8 @@ def teach(config: ScreenReaderConfig) -> dict[str, float]:
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=0.03, total_iters=min(30, num_steps))
     for _ in range(num_steps):
         names = [f"screen-train-0-{number}" for number in rng.integers(0, config.num_train, config.batch_size)]
-        percepts, wanted_B9 = _batch(config.perception, names)
-        loss = F.cross_entropy(reader(percepts).flatten(0, 1), wanted_B9.flatten())
+        items, wanted_B9 = _batch(config.perception, names)
+        loss = F.cross_entropy(reader(items).flatten(0, 1), wanted_B9.flatten())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -102,30 +102,30 @@ def read_unseen(reader: ScreenReader, config: ScreenReaderConfig) -> dict[str, f
         names = [f"screen-unseen-{font_px}-{number}" for number in range(config.num_unseen)]
         words = []
         for start in range(0, len(names), config.batch_size):
-            percepts, wanted_B9 = _batch(config.perception, names[start : start + config.batch_size])
-            is_right_B9 = reader(percepts).argmax(-1) == wanted_B9
+            items, wanted_B9 = _batch(config.perception, names[start : start + config.batch_size])
+            is_right_B9 = reader(items).argmax(-1) == wanted_B9
             words.append(is_right_B9[wanted_B9 < len(WORDS)])
             icons.append(is_right_B9[(wanted_B9 >= len(WORDS)) & (wanted_B9 < len(_NAMES) - 1)])
         results[f"words of {font_px} px"] = float(torch.cat(words).float().mean())
     return results | {"icons": float(torch.cat(icons).float().mean())}
 
 
-def _batch(config: PerceptionConfig, names: Sequence[str]) -> tuple[list[Percept], Tensor]:
-    """Percepts of screens, and the numbers (B, 9) of what is at their positions."""
-    grid, percepts, wanted = picture_grid(config), [], []
+def _batch(config: PerceptionConfig, names: Sequence[str]) -> tuple[list[PerceptionFeatures], Tensor]:
+    """Perception features of screens, and the numbers (B, 9) of what is at their positions."""
+    grid, items, wanted = picture_grid(config), [], []
     for name in names:
         elements = screen(name)
         rows, position = grid.rows(np.asarray(picture(name, elements))[None])
-        percepts.append(Percept(rows, position, np.zeros(len(rows), np.int16)))
+        items.append(PerceptionFeatures(rows, position, np.zeros(len(rows), np.int16)))
         word_at = {element.position: element.word for element in elements}
         wanted.append([_NAMES.index(word_at.get(number, "nothing")) for number in range(len(POSITIONS))])
-    return percepts, torch.tensor(wanted)
+    return items, torch.tensor(wanted)
 
 
-def reading_order(percepts: Sequence[Percept], sides: tuple[int, int]) -> np.ndarray:
+def reading_order(items: Sequence[PerceptionFeatures], sides: tuple[int, int]) -> np.ndarray:
     """Numbers (N,) of the rows, screen by screen, each from left to right and from top to bottom."""
-    starts = np.arange(len(percepts)) * sides[0] * sides[1]
-    orders = [np.lexsort((percept.position[:, 2], percept.position[:, 1])) for percept in percepts]
+    starts = np.arange(len(items)) * sides[0] * sides[1]
+    orders = [np.lexsort((item.position[:, 2], item.position[:, 1])) for item in items]
     return np.concatenate([start + order for start, order in zip(starts, orders, strict=True)])
 
 

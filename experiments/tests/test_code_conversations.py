@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 import numpy as np
 
 from egom2p.anytoany.conversations.datasets import InterleavedConfig, InterleavedSet
-from egom2p.anytoany.perception.feature_store import PerceptStore
+from egom2p.anytoany.perception.feature_store import FeatureStore
 from egom2p.anytoany.world.factor_world import ACTIONS, DIRECTIONS, OBJECTS, factor_clip, factor_rows
 from egom2p.anytoany.world.synthetic_data import SyntheticDataConfig, write_rows
 from experiments.codes.code_conversations import (
@@ -100,7 +100,7 @@ def test_the_data_of_the_tables_is_whole_and_made_once(tmp_path):
     times = [path.stat().st_mtime_ns for path in made if path.is_file()]
     names = {path.name for path in made}
     assert {"captions_train.jsonl", "which_train.jsonl", "reference_unseen.jsonl", "tokenizer_reference"} <= names
-    store = PerceptStore(tmp_path / "percepts")
+    store = FeatureStore(tmp_path / "features")
     rows = [json.loads(line) for path in made if path.is_file() for line in path.read_text().splitlines()]
     shown = {row["clip"] for row in rows if "clip" in row} | {m["ref"] for row in rows for m in row.get("media", ())}
     assert shown <= set(store.refs) and any(ref.startswith("mine") for ref in shown)

@@ -10,11 +10,11 @@ from PIL import Image
 
 from egom2p.anytoany.connectors import ConnectorConfig
 from egom2p.anytoany.conversations.datasets import InterleavedConfig, open_dataset
-from egom2p.anytoany.perception.feature_lookup import PerceptLookup
+from egom2p.anytoany.perception.feature_lookup import FeatureLookup
 from egom2p.anytoany.perception.picture_cells import PictureGrid
 from egom2p.anytoany.perception.source import PerceptionConfig
 from egom2p.anytoany.perception.tower import build_tower
-from egom2p.anytoany.types import Percept
+from egom2p.anytoany.types import PerceptionFeatures
 from egom2p.config import load_config
 from egom2p.data.clip_order import clip_rng
 from egom2p.storage import load_tensors
@@ -88,11 +88,11 @@ def test_files_are_perceived_as_conversations(tmp_path):
     files = write_screens(folder, 6, num_unseen=2)
     assert write_screens(folder, 6, num_unseen=2) == files and len(files) == 10
     source = PerceptionConfig(source="timm_frames", tower="test_convnext", tower_weights="random", image_size=96)
-    lookup = PerceptLookup([source], [], ConnectorConfig(kind="st_shuffle", cell=(2, 1, 1)))
+    lookup = FeatureLookup([source], [], ConnectorConfig(kind="st_shuffle", cell=(2, 1, 1)))
     for file, num_frames in (("train.jsonl", 1), ("change_train.jsonl", 2), ("text_8px_unseen.jsonl", 1)):
         opened = open_dataset(InterleavedConfig(files=(str(folder / file),), folder=str(folder)))
         (media,) = opened.conversation(1, clip_rng(0, "")).media
-        assert lookup.percept(media).position[:, 0].max() == num_frames - 1
+        assert lookup.features(media).position[:, 0].max() == num_frames - 1
         with Image.open(media.ref) as found:
             name = media.ref.rsplit("/", 1)[1].removesuffix(".png")
             assert (np.asarray(found.convert("RGB")) == np.asarray(picture(name, screen(name)))).all()
@@ -130,6 +130,6 @@ def test_tiles_are_read_in_the_order_of_the_screen():
     """Cells of a screen in tiles, put back in reading order, are the cells of the whole screen."""
     whole, tiled = (PictureGrid((48 // n, 48 // n), (6 // n, 6 // n), (n, n)) for n in (1, 3))
     shown = np.asarray(picture(TRAIN[0], screen(TRAIN[0])))[None]
-    percepts = [Percept(*grid.rows(shown), np.zeros(36, np.int16)) for grid in (whole, tiled)]
-    order = reading_order(percepts[1:] * 2, (6, 6))
-    assert (percepts[1].features[order[:36]] == percepts[0].features).all() and (order[36:] == order[:36] + 36).all()
+    items = [PerceptionFeatures(*grid.rows(shown), np.zeros(36, np.int16)) for grid in (whole, tiled)]
+    order = reading_order(items[1:] * 2, (6, 6))
+    assert (items[1].features[order[:36]] == items[0].features).all() and (order[36:] == order[:36] + 36).all()

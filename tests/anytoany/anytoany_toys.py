@@ -1,4 +1,4 @@
-"""Small things the tests of the any-to-any data side share: a tokenizer, conversations, percepts."""
+"""Small things the tests of the any-to-any data side share: a tokenizer, conversations, perception features."""
 
 from functools import lru_cache
 
@@ -6,7 +6,7 @@ import numpy as np
 
 from egom2p.anytoany.conversations.chat import ChatConfig, ChatRenderer
 from egom2p.anytoany.language.language_tokenizer import train_tokenizer, with_reserved_tokens
-from egom2p.anytoany.types import Conversation, Media, Percept, Turn
+from egom2p.anytoany.types import Conversation, Media, PerceptionFeatures, Turn
 
 TEXTS = [
     "what does the wearer do in this video, and what is looked at?",
@@ -31,6 +31,8 @@ def talk(key="a", question=("what is this? ", VIDEO), answer="a red mug"):
     return Conversation(key, (Turn("user", question), Turn("assistant", (answer,))))
 
 
-def toy_percept(media: Media) -> Percept:
+def toy_features(media: Media) -> PerceptionFeatures:
     rng = np.random.default_rng(list(media.ref.encode()))
-    return Percept(rng.normal(size=(4, 5)).astype(np.float32), np.zeros((4, 3), np.int16), np.zeros(4, np.int16))
+    return PerceptionFeatures(
+        rng.normal(size=(4, 5)).astype(np.float32), np.zeros((4, 3), np.int16), np.zeros(4, np.int16)
+    )

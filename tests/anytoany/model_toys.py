@@ -13,7 +13,7 @@ from egom2p.anytoany.language.language_model import LanguageModelConfig
 from egom2p.anytoany.language.language_tokenizer import train_tokenizer, with_reserved_tokens
 from egom2p.anytoany.model import AnyToAnyConfig, build_anytoany
 from egom2p.anytoany.perception.source import PerceptionConfig
-from egom2p.anytoany.types import Conversation, Media, Percept, Turn
+from egom2p.anytoany.types import Conversation, Media, PerceptionFeatures, Turn
 
 WIDTH = 10
 LLAMA = {
@@ -63,23 +63,23 @@ def toy_model(folder, *, noise=0.1, **settings):
     return model
 
 
-def toy_percept(number: int, *, rows: int | None = None, width: int = WIDTH) -> Percept:
+def toy_features(number: int, *, rows: int | None = None, width: int = WIDTH) -> PerceptionFeatures:
     rng = np.random.default_rng(number)
     rows = rows or 1 + number % 4
     position = np.zeros((rows, 3), np.int16)
     position[:, 0] = np.arange(rows)
-    return Percept(rng.normal(size=(rows, width)).astype(np.float32), position, np.zeros(rows, np.int16))
+    return PerceptionFeatures(rng.normal(size=(rows, width)).astype(np.float32), position, np.zeros(rows, np.int16))
 
 
-def percept_of(media: Media) -> Percept:
-    return toy_percept(int(media.ref))
+def features_of(media: Media) -> PerceptionFeatures:
+    return toy_features(int(media.ref))
 
 
-def renderer_of(model, percept=percept_of, *, wanted=None) -> ChatRenderer:
+def renderer_of(model, shown=features_of, *, wanted=None) -> ChatRenderer:
     connector = model.config.connector
     return ChatRenderer(
         model.tokenizer,
-        lambda media: connector.span_length(percept(media), media.kind, wanted),
+        lambda media: connector.span_length(shown(media), media.kind, wanted),
         ChatConfig(max_length=400),
     )
 
@@ -96,4 +96,4 @@ def talks(count: int = 3) -> list[Conversation]:
 
 def toy_batch(model, rows=((0, 1), (2,)), *, count: int = 3):
     rendered = [renderer_of(model).render(talk) for talk in talks(count)]
-    return collate([[rendered[number] for number in row] for row in rows], percept_of, pad_id=0)
+    return collate([[rendered[number] for number in row] for row in rows], features_of, pad_id=0)

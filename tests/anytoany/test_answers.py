@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from model_toys import BOOKS, CAM, GAZE, LLAMA, percept_of, renderer_of, talks, toy_model, toy_percept
+from model_toys import BOOKS, CAM, GAZE, LLAMA, features_of, renderer_of, talks, toy_features, toy_model
 
 from egom2p.anytoany.answers.answer_generation import AnswerConfig, Question, answer, right_aligned
 from egom2p.anytoany.answers.grammar import SpanGrammar
-from egom2p.anytoany.answers.inference import PerceivedClip, Responder
+from egom2p.anytoany.answers.inference import Inference, PerceivedClip
 from egom2p.anytoany.answers.windows import WindowCaption, caption_windows, joined
 from egom2p.anytoany.connectors import ConnectorConfig
 from egom2p.anytoany.conversations.conversation import question_of
@@ -32,7 +32,7 @@ def folder(tmp_path_factory):
 def questions_of(model, count=5):
     renderer = renderer_of(model)
     asked = [question_of(talk) for talk in talks(count)]
-    return [Question(renderer.render_question(talk), tuple(percept_of(m) for m in talk.media)) for talk in asked]
+    return [Question(renderer.render_question(talk), tuple(features_of(m) for m in talk.media)) for talk in asked]
 
 
 def uncached(model, question, num_tokens):
@@ -43,7 +43,7 @@ def uncached(model, question, num_tokens):
     for step in range(num_tokens):
         rendered = Rendered(np.array(ids + said, np.int32), np.zeros(len(ids + said), bool), spans)
         with torch.no_grad():
-            batch = right_aligned([Question(rendered, question.percepts)], pad_id=0)
+            batch = right_aligned([Question(rendered, question.features)], pad_id=0)
             logits = model.logits(model.hidden(batch)[:, -1])
         token = logits.masked_fill(~grammar.allowed(state, num_tokens - step), -torch.inf).argmax(-1)
         state = grammar.after(state, token)
@@ -100,7 +100,7 @@ def test_questions_of_like_length_share_a_batch(folder):
     model = toy_model(folder, noise=0.3)
     renderer = renderer_of(model)
     asked = [question_of(talk) for talk in talks(12)]
-    questions = [Question(renderer.render_question(t), tuple(percept_of(m) for m in t.media)) for t in asked]
+    questions = [Question(renderer.render_question(t), tuple(features_of(m) for m in t.media)) for t in asked]
     mixed = [questions[n] for n in (11, 0, 10, 1, 9, 2, 8, 3, 7, 4, 6, 5)]
     shapes = []
     embed, model.embed = model.embed, lambda batch: shapes.append(batch.ids.shape) or embed(batch)
@@ -186,11 +186,13 @@ def test_errors_of_answers(folder):
 
 def test_long_videos_by_windows(folder):
     model = toy_model(folder, noise=0.3)
-    clips = [PerceivedClip(str(n), toy_percept(n), n * 1.0, n * 1.0 + 2.0) for n in range(7)]
+    clips = [PerceivedClip(str(n), toy_features(n), n * 1.0, n * 1.0 + 2.0) for n in range(7)]
     config = AnswerConfig(max_new_tokens=6, batch_size=3)
-    said = list(caption_windows(Responder(model), iter(clips), config, prompt="{video} what?"))
+    said = list(caption_windows(Inference(model), iter(clips), config, prompt="{video} what?"))
     alone = [
-        Responder(model).answer([Responder(model).question("{video} what?", [("video", clip.percept)])], config)[0].text
+        Inference(model)
+        .answer([Inference(model).question("{video} what?", [("video", clip.features)])], config)[0]
+        .text
         for clip in clips
     ]
     assert [caption.text for caption in said] == alone

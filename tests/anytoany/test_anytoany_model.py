@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from model_toys import BOOKS, VECTORS, renderer_of, talks, toy_batch, toy_config, toy_model, toy_percept
+from model_toys import BOOKS, VECTORS, renderer_of, talks, toy_batch, toy_config, toy_features, toy_model
 
 from egom2p.anytoany.connectors import ConnectorConfig
 from egom2p.anytoany.conversations.packing import collate
@@ -13,7 +13,7 @@ from egom2p.anytoany.language.head_loss import next_token_loss
 from egom2p.anytoany.language.language_flops import LanguageFlops
 from egom2p.anytoany.language.language_model import LanguageModelConfig
 from egom2p.anytoany.perception.source import PerceptionConfig
-from egom2p.anytoany.types import Conversation, Media, Percept, Turn
+from egom2p.anytoany.types import Conversation, Media, PerceptionFeatures, Turn
 from egom2p.layers.lora import LoraConfig
 
 
@@ -108,7 +108,7 @@ def test_batches_without_media_or_without_targets(folder):
     text_only = toy_batch(model, rows=((0,),))
     assert text_only.kinds == () and torch.isfinite(model(text_only).sums).all()
     asked = renderer_of(model).render_question(Conversation("q", (Turn("user", ("hi",)),)))
-    nothing = collate([[asked]], lambda media: toy_percept(0), pad_id=0)
+    nothing = collate([[asked]], lambda media: toy_features(0), pad_id=0)
     output = model(nothing)
     output.sums.sum().backward()
     assert output.counts == (0,) and output.sums.item() == 0
@@ -154,7 +154,7 @@ def test_several_sources_each_serve_their_kinds(folder):
         renderer = renderer_of(model, lambda item: shown["v"])
         talk = Conversation("c", (Turn("user", (Media("gaze", "v"),)), Turn("assistant", ("mug",))))
         model(collate([[renderer.render(talk)]], lambda item: shown["v"], pad_id=0))
-    with pytest.raises(ValueError, match="features, this model perceives 10"):
+    with pytest.raises(ValueError, match="rows of 6 numbers, this model perceives 10"):
         narrow = toy_model(folder, perception=(VECTORS,))
         talk = Conversation("c", (Turn("user", (Media("video", "v"),)), Turn("assistant", ("mug",))))
         rendered = renderer_of(narrow, lambda item: shown["v"]).render(talk)
@@ -162,10 +162,10 @@ def test_several_sources_each_serve_their_kinds(folder):
 
 
 def padded(seed, width):
-    """All percepts of a batch have one width; what a source does not use is 0."""
-    percept = toy_percept(seed, width=width)
-    features = torch.nn.functional.pad(torch.from_numpy(percept.features), (0, 6 - width)).numpy()
-    return Percept(features, percept.position, percept.source)
+    """All perception features of a batch have one width; what a source does not use is 0."""
+    item = toy_features(seed, width=width)
+    features = torch.nn.functional.pad(torch.from_numpy(item.features), (0, 6 - width)).numpy()
+    return PerceptionFeatures(features, item.position, item.source)
 
 
 def test_rows_do_not_depend_on_given_lengths(folder):

@@ -124,7 +124,7 @@ def test_loss_and_gradients_are_those_of_one_process(folder, way):
         assert rank.keys() == one.keys()
         assert rank["loss"].item() == pytest.approx(one["loss"].item(), abs=1e-6)
         for name in one.keys() - {"loss", "own", "all"}:
-            assert one[name].abs().max() > 0 or way == "gated", name  # percepts of one row leave no choice to look
+            assert one[name].abs().max() > 0 or way == "gated", name  # features of one row leave no choice to look
             torch.testing.assert_close(rank[name], one[name], rtol=1e-6, atol=1e-6, msg=lambda text, n=name: n + text)
 
 

@@ -91,7 +91,7 @@ def test_the_published_config_takes_steps_and_resumes_to_the_bit(downloads, tmp_
     train_anytoany(config_of(downloads, tmp_path / "parts", **part))
     assert losses(tmp_path / "parts") == losses(tmp_path / "parts2")
     samples = [json.loads(line) for line in (tmp_path / "whole" / "samples.jsonl").read_text().splitlines()]
-    assert {"key", "reference", "said"} == set(samples[0]["samples"][0])
+    assert {"key", "reference", "output"} == set(samples[0]["samples"][0])
     kept = load_tensors(tmp_path / "whole" / "checkpoints" / "step-00000004" / "training.safetensors")
     assert not [name for name in kept if "base_layer" in name or "embed_tokens" in name], "frozen weights were copied"
 
@@ -104,7 +104,7 @@ def test_unknown_keys_are_refused(downloads, tmp_path):
 
 
 def test_everything_trained_is_float32_and_nothing_trained_is_unused(downloads, tmp_path):
-    """Bfloat16 weights under AdamW lose small steps; a head that nothing used was trained and shipped."""
+    """Bfloat16 weights under AdamW lose small steps; a head that nothing used was trained and saved."""
     task = AnyToAnyTask(config_of(downloads, tmp_path, **{"model.language_model.dtype": "bfloat16"}), Ranks())
     trained = {name: p for name, p in task.model.named_parameters() if p.requires_grad}
     assert {parameter.dtype for parameter in trained.values()} == {torch.float32}
@@ -118,14 +118,14 @@ def test_what_is_perceived_is_never_changed(downloads, tmp_path):
     """Vectors of the data set were cast and moved in place, one after the other."""
     task = AnyToAnyTask(config_of(downloads, tmp_path), Ranks())
     batch = next(task.batches(0))
-    seen = list(task.percepts._cache.values())
-    before = [(percept.features.copy(), percept.position.copy()) for percept in seen]
+    seen = list(task.lookup._cache.values())
+    before = [(item.features.copy(), item.position.copy()) for item in seen]
     with torch.autocast("cpu", torch.bfloat16):
         task.model(batch.to("cpu")).sums.sum().backward()
     assert len(seen) > 1
-    for percept, (features, position) in zip(seen, before, strict=True):
-        assert percept.features.dtype == np.float32 and (percept.features == features).all()
-        assert (percept.position == position).all()
+    for item, (features, position) in zip(seen, before, strict=True):
+        assert item.features.dtype == np.float32 and (item.features == features).all()
+        assert (item.position == position).all()
 
 
 def step_gradients(downloads, tmp_path, *, batch_size, accumulation):

@@ -9,11 +9,11 @@ from model_toys import BOOKS, toy_config, toy_model
 from tiny_artifacts import make_tiny_world
 
 from egom2p.anytoany.answers.answer_generation import AnswerConfig
-from egom2p.anytoany.answers.inference import Responder
+from egom2p.anytoany.answers.inference import Inference
 from egom2p.anytoany.generate import GenerateConfig, main, question_of_files
 from egom2p.anytoany.model import build_anytoany
 from egom2p.anytoany.perception.source import PerceptionConfig
-from egom2p.anytoany.perception.vectors import percept_of_vectors
+from egom2p.anytoany.perception.vectors import features_of_vectors
 from egom2p.anytoany.saving import save_anytoany
 from egom2p.config import load_config
 from egom2p.data.clips.video_files import write_video
@@ -36,8 +36,8 @@ def test_answers_and_speed_are_written(saved, capsys, tmp_path):
     settings = {"model": str(folder / "model"), "answer": ANSWER, "device": "cpu"}
     main(GenerateConfig(prompt="{video} what?", video=file, num_answers=2, **settings))
     found = capsys.readouterr()
-    question = Responder(model).question("{video} what?", [("video", percept_of_vectors(np.load(file)))])
-    (wanted,) = Responder(model).answer([question], ANSWER)
+    question = Inference(model).question("{video} what?", [("video", features_of_vectors(np.load(file)))])
+    (wanted,) = Inference(model).answer([question], ANSWER)
     assert found.out.startswith(wanted.text + "\n") and found.out.count(wanted.text) >= 2
     assert re.search(r"perceived in [\d.]+ s, \d+ tokens in [\d.]+ s \([\d.]+ tokens/s\); peak memory", found.err)
     main(GenerateConfig(prompt="hello", tokens_out=str(tmp_path / "said.npz"), **{**settings, "answer": spoken()}))
@@ -55,8 +55,8 @@ def test_a_line_break_typed_in_a_shell_is_one(saved):
     overrides = [f"model={folder / 'model'}", f"video={folder / 'v.npy'}"]
     for typed in ('prompt="{video}\\nwhat, please?"', "prompt='{video}\nwhat, please?'"):
         config = load_config(GenerateConfig, "default/anytoany/generate.yaml", [*overrides, typed])
-        asked = question_of_files(Responder(model), config)
-        wanted = Responder(model).question("{video}\nwhat, please?", [("video", asked.percepts[0])])
+        asked = question_of_files(Inference(model), config)
+        wanted = Inference(model).question("{video}\nwhat, please?", [("video", asked.features[0])])
         assert asked.rendered.ids.tolist() == wanted.rendered.ids.tolist()
 
 
@@ -114,4 +114,4 @@ def test_a_video_file_and_its_windows(tmp_path, capsys):
     assert "holds several clips, this is about the first" in capsys.readouterr().err
     with pytest.raises(ValueError, match="perceives video as vectors"):
         vectors = toy_model(tmp_path)
-        list(Responder(vectors).perceive_file("video", str(tmp_path / "walk.mp4")))
+        list(Inference(vectors).perceive_file("video", str(tmp_path / "walk.mp4")))

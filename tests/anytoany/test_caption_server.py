@@ -12,9 +12,9 @@ import pytest
 from model_toys import WIDTH, toy_model
 
 from egom2p.anytoany.answers.answer_generation import AnswerConfig
-from egom2p.anytoany.answers.inference import Responder
+from egom2p.anytoany.answers.inference import Inference
 from egom2p.anytoany.perception.source import PerceptionConfig
-from egom2p.anytoany.perception.vectors import percept_of_vectors
+from egom2p.anytoany.perception.vectors import features_of_vectors
 from egom2p.anytoany.serve import INFERENCE, CaptionServer, ServeConfig
 
 CONFIG = ServeConfig(
@@ -23,13 +23,13 @@ CONFIG = ServeConfig(
 
 
 @pytest.fixture(scope="module")
-def responder(tmp_path_factory):
-    return Responder(toy_model(tmp_path_factory.mktemp("tokenizer"), noise=0.3))
+def inference(tmp_path_factory):
+    return Inference(toy_model(tmp_path_factory.mktemp("tokenizer"), noise=0.3))
 
 
 @pytest.fixture(scope="module")
-def server(responder):
-    with CaptionServer(CONFIG, responder) as running:
+def server(inference):
+    with CaptionServer(CONFIG, inference) as running:
         thread = threading.Thread(target=running.serve_forever, daemon=True)
         thread.start()
         yield running
@@ -49,11 +49,11 @@ def vectors(count):
     return np.random.default_rng(0).normal(size=(count, WIDTH)).astype(np.float32)
 
 
-def test_texts_are_those_of_the_model(server, responder):
+def test_texts_are_those_of_the_model(server, inference):
     shown = vectors(3)
     status, content = request(server, json.dumps({"embedding": shown.flatten().tolist()}))
-    asked = [responder.question(CONFIG.prompt, [("video", percept_of_vectors(vector))]) for vector in shown]
-    assert status == 200 and content == {"texts": [said.text for said in responder.answer(asked, CONFIG.answer)]}
+    asked = [inference.question(CONFIG.prompt, [("video", features_of_vectors(vector))]) for vector in shown]
+    assert status == 200 and content == {"texts": [said.text for said in inference.answer(asked, CONFIG.answer)]}
     assert len(set(content["texts"])) > 1
     alone = request(server, json.dumps({"embedding": shown[1].tolist()}))[1]["texts"]
     assert alone == content["texts"][1:2]
@@ -123,7 +123,7 @@ def test_a_failure_of_the_model_is_an_answer_too(server, monkeypatch):
     def broken(*_, **__):
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(server.responder, "answer", broken)
+    monkeypatch.setattr(server.inference, "answer", broken)
     status, content = request(server, json.dumps({"embedding": [0.5] * WIDTH}))
     assert status == 500 and "out of memory" not in content["error"]
 
@@ -131,7 +131,7 @@ def test_a_failure_of_the_model_is_an_answer_too(server, monkeypatch):
 def test_only_models_of_vectors_can_be_served(tmp_path):
     two = tuple(PerceptionConfig(source="vectors", width=4, kinds=(kind,)) for kind in ("video", "audio"))
     with pytest.raises(ValueError, match="one perception source of vectors"):
-        CaptionServer(CONFIG, Responder(toy_model(tmp_path, perception=two)))
+        CaptionServer(CONFIG, Inference(toy_model(tmp_path, perception=two)))
 
 
 @pytest.mark.parametrize(
@@ -151,6 +151,6 @@ def test_settings_that_cannot_work_are_found_at_once(settings, message):
         ServeConfig(model="-", **settings)
 
 
-def test_a_taken_port_is_named(server, responder):
+def test_a_taken_port_is_named(server, inference):
     with pytest.raises(ValueError, match=f"port {server.server_port} of 127.0.0.1: .* port=0"):
-        CaptionServer(replace(CONFIG, port=server.server_port), responder)
+        CaptionServer(replace(CONFIG, port=server.server_port), inference)

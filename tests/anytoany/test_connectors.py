@@ -1,15 +1,15 @@
-"""From percepts to perception tokens: cost, nesting, independence of neighbours."""
+"""From perception features to perception tokens: cost, nesting, independence of neighbours."""
 
 import numpy as np
 import pytest
 import torch
-from model_toys import percept_of, renderer_of, talks, toy_batch, toy_model, toy_percept
+from model_toys import features_of, renderer_of, talks, toy_batch, toy_features, toy_model
 
 from egom2p.anytoany.connectors import ConnectorConfig, build_connector
 from egom2p.anytoany.conversations.packing import collate
 from egom2p.anytoany.language.packed_attention import packed_hidden, packed_layout
 from egom2p.anytoany.perception.tower import rows_of
-from egom2p.anytoany.types import Percept
+from egom2p.anytoany.types import PerceptionFeatures
 
 KINDS = ("global_mlp", "st_shuffle", "resampler")
 
@@ -28,10 +28,10 @@ def made(kind, *, width=10, out=12, **settings):
         return config, build_connector(config, width=width, out_width=out, num_sources=3)
 
 
-def grid_percept(seed=0, shape=(3, 4, 2), *, drop=0):
+def grid_features(seed=0, shape=(3, 4, 2), *, drop=0):
     rng = np.random.default_rng(seed)
     position = np.stack(np.unravel_index(np.arange(np.prod(shape)), shape), axis=1)[drop:].astype(np.int16)
-    return Percept(
+    return PerceptionFeatures(
         rng.normal(size=(len(position), 10)).astype(np.float32),
         position,
         rng.integers(0, 3, len(position)).astype(np.int16),
@@ -60,15 +60,15 @@ def test_parameters_are_linear_in_the_number_of_tokens():
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_item_does_not_depend_on_its_neighbours(kind):
     config, connector = made(kind)
-    percepts = [grid_percept(seed, drop=seed) for seed in range(4)]
-    counts = [config.span_length(percept, "video") for percept in percepts]
-    together = connector(rows_of(percepts), counts).split(counts)
-    for percept, count, tokens in zip(percepts, counts, together, strict=True):
+    items = [grid_features(seed, drop=seed) for seed in range(4)]
+    counts = [config.span_length(item, "video") for item in items]
+    together = connector(rows_of(items), counts).split(counts)
+    for item, count, tokens in zip(items, counts, together, strict=True):
         assert tokens.shape == (count, 12)
-        assert torch.allclose(connector(rows_of([percept]), [count]), tokens, atol=1e-5)
+        assert torch.allclose(connector(rows_of([item]), [count]), tokens, atol=1e-5)
         # Nor on the order in which its rows come.
-        order = np.random.default_rng(1).permutation(len(percept.features))
-        mixed = Percept(percept.features[order], percept.position[order], percept.source[order])
+        order = np.random.default_rng(1).permutation(len(item.features))
+        mixed = PerceptionFeatures(item.features[order], item.position[order], item.source[order])
         assert torch.allclose(connector(rows_of([mixed]), [count]), tokens, atol=1e-5)
 
 
@@ -76,30 +76,30 @@ def test_an_item_does_not_depend_on_its_neighbours(kind):
 def test_the_first_tokens_work_alone(kind):
     """Nested (Matryoshka) counts: fewer tokens are a prefix of all."""
     _, connector = made(kind, num_tokens=8, nested=(1, 2, 4))
-    percepts = [grid_percept(seed) for seed in range(3)]
-    whole = connector(rows_of(percepts), [8, 8, 8]).split(8)
-    part = connector(rows_of(percepts), [1, 4, 2]).split([1, 4, 2])
+    items = [grid_features(seed) for seed in range(3)]
+    whole = connector(rows_of(items), [8, 8, 8]).split(8)
+    part = connector(rows_of(items), [1, 4, 2]).split([1, 4, 2])
     for all_tokens, first in zip(whole, part, strict=True):
         assert torch.allclose(all_tokens[: len(first)], first, atol=1e-6)
     with pytest.raises(ValueError, match="the connector has 8"):
-        connector(rows_of(percepts), [8, 9, 8])
+        connector(rows_of(items), [8, 9, 8])
 
 
 def test_shuffle_lays_neighbours_into_one_token():
     config, connector = made("st_shuffle")
-    percept = grid_percept(0, drop=5)
-    hidden = connector.reduce(connector.norm(torch.from_numpy(percept.features)))
-    hidden = hidden + connector.source_table[percept.source.astype(int)]
+    item = grid_features(0, drop=5)
+    hidden = connector.reduce(connector.norm(torch.from_numpy(item.features)))
+    hidden = hidden + connector.source_table[item.source.astype(int)]
     cells = {}
-    for row, (source, position) in enumerate(zip(percept.source, percept.position, strict=True)):
+    for row, (source, position) in enumerate(zip(item.source, item.position, strict=True)):
         cell = (int(source), int(position[0]) // 2, int(position[1]) // 2, int(position[2]))
         slot = (int(position[0]) % 2) * 2 + int(position[1]) % 2
         cells.setdefault(cell, torch.zeros(4, 24))[slot] = hidden[row]
     wanted = torch.stack([connector.out(cells[cell].flatten()) for cell in sorted(cells)])
-    assert config.span_length(percept, "video") == len(cells)
-    assert torch.allclose(connector(rows_of([percept]), [len(cells)]), wanted, atol=1e-5)
+    assert config.span_length(item, "video") == len(cells)
+    assert torch.allclose(connector(rows_of([item]), [len(cells)]), wanted, atol=1e-5)
     with pytest.raises(RuntimeError, match="other cells"):
-        connector(rows_of([percept]), [len(cells) + 1])
+        connector(rows_of([item]), [len(cells) + 1])
 
 
 POOLED = {"cell": (2, 4, 1), "pool": (2, 2, 1)}
@@ -108,11 +108,11 @@ POOLED = {"cell": (2, 4, 1), "pool": (2, 2, 1)}
 def test_pooling_lays_means_of_blocks_into_one_token():
     config, connector = made("st_shuffle", **POOLED)
     connector.gain.fill_(0.5)
-    percept = grid_percept(0, drop=7)
-    hidden = connector.reduce(connector.norm(torch.from_numpy(percept.features)))
-    hidden = hidden + connector.source_table[percept.source.astype(int)]
+    item = grid_features(0, drop=7)
+    hidden = connector.reduce(connector.norm(torch.from_numpy(item.features)))
+    hidden = hidden + connector.source_table[item.source.astype(int)]
     blocks = {}
-    for row, (source, position) in enumerate(zip(percept.source, percept.position, strict=True)):
+    for row, (source, position) in enumerate(zip(item.source, item.position, strict=True)):
         cell = (int(source), int(position[0]) // 2, int(position[1]) // 4, int(position[2]))
         blocks.setdefault(cell, ([], []))[int(position[1]) % 4 // 2].append(hidden[row])
     zero = torch.zeros(24)
@@ -120,21 +120,21 @@ def test_pooling_lays_means_of_blocks_into_one_token():
         torch.cat([connector.mean_norm(torch.stack(rows).mean(0)) if rows else zero for rows in blocks[cell]])
         for cell in sorted(blocks)
     ]
-    assert any(not rows for both in blocks.values() for rows in both), "a block that the percept does not have"
-    assert config.span_length(percept, "video") == len(slots)
-    found = connector(rows_of([percept]), [len(slots)])
+    assert any(not rows for both in blocks.values() for rows in both), "a block that the features does not have"
+    assert config.span_length(item, "video") == len(slots)
+    found = connector(rows_of([item]), [len(slots)])
     assert torch.allclose(found, connector.out(torch.stack(slots)) * 0.5, atol=1e-5)
     with pytest.raises(RuntimeError, match="other cells"):
-        connector(rows_of([percept]), [len(slots) + 1])
+        connector(rows_of([item]), [len(slots) + 1])
 
 
 def test_pooled_items_do_not_depend_on_their_neighbours():
     config, connector = made("st_shuffle", **POOLED)
-    percepts = [grid_percept(seed, drop=seed) for seed in range(3)]
-    counts = [config.span_length(percept, "video") for percept in percepts]
-    together = connector(rows_of(percepts), counts).split(counts)
-    for percept, count, tokens in zip(percepts, counts, together, strict=True):
-        assert torch.allclose(connector(rows_of([percept]), [count]), tokens, atol=1e-5)
+    items = [grid_features(seed, drop=seed) for seed in range(3)]
+    counts = [config.span_length(item, "video") for item in items]
+    together = connector(rows_of(items), counts).split(counts)
+    for item, count, tokens in zip(items, counts, together, strict=True):
+        assert torch.allclose(connector(rows_of([item]), [count]), tokens, atol=1e-5)
 
 
 def test_pooling_saves_parameters():
@@ -152,14 +152,14 @@ def test_pooling_saves_parameters():
 
 def test_span_lengths():
     per_kind = ConnectorConfig(num_tokens={"video": 8, "gaze": 2}, nested=(1, 4))
-    percept = toy_percept(0)
-    assert [per_kind.span_length(percept, kind) for kind in ("video", "gaze")] == [8, 2]
-    assert per_kind.span_length(percept, "video", 4) == 4
-    assert ConnectorConfig(kind="gated_xattn", num_tokens=8).span_length(percept, "video") == 1
+    item = toy_features(0)
+    assert [per_kind.span_length(item, kind) for kind in ("video", "gaze")] == [8, 2]
+    assert per_kind.span_length(item, "video", 4) == 4
+    assert ConnectorConfig(kind="gated_xattn", num_tokens=8).span_length(item, "video") == 1
     with pytest.raises(ValueError, match="trained counts"):
-        per_kind.span_length(percept, "video", 3)
+        per_kind.span_length(item, "video", 3)
     with pytest.raises(ValueError, match="no count for audio"):
-        per_kind.span_length(percept, "audio")
+        per_kind.span_length(item, "audio")
     gated = {"kind": "gated_xattn", "num_tokens": 8}
     for wrong, message in ((gated | {"nested": (2,)}, "nested"), (gated | {"num_tokens": {"video": 2}}, "one number")):
         with pytest.raises(ValueError, match=message):
@@ -209,11 +209,11 @@ def test_gated_layers_look_at_the_last_item_of_their_conversation(folder):
     def losses(shown):
         return model.token_losses(collate([[rendered[0], rendered[1], rendered[2]]], shown, pad_id=0))
 
-    base = losses(percept_of)
+    base = losses(features_of)
     counts = [int(item.is_target.sum()) for item in rendered]
     # talks(3)[1] shows item 1, talks(3)[2] items 2 and 3 before its only answer.
     for changed, moved in ((1, [False, True, False]), (3, [False, False, True])):
-        swapped = toy_percept(77, rows=1 + changed % 4)
-        other = losses(lambda media, c=str(changed), new=swapped: new if media.ref == c else percept_of(media))
+        swapped = toy_features(77, rows=1 + changed % 4)
+        other = losses(lambda media, c=str(changed), new=swapped: new if media.ref == c else features_of(media))
         pairs = zip(base.split(counts), other.split(counts), strict=True)
         assert [bool((one - two).abs().max() > 1e-4) for one, two in pairs] == moved

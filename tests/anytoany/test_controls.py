@@ -4,25 +4,25 @@ import numpy as np
 import pytest
 
 from egom2p.anytoany.evaluation.controls import check_control, controlled, partners
-from egom2p.anytoany.types import Media, Percept
+from egom2p.anytoany.types import Media, PerceptionFeatures
 
 NAMES = ("rgb", "gaze")
 
 
-def percept(media: Media) -> Percept:
+def features_of(media: Media) -> PerceptionFeatures:
     """Rows whose numbers tell the item, of two modalities."""
     number = float(media.ref)
     source = np.array([0, 0, 0, 1, 1], np.int16)
     features = (number * 10 + np.arange(5)).astype(np.float32)[:, None] + 1
     position = np.stack([np.arange(5)] * 3, axis=1).astype(np.int16)
-    return Percept(features, position, source)
+    return PerceptionFeatures(features, position, source)
 
 
 ITEMS = [Media("video", str(number)) for number in range(12)] + [Media("image", str(number)) for number in range(3)]
 
 
 def shown(control, item=ITEMS[2]):
-    return controlled(percept, control, ITEMS, lambda media: NAMES)(item)
+    return controlled(features_of, control, ITEMS, lambda media: NAMES)(item)
 
 
 def test_everybody_gets_another_item_of_its_kind():
@@ -40,7 +40,7 @@ def test_shuffling_does_not_keep_the_factors_of_a_regular_list():
 
 
 def test_each_control_does_what_it_says():
-    own, other = percept(ITEMS[2]), percept(partners(ITEMS)[ITEMS[2]])
+    own, other = features_of(ITEMS[2]), features_of(partners(ITEMS)[ITEMS[2]])
     assert shown("true").features.tolist() == own.features.tolist()
     assert shown("shuffled").features.tolist() == other.features.tolist()
     zero = shown("zero")

@@ -118,7 +118,7 @@ def test_tables_name_what_is_wrong(tmp_path):
         TableFiles([str(tmp_path / "nowhere*.jsonl")], ["a"])
 
 
-def test_shipped_templates_are_many_and_differ_between_splits():
+def test_the_packages_templates_are_many_and_differ_between_splits():
     files = sorted((cfgs_root() / "default/anytoany/templates").glob("*.yaml"))
     assert len(files) >= 5
     for file in files:

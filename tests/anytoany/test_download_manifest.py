@@ -119,7 +119,7 @@ def test_stand_ins_make_room_for_what_they_stood_for(hub, tmp_path, monkeypatch)
         download(hub["config"]())
 
 
-def test_the_shipped_manifest_names_the_model_that_the_config_uses():
+def test_the_manifest_names_the_model_that_the_config_uses():
     """The published one downloaded another base model than its config read."""
     from egom2p.config import load_plain
 

@@ -11,14 +11,14 @@ from model_toys import toy_batch, toy_config
 from PIL import Image
 from tiny_artifacts import invented_clip, make_tiny_world
 
-from egom2p.anytoany.answers.inference import Responder
+from egom2p.anytoany.answers.inference import Inference
 from egom2p.anytoany.connectors import ConnectorConfig
 from egom2p.anytoany.conversations.datasets import CaptionsConfig, CaptionSet, InstructConfig, InstructSet
 from egom2p.anytoany.conversations.templates import TemplateConfig
 from egom2p.anytoany.evaluation.harness import file_perception
 from egom2p.anytoany.model import build_anytoany
 from egom2p.anytoany.perception.export import ExportConfig, export
-from egom2p.anytoany.perception.feature_lookup import PerceptLookup
+from egom2p.anytoany.perception.feature_lookup import FeatureLookup
 from egom2p.anytoany.perception.media_files import read_clips
 from egom2p.anytoany.perception.picture_cells import PictureGrid
 from egom2p.anytoany.perception.source import PerceptionConfig, build_source
@@ -78,9 +78,9 @@ def test_features_are_timms_own(name):
     size = live.grid.size
     pixels = RNG.integers(0, 256, (*size, 3), dtype=np.uint8)
     rows, position = live.grid.rows(pixels[None])
-    percept = build_source(config).perceive([invented_clip(0)])[0]
-    assert len(percept.features) == len(invented_clip(0).rgb) * math.prod(live.grid.cells)
-    one = type(percept)(rows, position, np.zeros(len(rows), np.int16))
+    item = build_source(config).perceive([invented_clip(0)])[0]
+    assert len(item.features) == len(invented_clip(0).rgb) * math.prod(live.grid.cells)
+    one = type(item)(rows, position, np.zeros(len(rows), np.int16))
     found = live.eval()(rows_of([one]))
     original = timm.create_model(name, num_classes=0).eval()
     original.load_state_dict(live.tower.state_dict())
@@ -108,8 +108,8 @@ def test_layers_sizes_and_widths():
         assert build_source(config).grid.cells == cells and tower_width(config) == width
     live = build_tower(tower("test_vit", image_size=64, layer=3, tiles=(2, 1), width=64))
     source = build_source(tower("test_vit", image_size=64, layer=3, tiles=(2, 1), num_frames=5))
-    (percept,) = source.perceive([invented_clip(0)])
-    assert percept.features.shape == (5 * 2 * 16, 16 * 16 * 3) and live(rows_of([percept])).shape == (160, 64)
+    (item,) = source.perceive([invented_clip(0)])
+    assert item.features.shape == (5 * 2 * 16, 16 * 16 * 3) and live(rows_of([item])).shape == (160, 64)
     with pytest.raises(ValueError, match="has 64 features"):
         build_tower(tower(width=8))
     with pytest.raises(ValueError, match="no layer 9"):
@@ -136,12 +136,12 @@ def test_weights_from_files_and_without_a_network(tmp_path):
 
 
 def test_what_of_a_tower_is_trained():
-    percepts = build_source(tower(image_size=64)).perceive([invented_clip(0)])
+    items = build_source(tower(image_size=64)).perceive([invented_clip(0)])
 
     def trained(name="test_resnet", **settings):
         live = build_tower(tower(name, image_size=64, **settings)).train()
         before = {key: buffer.clone() for key, buffer in live.named_buffers()}
-        states = live(rows_of(percepts))
+        states = live(rows_of(items))
         is_trained = settings.get("train", "frozen") != "frozen"
         assert states.requires_grad == is_trained
         assert any(not torch.equal(before[key], buffer) for key, buffer in live.named_buffers()) == is_trained
@@ -187,46 +187,46 @@ def test_tokenizers_see_a_picture_as_a_still_video(tmp_path):
     (clip,) = read_clips(str(tmp_path / "c.png"), config)
     assert clip.rgb.shape == wanted
     assert (clip.rgb[:half] == (255, 0, 0)).all() and (clip.rgb[-half:] == (0, 0, 255)).all()
-    (percept,) = build_source(config).perceive([clip])
-    out = tmp_path / "percepts"
+    (item,) = build_source(config).perceive([clip])
+    out = tmp_path / "features"
     export(ExportConfig(perception=config, input=str(tmp_path / "c.png"), output=str(out)))
-    lookup = PerceptLookup([config], [str(out)], ConnectorConfig())
-    found = lookup.percept(Media("image", str(tmp_path / "c.png")))
-    assert (found.features == percept.features).all()
+    lookup = FeatureLookup([config], [str(out)], ConnectorConfig())
+    found = lookup.features(Media("image", str(tmp_path / "c.png")))
+    assert (found.features == item.features).all()
 
 
 def test_pictures_and_videos_are_media_of_conversations(tmp_path):
-    """Looked up by their path, or exported before: the same percept; what has the wrong settings is refused."""
+    """Looked up by their path, or exported before: the same features; what has the wrong settings is refused."""
     photo(tmp_path / "a.jpg")
     write_video(tmp_path / "v.mp4", RNG.integers(0, 256, (40, 16, 32, 3), dtype=np.uint8), 8.0)
     config, connector = (
         tower(image_size=64, num_frames=3, clip_s=1.5),
         ConnectorConfig(kind="st_shuffle", cell=(3, 1, 1)),
     )
-    lookup = PerceptLookup([config], [], connector)
+    lookup = FeatureLookup([config], [], connector)
     picture, video = Media("image", str(tmp_path / "a.jpg")), Media("video", str(tmp_path / "v.mp4"))
-    assert lookup.percept(picture).features.shape == (4, 32 * 32 * 3) and lookup.span_length(video) == 4
-    assert lookup.percept(video).position[:, 0].max() == 2
+    assert lookup.features(picture).features.shape == (4, 32 * 32 * 3) and lookup.span_length(video) == 4
+    assert lookup.features(video).position[:, 0].max() == 2
     with pytest.raises(FileNotFoundError, match=r"no\.jpg: no such picture"):
-        lookup.percept(Media("image", str(tmp_path / "no.jpg")))
+        lookup.features(Media("image", str(tmp_path / "no.jpg")))
     for settings in ({}, {"precomputed": True}):
         chosen = PerceptionConfig(**{**to_plain(config), **settings})
-        out = tmp_path / f"percepts{len(settings)}"
+        out = tmp_path / f"features{len(settings)}"
         export(ExportConfig(perception=chosen, input=str(tmp_path / "a.jpg"), output=str(out)))
-        stored = PerceptLookup([chosen], [str(out)], connector).percept(Media("image", "a"))
+        stored = FeatureLookup([chosen], [str(out)], connector).features(Media("image", "a"))
         wanted = build_source(chosen).perceive(list(read_clips(str(tmp_path / "a.jpg"), chosen)))[0]
         assert stored.features.dtype == wanted.features.dtype
-        assert settings or np.array_equal(stored.features, lookup.percept(picture).features)
+        assert settings or np.array_equal(stored.features, lookup.features(picture).features)
     photo(tmp_path / "b.0.png")
-    out = str(tmp_path / "percepts0")
+    out = str(tmp_path / "features0")
     more = ExportConfig(perception=config, input=str(tmp_path / "*.*g"), output=out, shard_clips=1)
     assert export(more) == (1, 1)
-    assert len(PerceptLookup([config], [out], connector).percept(Media("image", "elsewhere/b.0.png")).features) == 4
-    photo(tmp_path / "a.png")  # beside a.jpg: rows would silently get the other one's percept
+    assert len(FeatureLookup([config], [out], connector).features(Media("image", "elsewhere/b.0.png")).features) == 4
+    photo(tmp_path / "a.png")  # beside a.jpg: rows would silently get the other one's features
     with pytest.raises(ValueError, match="two clips are called 'a'"):
         export(more)
     with pytest.raises(ValueError, match="no source of the model"):
-        PerceptLookup([tower(image_size=96)], [str(tmp_path / "percepts0")], connector)
+        FeatureLookup([tower(image_size=96)], [str(tmp_path / "features0")], connector)
 
 
 @pytest.mark.parametrize("name", ["test_convnext", "test_resnet"], ids=["plain", "batch norms"])
@@ -238,15 +238,15 @@ def test_a_trained_tower_is_saved_with_its_model(tmp_path, name):
         model = build_anytoany(toy_config(tmp_path, perception=(config,)))
     names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     assert any(name.startswith("towers.0.tower.") for name in names)
-    percept = build_source(config).perceive(list(read_clips(str(tmp_path / "a.png"), config)))[0]
+    item = build_source(config).perceive(list(read_clips(str(tmp_path / "a.png"), config)))[0]
     batch = toy_batch(model)
     batch = type(batch)(
         **{
             **vars(batch),
-            "features": torch.from_numpy(np.tile(percept.features, (3, 1))).float(),
-            "position": torch.from_numpy(np.tile(percept.position, (3, 1))).long(),
-            "source": torch.zeros(3 * len(percept.source), dtype=torch.long),
-            "percept_offsets": torch.arange(4) * len(percept.source),
+            "features": torch.from_numpy(np.tile(item.features, (3, 1))).float(),
+            "position": torch.from_numpy(np.tile(item.position, (3, 1))).long(),
+            "source": torch.zeros(3 * len(item.source), dtype=torch.long),
+            "feature_offsets": torch.arange(4) * len(item.source),
         }
     )
     model.train()
@@ -262,8 +262,8 @@ def test_a_trained_tower_is_saved_with_its_model(tmp_path, name):
         assert torch.equal(model(batch).sums, again(batch).sums)
     # The folder can be saved again, from where it lies.
     save_anytoany(again, tmp_path / "copy")
-    said = next(Responder(load_anytoany(tmp_path / "copy")).perceive_file("image", str(tmp_path / "a.png")))
-    assert said.key == "a" and np.array_equal(said.percept.features, percept.features)
+    said = next(Inference(load_anytoany(tmp_path / "copy")).perceive_file("image", str(tmp_path / "a.png")))
+    assert said.key == "a" and np.array_equal(said.features.features, item.features)
     assert json.loads((tmp_path / "copy" / "anytoany.json").read_text())
 
 
@@ -272,11 +272,11 @@ def test_what_an_earlier_version_made_of_a_tower_holds_features_not_pixels(tmp_p
     added = ("image_size", "tiles", "num_frames", "clip_s")
     live = tower("resnet18", width=512)
     earlier = {name: value for name, value in to_plain(live).items() if name not in added}
-    (tmp_path / "percepts").mkdir()
+    (tmp_path / "features").mkdir()
     card = {"source": "timm_frames", "names": ["resnet18"], "width": 512, "perception": earlier}
-    (tmp_path / "percepts" / "card.json").write_text(json.dumps(card))
-    with pytest.raises(ValueError, match="holds percepts of timm_frames"):
-        PerceptLookup((live,), [str(tmp_path / "percepts")], ConnectorConfig(kind="global_mlp"))
+    (tmp_path / "features" / "card.json").write_text(json.dumps(card))
+    with pytest.raises(ValueError, match="holds features of timm_frames"):
+        FeatureLookup((live,), [str(tmp_path / "features")], ConnectorConfig(kind="global_mlp"))
     features = replace(live, precomputed=True)
     save_anytoany(build_anytoany(toy_config(tmp_path, perception=(features,))), tmp_path / "model")
     saved = json.loads((tmp_path / "model" / "anytoany.json").read_text())
@@ -284,7 +284,7 @@ def test_what_an_earlier_version_made_of_a_tower_holds_features_not_pixels(tmp_p
     (tmp_path / "model" / "anytoany.json").write_text(json.dumps(saved))
     model = load_anytoany(tmp_path / "model")
     assert model.config.perception == (features,)
-    PerceptLookup(model.config.perception, [str(tmp_path / "percepts")], model.config.connector)
+    FeatureLookup(model.config.perception, [str(tmp_path / "features")], model.config.connector)
 
 
 def test_rows_of_llava_name_picture_files(tmp_path):
@@ -299,8 +299,8 @@ def test_rows_of_llava_name_picture_files(tmp_path):
         CaptionSet(CaptionsConfig(caption="id", media="image", templates=CAPTION, **config)).conversation(0, RNG).media
     )
     assert found == captioned == Media("image", str(tmp_path / "pictures" / "a.jpg"))
-    lookup = PerceptLookup([tower(image_size=64)], [], ConnectorConfig())
-    assert lookup.percept(found).features.shape == (4, 32 * 32 * 3)
+    lookup = FeatureLookup([tower(image_size=64)], [], ConnectorConfig())
+    assert lookup.features(found).features.shape == (4, 32 * 32 * 3)
 
 
 def test_pictures_that_a_harness_shows(tmp_path):

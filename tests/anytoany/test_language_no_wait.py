@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from model_toys import BOOKS, percept_of, renderer_of, talks, toy_batch, toy_model
+from model_toys import BOOKS, features_of, renderer_of, talks, toy_batch, toy_model
 from spy import Spy
 
 from egom2p.anytoany.answers.answer_generation import AnswerConfig, Question, answer
@@ -33,7 +33,7 @@ def test_further_tokens_do_not_wait(folder, more):
     model = toy_model(folder, codebooks=BOOKS)
     renderer = renderer_of(model)
     asked = [question_of(talk) for talk in talks(3)]
-    questions = [Question(renderer.render_question(talk), tuple(percept_of(m) for m in talk.media)) for talk in asked]
+    questions = [Question(renderer.render_question(talk), tuple(features_of(m) for m in talk.media)) for talk in asked]
     waits = []
     for num_tokens in (8, 24):
         with torch.random.fork_rng(), Spy() as spy:

@@ -5,7 +5,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from anytoany_toys import talk, toy_percept, toy_renderer
+from anytoany_toys import talk, toy_features, toy_renderer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -80,7 +80,7 @@ def test_even_batches_are_of_similar_length_and_alternate():
 def test_a_batch_keeps_conversations_apart_and_labels_the_next_token():
     renderer = toy_renderer()
     ones = [renderer.render(talk(answer=answer)) for answer in ("a mug", "a red bowl", "the video")]
-    batch = collate([ones[:2], ones[2:]], toy_percept, pad_id=0, num_positions=100)
+    batch = collate([ones[:2], ones[2:]], toy_features, pad_id=0, num_positions=100)
     assert batch.num_clips == 3 and batch.num_targets == sum(int(one.is_target.sum()) for one in ones)
     start = 0
     for segment, one in enumerate(ones[:2]):
@@ -92,7 +92,7 @@ def test_a_batch_keeps_conversations_apart_and_labels_the_next_token():
         assert batch.labels[0, rows].tolist() == wanted
         start += len(one.ids)
     assert (batch.segments[0, start:] == -1).all() and (batch.labels[0, start:] == NO_LOSS).all()
-    assert batch.percept_offsets.tolist() == [0, 4, 8, 12] and batch.media_rows.tolist() == [0, 0, 1]
+    assert batch.feature_offsets.tolist() == [0, 4, 8, 12] and batch.media_rows.tolist() == [0, 0, 1]
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +116,7 @@ def loader(
     return LanguageLoader(
         config,
         toy_renderer(max_length=max_length),
-        toy_percept,
+        toy_features,
         batch_size=batch_size,
         seed=seed,
         nested=nested,

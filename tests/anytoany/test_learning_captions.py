@@ -12,7 +12,7 @@ from egom2p.anytoany.conversations.chat import ChatConfig, ChatRenderer
 from egom2p.anytoany.conversations.conversation import answer_of, question_of
 from egom2p.anytoany.conversations.packing import collate
 from egom2p.anytoany.model import build_anytoany
-from egom2p.anytoany.types import Conversation, Media, Percept, Turn
+from egom2p.anytoany.types import Conversation, Media, PerceptionFeatures, Turn
 
 WORDS = (
     ("push", "lift", "open", "turn", "wash"),
@@ -31,11 +31,11 @@ def is_unseen(number):
     return sum(factors(number)) % 5 == 4
 
 
-def percept_of(number):
+def features_of(number):
     """One vector that is a fixed function of the factors."""
     table = np.random.default_rng(0).normal(size=(3, 5, 10)).astype(np.float32)
     vector = sum(table[axis, value] for axis, value in enumerate(factors(number)))
-    return Percept(vector[None], np.zeros((1, 3), np.int16), np.zeros(1, np.int16))
+    return PerceptionFeatures(vector[None], np.zeros((1, 3), np.int16), np.zeros(1, np.int16))
 
 
 def caption_of(number):
@@ -71,9 +71,9 @@ def test_unseen_combinations_are_captioned_with_several_tokens(tmp_path, kind, c
         rng = np.random.default_rng(1)
 
         def shown(media):
-            percept = percept_of(int(media.ref))
-            noisy = percept.features + 0.3 * rng.normal(size=percept.features.shape).astype(np.float32)
-            return Percept(noisy, percept.position, percept.source)
+            item = features_of(int(media.ref))
+            noisy = item.features + 0.3 * rng.normal(size=item.features.shape).astype(np.float32)
+            return PerceptionFeatures(noisy, item.position, item.source)
 
         talks = [
             Conversation(str(n), (Turn("user", (Media("video", str(n)), "what?")), Turn("assistant", (caption_of(n),))))
@@ -83,16 +83,16 @@ def test_unseen_combinations_are_captioned_with_several_tokens(tmp_path, kind, c
         train(model, [renderer.render(talk) for talk in talks if not is_unseen(int(talk.key))], shown, steps=300)
     unseen = [talk for talk in talks if is_unseen(int(talk.key))]
 
-    def exact(percepts):
+    def exact(items):
         questions = [
-            Question(renderer.render_question(question_of(talk)), (percept,))
-            for talk, percept in zip(unseen, percepts, strict=True)
+            Question(renderer.render_question(question_of(talk)), (item,))
+            for talk, item in zip(unseen, items, strict=True)
         ]
         said = answer(model, questions, AnswerConfig(max_new_tokens=24))
         return np.mean([one.text == answer_of(talk) for one, talk in zip(said, unseen, strict=True)])
 
-    true = [percept_of(int(talk.key)) for talk in unseen]
-    zero = [Percept(0 * percept.features, percept.position, percept.source) for percept in true]
+    true = [features_of(int(talk.key)) for talk in unseen]
+    zero = [PerceptionFeatures(0 * item.features, item.position, item.source) for item in true]
     assert exact(true) >= 0.9
     assert exact(true[1:] + true[:1]) <= 0.2 and exact(zero) <= 0.2
 
@@ -123,7 +123,7 @@ def test_codes_are_said_and_understood(tmp_path):
             )
 
         seen = [renderer.render(talk) for n in range(125) if not is_unseen(n) for talk in talks_of(n)]
-        train(model, seen, lambda media: percept_of(0), steps=400)
+        train(model, seen, lambda media: features_of(0), steps=400)
     unseen = [n for n in range(125) if is_unseen(n)]
     said = [Question(renderer.render_question(question_of(talks_of(n)[0]))) for n in unseen]
     read = [Question(renderer.render_question(question_of(talks_of(n)[1]))) for n in unseen]

@@ -8,9 +8,9 @@ import torch
 from tiny_artifacts import invented_clip, make_tiny_world
 
 from egom2p.anytoany.perception.export import ExportConfig, export
-from egom2p.anytoany.perception.feature_store import CARD, LEDGER, PerceptStore, PerceptWriter
+from egom2p.anytoany.perception.feature_store import CARD, LEDGER, FeatureStore, FeatureWriter
 from egom2p.anytoany.perception.source import PerceptionConfig, build_source, source_of_kind
-from egom2p.anytoany.perception.token_features import percept_of_tokens
+from egom2p.anytoany.perception.token_features import features_of_tokens
 from egom2p.anytoany.perception.tower import EncoderTower, build_tower, rows_of
 from egom2p.anytoany.perception.vectors import VectorFiles
 from egom2p.contracts import ModalitySpec, TokenClip, TokenGrid, TokenizerMismatch
@@ -54,18 +54,18 @@ def checkpoint(request, tmp_path_factory):
 
 
 def test_codes_carry_their_positions():
-    percept = percept_of_tokens(CLIPS[0], SPECS)
-    assert percept.features.shape == (24 + 5 + 3, 1) and percept.source.tolist() == [0] * 24 + [1] * 5 + [2] * 3
-    assert percept.features[:, 0].tolist() == np.concatenate(list(CLIPS[0].tokens.values())).tolist()
-    assert percept.position[7].tolist() == [0, 1, 3] and percept.position[24 + 4].tolist() == [4, 0, 0]
+    item = features_of_tokens(CLIPS[0], SPECS)
+    assert item.features.shape == (24 + 5 + 3, 1) and item.source.tolist() == [0] * 24 + [1] * 5 + [2] * 3
+    assert item.features[:, 0].tolist() == np.concatenate(list(CLIPS[0].tokens.values())).tolist()
+    assert item.position[7].tolist() == [0, 1, 3] and item.position[24 + 4].tolist() == [4, 0, 0]
     partly = TokenClip("p", {"tok_gaze": np.array([3, -1, 2, -1, -1])})
-    assert percept_of_tokens(partly, SPECS).position[:, 0].tolist() == [0, 2]
+    assert features_of_tokens(partly, SPECS).position[:, 0].tolist() == [0, 2]
     with pytest.raises(ValueError, match="none of the perceived"):
-        percept_of_tokens(CLIPS[1], SPECS[:1])
+        features_of_tokens(CLIPS[1], SPECS[:1])
     with pytest.raises(ValueError, match="wanted at most 5 below 7"):
-        percept_of_tokens(TokenClip("p", {"tok_gaze": np.full(5, 7)}), SPECS)
+        features_of_tokens(TokenClip("p", {"tok_gaze": np.full(5, 7)}), SPECS)
     with pytest.raises(TokenizerMismatch):
-        percept_of_tokens(TokenClip("p", {"tok_gaze": np.zeros(5)}, {"tok_gaze": "sha256:b"}), SPECS)
+        features_of_tokens(TokenClip("p", {"tok_gaze": np.zeros(5)}, {"tok_gaze": "sha256:b"}), SPECS)
 
 
 @pytest.mark.parametrize("layer", [None, 1])
@@ -75,10 +75,10 @@ def test_states_are_those_of_the_encoder(checkpoint, modalities, layer):
     config = PerceptionConfig(source="egom2p_encoder", checkpoint=folder, modalities=modalities, layer=layer)
     source = build_source(config)
     assert source.names == (("tok_rgb", "tok_gaze") if modalities else tuple(spec.name for spec in SPECS))
-    percepts = source.perceive(CLIPS)
+    items = source.perceive(CLIPS)
     tower = build_tower(config)
-    states = tower(rows_of(percepts)).split([len(percept.features) for percept in percepts])
-    for clip, percept, ours in zip(CLIPS, percepts, states, strict=True):
+    states = tower(rows_of(items)).split([len(item.features) for item in items])
+    for clip, item, ours in zip(CLIPS, items, states, strict=True):
         known = [
             KnownTokens(number, clip.tokens[spec.name], np.arange(spec.num_tokens))
             for number, spec in enumerate(SPECS)
@@ -90,10 +90,10 @@ def test_states_are_those_of_the_encoder(checkpoint, modalities, layer):
         with torch.no_grad():
             wanted = model.encoder_output(batch)[num_registers:]
         model.encoder = whole
-        assert len(percept.features) == len(wanted) and torch.allclose(ours, wanted, atol=1e-5)
+        assert len(item.features) == len(wanted) and torch.allclose(ours, wanted, atol=1e-5)
     exported = build_source(PerceptionConfig(**{**vars_of(config), "precomputed": True})).perceive(CLIPS)
     assert all(np.allclose(one.features, two.numpy(), atol=1e-5) for one, two in zip(exported, states, strict=True))
-    assert all((one.position == two.position).all() for one, two in zip(exported, percepts, strict=True))
+    assert all((one.position == two.position).all() for one, two in zip(exported, items, strict=True))
 
 
 def vars_of(config):
@@ -122,9 +122,9 @@ def test_what_of_the_encoder_is_trained(checkpoint):
 
 def test_codes_without_a_checkpoint_and_kinds():
     config = PerceptionConfig(source="codes", width=8, modality_specs=PLAIN, modalities=("tok_smell",))
-    tower, percepts = build_tower(config), build_source(config).perceive([CLIPS[0]])
+    tower, items = build_tower(config), build_source(config).perceive([CLIPS[0]])
     table = tower.embeddings.token_table
-    assert torch.equal(tower(rows_of(percepts)), table[torch.from_numpy(CLIPS[0].tokens["tok_smell"]).long()])
+    assert torch.equal(tower(rows_of(items)), table[torch.from_numpy(CLIPS[0].tokens["tok_smell"]).long()])
     sources = (config, PerceptionConfig(source="vectors", width=4, kinds=("audio",)))
     with pytest.raises(ValueError, match="audio need exactly one"):
         source_of_kind(sources, "audio")
@@ -142,12 +142,12 @@ def test_signals_are_tokenized_on_the_way(tmp_path):
     (ours,) = source.perceive([clip])
     assert ours.features[:, 0].tolist() == np.concatenate([tokens[spec.name] for spec in source.specs]).tolist()
 
-    out = tmp_path / "percepts"
+    out = tmp_path / "features"
     settings = {"perception": PerceptionConfig(**{**vars_of(config), "precomputed": True}), "output": str(out)}
     found = ExportConfig(input=str(world / "clips" / "train"), shard_clips=2, max_clips=3, **settings)
     assert export(found) == (3, 0)
     # Killed while writing: a shard without its entry, and half an entry.
-    (out / "percepts-000002.safetensors").write_bytes(b"half")
+    (out / "features-000002.safetensors").write_bytes(b"half")
     with (out / LEDGER).open("a") as opened:
         opened.write('{"shard": "perc')
     again = ExportConfig(input=str(world / "clips" / "train"), shard_clips=2, **settings)
@@ -158,10 +158,10 @@ def test_signals_are_tokenized_on_the_way(tmp_path):
     save_json(out / CARD, card | {"perception": earlier})
     assert export(again) == (0, 5), "a folder of an earlier version, which had fewer settings"
     save_json(out / CARD, card | {"perception": earlier | {"layer": 1}})
-    with pytest.raises(ValueError, match="holds percepts with perception"):
+    with pytest.raises(ValueError, match="holds features with perception"):
         export(again)
     save_json(out / CARD, card)
-    store = PerceptStore(out)
+    store = FeatureStore(out)
     assert len(store) == 5 and store.card["names"] == list(source.names)
     wanted = build_source(settings["perception"]).perceive([invented_clip(3)])[0]
     assert np.allclose(store["clip_003"].features, wanted.features, atol=1e-5)
@@ -173,14 +173,14 @@ def test_signals_are_tokenized_on_the_way(tmp_path):
 
 def test_the_first_item_is_written_and_none_twice(tmp_path):
     """The published exporter dropped item 0 and lost the last archive."""
-    percept = percept_of_tokens(CLIPS[0], SPECS)
-    writer = PerceptWriter(tmp_path, {"source": "codes", "names": [], "width": 1})
-    writer.write(["0", "1"], [percept, percept])
-    writer.write(["2"], [percept])
-    assert PerceptStore(tmp_path).refs == ("0", "1", "2")
+    item = features_of_tokens(CLIPS[0], SPECS)
+    writer = FeatureWriter(tmp_path, {"source": "codes", "names": [], "width": 1})
+    writer.write(["0", "1"], [item, item])
+    writer.write(["2"], [item])
+    assert FeatureStore(tmp_path).refs == ("0", "1", "2")
     for refs in (["0"], ["3", "3"]):
         with pytest.raises(ValueError, match="there already"):
-            writer.write(refs, [percept] * len(refs))
+            writer.write(refs, [item] * len(refs))
 
 
 def test_vectors_of_files(tmp_path):
@@ -196,8 +196,8 @@ def test_vectors_of_files(tmp_path):
         ("v.npz#b", vectors),
         ("v.npy#3", vectors[3:]),
     ):
-        percept = files[str(tmp_path / ref)]
-        assert np.allclose(percept.features, wanted) and percept.position[:, 0].tolist() == list(range(len(wanted)))
+        item = files[str(tmp_path / ref)]
+        assert np.allclose(item.features, wanted) and item.position[:, 0].tolist() == list(range(len(wanted)))
     for ref, message in (
         ("v.parquet#4", "from 0 to 3"),
         ("v.parquet", "from 0 to 3"),

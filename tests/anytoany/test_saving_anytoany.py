@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from model_toys import BOOKS, LLAMA, toy_batch, toy_config, toy_model, toy_percept
+from model_toys import BOOKS, LLAMA, toy_batch, toy_config, toy_features, toy_model
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from egom2p.anytoany.answers.answer_generation import AnswerConfig
-from egom2p.anytoany.answers.inference import Responder
+from egom2p.anytoany.answers.inference import Inference
 from egom2p.anytoany.connectors import ConnectorConfig
 from egom2p.anytoany.language.language_model import LanguageModelConfig, load_language_model
 from egom2p.anytoany.language.language_tokenizer import train_tokenizer
@@ -116,9 +116,9 @@ def test_a_whole_model_needs_nothing_else(tmp_path, folder, connector):
     assert torch.equal(model.token_losses(batch), loaded.token_losses(batch))
     save_anytoany(loaded, tmp_path / "again")  # from the copy, not from what it was made of
     assert torch.equal(load_anytoany(tmp_path / "again").token_losses(batch), model.token_losses(batch))
-    question = Responder(model).question("{video} what?", [("video", toy_percept(3))])
+    question = Inference(model).question("{video} what?", [("video", toy_features(3))])
     config = AnswerConfig(max_new_tokens=12)
-    ours, theirs = (Responder(m).answer([question], config)[0] for m in (model, loaded))
+    ours, theirs = (Inference(m).answer([question], config)[0] for m in (model, loaded))
     assert ours.text == theirs.text and (ours.ids == theirs.ids).all()
 
 

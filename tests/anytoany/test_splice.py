@@ -5,10 +5,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from model_toys import percept_of, renderer_of, talks, toy_model, toy_percept
+from model_toys import features_of, renderer_of, talks, toy_features, toy_model
 
 from egom2p.anytoany.answers.answer_generation import Question, right_aligned
-from egom2p.anytoany.answers.inference import Responder
+from egom2p.anytoany.answers.inference import Inference
 from egom2p.anytoany.connectors import ConnectorConfig
 from egom2p.anytoany.conversations.conversation import question_of
 from egom2p.anytoany.conversations.packing import collate
@@ -76,12 +76,12 @@ def folder(tmp_path_factory):
 def test_training_evaluation_generation_and_serving_embed_bitwise_alike(folder, num_tokens):
     model = toy_model(folder, connector=ConnectorConfig(num_tokens=num_tokens, dim=24, num_heads=2))
     talk = talks(3)[2]  # two media items
-    percepts = tuple(percept_of(media) for media in talk.media)
+    items = tuple(features_of(media) for media in talk.media)
     renderer = renderer_of(model)
-    trained = collate([[renderer.render(talk)]], percept_of, pad_id=0, num_positions=300)
-    asked = right_aligned([Question(renderer.render_question(question_of(talk)), percepts)], pad_id=0)
+    trained = collate([[renderer.render(talk)]], features_of, pad_id=0, num_positions=300)
+    asked = right_aligned([Question(renderer.render_question(question_of(talk)), items)], pad_id=0)
     prompt = "".join("{video}" for _ in talk.media) + talk.turns[0].parts[-1]
-    served = right_aligned([Responder(model).question(prompt, [("video", p) for p in percepts])], pad_id=0)
+    served = right_aligned([Inference(model).question(prompt, [("video", p) for p in items])], pad_id=0)
     assert torch.equal(asked.ids, served.ids)
     length = asked.ids.shape[1]
     assert torch.equal(trained.ids[:, :length], asked.ids)
@@ -93,10 +93,10 @@ def test_training_evaluation_generation_and_serving_embed_bitwise_alike(folder, 
     assert not torch.equal(of_training[0, is_media], model.embed_ids(trained.ids)[0, is_media])
 
 
-def test_a_wrong_number_of_percepts_is_an_error(folder):
+def test_a_wrong_number_of_items_is_an_error(folder):
     model = toy_model(folder)
     rendered = renderer_of(model).render_question(question_of(talks(3)[2]))
-    with pytest.raises(ValueError, match="1 percepts for 2 media items"):
-        Question(rendered, (toy_percept(0),))
+    with pytest.raises(ValueError, match="1 features for 2 media items"):
+        Question(rendered, (toy_features(0),))
     with pytest.raises(ValueError, match="fewer placeholders"):
-        Responder(model).question("no placeholder", [("video", toy_percept(0))])
+        Inference(model).question("no placeholder", [("video", toy_features(0))])

@@ -17,14 +17,14 @@ from egom2p.anytoany.evaluation.harness import answer_config, lmms_adapter, run_
 from egom2p.anytoany.evaluation.questions import letters_of
 from egom2p.anytoany.evaluation.report import glance
 from egom2p.anytoany.evaluation.settings import AnyToAnyEvaluationConfig, EvaluatedModelConfig, HarnessConfig
-from egom2p.anytoany.evaluation.shown import Sights
+from egom2p.anytoany.evaluation.shown import MediaFrames
 from egom2p.anytoany.language.language_model import LanguageModelConfig
 from egom2p.anytoany.language.language_tokenizer import train_tokenizer
 from egom2p.anytoany.language.likelihood import continuation, likelihoods
 from egom2p.anytoany.language.text_embedding import own_embedding
 from egom2p.anytoany.model import AnyToAnyConfig, build_anytoany
 from egom2p.anytoany.perception.feature_lookup import select_modalities
-from egom2p.anytoany.perception.feature_store import PerceptStore, PerceptWriter
+from egom2p.anytoany.perception.feature_store import FeatureStore, FeatureWriter
 from egom2p.anytoany.perception.source import PerceptionConfig
 from egom2p.anytoany.perception.token_features import TokenSource
 from egom2p.anytoany.saving import load_anytoany, save_anytoany, save_merged
@@ -56,7 +56,7 @@ def world(tmp_path_factory):
     card = {"source": "codes", "names": list(source.names), "width": 1, "fingerprint": source.fingerprint}
     card["perception"] = to_plain(PerceptionConfig(source="codes", width=1, modality_specs=SPECS))
     clips = [row["clip"] for row in rows]
-    PerceptWriter(root / "percepts", card).write(clips, source.perceive([factor_clip(clip) for clip in clips]))
+    FeatureWriter(root / "features", card).write(clips, source.perceive([factor_clip(clip) for clip in clips]))
     train_tokenizer([row["description"] for row in rows], 300).save_pretrained(root / "tokenizer")
     for name, modalities in (("rgb", ("code_rgb",)), ("gaze", ("code_rgb", "code_gaze"))):
         perception = PerceptionConfig(source="codes", width=8, modalities=modalities, modality_specs=SPECS)
@@ -83,10 +83,10 @@ def config_of(world: Path, output: Path, **changes) -> AnyToAnyEvaluationConfig:
     plain = {
         "output": str(output),
         "models": {
-            "rgb": {"directory": str(world / "rgb"), "percepts": [str(world / "percepts")]},
+            "rgb": {"directory": str(world / "rgb"), "features": [str(world / "features")]},
             "rgb+gaze": {
                 "directory": str(world / "gaze"),
-                "percepts": [str(world / "percepts")],
+                "features": [str(world / "features")],
                 "controls": ["true", "shuffled code_gaze", "without code_gaze"],
             },
         },
@@ -141,7 +141,7 @@ def test_a_report_has_every_control_interval_difference_and_file(world, tmp_path
     assert len(own) == 6 and all(row["reference"].startswith("the ") for row in own)
     mean = np.mean([float(row["value"]) for row in own])
     assert rows["rgb", "true"]["exact_match"]["mean"] == pytest.approx(mean)
-    assert all((row["said"] == row["reference"]) == (float(row["value"]) == 1) for row in own)
+    assert all((row["output"] == row["reference"]) == (float(row["value"]) == 1) for row in own)
     told = glance(results["tables"])
     assert "looked_at: exact match, 6 in" in told and "true minus this +" in told
     assert max(len(line) for line in told.splitlines()) < 160, "wide tables are for results.md"
@@ -164,7 +164,7 @@ def test_what_the_page_shows_is_kept(world, tmp_path):
     shown = sorted(path.name for path in (tmp_path / "out/shown").iterdir())
     assert shown == ["looked_at-0-0.npz", "looked_at-3-0.npz"], "spread over the set"
     kept = np.load(tmp_path / "out/shown/looked_at-3-0.npz")
-    store = PerceptStore(world / "percepts")
+    store = FeatureStore(world / "features")
     wanted = select_modalities(store[samples[3]["media"][0]["ref"]], store.card["names"], kept["names"].tolist())
     assert (
         kept["ids"].tolist() == wanted.features[:, 0].tolist() and kept["position"].tolist() == wanted.position.tolist()
@@ -178,7 +178,7 @@ def test_sights_are_stored_clips_files_or_nothing(tmp_path, rng):
     }
     clip = AlignedClip("walk_000000", streams, None, Provenance(dataset="d", recording="walk", source="test"))
     write_clips(tmp_path / "clips", "d", [clip])
-    found = Sights({}).of(Media("video", "walk_000000"), [str(tmp_path / "clips")])
+    found = MediaFrames({}).of(Media("video", "walk_000000"), [str(tmp_path / "clips")])
     assert found["frames"].shape == (6, 128, 128, 3) and found["gaze"].shape == (6, 2)
     at = [0, 3, 6, 9, 12, 15]
     assert np.allclose(found["frames"][2].mean(), streams["rgb"].values[at[2]].mean(), atol=1)
@@ -186,7 +186,7 @@ def test_sights_are_stored_clips_files_or_nothing(tmp_path, rng):
         nearest = np.abs(np.arange(60) / 30 - frame / 8).argmin()
         assert np.allclose(found["gaze"][number], streams["gaze"].values[nearest])
     for ref in ("vectors.parquet#3", "elsewhere.mp4"):
-        assert Sights({}).of(Media("video", ref), [str(tmp_path / "clips")]) == {}
+        assert MediaFrames({}).of(Media("video", ref), [str(tmp_path / "clips")]) == {}
 
 
 def test_likelihoods_do_not_depend_on_the_batch_and_match_a_plain_forward(world):
@@ -324,7 +324,7 @@ def test_lmms_eval_asks_through_the_adapter(world, monkeypatch):
 
     def perceive(kind, shown):
         seen.append((kind, shown))
-        store = PerceptStore(world / "percepts")
+        store = FeatureStore(world / "features")
         return select_modalities(store[store.refs[-1]], store.card["names"], ["code_gaze", "code_rgb"])
 
     assert run_lmms_eval(model, HarnessConfig(tasks=("t",)), perceive, batch_size=2) == {"t": {"acc,none": 0.5}}

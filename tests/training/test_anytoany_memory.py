@@ -11,7 +11,7 @@ from egom2p.anytoany.language.language_model import LanguageModelConfig
 from egom2p.anytoany.language.language_tokenizer import train_tokenizer, with_reserved_tokens
 from egom2p.anytoany.model import AnyToAnyConfig, build_anytoany
 from egom2p.anytoany.perception.source import PerceptionConfig
-from egom2p.anytoany.types import Media, MediaSpan, Percept, Rendered
+from egom2p.anytoany.types import Media, MediaSpan, PerceptionFeatures, Rendered
 from egom2p.config import from_plain
 from egom2p.layers.step_memory import LiveBytes
 from egom2p.training.optim import OptimizerConfig, build_optimizer
@@ -52,8 +52,8 @@ def full_rows(model):
         ids[1:3] = model.media_id
         span = MediaSpan(Media("video", str(number)), 1, 2)
         rows.append([Rendered(ids, np.arange(POSITIONS) > 2, (span,))])
-    percept = Percept(np.ones((1, WIDTH), np.float32), np.zeros((1, 3), np.int16), np.zeros(1, np.int16))
-    return collate(rows, lambda _: percept, pad_id=0)
+    item = PerceptionFeatures(np.ones((1, WIDTH), np.float32), np.zeros((1, 3), np.int16), np.zeros(1, np.int16))
+    return collate(rows, lambda _: item, pad_id=0)
 
 
 def most_bytes(model, *, is_mixed):

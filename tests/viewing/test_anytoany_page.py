@@ -25,7 +25,7 @@ def difference(minuend, subtrahend, mean, metric="exact_match"):
 
 
 def answer(model, control, said, is_right):
-    return {"model": model, "control": control, "said": said, "values": {"exact_match": is_right, "token_f1": 0.5}}
+    return {"model": model, "control": control, "output": said, "values": {"exact_match": is_right, "token_f1": 0.5}}
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def folder(tmp_path):
     run, folder = tmp_path / "run", tmp_path / "evaluation"
     (run / "final").mkdir(parents=True)
     log = [{"kind": "train", "step": step, "loss/text": 3.0 / step} for step in (1, 2, 3)]
-    log.append({"kind": "evaluation", "step": 3, "held/loss": 0.4, "held, shuffled percepts/loss": 0.9})
+    log.append({"kind": "evaluation", "step": 3, "held/loss": 0.4, "held, shuffled features/loss": 0.9})
     (run / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
     rows = [row("m", "true", 0.8), row("m", "shuffled", 0.3), row("commonest answer", "", 0.2)]
     asked = {"name": "looked_at", "num_samples": 9, "num_groups": 3, "rows": rows}

@@ -1,6 +1,6 @@
 """Answers to questions with media: batched, with a cache, until a stop token, each with its own seed.
 
-R questions at once, T positions of the longest, V vocabulary, N percept rows.
+R questions at once, T positions of the longest, V vocabulary, N feature rows.
 
 Questions stand at the right end of their rows; what is padding on the left is seen by nobody and moves no position, so
 an answer does not depend on the questions beside it. Questions of like length are answered together; one that is asked
@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from egom2p.anytoany.answers.grammar import SpanGrammar
-from egom2p.anytoany.conversations.packing import joined_percepts
+from egom2p.anytoany.conversations.packing import joined_features
 from egom2p.anytoany.language.gated_layers import MediaMemory
 from egom2p.anytoany.language.language_tokenizer import stop_ids
 from egom2p.anytoany.model import AnyToAny
-from egom2p.anytoany.types import NO_LOSS, LanguageBatch, Percept, Rendered
+from egom2p.anytoany.types import NO_LOSS, LanguageBatch, PerceptionFeatures, Rendered
 from egom2p.config import strict
 
 
@@ -56,19 +56,19 @@ class AnswerConfig:
 
 @dataclass(frozen=True)
 class Question:
-    """A rendered question (it ends where the assistant begins to speak) and the percepts of its media, in order."""
+    """A rendered question (it ends where the assistant begins to speak) and the features of its media, in order."""
 
     rendered: Rendered
-    percepts: tuple[Percept, ...] = ()
+    features: tuple[PerceptionFeatures, ...] = ()
 
     def __post_init__(self) -> None:
-        if len(self.percepts) != len(self.rendered.spans):
-            raise ValueError(f"{len(self.percepts)} percepts for {len(self.rendered.spans)} media items of a question")
+        if len(self.features) != len(self.rendered.spans):
+            raise ValueError(f"{len(self.features)} features for {len(self.rendered.spans)} media items of a question")
 
 
 @dataclass(frozen=True)
 class Answer:
-    """ids (n,) without the stop token; text without tags and codes; spans: (kind, codes) of what was said in codes."""
+    """ids (n,) without the stop token; text without tags and codes; spans: (kind, codes) of what is in codes."""
 
     ids: np.ndarray
     text: str
@@ -90,8 +90,8 @@ def answer(
         by_length = sorted(range(len(questions)), key=lambda number: len(questions[number].rendered.ids))
         for start in range(0, len(questions), config.batch_size):
             part = by_length[start : start + config.batch_size]
-            said = _answer_batch(model, [questions[n] for n in part], config, [seeds[n] for n in part])
-            answers |= dict(zip(part, said, strict=True))
+            made = _answer_batch(model, [questions[n] for n in part], config, [seeds[n] for n in part])
+            answers |= dict(zip(part, made, strict=True))
         return [answers[number] for number in range(len(questions))]
     finally:
         if model.gated is not None:
@@ -118,7 +118,7 @@ def right_aligned(questions: Sequence[Question], *, pad_id: int) -> LanguageBatc
         labels=torch.full(shape, NO_LOSS),
         positions=torch.from_numpy(positions_RT),
         segments=torch.from_numpy(segments_RT),
-        **joined_percepts([percept for question in questions for percept in question.percepts]),
+        **joined_features([item for question in questions for item in question.features]),
         media_rows=spans_I3[:, 0].contiguous(),
         media_starts=spans_I3[:, 1].contiguous(),
         media_lengths=spans_I3[:, 2].contiguous(),
@@ -151,21 +151,21 @@ def _answer_batch(
         hidden_RD = hidden_RD[rows_R]
         reader.go_on_with(rows_R)
     is_done_R = torch.zeros(len(questions), dtype=torch.bool, device=device)
-    said: list[Tensor] = []
+    outputs: list[Tensor] = []
     for step in range(config.max_new_tokens):
         logits_RV = model.logits(hidden_RD).float()
         logits_RV = logits_RV.masked_fill(~grammar.allowed(states_R, config.max_new_tokens - step), float("-inf"))
         ids_R = _chosen(logits_RV, chances[:, step], config)
         ids_R = torch.where(is_done_R, stops[0], ids_R)
         states_R = grammar.after(states_R, ids_R)
-        said.append(ids_R)
+        outputs.append(ids_R)
         is_done_R = is_done_R | torch.isin(ids_R, stops)
         is_last = step + 1 == config.max_new_tokens
         if is_last or ((step + 1) % config.stop_every == 0 and bool(is_done_R.all())):
             break
         hidden_RD = reader.read(model.embed_ids(ids_R[:, None]))
     ends = set(stop_ids(tokenizer))
-    return [_as_answer(model, ids_S, ends) for ids_S in torch.stack(said, 1).cpu().numpy()]
+    return [_as_answer(model, ids_S, ends) for ids_S in torch.stack(outputs, 1).cpu().numpy()]
 
 
 def _different(questions: Sequence[Question]) -> tuple[list[Question], list[int]]:
@@ -248,16 +248,16 @@ def _chosen(logits_RV: Tensor, chances_R: Tensor, config: AnswerConfig) -> Tenso
     best_RK, ids_RK = logits_RV.topk(count, dim=-1)
     shares_RK = (best_RK / config.temperature).softmax(-1).cumsum(-1)
     number_R1 = (shares_RK < chances_R[:, None] * shares_RK[:, -1:]).sum(-1, keepdim=True).clamp(max=count - 1)
-    # Rounding at the end of the sum must not land on a token that may not be said.
+    # Rounding at the end of the sum must not land on a token that may not come.
     number_R1 = torch.minimum(number_R1, (best_RK > float("-inf")).sum(-1, keepdim=True) - 1)
     return ids_RK.gather(1, number_R1)[:, 0]
 
 
 def _as_answer(model: AnyToAny, ids: np.ndarray, stops: set[int]) -> Answer:
     ends = [number for number, token in enumerate(ids.tolist()) if token in stops]
-    said = ids[: ends[0]] if ends else ids
+    output = ids[: ends[0]] if ends else ids
     return Answer(
-        ids=said.astype(np.int32),
-        text=model.tokenizer.decode(said.tolist(), skip_special_tokens=True).strip(),
-        spans=tuple(model.codebooks.spans(said.tolist(), model.tokenizer)),
+        ids=output.astype(np.int32),
+        text=model.tokenizer.decode(output.tolist(), skip_special_tokens=True).strip(),
+        spans=tuple(model.codebooks.spans(output.tolist(), model.tokenizer)),
     )

@@ -1,4 +1,4 @@
-"""What may be said next: spans of modality codes are always whole and legal, reserved tokens are never said.
+"""Which token may come next: spans of modality codes are always whole and legal, reserved tokens never come.
 
 R answers at once, V vocabulary, Z states, C classes of tokens.
 
@@ -19,7 +19,7 @@ _TEXT = 0
 
 
 class SpanGrammar:
-    """Masks logits and follows what was said.
+    """Masks logits and follows the output.
 
     spans     kinds whose spans the answer begins with, in this order
     is_free   whether further spans may begin anywhere in the text
@@ -61,13 +61,13 @@ class SpanGrammar:
         return self
 
     def begin(self, num_answers: int) -> Tensor:
-        """States (R,) before anything is said."""
+        """States (R,) before the first token."""
         return torch.full((num_answers,), self.first_state, dtype=torch.int64, device=self._class_Z.device)
 
     def allowed(self, states: Tensor, num_left: int) -> Tensor:
-        """(R, V): what may be said with `num_left` tokens left; a span that would not end in time may not begin.
+        """(R, V): what may come with `num_left` tokens left; a span that would not end in time may not begin.
 
-        (1, V) where nothing but text is ever said.
+        (1, V) where nothing but text ever comes.
         """
         if len(self._classes_CV) == 1:
             return self._classes_CV

@@ -1,6 +1,6 @@
 """From a prompt with placeholders and files of media to answers, for the command line, the server and evaluations.
 
-D width of a percept.
+D width of a feature row.
 """
 
 import re
@@ -19,7 +19,7 @@ from egom2p.anytoany.model import AnyToAny
 from egom2p.anytoany.perception.media_files import read_clips
 from egom2p.anytoany.perception.source import Clip, PerceptionSource, build_source, source_of_kind
 from egom2p.anytoany.perception.vectors import VectorFiles
-from egom2p.anytoany.types import KINDS, Media, Percept
+from egom2p.anytoany.types import KINDS, Media, PerceptionFeatures
 from egom2p.contracts import AlignedClip
 
 _VECTOR_FILES = (".npy", ".npz", ".parquet", ".jsonl", ".json")
@@ -28,15 +28,15 @@ _WORD_IN_BRACES = re.compile(r"\{(\w+)\}")
 
 @dataclass(frozen=True)
 class PerceivedClip:
-    """A percept, and the seconds of its recording that it covers (0, 0 where there is no clock)."""
+    """Perception features, and the seconds of its recording that it covers (0, 0 where there is no clock)."""
 
     key: str
-    percept: Percept
+    features: PerceptionFeatures
     start_s: float = 0.0
     end_s: float = 0.0
 
 
-class Responder:
+class Inference:
     """A model that answers prompts; perception sources are opened when something is to be perceived."""
 
     def __init__(self, model: AnyToAny) -> None:
@@ -44,22 +44,22 @@ class Responder:
         self._sources: dict[int, PerceptionSource] = {}
 
     def question(
-        self, prompt: str, media: Sequence[tuple[str, Percept]] = (), *, num_tokens: int | None = None
+        self, prompt: str, media: Sequence[tuple[str, PerceptionFeatures]] = (), *, num_tokens: int | None = None
     ) -> Question:
-        """A question out of a prompt whose placeholders (`{video}`, `{gaze}` ...) take (kind, percept) in order.
+        """A question out of a prompt whose placeholders (`{video}`, `{gaze}` ...) take (kind, features) in order.
 
         num_tokens   perception tokens of each item, one of the connector's nested counts; None: all
         """
-        percepts = [percept for _, percept in media]
+        features = [found for _, found in media]
         items = [Media(kind, str(number)) for number, (kind, _) in enumerate(media)]
         connector = self.model.config.connector
         renderer = ChatRenderer(
             self.model.tokenizer,
-            lambda item: connector.span_length(percepts[int(item.ref)], item.kind, num_tokens),
+            lambda item: connector.span_length(features[int(item.ref)], item.kind, num_tokens),
             ChatConfig(),
         )
         conversation = question_of(captioned("prompt", prompt, items, "-"))
-        return Question(renderer.render_question(conversation), tuple(percepts))
+        return Question(renderer.render_question(conversation), tuple(features))
 
     def answer(
         self, questions: Sequence[Question], config: AnswerConfig, *, seeds: Sequence[int] | None = None
@@ -67,7 +67,7 @@ class Responder:
         return answer(self.model, questions, config, seeds=seeds)
 
     def perceive_file(self, kind: str, path: str, *, stride_s: float | None = None) -> Iterator[PerceivedClip]:
-        """Percepts of a file as the model's source for this kind of media wants it; a long video gives several."""
+        """The clips of a file, as the model's source for this kind of media wants them; a long video gives several."""
         number = source_of_kind(self.model.config.perception, kind)
         config = self.model.config.perception[number]
         if config.source == "vectors":

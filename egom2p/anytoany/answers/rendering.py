@@ -1,4 +1,4 @@
-"""What the language model said in codes, made visible: EgoM2P fills the other modalities from it."""
+"""What the language model answers in codes, made visible: EgoM2P fills the other modalities from it."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,7 +30,7 @@ def codebook_of(spec: ModalitySpec) -> CodebookConfig:
 
 
 def token_clip_of(answer: Answer, codebooks: Codebooks, *, key: str) -> TokenClip:
-    """Codes that were said, as tokens of a clip; of several spans of a kind the last counts."""
+    """Codes of an answer, as tokens of a clip; of several spans of a kind the last counts."""
     configs = {kind: codebooks.configs[kind] for kind, _ in answer.spans}
     return TokenClip(
         key,
@@ -44,9 +44,9 @@ def render(
 ) -> list[TokenClip]:
     """Clips with the codes of the answers, and the targets of the plans generated from them.
 
-    ValueError for an answer that said no codes: EgoM2P would make a clip out of nothing.
+    ValueError for an answer without codes: EgoM2P would make a clip out of nothing.
     """
-    prompts = [token_clip_of(said, codebooks, key=f"answer-{number}") for number, said in enumerate(answers)]
+    prompts = [token_clip_of(answer, codebooks, key=f"answer-{number}") for number, answer in enumerate(answers)]
     for number, prompt in enumerate(prompts):
         if not prompt.tokens:
             text = answers[number].text

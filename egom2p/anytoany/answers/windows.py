@@ -5,12 +5,12 @@ from dataclasses import dataclass, replace
 from itertools import islice
 
 from egom2p.anytoany.answers.answer_generation import AnswerConfig
-from egom2p.anytoany.answers.inference import PerceivedClip, Responder
+from egom2p.anytoany.answers.inference import Inference, PerceivedClip
 
 
 @dataclass(frozen=True)
 class WindowCaption:
-    """What was said about a stretch of a recording, in seconds of its clock."""
+    """The caption of a segment of a recording, in seconds of its clock."""
 
     start_s: float
     end_s: float
@@ -18,7 +18,7 @@ class WindowCaption:
 
 
 def caption_windows(
-    responder: Responder,
+    inference: Inference,
     clips: Iterable[PerceivedClip],
     config: AnswerConfig,
     *,
@@ -29,31 +29,31 @@ def caption_windows(
 ) -> Iterator[WindowCaption]:
     """One caption per window, in order; only `config.batch_size` windows are in memory.
 
-    num_tokens   perception tokens of each window, as of `Responder.question`
+    num_tokens   perception tokens of each window, as of `Inference.question`
     seed         of the first window; each further one has the next
     """
     waiting = iter(clips)
     number = 0
     while part := list(islice(waiting, config.batch_size)):
-        questions = [responder.question(prompt, [(kind, clip.percept)], num_tokens=num_tokens) for clip in part]
+        questions = [inference.question(prompt, [(kind, clip.features)], num_tokens=num_tokens) for clip in part]
         seeds = range(seed + number, seed + number + len(part))
-        for clip, said in zip(part, responder.answer(questions, config, seeds=list(seeds)), strict=True):
-            yield WindowCaption(clip.start_s, clip.end_s, said.text)
+        for clip, answer in zip(part, inference.answer(questions, config, seeds=list(seeds)), strict=True):
+            yield WindowCaption(clip.start_s, clip.end_s, answer.text)
         number += len(part)
 
 
 def joined(captions: Iterable[WindowCaption]) -> Iterator[WindowCaption]:
-    """Neighbours with the same text become one stretch, told as soon as the next one begins.
+    """Neighbours with the same text become one segment, given out as soon as the next one begins.
 
-    Where windows overlap, a stretch ends where the next begins.
+    Where windows overlap, a segment ends where the next begins.
     """
-    stretch: WindowCaption | None = None
+    segment: WindowCaption | None = None
     for caption in captions:
-        if stretch is not None and stretch.text == caption.text:
-            stretch = replace(stretch, end_s=caption.end_s)
+        if segment is not None and segment.text == caption.text:
+            segment = replace(segment, end_s=caption.end_s)
             continue
-        if stretch is not None:
-            yield replace(stretch, end_s=min(stretch.end_s, caption.start_s))
-        stretch = caption
-    if stretch is not None:
-        yield stretch
+        if segment is not None:
+            yield replace(segment, end_s=min(segment.end_s, caption.start_s))
+        segment = caption
+    if segment is not None:
+        yield segment

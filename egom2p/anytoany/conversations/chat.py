@@ -131,9 +131,9 @@ class ChatRenderer:
             raise ValueError("the tokenizer's chat template has no {% generation %} block around the answers")
         probe = Conversation("probe", (Turn("user", ("a",)), Turn("assistant", ("b",))))
         rendered, _ = self._written(probe, is_question=False)
-        said = rendered.ids[rendered.is_target].tolist()
-        if len(said) < 2 or self.tokenizer.eos_token_id not in said:
+        targets = rendered.ids[rendered.is_target].tolist()
+        if len(targets) < 2 or self.tokenizer.eos_token_id not in targets:
             raise ValueError(
                 f"the chat template's {{% generation %}} block must hold the answer and the end of turn "
-                f"({self.tokenizer.eos_token!r}); it holds {self.tokenizer.convert_ids_to_tokens(said)}"
+                f"({self.tokenizer.eos_token!r}); it holds {self.tokenizer.convert_ids_to_tokens(targets)}"
             )

@@ -17,7 +17,7 @@ from egom2p.anytoany.conversations.chat import ChatConfig, ChatRenderer
 from egom2p.anytoany.conversations.datasets import ConversationSet, DatasetConfig, open_dataset
 from egom2p.anytoany.conversations.mixing import Mix, MixConfig
 from egom2p.anytoany.conversations.packing import best_fit_decreasing, collate, even_order
-from egom2p.anytoany.types import LanguageBatch, Media, Percept, Rendered
+from egom2p.anytoany.types import LanguageBatch, Media, PerceptionFeatures, Rendered
 from egom2p.config import strict
 from egom2p.data.clip_order import clip_rng
 from egom2p.data.unified_datasets import leave_signals_to_the_parent
@@ -67,7 +67,7 @@ class RowPlan:
 class LanguageLoader:
     """Batches of one rank.
 
-    percept_of   what perception says about a media item; asked for this rank's rows only
+    features_of   what perception says about a media item; asked for this rank's rows only
     batch_size   rows of a batch
     nested       renderers that give media fewer perception tokens; each conversation draws one of all renderers
     dropped      (data set, reason) -> conversations left out so far
@@ -77,7 +77,7 @@ class LanguageLoader:
         self,
         config: LanguageDataConfig,
         renderer: ChatRenderer,
-        percept_of: Callable[[Media], Percept],
+        features_of: Callable[[Media], PerceptionFeatures],
         *,
         batch_size: int,
         seed: int,
@@ -86,7 +86,7 @@ class LanguageLoader:
         nested: Sequence[ChatRenderer] = (),
     ) -> None:
         self._renderers = (renderer, *nested)
-        self.config, self.renderer, self.percept_of = config, renderer, percept_of
+        self.config, self.renderer, self.features_of = config, renderer, features_of
         self.datasets: dict[str, ConversationSet] = {
             name: open_dataset(dataset) for name, dataset in config.datasets.items()
         }
@@ -107,7 +107,7 @@ class LanguageLoader:
             own = share[self._rank * self._batch_size : (self._rank + 1) * self._batch_size]
             yield collate(
                 [row.conversations for row in own],
-                self.percept_of,
+                self.features_of,
                 pad_id=self.renderer.tokenizer.pad_token_id,
                 num_positions=self.config.row_tokens if self.config.batching == "packed" else None,
                 num_clips=sum(row.num_consumed for row in own),
@@ -141,7 +141,7 @@ class LanguageLoader:
             batch_size=None,
             collate_fn=_unchanged,  # torch's own converts what it knows, and counts counters twice
             num_workers=self.config.num_workers,
-            multiprocessing_context="fork",  # percept stores and renderers cannot be sent to a fresh process
+            multiprocessing_context="fork",  # feature stores and renderers cannot be sent to a fresh process
             worker_init_fn=leave_signals_to_the_parent,
             generator=torch.Generator(),  # a seed is drawn for the workers, the global generator must not move
         )

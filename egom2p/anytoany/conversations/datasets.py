@@ -47,7 +47,7 @@ class CaptionsConfig:
 
     ref     column that names the media item; null: the row itself is the item (`<file>#<row>`), as where its vector
             stands in the same row
-    folder  where the media files lie that `ref` names; null: `ref` is a path as it stands, or a name in a percept store
+    folder  where the media files lie that `ref` names; null: `ref` is a path as it stands, or a name in a feature store
     """
 
     kind: Literal["captions"] = "captions"

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from egom2p.anytoany.types import NO_LOSS, LanguageBatch, Media, Percept, Rendered
+from egom2p.anytoany.types import NO_LOSS, LanguageBatch, Media, PerceptionFeatures, Rendered
 
 Row = Sequence[Rendered]
 
@@ -57,13 +57,13 @@ def padding_share(rows: Sequence[Row], num_positions: int) -> float:
 
 def collate(
     rows: Sequence[Row],
-    percept_of: Callable[[Media], Percept],
+    features_of: Callable[[Media], PerceptionFeatures],
     *,
     pad_id: int,
     num_positions: int | None = None,
     num_clips: int | None = None,
 ) -> LanguageBatch:
-    """A batch of packed rows with the percepts of their media.
+    """A batch of packed rows with the perception features of their media.
 
     num_positions  T; None: the longest row
     num_clips      what to note as consumed; None: the conversations in the rows
@@ -88,14 +88,14 @@ def collate(
             media += [span.media for span in rendered.spans]
             spans += [(number, start + span.start, span.length) for span in rendered.spans]
             start = end
-    percepts = [percept_of(item) for item in media]
+    items = [features_of(item) for item in media]
     media_I3 = torch.tensor(spans, dtype=torch.int64).reshape(-1, 3)
     return LanguageBatch(
         ids=torch.from_numpy(ids_RT),
         labels=torch.from_numpy(labels_RT),
         positions=torch.from_numpy(position_RT),
         segments=torch.from_numpy(segments_RT),
-        **joined_percepts(percepts),
+        **joined_features(items),
         media_rows=media_I3[:, 0].contiguous(),
         media_starts=media_I3[:, 1].contiguous(),
         media_lengths=media_I3[:, 2].contiguous(),
@@ -107,23 +107,21 @@ def collate(
     )
 
 
-def joined_percepts(percepts: Sequence[Percept]) -> dict[str, torch.Tensor]:
-    """Fields of a batch: rows of all percepts end to end, and where each begins.
+def joined_features(items: Sequence[PerceptionFeatures]) -> dict[str, torch.Tensor]:
+    """Fields of a batch: rows of all perception features end to end, and where each begins.
 
     Narrow ones (of another source) are padded with zeros.
     """
-    offsets = np.cumsum([0, *(len(percept.features) for percept in percepts)], dtype=np.int64)
-    width = max((percept.features.shape[1] for percept in percepts), default=0)
+    offsets = np.cumsum([0, *(len(item.features) for item in items)], dtype=np.int64)
+    width = max((item.features.shape[1] for item in items), default=0)
     features_NW = np.zeros((int(offsets[-1]), width), np.float32)
-    for start, percept in zip(offsets[:-1].tolist(), percepts, strict=True):
-        features_NW[start : start + len(percept.features), : percept.features.shape[1]] = percept.features
-    position_N3 = np.concatenate(
-        [np.zeros((0, 3), np.int64), *(percept.position.astype(np.int64) for percept in percepts)]
-    )
-    source_N = np.concatenate([np.zeros(0, np.int64), *(percept.source.astype(np.int64) for percept in percepts)])
+    for start, item in zip(offsets[:-1].tolist(), items, strict=True):
+        features_NW[start : start + len(item.features), : item.features.shape[1]] = item.features
+    position_N3 = np.concatenate([np.zeros((0, 3), np.int64), *(item.position.astype(np.int64) for item in items)])
+    source_N = np.concatenate([np.zeros(0, np.int64), *(item.source.astype(np.int64) for item in items)])
     return {
         "features": torch.from_numpy(features_NW),
         "position": torch.from_numpy(position_N3),
         "source": torch.from_numpy(source_N),
-        "percept_offsets": torch.from_numpy(offsets),
+        "feature_offsets": torch.from_numpy(offsets),
     }

@@ -74,7 +74,7 @@ def fill(template: str, texts: Mapping[str, str]) -> str:
 
 
 def template_path(file: str) -> Path:
-    """A path as it is, a bare name in the folder of the shipped templates."""
+    """A path as it is, a bare name in the folder of the package's templates."""
     path = Path(file)
     return path if path.suffix else cfgs_root() / _FOLDER / f"{file}.yaml"
 

@@ -2,7 +2,7 @@
 
 Command: `python -m egom2p.anytoany.evaluation.anytoany_evaluation --config FILE`.
 
-Every table of questions has the controls: true, shuffled and zero percepts.
+Every table of questions has the controls: true, shuffled and zero features.
 """
 
 import time
@@ -17,7 +17,7 @@ from egom2p.anytoany.evaluation.harness import check_installed, file_perception,
 from egom2p.anytoany.evaluation.questions import QuestionAsker, Samples, Scores, commonest_answer, draw_samples
 from egom2p.anytoany.evaluation.report import Table, glance, summarise, write_report
 from egom2p.anytoany.evaluation.settings import AnyToAnyEvaluationConfig, EvaluatedModelConfig
-from egom2p.anytoany.evaluation.shown import Sights, write_pictures, write_samples
+from egom2p.anytoany.evaluation.shown import MediaFrames, write_pictures, write_samples
 from egom2p.anytoany.evaluation.texts import text_task
 from egom2p.anytoany.model import AnyToAny, AnyToAnyConfig, build_anytoany
 from egom2p.anytoany.perception.source import PerceptionConfig
@@ -63,7 +63,7 @@ def _evaluate(config: AnyToAnyEvaluationConfig) -> dict[str, Any]:
     write_report(folder, tables, summaries, about)
     write_samples(folder, tables, samples)
     roots = {name: part.clip_roots for name, part in config.questions.items()}
-    write_pictures(folder, samples, roots, count=config.num_shown, sights=Sights(config.models))
+    write_pictures(folder, samples, roots, count=config.num_shown, frames=MediaFrames(config.models))
     return {"about": about, "tables": summaries}
 
 

@@ -9,10 +9,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from egom2p.anytoany.types import Media, Percept
+from egom2p.anytoany.types import Media, PerceptionFeatures
 from egom2p.data.clip_order import clip_rng
 
-PerceptOf = Callable[[Media], Percept]
+FeaturesOf = Callable[[Media], PerceptionFeatures]
 _WHOLE = ("true", "shuffled", "zero")
 
 
@@ -27,32 +27,32 @@ def check_control(control: str) -> str:
 
 
 def controlled(
-    percept_of: PerceptOf,
+    features_of: FeaturesOf,
     control: str,
     items: Iterable[Media],
     names_of: Callable[[Media], Sequence[str]] | None = None,
-) -> PerceptOf:
-    """Percepts of the items of a set under a control.
+) -> FeaturesOf:
+    """Perception features of the items of a set under a control.
 
-    names_of   names that `Percept.source` indexes; needed where the control names a modality
+    names_of   names that `PerceptionFeatures.source` indexes; needed where the control names a modality
     """
     check_control(control)
     if control == "true":
-        return percept_of
+        return features_of
     if control == "zero":
-        return lambda media: _emptied(percept_of(media))
+        return lambda media: _emptied(features_of(media))
     partner = partners(items)
     if control == "shuffled":
-        return lambda media: percept_of(partner[media])
+        return lambda media: features_of(partner[media])
     verb, _, modality = control.partition(" ")
 
-    def changed(media: Media) -> Percept:
+    def changed(media: Media) -> PerceptionFeatures:
         names = list(names_of(media)) if names_of else []
         if modality not in names:
             raise ValueError(f"control {control!r}: {media.kind} is perceived as {names}, which has no {modality}")
         number = names.index(modality)
-        other = percept_of(partner[media]) if verb == "shuffled" else None
-        return _with_rows_of(percept_of(media), other, number)
+        other = features_of(partner[media]) if verb == "shuffled" else None
+        return _with_rows_of(features_of(media), other, number)
 
     return changed
 
@@ -72,13 +72,13 @@ def partners(items: Iterable[Media]) -> dict[Media, Media]:
     return partner
 
 
-def _emptied(percept: Percept) -> Percept:
-    return replace(percept, features=np.zeros_like(percept.features))
+def _emptied(item: PerceptionFeatures) -> PerceptionFeatures:
+    return replace(item, features=np.zeros_like(item.features))
 
 
-def _with_rows_of(percept: Percept, other: Percept | None, number: int) -> Percept:
-    """The percept with the rows of one source taken from another item, or without them."""
-    parts = [(percept, percept.source != number)]
+def _with_rows_of(item: PerceptionFeatures, other: PerceptionFeatures | None, number: int) -> PerceptionFeatures:
+    """The features with the rows of one source taken from another item, or without them."""
+    parts = [(item, item.source != number)]
     if other is not None:
         parts.append((other, other.source == number))
     features, position, source = (
@@ -86,6 +86,6 @@ def _with_rows_of(percept: Percept, other: Percept | None, number: int) -> Perce
         for name in ("features", "position", "source")
     )
     if not len(source):
-        raise ValueError("a percept of this modality alone has nothing left without it")
+        raise ValueError("perception of this modality alone has nothing left without it")
     order = np.argsort(source, kind="stable")
-    return Percept(features[order], position[order], source[order])
+    return PerceptionFeatures(features[order], position[order], source[order])

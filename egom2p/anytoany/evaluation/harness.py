@@ -15,14 +15,14 @@ import numpy as np
 from PIL import Image
 
 from egom2p.anytoany.answers.answer_generation import AnswerConfig
-from egom2p.anytoany.answers.inference import Responder
+from egom2p.anytoany.answers.inference import Inference
 from egom2p.anytoany.evaluation.settings import AnyToAnyEvaluationConfig, HarnessConfig
 from egom2p.anytoany.model import AnyToAny
 from egom2p.anytoany.saving import save_merged
-from egom2p.anytoany.types import Percept
+from egom2p.anytoany.types import PerceptionFeatures
 
-Perceive = Callable[[str, Any], Percept]
-"""(kind of media, what the task shows: a picture or the path of a video) -> percept."""
+Perceive = Callable[[str, Any], PerceptionFeatures]
+"""(kind of media, what the task shows: a picture or the path of a video) -> features."""
 
 
 def check_installed(config: AnyToAnyEvaluationConfig) -> None:
@@ -72,7 +72,7 @@ def _evaluated(
     try:
         return evaluate(tasks=list(config.tasks), limit=config.limit, **settings | config.arguments)
     except KeyError as error:
-        # How both tell that a task is unknown; of their own mistakes they should tell the position.
+        # How both tell that a task is unknown; one of their own code passes through.
         if not any(task in str(error) for task in config.tasks):
             raise
         raise ValueError(f"tasks {list(config.tasks)}: {error.args[0] if error.args else error}") from error
@@ -80,15 +80,15 @@ def _evaluated(
 
 def file_perception(model: AnyToAny) -> Perceive:
     """Perceives files of media, and pictures; ValueError for what the model cannot perceive."""
-    responder = Responder(model)
+    inference = Inference(model)
 
-    def of_file(kind: str, path: str) -> Percept:
-        clip = next(responder.perceive_file(kind, path), None)
+    def of_file(kind: str, path: str) -> PerceptionFeatures:
+        clip = next(inference.perceive_file(kind, path), None)
         if clip is None:
             raise ValueError(f"{path}: shorter than one clip")
-        return clip.percept
+        return clip.features
 
-    def perceive(kind: str, shown: Any) -> Percept:
+    def perceive(kind: str, shown: Any) -> PerceptionFeatures:
         if isinstance(shown, Image.Image):
             with TemporaryDirectory() as folder:
                 file = Path(folder) / "shown.png"
@@ -106,7 +106,7 @@ def file_perception(model: AnyToAny) -> Perceive:
 
 def lmms_adapter(base: type, model: AnyToAny, perceive: Perceive, *, batch_size: int) -> Any:
     """An object of lmms_eval's model class `base` that answers with an any-to-any model."""
-    responder = Responder(model)
+    inference = Inference(model)
 
     class AnyToAnyAdapter(base):  # type: ignore[misc, valid-type]
         """`generate_until` is all that tasks with free answers ask for."""
@@ -118,10 +118,10 @@ def lmms_adapter(base: type, model: AnyToAny, perceive: Perceive, *, batch_size:
                 shown = to_visual(self.task_dict[task][split][doc_id]) or []
                 media = [(_kind_of(one), perceive(_kind_of(one), one)) for one in shown]
                 placeholders = "".join(f"{{{kind}}}\n" for kind, _ in media)
-                questions.append(responder.question(placeholders + _without_braces(context), media))
+                questions.append(inference.question(placeholders + _without_braces(context), media))
                 settings.append(given)
             answers = [
-                responder.answer([question], answer_config(given, batch_size=batch_size))[0].text
+                inference.answer([question], answer_config(given, batch_size=batch_size))[0].text
                 for question, given in zip(questions, settings, strict=True)
             ]
             return [_until(text, given.get("until", ())) for text, given in zip(answers, settings, strict=True)]

@@ -10,11 +10,11 @@ from egom2p.anytoany.answers.answer_generation import AnswerConfig, Question, an
 from egom2p.anytoany.conversations.chat import ChatConfig, ChatRenderer
 from egom2p.anytoany.conversations.conversation import answer_of, question_of
 from egom2p.anytoany.conversations.datasets import open_dataset
-from egom2p.anytoany.evaluation.controls import PerceptOf, controlled
+from egom2p.anytoany.evaluation.controls import FeaturesOf, controlled
 from egom2p.anytoany.evaluation.settings import AnyToAnyEvaluationConfig, EvaluatedModelConfig, QuestionsConfig
 from egom2p.anytoany.language.likelihood import likelihoods
 from egom2p.anytoany.model import AnyToAny
-from egom2p.anytoany.perception.feature_lookup import PerceptLookup, perceived_names, spellings
+from egom2p.anytoany.perception.feature_lookup import FeatureLookup, perceived_names, spellings
 from egom2p.anytoany.types import Conversation, Media, Turn
 from egom2p.data.clip_order import clip_rng
 from egom2p.metrics.caption import Encoder, caption_scores, corpus_bleu4, embedding_cosine
@@ -29,14 +29,14 @@ class Scores:
     """What one model reached on one set under one control.
 
     values     metric -> value per sample
-    said       answer per sample
+    outputs    answer per sample
     whole      metrics of the set that no sample has by itself
     """
 
     model: str
     control: str
     values: Mapping[str, Sequence[float]]
-    said: Sequence[str] = ()
+    outputs: Sequence[str] = ()
     whole: Mapping[str, float] | None = None
 
 
@@ -84,7 +84,7 @@ class QuestionAsker:
     ) -> None:
         self._label, self._model, self._config, self._encoder = label, model, config, encoder
         self._controls = config.controls if about.controls is None else about.controls
-        self._lookup = PerceptLookup(model.config.perception, about.percepts, model.config.connector)
+        self._lookup = FeatureLookup(model.config.perception, about.features, model.config.connector)
 
     @property
     def num_controls(self) -> int:
@@ -95,40 +95,40 @@ class QuestionAsker:
         items = [item for conversation in samples.conversations for item in conversation.media]
         found = []
         for control in self._controls:
-            percept_of = controlled(self._lookup.percept, control, items, self._names_of)
+            features_of = controlled(self._lookup.features, control, items, self._names_of)
             if config.kind == "choice":
-                found.append(self._choices(samples, control, percept_of))
+                found.append(self._choices(samples, control, features_of))
             else:
-                found.append(self._texts(samples, control, percept_of))
+                found.append(self._texts(samples, control, features_of))
             advance(1)
         return found
 
     def _names_of(self, media: Media) -> Sequence[str]:
         return perceived_names(self._model.config.perception, media.kind)
 
-    def _renderer(self, percept_of: PerceptOf) -> ChatRenderer:
+    def _renderer(self, features_of: FeaturesOf) -> ChatRenderer:
         connector = self._model.config.connector
         return ChatRenderer(
             self._model.tokenizer,
-            lambda media: connector.span_length(percept_of(media), media.kind),
+            lambda media: connector.span_length(features_of(media), media.kind),
             _ANY_LENGTH,
             spellings=spellings(self._model.codebooks, self._lookup),
         )
 
-    def _texts(self, samples: Samples, control: str, percept_of: PerceptOf) -> Scores:
-        renderer = self._renderer(percept_of)
+    def _texts(self, samples: Samples, control: str, features_of: FeaturesOf) -> Scores:
+        renderer = self._renderer(features_of)
         questions = []
         for conversation in samples.conversations:
             rendered = renderer.render_question(question_of(conversation))
-            questions.append(Question(rendered, tuple(percept_of(span.media) for span in rendered.spans)))
-        said = [found.text for found in answer(self._model, questions, self._answer_config())]
-        return text_scores(self._label, control, said, samples.references, self._encoder)
+            questions.append(Question(rendered, tuple(features_of(span.media) for span in rendered.spans)))
+        outputs = [found.text for found in answer(self._model, questions, self._answer_config())]
+        return text_scores(self._label, control, outputs, samples.references, self._encoder)
 
     def _answer_config(self) -> AnswerConfig:
         return replace(self._config.answer, batch_size=self._config.batch_size)
 
-    def _choices(self, samples: Samples, control: str, percept_of: PerceptOf) -> Scores:
-        renderer = self._renderer(percept_of)
+    def _choices(self, samples: Samples, control: str, features_of: FeaturesOf) -> Scores:
+        renderer = self._renderer(features_of)
         rows, letters = [], []
         for conversation in samples.conversations:
             offered = letters_of(conversation)
@@ -138,24 +138,24 @@ class QuestionAsker:
                 rendered = renderer.render(Conversation(conversation.key, turns))
                 assert rendered is not None
                 rows.append(rendered)
-        nats = iter(likelihoods(self._model, rows, percept_of, batch_size=self._config.batch_size))
-        said = []
+        nats = iter(likelihoods(self._model, rows, features_of, batch_size=self._config.batch_size))
+        outputs = []
         for offered in letters:
             found = [next(nats).nats for _ in offered]
-            said.append(offered[int(np.argmin(found))])
-        right = [float(letter == wanted) for letter, wanted in zip(said, samples.references, strict=True)]
-        return Scores(self._label, control, {"accuracy": right}, said)
+            outputs.append(offered[int(np.argmin(found))])
+        right = [float(letter == wanted) for letter, wanted in zip(outputs, samples.references, strict=True)]
+        return Scores(self._label, control, {"accuracy": right}, outputs)
 
 
 def text_scores(
-    label: str, control: str, said: Sequence[str], wanted: Sequence[str], encoder: Encoder | None
+    label: str, control: str, outputs: Sequence[str], wanted: Sequence[str], encoder: Encoder | None
 ) -> Scores:
     """All caption metrics of the answers."""
     references = [[text] for text in wanted]
-    values: dict[str, Sequence[float]] = dict(caption_scores(said, references))
+    values: dict[str, Sequence[float]] = dict(caption_scores(outputs, references))
     if encoder is not None:
-        values["embedding_cosine"] = embedding_cosine(said, references, encoder)
-    return Scores(label, control, values, said, {"corpus_bleu4": corpus_bleu4(said, references)})
+        values["embedding_cosine"] = embedding_cosine(outputs, references, encoder)
+    return Scores(label, control, values, outputs, {"corpus_bleu4": corpus_bleu4(outputs, references)})
 
 
 def commonest_answer(config: QuestionsConfig, samples: Samples) -> Scores:

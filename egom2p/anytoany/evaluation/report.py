@@ -34,7 +34,7 @@ class Table:
 def summarise(table: Table, *, seed: int) -> dict[str, Any]:
     """Plain values of a table: intervals of every row, and paired differences.
 
-    Differences are taken within a model (true percepts minus each control) and between models (each minus the first).
+    Differences are taken within a model (true features minus each control) and between models (each minus the first).
     """
     rows = [
         {
@@ -79,7 +79,7 @@ def write_report(
         unfinished.write_text(markdown(summaries) + _harness_lines(about["harness"]), encoding="utf-8")
     with atomic_file(folder / "per_sample.csv") as unfinished, unfinished.open("w", newline="") as opened:
         writer = csv.writer(opened)
-        writer.writerow(["table", "model", "control", "sample", "group", "reference", "said", "metric", "value"])
+        writer.writerow(["table", "model", "control", "sample", "group", "reference", "output", "metric", "value"])
         for table in tables:
             writer.writerows(_sample_rows(table))
 
@@ -111,11 +111,11 @@ def glance(summaries: Sequence[Mapping[str, Any]]) -> str:
     blocks = []
     for table in summaries:
         metric = next(iter(table["rows"][0]["values"]))
-        told: dict[str, list[str]] = {}
+        beside: dict[str, list[str]] = {}
         for row in table["differences"]:
             found, (model, other) = _cell(row["values"].get(metric), sign="+"), (row["minuend"], row["subtrahend"])
             is_control = model.rpartition(", ")[0] == other.rpartition(", ")[0]
-            told.setdefault(other if is_control else model, []).append(
+            beside.setdefault(other if is_control else model, []).append(
                 f"true minus this {found}" if is_control else f"this minus {other} {found}"
             )
         lines = [[row["model"], row["control"], _cell(row["values"].get(metric))] for row in table["rows"]]
@@ -124,8 +124,8 @@ def glance(summaries: Sequence[Mapping[str, Any]]) -> str:
         blocks.append(title)
         for line in lines:
             cells = [cell.ljust(width) for cell, width in zip(line, widths, strict=True)]
-            beside = "; ".join(told.get(f"{line[0]}, {line[1]}", ()))
-            blocks.append(f"  {'  '.join([*cells, beside]).rstrip()}")
+            reported = "; ".join(beside.get(f"{line[0]}, {line[1]}", ()))
+            blocks.append(f"  {'  '.join([*cells, reported]).rstrip()}")
     return "\n".join(blocks)
 
 
@@ -145,7 +145,7 @@ def _value_table(table: Mapping[str, Any]) -> list[str]:
     names = list(dict.fromkeys(name for row in table["rows"] for name in row["values"]))
     whole = list(dict.fromkeys(name for row in table["rows"] for name in row["of_the_set"]))
     lines = [
-        "| model | percepts | " + " | ".join([*names, *whole]) + " |",
+        "| model | perception features | " + " | ".join([*names, *whole]) + " |",
         "|---" * (2 + len(names) + len(whole)) + "|",
     ]
     for row in table["rows"]:
@@ -185,6 +185,6 @@ def _sample_rows(table: Table) -> list[list[Any]]:
         for name, values in scores.values.items():
             for number, (key, group, value) in enumerate(zip(table.keys, table.groups, values, strict=True)):
                 reference = table.references[number] if table.references else ""
-                said = scores.said[number] if scores.said else ""
-                rows.append([table.name, scores.model, scores.control, key, group, reference, said, name, value])
+                output = scores.outputs[number] if scores.outputs else ""
+                rows.append([table.name, scores.model, scores.control, key, group, reference, output, name, value])
     return rows

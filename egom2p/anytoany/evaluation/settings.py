@@ -16,14 +16,14 @@ class EvaluatedModelConfig:
     """One model.
 
     directory     any-to-any directory; for texts alone also a folder (or Hub id) of plain transformers
-    percepts      folders of exported percepts that it perceives; vectors need none
-    live_encoder  a model trained on exported states of an encoder runs the encoder here, from percepts of ids: what
+    features      folders of exported features that it perceives; vectors need none
+    live_encoder  a model trained on exported states of an encoder runs the encoder here, from plain ids: what
                   controls of single modalities need
     controls      other ones than those of the evaluation; a modality that a model does not have cannot be shuffled
     """
 
     directory: str
-    percepts: tuple[str, ...] = ()
+    features: tuple[str, ...] = ()
     live_encoder: bool = False
     controls: tuple[str, ...] | None = None
 

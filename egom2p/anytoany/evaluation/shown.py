@@ -1,6 +1,6 @@
 """What the page of an evaluation shows: every question with its answers, and pictures of what some of them are about.
 
-F frames, S samples of a track, N percept rows.
+F frames, S samples of a track, N feature rows.
 """
 
 import json
@@ -14,7 +14,7 @@ from PIL import Image
 from egom2p.anytoany.evaluation.questions import Samples
 from egom2p.anytoany.evaluation.report import Table
 from egom2p.anytoany.evaluation.settings import EvaluatedModelConfig
-from egom2p.anytoany.perception.feature_lookup import PerceptLookup, perceived_names
+from egom2p.anytoany.perception.feature_lookup import FeatureLookup, perceived_names
 from egom2p.anytoany.perception.media_files import read_clips
 from egom2p.anytoany.perception.source import PerceptionConfig, source_of_kind
 from egom2p.anytoany.saving import load_config_of
@@ -30,7 +30,7 @@ Arrays = dict[str, np.ndarray]
 
 
 def write_samples(folder: Path, tables: Sequence[Table], asked: Mapping[str, Samples]) -> None:
-    """samples.jsonl: a line per question with its text, media, reference, and what was said under every control."""
+    """samples.jsonl: a line per question with its text, media, reference, and what was answered under every control."""
     with atomic_file(folder / "samples.jsonl") as unfinished, unfinished.open("w", encoding="utf-8") as opened:
         for table in tables:
             if table.name in asked:
@@ -39,7 +39,7 @@ def write_samples(folder: Path, tables: Sequence[Table], asked: Mapping[str, Sam
 
 
 def write_pictures(
-    folder: Path, asked: Mapping[str, Samples], clips: Mapping[str, Sequence[str]], *, count: int, sights: "Sights"
+    folder: Path, asked: Mapping[str, Samples], clips: Mapping[str, Sequence[str]], *, count: int, frames: "MediaFrames"
 ) -> None:
     """shown/<set>-<row>-<item>.npz of `count` questions spread over each set, whatever the answers were.
 
@@ -53,18 +53,18 @@ def write_pictures(
         total = len(samples.conversations)
         for row in sorted({number * total // count for number in range(min(count, total))} if count else ()):
             for item, media in enumerate(samples.conversations[row].media):
-                arrays = sights.of(media, clips[name])
+                arrays = frames.of(media, clips[name])
                 with atomic_file(shown / f"{name}-{row}-{item}.npz") as unfinished, unfinished.open("wb") as opened:
                     np.savez_compressed(opened, **arrays)
 
 
-class Sights:
+class MediaFrames:
     """Pictures of media items: stored clips by their key, files, or the ids that a model perceives."""
 
     def __init__(self, models: Mapping[str, EvaluatedModelConfig]) -> None:
         self._models = [about for about in models.values() if (Path(about.directory) / "anytoany.json").is_file()]
         self._stores: dict[str, dict[str, tuple[ClipStore, int]]] = {}
-        self._lookups: list[tuple[Sequence[PerceptionConfig], PerceptLookup]] | None = None
+        self._lookups: list[tuple[Sequence[PerceptionConfig], FeatureLookup]] | None = None
 
     def of(self, media: Media, roots: Sequence[str]) -> Arrays:
         """Few small frames (F, H, W, 3) uint8 with gaze (F, 2) and gaze_is_valid; else ids (N,), position (N, 3),
@@ -73,17 +73,17 @@ class Sights:
             if media.ref in (clips := self._clips(root)):
                 store, index = clips[media.ref]
                 return _small(store[index])
-        file = Path(media.ref)  # it may be elsewhere, where its percepts were exported
+        file = Path(media.ref)  # it may be elsewhere, where its perception features were exported
         if file.suffix.lower() in (*VIDEO_SUFFIXES, *PICTURE_SUFFIXES) and file.is_file():
             sources, _ = self._open()[0]
             clip = next(read_clips(media.ref, sources[source_of_kind(sources, media.kind)]), None)
             return _small(clip) if isinstance(clip, AlignedClip) else {}
         for sources, lookup in self._open():
             if sources[source_of_kind(sources, media.kind)].gives_ids:
-                percept = lookup.percept(media)
+                item = lookup.features(media)
                 names = np.array(perceived_names(sources, media.kind))
-                ids = percept.features[:, 0].astype(np.int32)
-                return {"ids": ids, "position": percept.position, "source": percept.source, "names": names}
+                ids = item.features[:, 0].astype(np.int32)
+                return {"ids": ids, "position": item.position, "source": item.source, "names": names}
         return {}
 
     def _clips(self, root: str) -> dict[str, tuple[ClipStore, int]]:
@@ -95,12 +95,12 @@ class Sights:
                 self._stores[root] |= {key: (store, index) for index, key in enumerate(store.keys)}
         return self._stores[root]
 
-    def _open(self) -> list[tuple[Sequence[PerceptionConfig], PerceptLookup]]:
+    def _open(self) -> list[tuple[Sequence[PerceptionConfig], FeatureLookup]]:
         if self._lookups is None:
             self._lookups = []
             for about in self._models:
                 config = load_config_of(about.directory)
-                found = PerceptLookup(config.perception, about.percepts, config.connector)
+                found = FeatureLookup(config.perception, about.features, config.connector)
                 self._lookups.append((config.perception, found))
         return self._lookups
 
@@ -121,7 +121,7 @@ def _rows(table: Table, samples: Samples) -> list[dict[str, Any]]:
             {
                 "model": scores.model,
                 "control": scores.control,
-                "said": scores.said[number],
+                "output": scores.outputs[number],
                 "values": {name: float(values[number]) for name, values in scores.values.items()},
             }
             for scores in table.rows

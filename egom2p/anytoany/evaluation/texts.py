@@ -51,12 +51,12 @@ def _choices(label: str, model: AnyToAny, rows: Sequence[dict], keys: Sequence[s
     found = iter(
         likelihoods(model, [continuation(model, q, f" {choice}") for q, choice in asked], batch_size=batch_size)
     )
-    said = []
+    chosen = []
     for choices in texts:
         nats = [next(found).nats / len(choice) for choice in choices]
-        said.append(nats.index(min(nats)))
-    right = [float(number == int(row["answer"])) for number, row in zip(said, rows, strict=True)]
-    return Scores(label, "text", {"accuracy": right}, [c[n] for c, n in zip(texts, said, strict=True)])
+        chosen.append(nats.index(min(nats)))
+    right = [float(number == int(row["answer"])) for number, row in zip(chosen, rows, strict=True)]
+    return Scores(label, "text", {"accuracy": right}, [c[n] for c, n in zip(texts, chosen, strict=True)])
 
 
 def _completion(label: str, model: AnyToAny, rows: Sequence[dict], keys: Sequence[str], batch_size: int) -> Scores:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from egom2p.anytoany.conversations.packing import collate
 from egom2p.anytoany.model import AnyToAny
-from egom2p.anytoany.types import NO_LOSS, LanguageBatch, Media, Percept, Rendered
+from egom2p.anytoany.types import NO_LOSS, LanguageBatch, Media, PerceptionFeatures, Rendered
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Likelihood:
     is_greedy: bool
 
 
-def no_media(media: Media) -> Percept:
+def no_media(media: Media) -> PerceptionFeatures:
     raise ValueError(f"a text alone was asked for, found {media.kind} {media.ref!r}")
 
 
@@ -32,7 +32,7 @@ def no_media(media: Media) -> Percept:
 def likelihoods(
     model: AnyToAny,
     rows: Sequence[Rendered],
-    percept_of: Callable[[Media], Percept] = no_media,
+    features_of: Callable[[Media], PerceptionFeatures] = no_media,
     *,
     batch_size: int = 16,
 ) -> list[Likelihood]:
@@ -41,9 +41,9 @@ def likelihoods(
     order = sorted(range(len(rows)), key=lambda number: len(rows[number].ids))
     for start in range(0, len(order), batch_size):
         part = order[start : start + batch_size]
-        batch = collate([[rows[number]] for number in part], percept_of, pad_id=model.tokenizer.pad_token_id)
-        losses_M, said_M = (tensor.cpu() for tensor in token_answers(model, batch.to(model.device)))
-        is_right_M = said_M == batch.labels[batch.labels != NO_LOSS]
+        batch = collate([[rows[number]] for number in part], features_of, pad_id=model.tokenizer.pad_token_id)
+        losses_M, likeliest_M = (tensor.cpu() for tensor in token_answers(model, batch.to(model.device)))
+        is_right_M = likeliest_M == batch.labels[batch.labels != NO_LOSS]
         ends = np.cumsum((batch.labels != NO_LOSS).sum(1).numpy())
         for number, begin, end in zip(part, [0, *ends[:-1].tolist()], ends.tolist(), strict=True):
             own = slice(begin, end)
@@ -56,13 +56,13 @@ def token_answers(model: AnyToAny, batch: LanguageBatch, *, rows_at_once: int = 
     """Cross entropy (M,) float32 and most likely token (M,) at every label, in reading order."""
     hidden_ND, labels_N = model.hidden(batch).flatten(0, 1), batch.labels.flatten()
     is_asked_N = labels_N != NO_LOSS
-    losses, said = [], []
+    losses, likeliest = [], []
     parts = zip(hidden_ND[is_asked_N].split(rows_at_once), labels_N[is_asked_N].split(rows_at_once), strict=True)
     for hidden_CD, labels_C in parts:
         logits_CV = model.logits(hidden_CD).float()
         losses.append(nn.functional.cross_entropy(logits_CV, labels_C.long(), reduction="none"))
-        said.append(logits_CV.argmax(-1))
-    return torch.cat(losses), torch.cat(said)
+        likeliest.append(logits_CV.argmax(-1))
+    return torch.cat(losses), torch.cat(likeliest)
 
 
 def continuation(model: AnyToAny, context: str, text: str) -> Rendered:

@@ -1,4 +1,4 @@
-"""Percepts of many clips, computed once: `python -m egom2p.anytoany.perception.export source=... input=... output=...`.
+"""Perception features of many clips, computed once: `python -m egom2p.anytoany.perception.export input=... output=...`.
 
 Resumable: what the ledger of the output names is not computed again. A killed run leaves no half shard.
 """
@@ -11,7 +11,7 @@ from typing import Literal
 
 import torch
 
-from egom2p.anytoany.perception.feature_store import PerceptWriter
+from egom2p.anytoany.perception.feature_store import FeatureWriter
 from egom2p.anytoany.perception.media_files import read_clips
 from egom2p.anytoany.perception.source import Clip, PerceptionConfig, build_source
 from egom2p.config import run_main, strict, to_plain
@@ -54,7 +54,7 @@ def export(config: ExportConfig) -> tuple[int, int]:
     num_made = num_kept = 0
     keys: set[str] = set()
     with only_writer(config.output):
-        writer = PerceptWriter(config.output, card, dtype=dtype)
+        writer = FeatureWriter(config.output, card, dtype=dtype)
         clips: Iterator[Clip] = islice(read_clips(config.input, config.perception), config.max_clips)
         while part := list(islice(clips, config.shard_clips)):
             for clip in part:
@@ -66,8 +66,8 @@ def export(config: ExportConfig) -> tuple[int, int]:
             num_made += len(missing)
             if missing:
                 batches = [missing[at : at + config.batch_size] for at in range(0, len(missing), config.batch_size)]
-                percepts = [percept for batch in batches for percept in source.perceive(batch)]
-                writer.write([clip.key for clip in missing], percepts)
+                items = [item for batch in batches for item in source.perceive(batch)]
+                writer.write([clip.key for clip in missing], items)
     if not num_made + num_kept:
         raise ValueError(f"{config.input}: found no clip to perceive")
     return num_made, num_kept
@@ -75,7 +75,7 @@ def export(config: ExportConfig) -> tuple[int, int]:
 
 def main(config: ExportConfig) -> None:
     num_made, num_kept = export(config)
-    sys.stderr.write(f"{Path(config.output)}: {num_made} percepts written, {num_kept} were there already\n")
+    sys.stderr.write(f"{Path(config.output)}: {num_made} perception features written, {num_kept} were there already\n")
 
 
 if __name__ == "__main__":

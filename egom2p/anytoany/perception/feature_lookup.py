@@ -1,4 +1,4 @@
-"""Percepts of media items: from exported stores, or, for vectors and live image towers, from the files themselves."""
+"""Perception features of media items: from stores, or, for vectors and live image towers, from the files themselves."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -9,18 +9,18 @@ import numpy as np
 from egom2p.anytoany.codebooks import CodebookConfig, Codebooks
 from egom2p.anytoany.connectors import ConnectorConfig
 from egom2p.anytoany.conversations.chat import Spelling
-from egom2p.anytoany.perception.feature_store import PerceptStore
+from egom2p.anytoany.perception.feature_store import FeatureStore
 from egom2p.anytoany.perception.media_files import PixelFiles, picture_key
 from egom2p.anytoany.perception.source import PerceptionConfig, as_meant_today, source_of_kind
 from egom2p.anytoany.perception.token_features import perceived_specs
 from egom2p.anytoany.perception.vectors import VectorFiles
-from egom2p.anytoany.types import Media, Percept
+from egom2p.anytoany.types import Media, PerceptionFeatures
 from egom2p.config import from_plain
 
 _CACHED_BYTES = 2**29
 
 
-class PerceptLookup:
+class FeatureLookup:
     """What the sources of a model say about media items.
 
     stores   folders that `perception.export` wrote; vectors, and pictures and videos of a live `timm_frames`, need none
@@ -30,40 +30,40 @@ class PerceptLookup:
 
     def __init__(self, sources: Sequence[PerceptionConfig], stores: Sequence[str], connector: ConnectorConfig) -> None:
         self._sources, self._connector = tuple(sources), connector
-        self._stores = [PerceptStore(folder) for folder in stores]
+        self._stores = [FeatureStore(folder) for folder in stores]
         self._vectors = {
             number: VectorFiles(int(source.width or 0))
             for number, source in enumerate(sources)
             if source.source == "vectors"
         }
         self._pixels = {number: PixelFiles(source) for number, source in enumerate(sources) if source.gives_pixels}
-        self._cache: OrderedDict[Media, Percept] = OrderedDict()
+        self._cache: OrderedDict[Media, PerceptionFeatures] = OrderedDict()
         self._num_cached_bytes = 0
         for store in self._stores:
             # Codes may also be there for the vocabulary alone.
             if not any(_fits(store, source) for source in self._sources) and not _holds_ids(store):
                 raise ValueError(
-                    f"{store.folder}: holds percepts of {store.card['source']} for {store.card['names']}, which no "
+                    f"{store.folder}: holds features of {store.card['source']} for {store.card['names']}, which no "
                     f"source of the model perceives: {[source.source for source in self._sources]}"
                 )
 
-    def percept(self, media: Media) -> Percept:
+    def features(self, media: Media) -> PerceptionFeatures:
         """ValueError names an item that no store holds."""
         if media not in self._cache:
-            percept = self._cache[media] = self._find(media)
-            self._num_cached_bytes += percept.features.nbytes
+            item = self._cache[media] = self._find(media)
+            self._num_cached_bytes += item.features.nbytes
             while self._num_cached_bytes > _CACHED_BYTES and len(self._cache) > 1:
                 self._num_cached_bytes -= self._cache.popitem(last=False)[1].features.nbytes
-            return percept
+            return item
         return self._cache[media]
 
     def span_length(self, media: Media, wanted: int | None = None) -> int:
-        """Positions of an item in the text; only connectors whose count depends on the percept look at it.
+        """Positions of an item in the text; only connectors whose count depends on the features look at it.
 
         wanted   one of the connector's nested counts, in place of the full one
         """
         if self._connector.kind == "st_shuffle":
-            return self._connector.span_length(self.percept(media), media.kind)
+            return self._connector.span_length(self.features(media), media.kind)
         return 1 if self._connector.kind == "gated_xattn" else wanted or self._connector.tokens_of_kind(media.kind)
 
     def codes(self, media: Media, modality: str) -> np.ndarray:
@@ -79,7 +79,7 @@ class PerceptLookup:
             select_modalities(store[media.ref], store.card["names"], [modality]).features[:, 0].round().astype(np.int32)
         )
 
-    def _find(self, media: Media) -> Percept:
+    def _find(self, media: Media) -> PerceptionFeatures:
         number = source_of_kind(self._sources, media.kind)
         if number in self._vectors:
             return self._vectors[number][media.ref]
@@ -89,14 +89,14 @@ class PerceptLookup:
         if not found and number in self._pixels:
             return self._pixels[number][media.ref]
         if not found:
-            folders = [str(store.folder) for store in self._stores] or "none (see `percepts`)"
-            raise ValueError(f"no percept of {media.kind} {media.ref!r} in the stores {folders}")
+            folders = [str(store.folder) for store in self._stores] or "none (see `features`)"
+            raise ValueError(f"no features of {media.kind} {media.ref!r} in the stores {folders}")
         store, ref = found[0]
-        percept = store[ref]
-        return select_modalities(percept, store.card["names"], _names(source)) if source.gives_ids else percept
+        item = store[ref]
+        return select_modalities(item, store.card["names"], _names(source)) if source.gives_ids else item
 
 
-def spellings(books: Codebooks, lookup: PerceptLookup) -> dict[str, Spelling]:
+def spellings(books: Codebooks, lookup: FeatureLookup) -> dict[str, Spelling]:
     """For every kind of media with a codebook: its items as ids of the vocabulary."""
 
     def spelling(config: CodebookConfig) -> Spelling:
@@ -114,20 +114,20 @@ def spellings(books: Codebooks, lookup: PerceptLookup) -> dict[str, Spelling]:
 
 
 def perceived_names(sources: Sequence[PerceptionConfig], kind: str) -> tuple[str, ...]:
-    """What `Percept.source` indexes for a kind of media: modalities, or the name of the source itself."""
+    """What `PerceptionFeatures.source` indexes for a kind of media: modalities, or the name of the source itself."""
     source = sources[source_of_kind(sources, kind)]
     return _names(source) if source.source in ("codes", "egom2p_encoder") else (source.source,)
 
 
-def _holds_ids(store: PerceptStore) -> bool:
+def _holds_ids(store: FeatureStore) -> bool:
     return _written_by(store).gives_ids
 
 
-def _written_by(store: PerceptStore) -> PerceptionConfig:
+def _written_by(store: FeatureStore) -> PerceptionConfig:
     return from_plain(PerceptionConfig, as_meant_today(store.card["perception"]), where=str(store.folder))
 
 
-def _fits(store: PerceptStore, source: PerceptionConfig) -> bool:
+def _fits(store: FeatureStore, source: PerceptionConfig) -> bool:
     """Whether a store was written by a source; ids also serve a source that perceives only some of the modalities."""
     if source.source == "vectors" or _holds_ids(store) != source.gives_ids:
         return False
@@ -147,15 +147,15 @@ def _names(source: PerceptionConfig) -> tuple[str, ...]:
     return tuple(spec.name for spec in perceived_specs(source))
 
 
-def select_modalities(percept: Percept, names: Sequence[str], wanted: Sequence[str]) -> Percept:
+def select_modalities(item: PerceptionFeatures, names: Sequence[str], wanted: Sequence[str]) -> PerceptionFeatures:
     """The rows of some modalities, with their numbers among those; ValueError where none is left."""
     if tuple(names) == tuple(wanted):
-        return percept
+        return item
     number_of = {names.index(name): number for number, name in enumerate(wanted) if name in names}
-    is_kept_N = [int(source) in number_of for source in percept.source]
-    source_N = percept.source[is_kept_N].copy()
+    is_kept_N = [int(source) in number_of for source in item.source]
+    source_N = item.source[is_kept_N].copy()
     for old, new in number_of.items():
-        source_N[percept.source[is_kept_N] == old] = new
+        source_N[item.source[is_kept_N] == old] = new
     if not len(source_N):
-        raise ValueError(f"the percept has none of the modalities {list(wanted)}")
-    return Percept(percept.features[is_kept_N], percept.position[is_kept_N], source_N)
+        raise ValueError(f"the features have none of the modalities {list(wanted)}")
+    return PerceptionFeatures(item.features[is_kept_N], item.position[is_kept_N], source_N)

@@ -1,19 +1,19 @@
-"""Percepts on disk by reference: shards of safetensors and a ledger that says which items each of them holds.
+"""Perception features on disk by reference: shards of safetensors, and a ledger that says which holds which items.
 
-N percept rows, D their width.
+N feature rows, D their width.
 """
 
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors import safe_open
 
 from egom2p.anytoany.perception.source import PerceptionConfig, as_meant_today
-from egom2p.anytoany.types import Percept
+from egom2p.anytoany.types import PerceptionFeatures
 from egom2p.config import from_plain, to_plain
 from egom2p.contracts import plain_name
 from egom2p.storage import load_json, save_json, save_tensors
@@ -21,14 +21,8 @@ from egom2p.storage import load_json, save_json, save_tensors
 LEDGER, CARD = "ledger.jsonl", "card.json"
 
 
-class Percepts(Protocol):
-    """Percepts by the reference of their media item; KeyError names an unknown one."""
-
-    def __getitem__(self, ref: str) -> Percept: ...
-
-
-class PerceptStore:
-    """Reads what `PerceptWriter` wrote; a file is opened when first asked for, a percept read when asked for."""
+class FeatureStore:
+    """Reads what `FeatureWriter` wrote; a file is opened when first asked for, features read when asked for."""
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
@@ -54,22 +48,22 @@ class PerceptStore:
     def __contains__(self, ref: str) -> bool:
         return ref in self._shard_of
 
-    def __getitem__(self, ref: str) -> Percept:
+    def __getitem__(self, ref: str) -> PerceptionFeatures:
         shard = self._shard_of.get(ref)
         if shard is None:
-            raise KeyError(f"{self.folder}: no percept of {ref!r} among {len(self)}")
+            raise KeyError(f"{self.folder}: no features of {ref!r} among {len(self)}")
         if shard not in self._opened:
             self._opened[shard] = safe_open(str(self.folder / shard), framework="pt")
         opened = self._opened[shard]
         features, position, source = (opened.get_tensor(f"{name}/{ref}") for name in ("features", "position", "source"))
         features = features if features.dtype == torch.uint8 else features.float()
-        return Percept(features.numpy(), position.numpy(), source.numpy())
+        return PerceptionFeatures(features.numpy(), position.numpy(), source.numpy())
 
 
-class PerceptWriter:
+class FeatureWriter:
     """Appends shards to a folder: a shard is written whole, then noted in the ledger. One writer at a time.
 
-    card       what the percepts are: source, names, width, fingerprint, perception; a folder made with another card is
+    card       what the features are: source, names, width, fingerprint, perception; a folder made with another card is
                refused
     """
 
@@ -82,7 +76,7 @@ class PerceptWriter:
             other = [name for name in sorted(found.keys() | card.keys()) if found.get(name) != card.get(name)]
             if other:
                 raise ValueError(
-                    f"{self.folder}: holds percepts with {other[0]} {found.get(other[0])!r}, these would have "
+                    f"{self.folder}: holds features with {other[0]} {found.get(other[0])!r}, these would have "
                     f"{card.get(other[0])!r}; choose another folder"
                 )
         else:
@@ -91,18 +85,18 @@ class PerceptWriter:
         self.done = {ref for entry in entries for ref in entry["refs"]}
         self._num_shards = len(entries)
 
-    def write(self, refs: Sequence[str], percepts: Sequence[Percept]) -> None:
+    def write(self, refs: Sequence[str], items: Sequence[PerceptionFeatures]) -> None:
         """One shard. ValueError for a reference that is there already."""
         if repeated := [ref for ref in refs if ref in self.done] or _repeats(refs):
             raise ValueError(f"{self.folder}: {repeated[0]!r} is there already; references must be unique")
-        shard = f"percepts-{self._num_shards:06d}.safetensors"
+        shard = f"features-{self._num_shards:06d}.safetensors"
         tensors = {}
-        for ref, percept in zip(refs, percepts, strict=True):
-            tensors[f"features/{ref}"] = torch.from_numpy(percept.features).to(self._dtype)
-            tensors[f"position/{ref}"] = torch.from_numpy(np.asarray(percept.position, np.int16))
-            tensors[f"source/{ref}"] = torch.from_numpy(np.asarray(percept.source, np.int16))
+        for ref, item in zip(refs, items, strict=True):
+            tensors[f"features/{ref}"] = torch.from_numpy(item.features).to(self._dtype)
+            tensors[f"position/{ref}"] = torch.from_numpy(np.asarray(item.position, np.int16))
+            tensors[f"source/{ref}"] = torch.from_numpy(np.asarray(item.source, np.int16))
         save_tensors(self.folder / shard, tensors)
-        entry = {"shard": shard, "refs": list(refs), "rows": [len(percept.features) for percept in percepts]}
+        entry = {"shard": shard, "refs": list(refs), "rows": [len(item.features) for item in items]}
         with (self.folder / LEDGER).open("a", encoding="utf-8") as opened:
             opened.write(json.dumps(entry) + "\n")
         self.done.update(refs)

@@ -11,7 +11,7 @@ import numpy as np
 from egom2p.anytoany.perception.picture_cells import resized
 from egom2p.anytoany.perception.source import Clip, PerceptionConfig, build_source
 from egom2p.anytoany.perception.token_features import TokenSource, perceived_specs
-from egom2p.anytoany.types import Percept
+from egom2p.anytoany.types import PerceptionFeatures
 from egom2p.contracts import AlignedClip, ModalitySpec, Provenance, Stream, TokenClip
 from egom2p.data.clips.clip_alignment import ClipConfig, clip_config_for, cut_clips
 from egom2p.data.clips.clip_store import ClipStore, stored_datasets
@@ -78,7 +78,7 @@ class PixelFiles:
     def __init__(self, config: PerceptionConfig) -> None:
         self._config, self._source = config, build_source(config)
 
-    def __getitem__(self, ref: str) -> Percept:
+    def __getitem__(self, ref: str) -> PerceptionFeatures:
         if not Path(ref).is_file():
             raise FileNotFoundError(f"{ref}: no such picture or video (paths start where the command runs)")
         clip = next(read_clips(ref, self._config), None)
@@ -88,7 +88,7 @@ class PixelFiles:
 
 
 def picture_key(path: str | Path) -> str:
-    """Key of the clip that a picture file is, under which its percept is exported."""
+    """Key of the clip that a picture file is, under which its features are exported."""
     return Path(path).stem.replace(".", "_")
 
 

@@ -1,4 +1,4 @@
-"""Pictures as the cells of an image tower's grid, and back: what lets pixels travel as rows of a percept.
+"""Pictures as the cells of an image tower's grid, and back: what lets pixels travel as rows of an item.
 
 F frames of an item, P pictures that the tower sees (frames x tiles), H, W pixels of one, Y, X cells along its sides,
 h, w pixels of a cell, N = P Y X rows.
@@ -38,7 +38,7 @@ class PictureGrid:
 
     @property
     def row_width(self) -> int:
-        """Numbers of a percept row."""
+        """Numbers of a feature row."""
         return self.cell[0] * self.cell[1] * 3
 
     def rows(self, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -62,7 +62,7 @@ class PictureGrid:
         if rows.shape[1] != self.row_width or len(rows) % (num_rows * num_columns):
             raise ValueError(
                 f"rows of pixels are {tuple(rows.shape)}, this tower sees {num_rows} x {num_columns} cells of "
-                f"{cell_height} x {cell_width} pixels; the percepts were made with other settings"
+                f"{cell_height} x {cell_width} pixels; the perception features were made with other settings"
             )
         pattern = "(p y x) (h w c) -> p c (y h) (x w)"
         whole = rearrange(rows, pattern, y=num_rows, x=num_columns, h=cell_height, w=cell_width, c=3)

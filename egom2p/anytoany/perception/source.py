@@ -1,16 +1,16 @@
 """The protocol of perception sources, and the one config that names them.
 
-N percept rows, D their width.
+N feature rows, D their width.
 
-A source turns clips into percepts on the CPU side; what is trained lives in a tower inside the model (tower.py). A
-source whose percepts are ids (codes, a live encoder) or pixels (a live image tower) has a tower that makes features of
-them; of the others the percept's features are what the connector gets.
+A source turns clips into features on the CPU side; what is trained lives in a tower inside the model (tower.py). A
+source whose features are ids (codes, a live encoder) or pixels (a live image tower) has a tower that makes features of
+them; of the others the features are what the connector gets.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
-from egom2p.anytoany.types import KINDS, MediaKind, Percept
+from egom2p.anytoany.types import KINDS, MediaKind, PerceptionFeatures
 from egom2p.config import strict
 from egom2p.contracts import AlignedClip, TokenClip
 from egom2p.layers.lora import LoraConfig
@@ -19,10 +19,10 @@ Clip = AlignedClip | TokenClip
 
 
 class PerceptionSource(Protocol):
-    """Clips to percepts.
+    """Clips to perception features.
 
-    names        what `Percept.source` indexes
-    width        D of its percepts
+    names        what `PerceptionFeatures.source` indexes
+    width        D of its perception features
     fingerprint  identity of what it computes
     """
 
@@ -30,7 +30,7 @@ class PerceptionSource(Protocol):
     width: int
     fingerprint: str
 
-    def perceive(self, clips: Sequence[Clip]) -> list[Percept]: ...
+    def perceive(self, clips: Sequence[Clip]) -> list[PerceptionFeatures]: ...
 
 
 @strict
@@ -48,7 +48,7 @@ class PerceptionConfig:
     modalities    names to perceive, empty: all; what a clip does not have is absent
     layer         egom2p_encoder, timm_frames: states after so many blocks (of a convolutional tower: stages), None: all
     train         egom2p_encoder, timm_frames: frozen | lora | full
-    precomputed   egom2p_encoder, timm_frames: percepts are exported states, not ids or pixels; the encoder or tower is
+    precomputed   egom2p_encoder, timm_frames: features are exported states, not ids or pixels; the encoder or tower is
                   then not part of the model
     tower         timm_frames: name of the timm model; `tower_weights`: its safetensors, None: as timm downloads them,
                   "random": none
@@ -100,17 +100,17 @@ class PerceptionConfig:
 
     @property
     def gives_ids(self) -> bool:
-        """Whether percepts are ids that a tower inside the model turns into features."""
+        """Whether perception features are ids that a tower inside the model turns into features."""
         return self.source == "codes" or (self.source == "egom2p_encoder" and not self.precomputed)
 
     @property
     def gives_pixels(self) -> bool:
-        """Whether percepts are pixels that a tower inside the model turns into features."""
+        """Whether perception features are pixels that a tower inside the model turns into features."""
         return self.source == "timm_frames" and not self.precomputed
 
     @property
     def is_live(self) -> bool:
-        """Whether the model turns percepts into features itself."""
+        """Whether the model turns perception features into features itself."""
         return self.gives_ids or self.gives_pixels
 
     @property

@@ -1,6 +1,6 @@
 """A timm image tower on every frame of a clip, or on a picture.
 
-P pictures, N percept rows (cells of pictures), D width, H, W pixels.
+P pictures, N feature rows (cells of pictures), D width, H, W pixels.
 """
 
 from collections.abc import Sequence
@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from egom2p.anytoany.perception.picture_cells import PictureGrid, grid_of_patches
 from egom2p.anytoany.perception.source import Clip, PerceptionConfig
-from egom2p.anytoany.perception.tower import EncodedSource, PerceptRows, Tower, plain_tower_state
-from egom2p.anytoany.types import Percept
+from egom2p.anytoany.perception.tower import EncodedSource, FeatureRows, Tower, plain_tower_state
+from egom2p.anytoany.types import PerceptionFeatures
 from egom2p.contracts import AlignedClip
 from egom2p.layers.lora import attach_lora
 from egom2p.storage import fingerprint_of, load_tensors
@@ -27,7 +27,7 @@ _AT_ONCE = 32
 
 
 class PixelSource:
-    """Percepts of pixels: each row is what one cell of the tower's grid covers, position (frame, row, column)."""
+    """Pixels as features: each row is what one cell of the tower's grid covers, position (frame, row, column)."""
 
     def __init__(self, config: PerceptionConfig) -> None:
         self.grid = picture_grid(config)
@@ -36,10 +36,10 @@ class PixelSource:
         self.fingerprint = fingerprint_of({}, settings)
         self._num_frames = config.num_frames
 
-    def perceive(self, clips: Sequence[Clip]) -> list[Percept]:
-        return [self._percept(clip) for clip in clips]
+    def perceive(self, clips: Sequence[Clip]) -> list[PerceptionFeatures]:
+        return [self._features(clip) for clip in clips]
 
-    def _percept(self, clip: Clip) -> Percept:
+    def _features(self, clip: Clip) -> PerceptionFeatures:
         if not isinstance(clip, AlignedClip) or "rgb" not in clip:
             found = sorted(clip.streams) if isinstance(clip, AlignedClip) else "tokens"
             raise ValueError(f"clip {clip.key}: an image tower needs pictures, found {found}")
@@ -48,7 +48,7 @@ class PixelSource:
             middles = (np.arange(self._num_frames) + 0.5) * len(frames) / self._num_frames
             frames = frames[middles.astype(np.int64)]
         rows, position = self.grid.rows(frames)
-        return Percept(rows, position, np.zeros(len(rows), np.int16))
+        return PerceptionFeatures(rows, position, np.zeros(len(rows), np.int16))
 
 
 class TimmTower(Tower):
@@ -58,7 +58,7 @@ class TimmTower(Tower):
         super().__init__()
         self.tower = _open(config, with_weights=with_weights)
         self.grid = picture_grid(config)
-        self.width, self.percept_width, self.num_sources = tower_width(config), self.grid.row_width, 1
+        self.width, self.row_width, self.num_sources = tower_width(config), self.grid.row_width, 1
         self.is_trained = config.train != "frozen"
         self._layer = config.layer
         settings = _data_settings(self.tower)
@@ -73,7 +73,7 @@ class TimmTower(Tower):
         self.tower.train(mode and self.is_trained)
         return self
 
-    def forward(self, rows: PerceptRows) -> Tensor:
+    def forward(self, rows: FeatureRows) -> Tensor:
         pictures = (self.grid.pictures(rows.features.float()) - self.mean) / self.std
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.is_trained):
             # A trained tower sees all at once: batch norms look at the batch.

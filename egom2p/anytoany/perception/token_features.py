@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from egom2p.anytoany.perception.source import Clip, PerceptionConfig
-from egom2p.anytoany.types import Percept
+from egom2p.anytoany.types import PerceptionFeatures
 from egom2p.contracts import AlignedClip, ModalitySpec, TokenClip, Tokenizer, check_fingerprint
 from egom2p.models.weights import tokenizer_locations
 from egom2p.storage import fingerprint_of, load_json
@@ -30,7 +30,7 @@ def perceived_specs(config: PerceptionConfig) -> tuple[ModalitySpec, ...]:
     return tuple(spec for spec in specs if not config.modalities or spec.name in config.modalities)
 
 
-def percept_of_tokens(clip: TokenClip, specs: Sequence[ModalitySpec]) -> Percept:
+def features_of_tokens(clip: TokenClip, specs: Sequence[ModalitySpec]) -> PerceptionFeatures:
     """Ids (N, 1) of the modalities that the clip has, by modality, positions ascending; without -1 (unknown)."""
     parts = []
     for number, spec in enumerate(specs):
@@ -53,11 +53,11 @@ def percept_of_tokens(clip: TokenClip, specs: Sequence[ModalitySpec]) -> Percept
         wanted = [spec.name for spec in specs]
         raise ValueError(f"clip {clip.key} has {sorted(clip.tokens)}, none of the perceived modalities {wanted}")
     features, position, source = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    return Percept(features, position, source)
+    return PerceptionFeatures(features, position, source)
 
 
 class TokenSource:
-    """Percepts of ids from token clips, or from signals through the checkpoint's tokenizers."""
+    """Perception features of ids from token clips, or from signals through the checkpoint's tokenizers."""
 
     width = 1
 
@@ -68,8 +68,8 @@ class TokenSource:
         self._checkpoint, self._device = config.checkpoint, torch.device(device)
         self._tokenizers: dict[str, Tokenizer] | None = None
 
-    def perceive(self, clips: Sequence[Clip]) -> list[Percept]:
-        return [percept_of_tokens(clip, self.specs) for clip in self.tokens(clips)]
+    def perceive(self, clips: Sequence[Clip]) -> list[PerceptionFeatures]:
+        return [features_of_tokens(clip, self.specs) for clip in self.tokens(clips)]
 
     def tokens(self, clips: Sequence[Clip]) -> list[TokenClip]:
         """Token clips as they are; signals tokenized, what a clip does not have absent."""
@@ -81,11 +81,11 @@ class TokenSource:
         if self._tokenizers is None:
             if self._checkpoint is None:
                 raise ValueError("signals need tokenizers: name a checkpoint in perception, or give tokens")
-            positions = tokenizer_locations(self._checkpoint)
+            folders = tokenizer_locations(self._checkpoint)
             self._tokenizers = {}
             for spec in self.specs:
-                if spec.name in positions:
-                    tokenizer = load_tokenizer(positions[spec.name], device=self._device)
+                if spec.name in folders:
+                    tokenizer = load_tokenizer(folders[spec.name], device=self._device)
                     check_fingerprint(
                         spec.name,
                         found=spec.tokenizer_fingerprint,

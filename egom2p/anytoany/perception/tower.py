@@ -1,6 +1,6 @@
-"""What stands between percepts and connector inside the model, and is trained with it.
+"""What stands between perception features and connector inside the model, and is trained with it.
 
-N percept rows of all media items, I media items, D width, K modalities.
+N feature rows of all media items, I media items, D width, K modalities.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from egom2p.anytoany.perception.source import Clip, PerceptionConfig, PerceptionSource
 from egom2p.anytoany.perception.token_features import TokenSource, perceived_specs
-from egom2p.anytoany.types import Percept
+from egom2p.anytoany.types import PerceptionFeatures
 from egom2p.contracts import ModalitySpec, PackedBatch
 from egom2p.layers.lora import attach_lora
 from egom2p.models.egom2p_model import EgoM2P, load_model
@@ -21,8 +21,8 @@ from egom2p.storage import fingerprint_of
 
 
 @dataclass(frozen=True)
-class PerceptRows:
-    """Percepts of I media items laid end to end.
+class FeatureRows:
+    """Perception features of I media items laid end to end.
 
     features (N, D)   position (N, 3)   source (N,)   lengths   I ints, rows of each item, on the CPU
     """
@@ -36,24 +36,24 @@ class PerceptRows:
 class Tower(nn.Module):
     """What all towers have, and all that is asked of them beside their `forward` of rows to features (N, width).
 
-    percept_width   numbers of a percept row that it is given
+    row_width   numbers of a feature row that it is given
     """
 
     width: int
     num_sources: int = 1
-    percept_width: int = 1
+    row_width: int = 1
 
 
 class FeatureTower(Tower):
-    """Percepts that are features already."""
+    """Features that were computed before: they pass as they are."""
 
     def __init__(self, width: int, num_sources: int = 1) -> None:
         super().__init__()
-        self.width, self.percept_width, self.num_sources = width, width, num_sources
+        self.width, self.row_width, self.num_sources = width, width, num_sources
 
-    def forward(self, rows: PerceptRows) -> Tensor:
+    def forward(self, rows: FeatureRows) -> Tensor:
         if rows.features.shape[1] != self.width:
-            raise ValueError(f"percepts have {rows.features.shape[1]} features, this model perceives {self.width}")
+            raise ValueError(f"rows of {rows.features.shape[1]} numbers, this model perceives {self.width}")
         return rows.features
 
 
@@ -66,7 +66,7 @@ class CodeTower(Tower):
         self.embeddings = EncoderEmbeddings(specs, width, num_registers=0)
         nn.init.normal_(self.embeddings.token_table)
 
-    def forward(self, rows: PerceptRows) -> Tensor:
+    def forward(self, rows: FeatureRows) -> Tensor:
         no_offsets = rows.source.new_zeros(1)
         return self.embeddings(_ids(rows), rows.source, no_offsets)
 
@@ -101,13 +101,13 @@ class EncoderTower(Tower):
         self.encoder.train(mode and self.is_trained)
         return self
 
-    def forward(self, rows: PerceptRows) -> Tensor:
+    def forward(self, rows: FeatureRows) -> Tensor:
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.is_trained):
             batch, rows_N = self._batch(rows)
             return self.encoder.encoder_output(batch)[rows_N]
 
-    def _batch(self, rows: PerceptRows) -> tuple[PackedBatch, Tensor]:
-        """The encoder's input, and where the percept rows lie in it (registers stand first in their clip)."""
+    def _batch(self, rows: FeatureRows) -> tuple[PackedBatch, Tensor]:
+        """The encoder's input, and where the feature rows lie in it (registers stand first in their clip)."""
         num_registers, num_modalities = self.encoder.config.num_registers, len(self.encoder.modalities)
         device = rows.features.device
         lengths = tuple(length + num_registers for length in rows.lengths)
@@ -149,7 +149,7 @@ class EncoderTower(Tower):
 
 
 class EncodedSource:
-    """Percepts of what a tower makes of a live source's, for features that are computed once and stored."""
+    """Perception features of what a tower makes of a live source's, for features that are computed once and stored."""
 
     def __init__(self, raw: PerceptionSource, tower: Tower, *, fingerprint: str, device: str = "cpu") -> None:
         self.names, self.width, self.fingerprint = raw.names, tower.width, fingerprint
@@ -157,13 +157,13 @@ class EncodedSource:
         self._tower = tower.to(self._device).eval()
 
     @torch.no_grad()
-    def perceive(self, clips: Sequence[Clip]) -> list[Percept]:
-        percepts = self._raw.perceive(clips)
-        states = self._tower(rows_of(percepts, self._device)).float().cpu().numpy()
-        ends = np.cumsum([len(percept.features) for percept in percepts])
+    def perceive(self, clips: Sequence[Clip]) -> list[PerceptionFeatures]:
+        items = self._raw.perceive(clips)
+        states = self._tower(rows_of(items, self._device)).float().cpu().numpy()
+        ends = np.cumsum([len(item.features) for item in items])
         return [
-            Percept(part, percept.position, percept.source)
-            for part, percept in zip(np.split(states, ends[:-1]), percepts, strict=True)
+            PerceptionFeatures(part, item.position, item.source)
+            for part, item in zip(np.split(states, ends[:-1]), items, strict=True)
         ]
 
 
@@ -184,11 +184,11 @@ def plain_tower_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def rows_of(percepts: Sequence[Percept], device: torch.device | str = "cpu") -> PerceptRows:
-    """Percepts laid end to end on a device."""
-    parts = [np.concatenate([getattr(p, name) for p in percepts]) for name in ("features", "position", "source")]
+def rows_of(items: Sequence[PerceptionFeatures], device: torch.device | str = "cpu") -> FeatureRows:
+    """Perception features laid end to end on a device."""
+    parts = [np.concatenate([getattr(p, name) for p in items]) for name in ("features", "position", "source")]
     features, position, source = (torch.from_numpy(part).to(device) for part in parts)
-    return PerceptRows(features, position, source, tuple(len(percept.features) for percept in percepts))
+    return FeatureRows(features, position, source, tuple(len(item.features) for item in items))
 
 
 def build_tower(config: PerceptionConfig, *, with_weights: bool = True) -> Tower:
@@ -211,9 +211,9 @@ def build_tower(config: PerceptionConfig, *, with_weights: bool = True) -> Tower
     return FeatureTower(int(config.width or 0))
 
 
-def _ids(rows: PerceptRows) -> Tensor:
+def _ids(rows: FeatureRows) -> Tensor:
     if rows.features.shape[1] != 1:
-        raise ValueError(f"percepts of ids have one number per row, found {rows.features.shape[1]}")
+        raise ValueError(f"ids are one number per row, found {rows.features.shape[1]}")
     return rows.features[:, 0].round().int()
 
 

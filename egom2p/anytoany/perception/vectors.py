@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from egom2p.anytoany.conversations.table_files import TableFiles
-from egom2p.anytoany.types import Percept
+from egom2p.anytoany.types import PerceptionFeatures
 
 # Columns that the published data sets use.
 COLUMNS = ("video_embed", "ib_embed", "image_embed", "audio_embed", "embedding")
@@ -19,7 +19,7 @@ COLUMNS = ("video_embed", "ib_embed", "image_embed", "audio_embed", "embedding")
 class VectorFiles:
     """Vectors by reference: `file.parquet#row` (also .jsonl, .json), `file.npz#name`, `file.npy#row` or `file.npy`.
 
-    A row may hold one vector (D,) or several (n, D); all are rows of the percept, numbered along its t axis.
+    A row may hold one vector (D,) or several (n, D); all are rows of the features, numbered along its t axis.
 
     columns   of tables: the first one that the file has is read
     """
@@ -28,14 +28,14 @@ class VectorFiles:
         self.width, self.columns = width, tuple(columns)
         self._opened: dict[str, Any] = {}
 
-    def __getitem__(self, ref: str) -> Percept:
+    def __getitem__(self, ref: str) -> PerceptionFeatures:
         path, _, inner = ref.partition("#")
         vectors = np.asarray(self._read(Path(path), inner), dtype=np.float32)
         if vectors.ndim not in (1, 2) or vectors.size == 0 or vectors.shape[-1] != self.width:
             raise ValueError(f"{ref}: a vector of shape {vectors.shape}, wanted {self.width} numbers")
         if not np.isfinite(vectors).all():
             raise ValueError(f"{ref}: the vector holds numbers that are not finite")
-        return percept_of_vectors(vectors)
+        return features_of_vectors(vectors)
 
     def _read(self, path: Path, inner: str) -> Any:
         if path.suffix == ".npz":
@@ -70,12 +70,12 @@ class VectorFiles:
         return self._opened[str(path)]
 
 
-def percept_of_vectors(vectors: np.ndarray) -> Percept:
-    """Vectors (D,) or (n, D) as a percept of n rows."""
+def features_of_vectors(vectors: np.ndarray) -> PerceptionFeatures:
+    """Vectors (D,) or (n, D) as perception features of n rows."""
     features_ND = np.atleast_2d(np.asarray(vectors, dtype=np.float32))
     position_N3 = np.zeros((len(features_ND), 3), np.int16)
     position_N3[:, 0] = np.arange(len(features_ND))
-    return Percept(features_ND, position_N3, np.zeros(len(features_ND), np.int16))
+    return PerceptionFeatures(features_ND, position_N3, np.zeros(len(features_ND), np.int16))
 
 
 def _row(path: Path, text: str, count: int) -> int:

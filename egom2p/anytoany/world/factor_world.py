@@ -65,7 +65,7 @@ def of_split(ask: str, every: Iterable[tuple[int, ...]], split: Split) -> list[t
 
 
 def answer(ask: Ask, factors: tuple[int, ...]) -> str:
-    """What is to be said of the factors."""
+    """The caption of the factors."""
     if ask == "caption":
         action, thing, direction = factors
         return f"the wearer {ACTIONS[action]} the {OBJECTS[thing]} while {DIRECTIONS[direction]}"

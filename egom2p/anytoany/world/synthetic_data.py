@@ -1,4 +1,4 @@
-"""Everything a run needs, made here: captions of the world of codes, percepts, text, a tokenizer and a tiny base model.
+"""Everything a run needs, made here: captions of the world of codes, features, text, a tokenizer and a tiny base model.
 
 Same files as the downloaded ones, so the same configs and readers work; no network. Makes nothing twice.
 """
@@ -13,7 +13,7 @@ import numpy as np
 from egom2p.anytoany.conversations.templates import load_templates, template_path
 from egom2p.anytoany.language.language_model import LanguageModelConfig, load_language_model
 from egom2p.anytoany.language.language_tokenizer import train_tokenizer
-from egom2p.anytoany.perception.feature_store import PerceptWriter
+from egom2p.anytoany.perception.feature_store import FeatureWriter
 from egom2p.anytoany.perception.source import PerceptionConfig
 from egom2p.anytoany.perception.token_features import TokenSource
 from egom2p.anytoany.world.factor_world import Ask, Split, factor_clip, factor_rows, factor_specs
@@ -45,7 +45,7 @@ def build_synthetic(output: str | Path, config: SyntheticDataConfig) -> list[Pat
 
     captions_train.jsonl, captions_unseen.jsonl, looked_at_*.jsonl   rows {clip, description}
     fusion_train.jsonl, fusion_unseen.jsonl   interleaved: camera codes asked for, and read
-    percepts/    codes of all these clips     tokenizer/   trained on their texts
+    features/    codes of all these clips     tokenizer/   trained on their texts
     """
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
@@ -58,7 +58,7 @@ def build_synthetic(output: str | Path, config: SyntheticDataConfig) -> list[Pat
     for split in ("train", "unseen"):
         made.append(write_rows(output / f"fusion_{split}.jsonl", _fusion_rows(tables["caption", split])))
     clips = [factor_clip(row["clip"]) for rows in tables.values() for row in rows]
-    made.append(write_codes(output / "percepts", clips))
+    made.append(write_codes(output / "features", clips))
     made.append(write_tokenizer(output / "tokenizer", world_texts(), config.vocab_size))
     return made
 
@@ -122,8 +122,8 @@ def _fusion_rows(captions: list[dict[str, Any]]) -> list[dict[str, Any]]:
         motion = caption["description"].rpartition(" while ")[2]
         media = [{"kind": "cam", "ref": caption["clip"]}]
         pairs = {"say": (f"Move the camera: {motion}.", "{cam}"), "read": ("{cam}\nHow does the camera move?", motion)}
-        for name, (question, said) in pairs.items():
-            turns = [{"role": "user", "text": question}, {"role": "assistant", "text": said}]
+        for name, (question, answer) in pairs.items():
+            turns = [{"role": "user", "text": question}, {"role": "assistant", "text": answer}]
             rows.append({"key": f"{caption['clip']}/{name}", "turns": turns, "media": media})
     return rows
 
@@ -133,7 +133,7 @@ def write_codes(folder: Path, clips: Sequence[TokenClip]) -> Path:
     config = PerceptionConfig(source="codes", width=1, modality_specs=[spec.to_dict() for spec in factor_specs()])
     source = TokenSource(config)
     card = {"source": "codes", "names": list(source.names), "width": 1, "fingerprint": source.fingerprint}
-    writer = PerceptWriter(folder, card | {"perception": to_plain(config)})
+    writer = FeatureWriter(folder, card | {"perception": to_plain(config)})
     missing = [clip for clip in clips if clip.key not in writer.done]
     for start in range(0, len(missing), _SHARD_CLIPS):
         part = missing[start : start + _SHARD_CLIPS]
@@ -158,8 +158,8 @@ def _write_vectors(path: Path, columns: Sequence[str], config: SyntheticDataConf
     names = [row["clip"] for row in factor_rows("caption", "train", 1)]
     texts = [row["description"] for row in factor_rows("caption", "train", 1)]
     if "instruct" in path.parent.name or "flan" in path.parent.name:
-        said = [{"human": "<image>\nWhat happens here?", "gpt": text} for text in texts]
-        answers: list[Any] = [[{"from": who, "value": text} for who, text in turns.items()] for turns in said]
+        turns = [{"human": "<image>\nWhat happens here?", "gpt": text} for text in texts]
+        answers: list[Any] = [[{"from": who, "value": text} for who, text in pair.items()] for pair in turns]
     else:
         answers = texts
     vectors = [clip_vector(name).tolist() for name in names]

@@ -12,7 +12,7 @@ from egom2p.anytoany.conversations.chat import ChatRenderer
 from egom2p.anytoany.conversations.conversation_loader import LanguageDataConfig, LanguageLoader
 from egom2p.anytoany.language.language_flops import LanguageFlops
 from egom2p.anytoany.model import AnyToAny, AnyToAnyConfig, build_anytoany
-from egom2p.anytoany.perception.feature_lookup import PerceptLookup, spellings
+from egom2p.anytoany.perception.feature_lookup import FeatureLookup, spellings
 from egom2p.anytoany.saving import load_config_of, write_anytoany_files
 from egom2p.anytoany.types import LanguageBatch
 from egom2p.config import strict
@@ -30,7 +30,7 @@ from egom2p.training.training_config import TrainingConfig
 class AnyToAnyTrainingConfig:
     """Root schema of `run_training_anytoany.py`.
 
-    percepts   folders of exported percepts (python -m egom2p.anytoany.perception.export); vectors need none
+    features   folders of exported features (python -m egom2p.anytoany.perception.export); vectors need none
     training   `batch_size` counts rows: packed ones hold several conversations; `epochs` counts conversations
     dry_run    say what the run would take, and stop: no weights, no data
     """
@@ -39,7 +39,7 @@ class AnyToAnyTrainingConfig:
     seed: int = 0
     dry_run: bool = False
     model: AnyToAnyConfig
-    percepts: tuple[str, ...] = ()
+    features: tuple[str, ...] = ()
     data: LanguageDataConfig
     evaluation: LanguageEvaluationConfig = LanguageEvaluationConfig()
     training: TrainingConfig
@@ -69,20 +69,20 @@ class AnyToAnyTask(Task):
             self._anytoany: AnyToAny = build_anytoany(config.model, device=ranks.device)
         self.model: nn.Module = self._anytoany
         self._flops = LanguageFlops(self._anytoany)
-        self.percepts = PerceptLookup(config.model.perception, config.percepts, config.model.connector)
+        self.lookup = FeatureLookup(config.model.perception, config.features, config.model.connector)
         books = self._anytoany.codebooks
-        said = spellings(books, self.percepts)
+        spelled = spellings(books, self.lookup)
 
         def renderer(count: int | None) -> ChatRenderer:
-            span_length = partial(self.percepts.span_length, wanted=count)
-            return ChatRenderer(self._anytoany.tokenizer, span_length, config.data.chat, spellings=said)
+            span_length = partial(self.lookup.span_length, wanted=count)
+            return ChatRenderer(self._anytoany.tokenizer, span_length, config.data.chat, spellings=spelled)
 
         self.renderer = renderer(None)
         nested = {count: renderer(count) for count in config.model.connector.nested}
         self.loader = LanguageLoader(
             config.data,
             self.renderer,
-            self.percepts.percept,
+            self.lookup.features,
             batch_size=config.training.batch_size,
             seed=config.seed,
             rank=ranks.rank,
@@ -91,7 +91,7 @@ class AnyToAnyTask(Task):
         )
         self.num_train_clips = self.loader.num_conversations
         self.evaluation = LanguageEvaluation(
-            config.evaluation, self.renderer, self.percepts.percept, seed=config.seed, ranks=ranks, nested=nested
+            config.evaluation, self.renderer, self.lookup.features, seed=config.seed, ranks=ranks, nested=nested
         )
 
     def batches(self, first_clip: int) -> Iterator[LanguageBatch]:

@@ -1,4 +1,4 @@
-"""Held-out conversations: loss and exact match, with what was truly perceived, with another's percept, with nothing.
+"""Held-out conversations: loss and exact match, with what was truly perceived, with another's features, with nothing.
 
 R conversations, M labels. An answer matches exactly when the most likely token is right at each of its positions: the
 answer that greedy decoding gives.
@@ -18,7 +18,7 @@ from egom2p.anytoany.conversations.packing import collate
 from egom2p.anytoany.evaluation.controls import controlled
 from egom2p.anytoany.language.likelihood import token_answers
 from egom2p.anytoany.model import AnyToAny
-from egom2p.anytoany.types import NO_LOSS, Conversation, Media, Percept, Rendered
+from egom2p.anytoany.types import NO_LOSS, Conversation, Media, PerceptionFeatures, Rendered
 from egom2p.config import strict
 from egom2p.data.clip_order import clip_rng
 from egom2p.training.distributed import Ranks
@@ -33,8 +33,8 @@ class LanguageEvaluationConfig:
     """What is measured on held-out conversations.
 
     max_conversations   of each data set, spread over it
-    controls            beside the true percepts: `shuffled`, each item shows what another one of the data set shows;
-                        `zero`, percepts are 0
+    controls            beside the true features: `shuffled`, each item shows what another one of the data set shows;
+                        `zero`, perception features are 0
     num_samples         answers that are written beside their references to `samples.jsonl`
     """
 
@@ -47,30 +47,30 @@ class LanguageEvaluationConfig:
 
 @dataclass(frozen=True)
 class Answered:
-    """One conversation as the model would end it. `said`: most likely token at each position of the reference."""
+    """One conversation as the model would end it. `output`: most likely token at each position of the reference."""
 
     key: str
     reference: str
-    said: str
+    output: str
 
 
 class LanguageEvaluation:
     """Conversations are drawn once; every rank takes its share of them.
 
-    nested   renderers by the number of perception tokens they give media: measured too, with true percepts
+    nested   renderers by the number of perception tokens they give media: measured too, with true features
     """
 
     def __init__(
         self,
         config: LanguageEvaluationConfig,
         renderer: ChatRenderer,
-        percept_of: Callable[[Media], Percept],
+        features_of: Callable[[Media], PerceptionFeatures],
         *,
         seed: int,
         ranks: Ranks,
         nested: Mapping[int, ChatRenderer] | None = None,
     ) -> None:
-        self._config, self._renderer, self._percept_of, self._ranks = config, renderer, percept_of, ranks
+        self._config, self._renderer, self._features_of, self._ranks = config, renderer, features_of, ranks
         self._sets = {name: self._draw(name, dataset, seed, renderer) for name, dataset in config.datasets.items()}
         self._nested = {
             f"{name}, {count} perception tokens": self._draw(name, dataset, seed, fewer)
@@ -85,15 +85,15 @@ class LanguageEvaluation:
         for name, rows in (self._sets | self._nested).items():
             for control in ("true", *(self._config.controls if name in self._sets else ())):
                 items = [span.media for _, rendered in rows for span in rendered.spans]
-                percept_of = controlled(self._percept_of, control, items)
+                features_of = controlled(self._features_of, control, items)
                 sums = np.zeros(4)  # loss, exact, right tokens, tokens
                 own = rows[self._ranks.rank :: self._ranks.world_size]
                 for start in range(0, len(own), self._config.batch_size):
                     part = own[start : start + self._config.batch_size]
-                    sums += self._sums(model, part, percept_of, keep=control == "true")
+                    sums += self._sums(model, part, features_of, keep=control == "true")
                 loss, exact, right, tokens = self._ranks.sum_floats(sums.tolist())
                 values = (loss / tokens, exact / len(rows), right / tokens)
-                group = name if control == "true" else f"{name}, {control} percepts"
+                group = name if control == "true" else f"{name}, {control} features"
                 measurements += [Measurement(group, key, value) for key, value in zip(_NAMES, values, strict=True)]
         return measurements
 
@@ -115,22 +115,22 @@ class LanguageEvaluation:
         self,
         model: AnyToAny,
         rows: Sequence[tuple[Conversation, Rendered]],
-        percept_of: Callable[[Media], Percept],
+        features_of: Callable[[Media], PerceptionFeatures],
         *,
         keep: bool,
     ) -> np.ndarray:
         tokenizer = self._renderer.tokenizer
-        batch = collate([[rendered] for _, rendered in rows], percept_of, pad_id=tokenizer.pad_token_id)
+        batch = collate([[rendered] for _, rendered in rows], features_of, pad_id=tokenizer.pad_token_id)
         batch = batch.to(self._ranks.device)
-        losses_M, said_M = token_answers(model, batch)
-        labels_RT, said_RT = batch.labels, torch.full_like(batch.labels, NO_LOSS)
-        said_RT[labels_RT != NO_LOSS] = said_M
-        is_right_RT = said_RT == labels_RT
+        losses_M, output_M = token_answers(model, batch)
+        labels_RT, output_RT = batch.labels, torch.full_like(batch.labels, NO_LOSS)
+        output_RT[labels_RT != NO_LOSS] = output_M
+        is_right_RT = output_RT == labels_RT
         num_right = int((is_right_RT & (labels_RT != NO_LOSS)).sum())
         if keep and len(self.samples) < self._config.num_samples:
             self.samples += [
-                Answered(conversation.key, *(_words(tokenizer, ids[ids != NO_LOSS]) for ids in (labels, said)))
-                for (conversation, _), labels, said in zip(rows, labels_RT.cpu(), said_RT.cpu(), strict=True)
+                Answered(conversation.key, *(_words(tokenizer, ids[ids != NO_LOSS]) for ids in (labels, output)))
+                for (conversation, _), labels, output in zip(rows, labels_RT.cpu(), output_RT.cpu(), strict=True)
             ][: self._config.num_samples - len(self.samples)]
         return np.array([float(losses_M.sum()), float(is_right_RT.all(1).sum()), num_right, batch.num_targets])
 
@@ -142,4 +142,4 @@ def _words(tokenizer: Any, ids: Tensor) -> str:
 def as_rows(samples: Sequence[Answered]) -> Iterator[dict[str, str]]:
     """Samples as plain values."""
     for sample in samples:
-        yield {"key": sample.key, "reference": sample.reference, "said": sample.said}
+        yield {"key": sample.key, "reference": sample.reference, "output": sample.output}

@@ -100,7 +100,7 @@ def test_an_invented_modality_goes_all_the_way(tmp_path, rng):
             progress=False,
         )
     )
-    for task, baseline in zip(evaluation.summary["tasks"], ("mean value", "mean frame"), strict=True):
+    for task, baseline in zip(evaluation.results.to_plain()["tasks"], ("mean value", "mean frame"), strict=True):
         kinds = {row["label"]: row["kind"] for row in task["rows"]}
         assert kinds[baseline] == "baseline" and {"ceiling", "model"} <= set(kinds.values())
         assert task["num_clips"] == 4 and task["num_recordings"] == 2

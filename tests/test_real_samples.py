@@ -94,4 +94,4 @@ def test_the_videos_get_depth_camera_and_gaze_and_a_page(made, tmp_path):
             [*overrides, "device=cpu", "progress=false"],
         )
     )
-    assert [task["task"] for task in evaluated.summary["tasks"]] == ["rgb2depth", "rgb2cam", "depth2rgb"]
+    assert [task["task"] for task in evaluated.results.to_plain()["tasks"]] == ["rgb2depth", "rgb2cam", "depth2rgb"]

@@ -7,29 +7,91 @@ through the tokenizers window by window is joined as well: what the model could 
 """
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from egom2p.config import run_main, to_plain
-from egom2p.contracts import QUANTITIES, Recording, TokenClip
+from egom2p.config import run_main, strict, to_plain
+from egom2p.contracts import QUANTITIES, Recording, TokenClip, quantity_of_stream
 from egom2p.contracts.quantities import PICTURE_STREAMS
-from egom2p.data.recordings.reader_choice import open_reader
-from egom2p.evaluation.drift_config import DriftConfig, RecordingsConfig
-from egom2p.evaluation.drift_scores import METRICS, camera_drift, long_scores
-from egom2p.evaluation.results import Method, TaskResult, summarise, write_results
+from egom2p.data.recordings.reader_choice import SourceConfig, open_reader
+from egom2p.evaluation.quantities import SCORING
+from egom2p.evaluation.scoring import Scores
 from egom2p.generation.checkpoints import Checkpoint, load_checkpoint
 from egom2p.generation.generation_inputs import clip_config_of, kind_of_input, read_recordings
-from egom2p.generation.long_generation import generate_segment, window_seeds
+from egom2p.generation.long_generation import LongResult, generate_segment, window_seeds
 from egom2p.generation.recording_windows import Segment, overlap_of, plan_segments
-from egom2p.generation.request import Request
-from egom2p.generation.stitching import StitchConfig, joined_stream
+from egom2p.generation.request import Join, Request
+from egom2p.generation.stitching import StitchConfig, joined_stream, overlap_summary
 from egom2p.geometry import canonicalise
 from egom2p.jobs.progress import progress_bar, say
 from egom2p.metrics.drift import path_length_m
+from egom2p.metrics.measurements import Measured, Method, write_results
+from egom2p.metrics.result_table import MethodKind
+from egom2p.models.generation_plans import SamplingConfig
+
+
+@strict
+class RecordingsConfig:
+    """Long recordings with truth.
+
+    source, input   a reader, or a path of recordings
+    rate_hz         of pictures without times
+    segments_m      lengths over which relative camera errors are measured
+    """
+
+    source: SourceConfig | None = None
+    input: str | None = None
+    rate_hz: float | None = None
+    segments_m: tuple[float, ...] = (0.5, 1.0, 2.0)
+
+    def __post_init__(self) -> None:
+        if (self.input is None) == (self.source is None):
+            raise ValueError("recordings come either from a source or from an input")
+
+
+@strict
+class DriftRow:
+    """One way to make a long recording; is_ceiling: of the truth, through the tokenizers, instead of by the model."""
+
+    join: Join = "stitch"
+    overlap_s: float = 1.0
+    stitching: StitchConfig = StitchConfig()
+    sampling: dict[str, SamplingConfig] = field(default_factory=dict)
+    is_ceiling: bool = False
+
+
+@strict
+class DriftConfig:
+    """One drift table.
+
+    recordings   label -> recordings; one group of tables each
+    rows         label -> way of making them
+    max_recordings   of each label
+    """
+
+    checkpoint: str | None = None
+    output: str
+    recordings: dict[str, RecordingsConfig]
+    rows: dict[str, DriftRow]
+    conditions: tuple[str, ...] = ("rgb",)
+    targets: tuple[str, ...] = ("depth", "camera", "gaze")
+    max_recordings: int | None = None
+    batch_size: int = 16
+    seed: int = 0
+    device: str = "auto"
+    progress: bool = True
+    description: str = ""
+
+
+_DRIFT = {name: scoring.drift for name, scoring in SCORING.items() if scoring.drift is not None}
+_STREAMS = {QUANTITIES[name].stream: name for name in _DRIFT}
+_AS_IS = StitchConfig(camera="none", depth="none")
+Truth = dict[str, tuple[np.ndarray, np.ndarray]]
+"""Quantity -> values and validity of a whole recording."""
 
 
 @dataclass
@@ -39,6 +101,7 @@ class _Tables:
     segments_m: Sequence[float]
     names: dict[str, list[str]] = field(default_factory=dict)  # quantity -> recordings that have its truth
     values: dict[str, dict[str, dict[str, list[float | None]]]] = field(default_factory=dict)
+    kinds: dict[str, MethodKind] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     travelled_m: list[float] = field(default_factory=list)
     duration_s: list[float] = field(default_factory=list)
@@ -47,9 +110,10 @@ class _Tables:
         for quantity in quantities:
             self.names.setdefault(quantity, []).append(recording)
 
-    def add(self, quantity: str, row: str, found: Mapping[str, float | None]) -> None:
+    def add(self, quantity: str, row: str, kind: MethodKind, found: Scores) -> None:
+        self.kinds[row] = kind
         columns = self.values.setdefault(quantity, {}).setdefault(row, {})
-        for metric in METRICS[quantity]:
+        for metric in _DRIFT[quantity].metrics:
             columns.setdefault(metric.key, []).append(found.get(metric.key))
 
 
@@ -69,14 +133,14 @@ class _Kept:
 def run_drift(config: DriftConfig) -> Path:
     """Make every row of every recording; writes results.json, results.md and per_clip.csv; returns the folder."""
     checkpoint = load_checkpoint(config.checkpoint, device=config.device)
-    folder, results, about = Path(config.output), [], {}
+    folder, measured, about = Path(config.output), [], {}
     for label, source in config.recordings.items():
         tables = _Tables(source.segments_m)
         for number, recording in enumerate(_recordings(source, config.max_recordings)):
             _measure(checkpoint, recording, number, config, tables)
         if not tables.names:
             raise ValueError(f"{label}: found no recording that holds the conditions and the truth of a target")
-        results += _results(label, tables)
+        measured += _measured(label, tables)
         about[label] = {
             "segments_m": list(source.segments_m),
             "num_recordings": len(tables.duration_s),
@@ -90,14 +154,9 @@ def run_drift(config: DriftConfig) -> Path:
         f"{', '.join(f'{length:g}' for length in note['segments_m'])} m"
         for label, note in about.items()
     ]
-    summary = {
-        "description": f"{config.description} {'; '.join(words)}.".strip(),
-        "config": to_plain(config),
-        "checkpoint": str(checkpoint.directory),
-        "recordings": about,
-        "tasks": [summarise(result, seed=config.seed) for result in results],
-    }
-    write_results(folder, summary, results)
+    description = f"{config.description} {'; '.join(words)}.".strip()
+    further = {"config": to_plain(config), "checkpoint": str(checkpoint.directory), "recordings": about}
+    write_results(folder, description, further, measured, seed=config.seed)
     say(f"wrote {folder}/results.md, results.json, per_clip.csv")
     return folder
 
@@ -123,10 +182,10 @@ def _measure(checkpoint: Checkpoint, recording: Recording, number: int, config: 
     if not targets:
         say(f"left out {recording.name}: it has {sorted(recording.streams)}, no truth of {list(config.targets)}")
         return
-    quantities = {checkpoint.spec(word).quantity for word in targets} & set(METRICS)
+    quantities = [name for name in (checkpoint.spec(word).quantity for word in targets) if name in _DRIFT]
     tables.begin(recording.name, quantities)
     kept: dict[Any, _Kept] = {}
-    truth: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    truth: Truth = {}
     with progress_bar(f"drift of {recording.name}", len(config.rows), is_shown=config.progress) as advance:
         for label, row in config.rows.items():
             overlap_s = overlap_of(clip_config, row.overlap_s)
@@ -138,9 +197,12 @@ def _measure(checkpoint: Checkpoint, recording: Recording, number: int, config: 
                 tables.duration_s.append(segment.duration_s)
                 camera = truth.get("camera")
                 tables.travelled_m.append(path_length_m(camera[0]) if camera else 0.0)
-                if camera and "camera" in quantities:
-                    still = np.tile(np.eye(4), (len(camera[0]), 1, 1))
-                    tables.add("camera", "stationary", camera_drift(still, camera[0], tables.segments_m))
+                rate_hz = clip_config.video_rate_hz
+                for quantity in quantities:
+                    if quantity in truth:
+                        for name, estimate in _DRIFT[quantity].baselines(truth[quantity][0]).items():
+                            found = _DRIFT[quantity].score(estimate, *truth[quantity], tables.segments_m, rate_hz)
+                            tables.add(quantity, name, "baseline", found)
             request = Request(
                 targets=targets, conditions=config.conditions, sampling=row.sampling, join=row.join,
                 stitching=row.stitching, seed=config.seed, batch_size=config.batch_size,
@@ -159,28 +221,41 @@ def _measure(checkpoint: Checkpoint, recording: Recording, number: int, config: 
                 store=store,
             )
             tables.seconds[label] = tables.seconds.get(label, 0.0) + time.perf_counter() - start
-            for quantity, found in long_scores(result, truth, tables.segments_m, clip_config.video_rate_hz).items():
-                tables.add(quantity, label, found)
+            for quantity, found in _scores(result, truth, tables.segments_m, clip_config.video_rate_hz).items():
+                tables.add(quantity, label, "ceiling" if row.is_ceiling else "model", found)
             advance(1)
 
 
-def _truth(segment: Segment) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Stream -> values and validity of the whole segment; poses relative to the first."""
+def _scores(result: LongResult, truth: Truth, segments_m: Sequence[float], rate_hz: float) -> dict[str, Scores]:
+    """Quantity -> metric -> value, of the targets that have a truth; rate_hz: of its pictures."""
+    found = {}
+    for stream in result.generated.made_streams:
+        quantity = _STREAMS.get(stream)
+        if quantity in truth:
+            wanted, is_valid = truth[quantity]
+            values = result.generated.clip.streams[stream].values[: len(wanted)]
+            own = _DRIFT[quantity].score(values, wanted, is_valid, segments_m, rate_hz)
+            found[quantity] = own | overlap_summary(list(result.overlaps[stream]))
+    return found
+
+
+def _truth(segment: Segment) -> Truth:
+    """Of the whole segment; poses relative to the first."""
     sequences = {}
-    as_is = StitchConfig(camera="none", depth="none")
     for window in segment.windows:
         clip = segment.clip(window)
-        for name in set(METRICS) & set(clip.streams):
+        for name in set(_STREAMS) & set(clip.streams):
             config = segment.config
             rate_hz = config.video_rate_hz if name in PICTURE_STREAMS else config.track_rate_hz
             if name not in sequences:
-                sequences[name] = joined_stream(QUANTITIES[name], segment.num_samples(rate_hz), as_is)
+                sequences[name] = joined_stream(quantity_of_stream(name), segment.num_samples(rate_hz), _AS_IS)
             stream = clip.streams[name]
             sequences[name].add(segment.first_sample(window, rate_hz), stream.values, stream.is_valid)
-    found = {name: sequence.part(0, sequence.end) for name, sequence in sequences.items()}
-    if "camera" in found:
-        found["camera"] = (canonicalise(found["camera"][0]), found["camera"][1])
-    return found
+    found = {_STREAMS[name]: sequence.part(0, sequence.end) for name, sequence in sequences.items()}
+    return {
+        name: (canonicalise(values) if QUANTITIES[name].is_relative else values, is_valid)
+        for name, (values, is_valid) in found.items()
+    }
 
 
 def _tokenize_truth(checkpoint: Checkpoint, segment: Segment, request: Request, store: _Kept) -> None:
@@ -192,17 +267,14 @@ def _tokenize_truth(checkpoint: Checkpoint, segment: Segment, request: Request, 
             store.save(checkpoint.tokenize([clip], names)[0])
 
 
-def _results(label: str, tables: _Tables) -> list[TaskResult]:
-    results = []
+def _measured(label: str, tables: _Tables) -> list[Measured]:
+    measured = []
     for quantity, rows in tables.values.items():
-        methods = [Method(row, _kind(row), values) for row, values in rows.items()]
+        methods = [Method(row, tables.kinds[row], values) for row, values in rows.items()]
         names = tables.names[quantity]
-        results.append(TaskResult(f"{label}, {quantity}", quantity, names, names, METRICS[quantity], methods))
-    return results
-
-
-def _kind(row: str) -> Any:
-    return "baseline" if row == "stationary" else "ceiling" if row.startswith("round trip") else "model"
+        metrics = _DRIFT[quantity].metrics
+        measured.append(Measured(f"{label}, {quantity}", quantity, names, names, metrics, methods))
+    return measured
 
 
 if __name__ == "__main__":

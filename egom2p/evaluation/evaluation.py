@@ -13,34 +13,42 @@ from typing import Any
 import numpy as np
 import torch
 
-from egom2p.config import to_plain
-from egom2p.contracts import AlignedClip
+from egom2p.config import deciding, to_plain
+from egom2p.contracts import AlignedClip, quantity_of_stream
 from egom2p.data.clips.clip_store import ClipStore, stored_streams
 from egom2p.data.shards.folder_set import open_clips
 from egom2p.data.shards.shard_files import expand_files, split_folders
-from egom2p.evaluation.baselines import TrainingStatistics, training_statistics
 from egom2p.evaluation.evaluation_config import EvaluationConfig
-from egom2p.evaluation.finished_tasks import FinishedTask, FinishedTasks
-from egom2p.evaluation.results import TaskResult, summarise, write_results
-from egom2p.evaluation.task_evaluation import ShownArrays, TaskEvaluator, check_task
+from egom2p.evaluation.task_evaluation import (
+    ShownArrays,
+    TaskEvaluator,
+    TrainingStatistics,
+    check_task,
+    training_statistics,
+)
 from egom2p.generation.checkpoints import load_checkpoint
 from egom2p.geometry import canonicalise
 from egom2p.jobs.progress import progress_bar, say
 from egom2p.jobs.workers import Workers
-from egom2p.storage import atomic_directory, inside, is_remote, only_writer
-
-# Of the config: does not change a number of a task.
-_PRESENTATION = (
-    "output tasks batch_size num_workers device progress title description training_runs stage_times page".split()
+from egom2p.metrics.measurements import Measured, write_results
+from egom2p.metrics.result_table import Results
+from egom2p.storage import (
+    atomic_directory,
+    inside,
+    is_remote,
+    load_json,
+    only_writer,
+    remove_directory,
+    save_json,
 )
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was evaluated: the summary (as in results.json) and where it lies."""
+    """What was found, as in results.json, and where it lies."""
 
     folder: Path
-    summary: Mapping[str, Any]
+    results: Results
 
 
 def run_evaluation(config: EvaluationConfig) -> Evaluation:
@@ -60,15 +68,14 @@ def _run_evaluation(config: EvaluationConfig) -> Evaluation:
     _check_held_out(config)
     if config.train_tokens is not None:
         open_clips(config.train_tokens)
-    about = {label: _describe(directory, config) for label, directory in config.checkpoints.items()}
+    checkpoints = {label: _describe(directory, config) for label, directory in config.checkpoints.items()}
     statistics = None
     if config.train_clips is not None:
         with _timed(seconds, "baselines from the training split"):
             store = ClipStore(config.train_clips.root, config.train_clips.dataset)
             statistics = training_statistics(store, max_clips=config.max_train_clips)
-    results: list[TaskResult] = []
     shown = {clip.key: _truth_arrays(clip) for clip in _held_out_clips(config)[: config.num_shown_clips]}
-    finished = FinishedTasks(folder / "finished", _deciding(config, about))
+    finished = FinishedTasks(folder / "finished", _deciding(config, checkpoints))
     found = {task: finished.load(task) for task in config.tasks}
     missing = [task for task in config.tasks if found[task] is None]
     if len(missing) < len(config.tasks):
@@ -80,27 +87,74 @@ def _run_evaluation(config: EvaluationConfig) -> Evaluation:
         advance(len(config.tasks) - len(missing))
         for task_found in workers.run(_evaluate, missing, on_tick=lambda _: None):
             finished.save(task_found)
-            found[task_found.result.task] = task_found
+            found[task_found.measured.task] = task_found
             advance(1)
     for task in config.tasks:
-        results.append(found[task].result)
         seconds[task] = found[task].seconds
         for key, arrays in found[task].shown.items():
             shown.get(key, {}).update(arrays)
-    summary = {
-        "description": config.description or "Held-out clips, the same for every row.",
+    about = {
         "config": to_plain(config),
         "hardware": _hardware(config),
         "seconds": {name: round(value, 2) for name, value in seconds.items()},
         "num_train_clips": statistics.num_clips if statistics else 0,
-        "checkpoints": about,
-        "tasks": [summarise(result, seed=config.seed) for result in results],
+        "checkpoints": checkpoints,
         "shown_clips": list(shown),
     }
-    write_results(folder, summary, results)
+    description = config.description or "Held-out clips, the same for every row."
+    measured = [found[task].measured for task in config.tasks]
+    results = write_results(folder, description, about, measured, seed=config.seed)
     _write_shown(folder / "shown", shown)
     finished.forget()
-    return Evaluation(folder, summary)
+    return Evaluation(folder, results)
+
+
+@dataclass(frozen=True)
+class FinishedTask:
+    """What was measured for a task, what the page shows of it, and the seconds it took."""
+
+    measured: Measured
+    shown: ShownArrays
+    seconds: float
+
+
+class FinishedTasks:
+    """Tasks that are done, so that an interrupted evaluation goes on: an entry each, written whole or not at all.
+
+    deciding   everything the numbers depend on; an entry made under anything else does not count
+    """
+
+    def __init__(self, folder: Path, deciding: Mapping[str, Any]) -> None:
+        self._folder, self._deciding = folder, dict(deciding)
+
+    def save(self, task: FinishedTask) -> None:
+        with atomic_directory(self._folder_of(task.measured.task)) as unfinished:
+            for key, arrays in task.shown.items():
+                np.savez_compressed(inside(unfinished, f"{key}.npz"), **arrays)
+            entry = {"deciding": self._deciding, "seconds": task.seconds, "shown": list(task.shown)}
+            save_json(unfinished / "task.json", entry | {"measured": asdict(task.measured)})
+
+    def load(self, task: str) -> FinishedTask | None:
+        folder = self._folder_of(task)
+        if not (folder / "task.json").is_file():
+            return None
+        entry = load_json(folder / "task.json")
+        if entry["deciding"] != self._deciding:
+            return None
+        shown = {key: dict(np.load(inside(folder, f"{key}.npz"))) for key in entry["shown"]}
+        return FinishedTask(Measured.from_plain(entry["measured"]), shown, entry["seconds"])
+
+    def forget(self) -> None:
+        """Remove all entries: the evaluation is complete, and one that is asked for again is to be measured again."""
+        for entry in self._folder.glob("*") if self._folder.is_dir() else ():
+            remove_directory(entry)
+        if self._folder.is_dir() and not any(self._folder.iterdir()):
+            self._folder.rmdir()
+
+    def _folder_of(self, task: str) -> Path:
+        """Names of tasks may hold any letter; the digest keeps them apart."""
+        words = "".join(letter if letter.isalnum() else "_" for letter in task)
+        return self._folder / f"{words}-{hashlib.sha256(task.encode()).hexdigest()[:8]}"
 
 
 class _Local:
@@ -119,22 +173,19 @@ def _prepare(config: EvaluationConfig, statistics: TrainingStatistics | None) ->
 def _evaluate(task: str) -> FinishedTask:
     assert _Local.evaluator is not None
     start = time.perf_counter()
-    result, shown = _Local.evaluator.evaluate(task)
-    return FinishedTask(result, shown, time.perf_counter() - start)
+    measured, shown = _Local.evaluator.evaluate(task)
+    return FinishedTask(measured, shown, time.perf_counter() - start)
 
 
-def _deciding(config: EvaluationConfig, about: Mapping[str, Any]) -> dict[str, Any]:
+def _deciding(config: EvaluationConfig, checkpoints: Mapping[str, Any]) -> dict[str, Any]:
     """What the numbers of a task depend on; a task evaluated under anything else is evaluated again."""
-    plain = to_plain(config)
-    for name in _PRESENTATION:
-        plain.pop(name)
-    marks = {label: found["fingerprint"] for label, found in about.items()}
+    marks = {label: found["fingerprint"] for label, found in checkpoints.items()}
     folders = [config.clips.root, *([config.train_clips.root] if config.train_clips else [])]
     files = {folder: _stamp(Path(folder).rglob("*.tar")) for folder in folders}
     if config.train_tokens is not None and not is_remote(config.train_tokens):
         shards = [file for part in split_folders(config.train_tokens).values() for file in expand_files(part)]
         files[config.train_tokens] = _stamp(map(Path, shards))
-    return plain | {"checkpoints": marks, "clip_files": files}
+    return deciding(config) | {"checkpoints": marks, "clip_files": files}
 
 
 def _stamp(files: Iterable[Path]) -> str:
@@ -187,7 +238,9 @@ def _write_shown(folder: Path, shown: ShownArrays) -> None:
 def _truth_arrays(clip: AlignedClip) -> dict[str, np.ndarray]:
     arrays = {}
     for name, stream in clip.streams.items():
-        arrays[f"truth|{name}"] = canonicalise(stream.values) if name == "camera" else np.asarray(stream.values)
+        arrays[f"truth|{name}"] = (
+            canonicalise(stream.values) if quantity_of_stream(name).is_relative else np.asarray(stream.values)
+        )
         arrays[f"valid|{name}"] = stream.is_valid
         arrays[f"times_s|{name}"] = stream.times_s - stream.times_s[0]
     if clip.intrinsics is not None:

@@ -2,8 +2,8 @@
 
 from dataclasses import field
 
-from egom2p.config import strict
-from egom2p.evaluation.scores import ProtocolConfig
+from egom2p.config import not_deciding, strict
+from egom2p.evaluation.scoring import ProtocolConfig
 from egom2p.models.generation_plans import SamplingConfig
 
 
@@ -43,14 +43,16 @@ class EvaluationConfig:
     training_runs    label -> folder of a training run, whose `log.jsonl` the page shows as curves
     stage_times      JSON file, stage -> seconds, shown on the page
     page             where the page is written; None: index.html in `output`
+
+    A finished task is kept for an evaluation that asks the same; fields that are `not_deciding` change no number of it.
     """
 
-    output: str
+    output: str = not_deciding()
     checkpoints: dict[str, str]
     clips: ClipsConfig
     train_clips: ClipsConfig | None = None
     train_tokens: str | None = None
-    tasks: tuple[str, ...] = ("rgb2depth", "rgb2camera", "rgb2gaze", "depth2rgb")
+    tasks: tuple[str, ...] = not_deciding(("rgb2depth", "rgb2camera", "rgb2gaze", "depth2rgb"))
     estimators: dict[str, EstimatorConfig] = field(
         default_factory=lambda: {
             "most likely tokens, 1 step": EstimatorConfig(),
@@ -61,16 +63,16 @@ class EvaluationConfig:
     num_clips: int | None = 96
     num_shown_clips: int = 6
     max_train_clips: int | None = 1000
-    batch_size: int = 32
-    num_workers: int = 0
+    batch_size: int = not_deciding(32)
+    num_workers: int = not_deciding(0)
     seed: int = 0
-    device: str = "auto"
-    progress: bool = True
-    title: str = "EgoM2P evaluation"
-    description: str = ""
-    training_runs: dict[str, str] | None = None
-    stage_times: str | None = None
-    page: str | None = None
+    device: str = not_deciding("auto")
+    progress: bool = not_deciding(True)
+    title: str = not_deciding("EgoM2P evaluation")
+    description: str = not_deciding("")
+    training_runs: dict[str, str] | None = not_deciding(None)
+    stage_times: str | None = not_deciding(None)
+    page: str | None = not_deciding(None)
 
     def __post_init__(self) -> None:
         if not self.checkpoints:

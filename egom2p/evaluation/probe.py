@@ -4,11 +4,11 @@ Beside it stand the same classifier on the tokens themselves and the commonest l
 modality, V vocabulary.
 """
 
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from scipy.sparse import csr_array, hstack
@@ -18,12 +18,56 @@ from egom2p.contracts import AlignedClip, ModalitySpec, TokenClip
 from egom2p.data.clips.clip_store import ClipStore
 from egom2p.evaluation.evaluation_config import ClipsConfig
 from egom2p.evaluation.linear_probe import Features, fit_and_predict
-from egom2p.evaluation.probe_labels import ProbeLabelConfig
 from egom2p.generation.checkpoints import Checkpoint, load_checkpoint, pretrained_checkpoint
 from egom2p.jobs.progress import progress_bar, say
-from egom2p.metrics.bootstrap import bootstrap_interval, paired_difference_interval
+from egom2p.metrics.measurements import Measured, Method, write_results
+from egom2p.metrics.result_table import Metric, Results
 from egom2p.models.features import encode_clips
-from egom2p.storage import save_json
+
+_ENCODER = "encoder"
+_ACCURACY = Metric("accuracy", "accuracy", "", "share of held-out clips whose label is found", True, True)
+
+
+@strict
+class ProbeLabelConfig:
+    """One label per clip.
+
+    kind     cell: the cell of a grid over [0, 1] x [0, 1] in which the mean of the valid samples of a track lies (gaze)
+             text: the first group of `pattern` in a text (or all it matches, without a group)
+    stream   stream that is read
+    rows, columns   of the grid
+    A clip whose text does not match, or whose track is never valid, has no label and is left out (counted).
+    """
+
+    kind: Literal["cell", "text"]
+    stream: str
+    rows: int = 3
+    columns: int = 3
+    pattern: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.kind == "text") != (self.pattern is not None):
+            raise ValueError(f"pattern is for kind text, and needed there; got kind {self.kind!r}, {self.pattern!r}")
+        if self.rows < 1 or self.columns < 1:
+            raise ValueError(f"rows and columns are positive, got {self.rows} and {self.columns}")
+        if self.pattern is not None:
+            try:
+                re.compile(self.pattern)
+            except re.error as error:
+                raise ValueError(f"pattern {self.pattern!r} is not a regular expression: {error}") from error
+
+    def label_of(self, clip: AlignedClip) -> str | None:
+        """The label of a clip; None where it has none. ValueError names a clip without the stream."""
+        if self.stream not in clip:
+            raise ValueError(f"clip {clip.key} has no {self.stream} for its label, only {sorted(clip.streams)}")
+        stream = clip.streams[self.stream]
+        if self.kind == "text":
+            found = re.search(self.pattern or "", str(stream.values[0]))
+            return None if found is None else found.group(found.re.groups and 1)
+        if not stream.is_valid.any():
+            return None
+        u, v = np.clip(stream.values[stream.is_valid].mean(0), 0.0, 1.0 - 1e-9)
+        return f"row {int(v * self.rows)}, column {int(u * self.columns)}"
 
 
 @strict
@@ -67,8 +111,8 @@ class ProbeClips:
     labels: dict[str, list[str | None]]
 
 
-def run_probe(config: ProbeConfig) -> dict[str, Any]:
-    """Fit, score, and write `<output>/probe.json` and `probe.md`; returns the results.
+def run_probe(config: ProbeConfig) -> Results:
+    """Fit, score, and write results.json, results.md and per_clip.csv; returns the results.
 
     Raises ValueError when a recording is in both splits.
     """
@@ -85,47 +129,25 @@ def run_probe(config: ProbeConfig) -> dict[str, Any]:
         "tokens, which where": lambda clips: one_hot_features(clips, specs),
     }
     for layer in config.layers:
-        title = "encoder, output" if layer is None else f"encoder, layer {layer}"
+        title = f"{_ENCODER}, output" if layer is None else f"{_ENCODER}, layer {layer}"
         sources[title] = lambda clips, layer=layer: pooled_features(checkpoint, clips, names, layer, config.batch_size)
     features = {title: (make(train.tokens), make(test.tokens)) for title, make in sources.items()}
-    results = {
+    scored = [_score_label(label, features, train, test, config) for label in config.labels]
+    about = {
         "config": to_plain(config),
         "checkpoint": str(checkpoint.directory),
-        "labels": [_score_label(label, features, train, test, config) for label in config.labels],
+        "labels": {label: found for label, (_, found) in zip(config.labels, scored, strict=True)},
     }
-    save_json(Path(config.output) / "probe.json", results)
-    text = probe_table(results)
-    (Path(config.output) / "probe.md").write_text(text, encoding="utf-8")
-    say(text)
+    words = [
+        f"{label}: {found['num_classes']} classes, fitted to {found['num_train']} clips, {found['num_without_label']} "
+        "clips without a label are left out"
+        for label, found in about["labels"].items()
+    ]
+    description = f"A linear classifier on features of a clip. {'; '.join(words)}."
+    measured = [found for found, _ in scored]
+    results = write_results(Path(config.output), description, about, measured, seed=config.seed)
+    say(results.markdown())
     return results
-
-
-def probe_table(results: dict[str, Any]) -> str:
-    """The results as Markdown."""
-    lines = []
-    for found in results["labels"]:
-        lines += [
-            f"### {found['label']}: {found['num_classes']} classes, fitted to {found['num_train']} clips, "
-            f"{found['num_test']} held-out clips of {found['num_test_recordings']} recordings",
-            "",
-            "| features | accuracy | against the best baseline |",
-            "|---|---|---|",
-        ]
-        for row in found["rows"]:
-            against = row.get("against_baseline")
-            words = "" if against is None else _interval(against, signed=True)
-            lines.append(f"| {row['features']} | {_interval(row['accuracy'])} | {words} |")
-        if found["num_without_label"]:
-            lines += ["", f"{found['num_without_label']} clips have no label and are left out."]
-        lines.append("")
-    lines += ["Brackets: 95 % bootstrap intervals, recordings drawn whole.", ""]
-    return "\n".join(lines)
-
-
-def _interval(found: dict[str, Any], *, signed: bool = False) -> str:
-    sign = "+" if signed else ""
-    text = f"{found['mean']:{sign}.3f}"
-    return text if found["low"] is None else f"{text} [{found['low']:{sign}.3f}, {found['high']:{sign}.3f}]"
 
 
 def read_probe_clips(
@@ -163,7 +185,8 @@ def _without_pictures(clip: AlignedClip, kept: set[str]) -> AlignedClip:
 
 def _score_label(
     label: str, features: dict[str, tuple[Features, Features]], train: ProbeClips, test: ProbeClips, config: ProbeConfig
-) -> dict[str, Any]:
+) -> tuple[Measured, dict[str, Any]]:
+    """Where each feature's classifier is right, and what the table does not say."""
     has_train, has_test = (np.array([found is not None for found in part.labels[label]]) for part in (train, test))
     wanted, truth = ([found for found in part.labels[label] if found is not None] for part in (train, test))
     if not wanted or not truth:
@@ -185,26 +208,18 @@ def _score_label(
             rng=np.random.default_rng(config.seed),
         )
         right[title] = [float(a == b) for a, b in zip(found, truth, strict=True)]
-    baselines = [title for title in right if not title.startswith("encoder")]
-    best = max(baselines, key=lambda title: float(np.mean(right[title])))
-    rows_out = []
-    for title, values in right.items():
-        rng = np.random.default_rng(config.seed)
-        row: dict[str, Any] = {"features": title, "penalty": chosen.get(title)}
-        row["accuracy"] = asdict(bootstrap_interval(values, rng, groups=test_groups))
-        if title not in baselines:
-            difference = paired_difference_interval(values, right[best], rng, groups=test_groups)
-            row |= {"baseline": best, "against_baseline": asdict(difference)}
-        rows_out.append(row)
-    return {
-        "label": label,
+    methods = [
+        Method(title, "model" if title.startswith(_ENCODER) else "baseline", {"accuracy": values})
+        for title, values in right.items()
+    ]
+    keys = [clip.key for clip, has in zip(test.tokens, has_test, strict=True) if has]
+    about = {
         "num_classes": len(set(wanted)),
         "num_train": len(wanted),
-        "num_test": len(truth),
-        "num_test_recordings": len(set(test_groups)),
         "num_without_label": int((~has_train).sum() + (~has_test).sum()),
-        "rows": rows_out,
+        "penalties": chosen,
     }
+    return Measured(label, "label", keys, test_groups, (_ACCURACY,), methods), about
 
 
 def pooled_features(

@@ -3,26 +3,23 @@
 B clips, K samples per clip, L tokens of one modality, T frames or samples of a stream.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from egom2p.contracts import AlignedClip, ModalitySpec, TokenClip, Tokenizer
+from egom2p.contracts import AlignedClip, ModalitySpec, TokenClip, Tokenizer, quantity_of_stream
 from egom2p.data.shards.folder_set import open_clips
 from egom2p.data.unigram_baseline import marginal_cross_entropy, position_entropy, unigram_baselines
-from egom2p.evaluation.baselines import TrainingStatistics, baseline_estimates
 from egom2p.evaluation.evaluation_config import EstimatorConfig, EvaluationConfig, split_task
-from egom2p.evaluation.results import Method, TaskResult
-from egom2p.evaluation.scores import ProtocolConfig, metrics_of, score
-from egom2p.evaluation.spreads import sample_spread
+from egom2p.evaluation.quantities import SCORING
+from egom2p.evaluation.scoring import Baselines, ProtocolConfig
 from egom2p.generation.checkpoints import Checkpoint
 from egom2p.generation.request import clip_seed
-from egom2p.geometry import mean_poses
 from egom2p.metrics.bootstrap import bootstrap_interval
 from egom2p.metrics.calibration import ClipSpread, calibration
-from egom2p.metrics.perceptual import VideoFeatures, frechet_distance
+from egom2p.metrics.measurements import Measured, Method
+from egom2p.metrics.result_table import MethodKind, TokenLoss, Uncertainty
 from egom2p.models.generation_plans import SamplingConfig
 
 ShownArrays = dict[str, dict[str, np.ndarray]]
@@ -43,6 +40,34 @@ def check_task(task: str, checkpoint: Checkpoint, streams: Sequence[str], *, whe
         raise ValueError(f"{where}: held-out clips have {sorted(streams)}, task {task} needs {missing} too")
 
 
+@dataclass(frozen=True)
+class TrainingStatistics:
+    """What the training split says by itself: baselines by stream, of `num_clips` clips."""
+
+    num_clips: int
+    baselines: Mapping[str, Baselines]
+
+    def estimates(self, truth: AlignedClip, stream: str) -> dict[str, np.ndarray]:
+        """Label -> estimate in the shape of the clip's stream, of which only the length is read."""
+        found = self.baselines.get(stream)
+        return {} if found is None else found.estimates(len(truth.streams[stream].values))
+
+
+def training_statistics(clips: Sequence[AlignedClip], *, max_clips: int | None = None) -> TrainingStatistics:
+    """One pass over (evenly spaced) training clips."""
+    count = len(clips) if max_clips is None else min(max_clips, len(clips))
+    found: dict[str, Baselines] = {}
+    for index in np.linspace(0, len(clips) - 1, count).astype(int):
+        for name, stream in clips[int(index)].streams.items():
+            quantity = quantity_of_stream(name, is_text=stream.values.dtype.kind == "U")
+            if quantity.name == "generic" and stream.values.ndim != 2:
+                continue  # no track, so no modality can stand for it
+            if name not in found:
+                found[name] = SCORING[quantity.name].baselines()
+            found[name].add(stream)
+    return TrainingStatistics(count, found)
+
+
 class TaskEvaluator:
     """Evaluates tasks on fixed clips; tokens of inputs that several tasks share are made once."""
 
@@ -56,7 +81,7 @@ class TaskEvaluator:
         self._config, self._clips, self._statistics = config, clips, statistics
         self._caches = {label: _TokenCache(checkpoint) for label, checkpoint in checkpoints.items()}
 
-    def evaluate(self, task: str) -> tuple[TaskResult, ShownArrays]:
+    def evaluate(self, task: str) -> tuple[Measured, ShownArrays]:
         """All methods of a task, and what the page shows of the first clips."""
         config = self._config
         inputs, target = split_task(task)
@@ -67,9 +92,8 @@ class TaskEvaluator:
         clips = [clip for clip in self._clips if stream in clip]
         if not clips:
             raise ValueError(f"{config.clips.root}: no held-out clip has {stream}, the truth of {task}")
-        scorer = _Scorer(quantity, stream, clips, config.protocol)
-        methods = [] if self._statistics is None else _baselines(scorer, self._statistics)
-        methods += _bounds(scorer)
+        scorer = ClipScorer(quantity, stream, clips, config.protocol)
+        methods = scorer.references(self._statistics)
         token_losses, uncertainty = [], []
         shown: ShownArrays = {clip.key: {} for clip in clips[: config.num_shown_clips]}
         recordings = [clip.provenance.recording for clip in clips]
@@ -81,21 +105,21 @@ class TaskEvaluator:
             methods.append(scorer.method("tokenizer round trip", "ceiling", ceiling, checkpoint=label))
             for name, estimator in config.estimators.items():
                 estimate, samples, spreads = _estimate(
-                    cache.checkpoint, prompts, specs[label], estimator, config, scorer.spread
+                    cache.checkpoint, prompts, specs[label], estimator, config, scorer
                 )
                 methods.append(scorer.method(name, "model", estimate, checkpoint=label))
                 _keep_shown(shown, f"{task}|{label}|{name}", estimate, samples)
                 if spreads:
-                    uncertainty.append({"checkpoint": label, "estimator": name, **asdict(calibration(spreads))})
+                    uncertainty.append(Uncertainty(checkpoint=label, estimator=name, **vars(calibration(spreads))))
             token_losses.append(_token_loss(label, cache.checkpoint, prompts, truth, specs[label], config, recordings))
         return (
-            TaskResult(
+            Measured(
                 task=task,
                 quantity=quantity,
                 stream=stream,
                 clip_keys=[clip.key for clip in clips],
                 recordings=recordings,
-                metrics=metrics_of(quantity, config.protocol),
+                metrics=scorer.metrics,
                 methods=methods,
                 token_losses=token_losses,
                 uncertainty=uncertainty,
@@ -142,58 +166,44 @@ class _TokenCache:
         ]
 
 
-class _Scorer:
+class ClipScorer:
     """Scores estimates of one quantity on a fixed list of clips."""
 
     def __init__(self, quantity: str, stream: str, clips: Sequence[AlignedClip], protocol: ProtocolConfig) -> None:
-        self.quantity, self.stream, self.clips, self._protocol = quantity, stream, clips, protocol
-        self._keys = [metric.key for metric in metrics_of(quantity, protocol)]
-        # Weights and program are checked here, before anything is generated.
-        self._features = VideoFeatures(protocol.fvd) if quantity == "rgb" and protocol.fvd is not None else None
-        self._true_features = None if self._features is None else self._features(clip.rgb for clip in clips)
+        self.scoring, self.stream, self.clips, self._protocol = SCORING[quantity], stream, clips, protocol
+        self.metrics = self.scoring.metrics(protocol)
+        self._of_the_set = self.scoring.of_the_set(protocol, clips) if self.scoring.of_the_set else None
 
     def method(
-        self, label: str, kind: Any, estimates: Sequence[np.ndarray], *, checkpoint: str | None = None
+        self, label: str, kind: MethodKind, estimates: Sequence[np.ndarray], *, checkpoint: str | None = None
     ) -> Method:
         """Per-clip values; a clip that cannot be scored has None everywhere and its reason in `failures`."""
-        values: dict[str, list[float | None]] = {key: [] for key in self._keys}
+        values: dict[str, list[float | None]] = {metric.key: [] for metric in self.metrics}
         failures = {}
         for clip, estimate in zip(self.clips, estimates, strict=True):
             try:
-                found: Mapping[str, float | None] = score(
-                    self.quantity, estimate, clip, self._protocol, stream=self.stream
-                )
+                found = self.scoring.score(estimate, clip, self.stream, self._protocol)
             except ValueError as error:
                 failures[clip.key] = str(error)
                 found = {}
-            for key in self._keys:
-                values[key].append(found.get(key))
+            for key, column in values.items():
+                column.append(found.get(key))
         # Of a set with clips that cannot be scored there is no distance of the set.
-        of_the_set = {} if failures else self._of_the_set(estimates)
+        of_the_set = {} if failures or self._of_the_set is None else self._of_the_set(estimates)
         return Method(label, kind, values, checkpoint, failures, of_the_set)
 
-    def _of_the_set(self, estimates: Sequence[np.ndarray]) -> dict[str, float]:
-        if self._features is None or len(self.clips) < 2:
-            return {}
-        return {"FVD": frechet_distance(self._features(estimates), self._true_features)}
+    def references(self, statistics: TrainingStatistics | None) -> list[Method]:
+        """Rows that no checkpoint makes: baselines, and about the best any method can do."""
+        rows = []
+        if statistics is not None:
+            estimates = [statistics.estimates(clip, self.stream) for clip in self.clips]
+            rows += [self.method(label, "baseline", [found[label] for found in estimates]) for label in estimates[0]]
+        return rows + [self.method(label, "bound", found) for label, found in self.scoring.bounds(self.clips).items()]
 
     def spread(self, clip: int, samples: np.ndarray) -> ClipSpread | None:
         """Spread and ranks of the samples (K, T, ...) of one clip; None where the truth has no comparable value."""
         rng = np.random.default_rng([clip, len(samples)])
-        return sample_spread(self.quantity, samples, self.clips[clip], self.stream, rng)
-
-
-def _baselines(scorer: _Scorer, statistics: TrainingStatistics) -> list[Method]:
-    estimates = [baseline_estimates(scorer.quantity, statistics, clip, stream=scorer.stream) for clip in scorer.clips]
-    return [scorer.method(label, "baseline", [found[label] for found in estimates]) for label in estimates[0]]
-
-
-def _bounds(scorer: _Scorer) -> list[Method]:
-    """The gaze a world's own law points at: about the best an estimate from the picture can be."""
-    if scorer.quantity != "gaze" or not all("gaze_law" in clip for clip in scorer.clips):
-        return []
-    law = [np.asarray(clip.streams["gaze_law"].values) for clip in scorer.clips]
-    return [scorer.method("law of the world, without its noise", "bound", law)]
+        return self.scoring.spread(samples, self.clips[clip].streams[self.stream], rng)
 
 
 def _estimate(
@@ -202,12 +212,10 @@ def _estimate(
     spec: ModalitySpec,
     estimator: EstimatorConfig,
     config: EvaluationConfig,
-    spread: Callable[[int, np.ndarray], ClipSpread | None],
+    scorer: ClipScorer,
 ) -> tuple[np.ndarray, np.ndarray, list[ClipSpread]]:
     """Mean of the decoded samples (B, T, ...), the samples (B', K, T, ...) of the clips that are shown, and for
     several samples the spread of every clip.
-
-    spread   of the samples (K, T, ...) of the clip with this number; None where its truth says nothing
     """
     plan, count = estimator.sampling.plan(spec.name), estimator.num_samples
     means, shown, spreads = [], [], []
@@ -218,28 +226,12 @@ def _estimate(
         made = checkpoint.sampler.generate(repeated, [plan], seeds)
         values, _ = checkpoint.tokenizer(spec.name).decode(_ids(made, spec))
         samples = values.reshape(len(part), count, *values.shape[1:])
-        means.append(np.stack([mean_of_samples(spec.quantity, clip_samples) for clip_samples in samples]))
+        means.append(np.stack([scorer.scoring.mean_of_samples(clip_samples) for clip_samples in samples]))
         shown.append(samples[: max(0, config.num_shown_clips - start)])
         if count > 1:
-            spreads += [spread(start + row, clip_samples) for row, clip_samples in enumerate(samples)]
+            spreads += [scorer.spread(start + row, clip_samples) for row, clip_samples in enumerate(samples)]
     known = [found for found in spreads if found is not None]
     return np.concatenate(means), np.concatenate(shown), known
-
-
-def mean_of_samples(quantity: str, samples: np.ndarray) -> np.ndarray:
-    """Mean (T, ...) of K estimates (K, T, ...): of poses the chordal mean of rotations, else of the values.
-
-    Of texts it is the commonest one.
-    """
-    if len(samples) == 1:
-        return samples[0]
-    if quantity == "camera":
-        return mean_poses(samples)
-    if quantity == "text":
-        texts = ["\n".join(sample) for sample in samples]
-        return samples[texts.index(max(texts, key=texts.count))]
-    mean = samples.mean(0, dtype=np.float64)
-    return np.round(mean).astype(np.uint8) if quantity == "rgb" else mean.astype(samples.dtype)
 
 
 def _token_loss(
@@ -250,7 +242,7 @@ def _token_loss(
     spec: ModalitySpec,
     config: EvaluationConfig,
     recordings: Sequence[str],
-) -> dict[str, Any]:
+) -> TokenLoss:
     """Mean -log p of the true tokens, all positions asked at once, beside what ignoring the input can reach."""
     nats, accuracy = [], []
     for start in range(0, len(prompts), config.batch_size):
@@ -261,16 +253,16 @@ def _token_loss(
         accuracy += [float(is_right.mean()) for _, is_right in found]
     marginal, entropy, note = _marginal(checkpoint, truth, spec, config)
     rng = np.random.default_rng(config.seed)
-    return {
-        "checkpoint": label,
-        "target": spec.name,
-        "nats": vars(bootstrap_interval(nats, rng, groups=recordings)),
-        "accuracy": vars(bootstrap_interval(accuracy, rng, groups=recordings)),
-        "uniform_nats": float(np.log(spec.vocab_size)),
-        "unigram_nats": marginal,
-        "marginal_entropy_nats": entropy,
-        "unigram_note": note,
-    }
+    return TokenLoss(
+        checkpoint=label,
+        target=spec.name,
+        nats=bootstrap_interval(nats, rng, groups=recordings),
+        accuracy=bootstrap_interval(accuracy, rng, groups=recordings),
+        uniform_nats=float(np.log(spec.vocab_size)),
+        unigram_nats=marginal,
+        marginal_entropy_nats=entropy,
+        unigram_note=note,
+    )
 
 
 def _marginal(

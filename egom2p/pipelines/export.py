@@ -6,18 +6,18 @@ copied as they are, and beside them CARD.md, the numbers of an evaluation, and t
 
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from egom2p.config import run_main, strict
-from egom2p.evaluation.results import markdown
 from egom2p.generation.checkpoints import Checkpoint, load_checkpoint
 from egom2p.jobs.progress import say
+from egom2p.metrics.result_table import Results, ResultTable
 from egom2p.models.weights import tokenizer_locations, write_model_files
-from egom2p.storage import atomic_directory, load_json, save_json
+from egom2p.storage import atomic_directory, save_json
 from egom2p.tokenizers.pretrained import copy_tokenizer
 
 
@@ -57,7 +57,7 @@ def make_bundle(config: BundleConfig) -> Path:
         if run_settings.is_file():
             shutil.copyfile(run_settings, folder / "training_config.json")
         if metrics is not None:
-            save_json(folder / "metrics.json", metrics)
+            save_json(folder / "metrics.json", metrics.to_plain())
         (folder / "CARD.md").write_text(_card(config, checkpoint, metrics), encoding="utf-8")
         load_checkpoint(folder, device="cpu")
         sizes = {entry.name: _megabytes(entry) for entry in sorted(folder.iterdir())}
@@ -82,36 +82,35 @@ def _tokenizer_folders(checkpoint: Checkpoint) -> dict[str, Path]:
     return {name: Path(folder) for name, folder in folders.items()}
 
 
-def _metrics(config: BundleConfig) -> dict[str, Any] | None:
-    """Results of the one evaluated checkpoint that is shipped, beside baselines, ceilings and bounds."""
+def _metrics(config: BundleConfig) -> Results | None:
+    """Results of the one evaluated checkpoint that is exported, beside baselines, ceilings and bounds."""
     if config.evaluation is None:
         return None
-    file = Path(config.evaluation) / "results.json"
-    results = load_json(file)
-    folders = {label: about["directory"] for label, about in results["checkpoints"].items()}
+    results = Results.read(config.evaluation)
+    folders = {label: about["directory"] for label, about in results.about["checkpoints"].items()}
     labels = [label for label, folder in folders.items() if Path(folder).resolve() == Path(config.checkpoint).resolve()]
     if not labels:
-        raise ValueError(f"{file}: evaluated {folders}, not {config.checkpoint}")
+        raise ValueError(f"{config.evaluation}/results.json: evaluated {folders}, not {config.checkpoint}")
     name_of = {None: None, labels[0]: Path(config.output).name}
-    tasks = [
-        task | {part: _of_checkpoints(task[part], name_of) for part in ("rows", "token_losses")}
-        for task in results["tasks"]
-    ]
-    return {key: results[key] for key in ("description", "hardware", "num_train_clips")} | {"tasks": tasks}
+    tables = tuple(_of_checkpoints(table, name_of) for table in results.tables)
+    about = {key: results.about[key] for key in ("hardware", "num_train_clips")}
+    return Results(results.description, tables, about)
 
 
-def _of_checkpoints(
-    entries: Sequence[Mapping[str, Any]], name_of: Mapping[str | None, str | None]
-) -> list[dict[str, Any]]:
-    """Entries of these checkpoints (None: of no checkpoint) under other names."""
-    return [
-        dict(entry) | {"checkpoint": name_of[entry["checkpoint"]]}
-        for entry in entries
-        if entry["checkpoint"] in name_of
-    ]
+def _of_checkpoints(table: ResultTable, name_of: Mapping[str | None, str | None]) -> ResultTable:
+    """Rows of these checkpoints (None: of no checkpoint) under other names."""
+    kept = {
+        part: tuple(
+            replace(entry, checkpoint=name_of[entry.checkpoint])
+            for entry in getattr(table, part)
+            if entry.checkpoint in name_of
+        )
+        for part in ("rows", "token_losses", "uncertainty")
+    }
+    return replace(table, **kept)
 
 
-def _card(config: BundleConfig, checkpoint: Checkpoint, metrics: Mapping[str, Any] | None) -> str:
+def _card(config: BundleConfig, checkpoint: Checkpoint, metrics: Results | None) -> str:
     model = checkpoint.model
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     rows = [
@@ -160,7 +159,7 @@ def _card(config: BundleConfig, checkpoint: Checkpoint, metrics: Mapping[str, An
     if metrics is None:
         return "\n".join([*lines, "No evaluation was given.", ""])
     lines += ["Before rounding to float16; also in metrics.json.", "", ""]
-    return "\n".join(lines) + re.sub(r"^(?=#)", "#", markdown(metrics).partition("\n")[2].lstrip(), flags=re.MULTILINE)
+    return "\n".join(lines) + re.sub(r"^(?=#)", "#", metrics.markdown().partition("\n")[2].lstrip(), flags=re.MULTILINE)
 
 
 def _megabytes(entry: Path) -> float:

@@ -18,6 +18,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 from PIL import Image
 
+from egom2p.metrics.result_table import ResultTable, Uncertainty
+
 TRUTH = "#000000"
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _KIND_COLOURS = {"baseline": "#8a94a0", "ceiling": "#009E73", "bound": "#CC79A7"}
@@ -42,39 +44,37 @@ _INVALID = np.array([40, 40, 40], np.uint8)
 _GAP = 6
 
 
-def forest_plot(rows: Sequence[Mapping[str, Any]], metric: Mapping[str, Any], colours: Mapping[str, str]) -> str:
-    """Means and intervals of all methods of a task for one metric; rows as in results.json."""
-    known = [row for row in rows if row["values"].get(metric["key"], {}).get("mean") is not None]
+def forest_plot(table: ResultTable, colours: Mapping[str, str]) -> str:
+    """Means and intervals of all rows of a table, of its primary metric."""
+    metric = table.primary
+    known = [row for row in table.rows if row.mean(metric) is not None]
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7.2, 0.75 + 0.33 * len(known)))
         axes = figure.add_subplot()
         for line, row in enumerate(reversed(known)):
-            value = row["values"][metric["key"]]
-            colour = colours.get(row["checkpoint"] or "", "") if row["kind"] == "model" else ""
-            colour = colour or _KIND_COLOURS.get(row["kind"], COLOURS[0])
-            if value["low"] is not None:
+            value = row.values[metric.key]
+            colour = colours.get(row.checkpoint or "", "") if row.kind == "model" else ""
+            colour = colour or _KIND_COLOURS.get(row.kind, COLOURS[0])
+            if value.low is not None:
                 axes.plot(
-                    [value["low"], value["high"]],
+                    [value.low, value.high],
                     [line, line],
                     color=colour,
                     lw=3.2,
                     solid_capstyle="round",
                     alpha=0.45,
                 )
-            axes.plot(value["mean"], line, "o" if row["kind"] == "model" else "D", color=colour, ms=6.5)
-        best = [row["values"][metric["key"]]["mean"] for row in known if row["kind"] == "baseline"]
-        if best:
-            axes.axvline(max(best) if metric["higher_is_better"] else min(best), color="#8a94a0", lw=1, ls=(0, (4, 3)))
-        titles = [
-            f"{row['checkpoint']}: {row['label']}" if row["checkpoint"] else row["label"] for row in reversed(known)
-        ]
-        axes.set_yticks(range(len(known)), titles)
+            axes.plot(value.mean, line, "o" if row.kind == "model" else "D", color=colour, ms=6.5)
+        best = table.best_row("baseline", metric)
+        if best is not None:
+            axes.axvline(best.mean(metric), color="#8a94a0", lw=1, ls=(0, (4, 3)))
+        axes.set_yticks(range(len(known)), [row.title for row in reversed(known)])
         axes.grid(axis="y", visible=False)
         axes.spines["left"].set_visible(False)
         axes.tick_params(axis="y", length=0)
-        unit = f" ({metric['unit']})" if metric["unit"] else ""
-        better = "higher" if metric["higher_is_better"] else "lower"
-        axes.set_xlabel(f"{metric['label']}{unit}, {better} is better; dashed: best trivial baseline")
+        unit = f" ({metric.unit})" if metric.unit else ""
+        better = "higher" if metric.higher_is_better else "lower"
+        axes.set_xlabel(f"{metric.label}{unit}, {better} is better; dashed: best trivial baseline")
         return _svg(figure)
 
 
@@ -205,17 +205,17 @@ def track_plot(
         return _svg(figure)
 
 
-def calibration_plot(found: Sequence[Mapping[str, Any]], unit: str, colours: Mapping[str, str]) -> str:
-    """Coverage of the samples' intervals, and error against spread per clip; `found` as in results.json."""
+def calibration_plot(found: Sequence[Uncertainty], unit: str, colours: Mapping[str, str]) -> str:
+    """Coverage of the samples' intervals, and error against spread per clip."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(8.0, 3.4))
         covered, clips = figure.add_subplot(1, 2, 1), figure.add_subplot(1, 2, 2)
         covered.plot([0, 1], [0, 1], color="#8a94a0", lw=1, ls=(0, (4, 3)), label="calibrated")
         for number, one in enumerate(found):
-            colour, marker = colours.get(one["checkpoint"], COLOURS[0]), "osD^v"[number % 5]
-            label = f"{one['checkpoint']}: {one['estimator']}"
-            covered.plot(one["levels"], one["coverage"], marker=marker, ms=4.5, lw=1.6, color=colour, label=label)
-            clips.plot(one["spread"], one["error"], marker, ms=3.4, alpha=0.55, mew=0, color=colour)
+            colour, marker = colours.get(one.checkpoint, COLOURS[0]), "osD^v"[number % 5]
+            label = f"{one.checkpoint}: {one.estimator}"
+            covered.plot(one.levels, one.coverage, marker=marker, ms=4.5, lw=1.6, color=colour, label=label)
+            clips.plot(one.spread, one.error, marker, ms=3.4, alpha=0.55, mew=0, color=colour)
         covered.set(xlim=(0, 1), ylim=(0, 1), xlabel="share an interval should hold", ylabel="share it holds")
         covered.legend(fontsize=7.5, loc="lower left", bbox_to_anchor=(0, 1.0))
         tail = f" ({unit})" if unit else ""

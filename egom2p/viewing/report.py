@@ -4,23 +4,14 @@ Reads results.json, shown/*.npz and the logs of the training runs that the evalu
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from egom2p.config import run_main, strict
-from egom2p.evaluation import spreads
-from egom2p.evaluation.results import (
-    column_title,
-    comparison_sentences,
-    counted_clips,
-    medians_sentence,
-    row_title,
-    set_sentences,
-    token_loss_sentence,
-    uncertainty_sentence,
-)
+from egom2p.evaluation.quantities import SCORING
+from egom2p.metrics.result_table import Comparison, Metric, Results, ResultTable, Row
 from egom2p.storage import load_json
 from egom2p.viewing import page, plots
 from egom2p.viewing.shown_clips import clip_sections
@@ -37,71 +28,67 @@ class ReportConfig:
 def write_report(config: ReportConfig) -> Path:
     """Write the page and return its path."""
     folder = Path(config.evaluation)
-    summary = load_json(folder / "results.json")
-    colours = checkpoint_colours(summary)
-    sections = [("glance", "At a glance", _glance(summary))]
+    results = Results.read(folder)
+    config_used, colours = results.about["config"], checkpoint_colours(results)
+    sections = [("glance", "At a glance", _glance(results))]
     sections += [
-        (f"task-{number}", _task_title(task), _task_section(task, colours))
-        for number, task in enumerate(summary["tasks"])
+        (f"task-{number}", _task_title(table), _task_section(table, colours))
+        for number, table in enumerate(results.tables)
     ]
-    training = _training_section(summary["config"].get("training_runs") or {})
+    training = _training_section(config_used.get("training_runs") or {})
     if training:
         sections.append(("training", "Training", training))
-    clips = clip_sections(folder / "shown", summary, colours)
+    clips = clip_sections(folder / "shown", results, colours)
     if clips:
         sections.append(("clips", "Held-out clips", clips))
-    sections.append(("run", "What was run", _run_section(summary)))
+    sections.append(("run", "What was run", _run_section(results)))
     html = page.document(
-        summary["config"].get("title", "EgoM2P evaluation"),
-        lead=summary["description"],
-        facts=_facts(summary),
+        config_used.get("title", "EgoM2P evaluation"),
+        lead=results.description,
+        facts=_facts(results),
         sections=sections,
     )
-    target = config.page or summary["config"].get("page") or folder / "index.html"
+    target = config.page or config_used.get("page") or folder / "index.html"
     return page.save_page(target, html)
 
 
-def checkpoint_colours(summary: Mapping[str, Any]) -> dict[str, str]:
+def checkpoint_colours(results: Results) -> dict[str, str]:
     """One colour per checkpoint, the same on the whole page."""
-    return dict(zip(summary["checkpoints"], plots.COLOURS * 10, strict=False))
+    return dict(zip(results.about["checkpoints"], plots.COLOURS * 10, strict=False))
 
 
-def _facts(summary: Mapping[str, Any]) -> list[str]:
-    hardware = summary["hardware"]
-    largest = max(summary["tasks"], key=lambda task: task["num_clips"], default=None)
+def _facts(results: Results) -> list[str]:
+    about = results.about
+    hardware = about["hardware"]
+    largest = max(results.tables, key=lambda table: table.num_clips, default=None)
     machine = hardware["accelerator"] or f"CPU, {hardware['threads']} threads"
-    facts = [*([counted_clips(largest)] if largest else []), machine, f"torch {hardware['torch']}"]
-    for label, checkpoint in summary["checkpoints"].items():
+    facts = [*([largest.counted_clips] if largest else []), machine, f"torch {hardware['torch']}"]
+    for label, checkpoint in about["checkpoints"].items():
         facts.append(f"{label}: {checkpoint['num_parameters'] / 1e6:.1f} M parameters")
-    return [*facts, f"evaluated in {sum(summary['seconds'].values()):.0f} s"]
+    return [*facts, f"evaluated in {sum(about['seconds'].values()):.0f} s"]
 
 
-def _primary(task: Mapping[str, Any]) -> Mapping[str, Any]:
-    return next((metric for metric in task["metrics"] if metric["is_primary"]), task["metrics"][0])
+def _task_title(table: ResultTable) -> str:
+    return table.task.replace("->", " → ").replace("2", " → ", 0 if "->" in table.task else 1)
 
 
-def _task_title(task: Mapping[str, Any]) -> str:
-    return task["task"].replace("->", " → ").replace("2", " → ", 0 if "->" in task["task"] else 1)
-
-
-def _glance(summary: Mapping[str, Any]) -> str:
+def _glance(results: Results) -> str:
     """Per task: the best row of every checkpoint, the best baseline, the ceiling."""
     cards = []
-    for task in summary["tasks"]:
-        metric = _primary(task)
-        parts = [f"<h3>{escape(_task_title(task))}</h3>"]
-        for label in summary["checkpoints"]:
-            row = _best_row([r for r in task["rows"] if r["checkpoint"] == label and r["kind"] == "model"], metric)
+    for table in results.tables:
+        metric = table.primary
+        parts = [f"<h3>{escape(_task_title(table))}</h3>"]
+        for label in results.about["checkpoints"]:
+            row = table.best_row("model", metric, checkpoint=label)
             if row is None:
                 continue
-            against = row["against_baseline"].get(metric["key"])
-            parts.append(f'<div class="small">{escape(row_title(row))}</div>')
-            parts.append(f'<div class="big">{_number(row, metric)}</div>{_verdict_line(against)}')
-        baseline = _best_row([r for r in task["rows"] if r["kind"] == "baseline"], metric)
-        ceiling = _best_row([r for r in task["rows"] if r["kind"] == "ceiling"], metric)
-        lines = [f"best trivial baseline {_number(baseline, metric)} ({baseline['label']})"] if baseline else []
+            parts.append(f'<div class="small">{escape(row.title)}</div>')
+            verdict = _verdict_line(row.against_baseline.get(metric.key))
+            parts.append(f'<div class="big">{_number(row, metric)}</div>{verdict}')
+        baseline, ceiling = table.best_row("baseline", metric), table.best_row("ceiling", metric)
+        lines = [f"best trivial baseline {_number(baseline, metric)} ({baseline.label})"] if baseline else []
         lines += [f"tokenizer ceiling {_number(ceiling, metric)}"] if ceiling else []
-        parts.append(f'<p class="small">{escape(column_title(metric))}<br>{"<br>".join(lines)}</p>')
+        parts.append(f'<p class="small">{escape(metric.title)}<br>{"<br>".join(lines)}</p>')
         cards.append(page.card("".join(parts)))
     lead = page.note(
         "For every task the better of each checkpoint's estimators. Better or worse means that the 95 % interval of "
@@ -110,17 +97,9 @@ def _glance(summary: Mapping[str, Any]) -> str:
     return lead + f'<div class="cards">{"".join(cards)}</div>'
 
 
-def _best_row(rows: Sequence[Mapping[str, Any]], metric: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    known = [row for row in rows if row["values"].get(metric["key"], {}).get("mean") is not None]
-    if not known:
-        return None
-    choose = max if metric["higher_is_better"] else min
-    return choose(known, key=lambda row: row["values"][metric["key"]]["mean"])
-
-
-def _number(row: Mapping[str, Any], metric: Mapping[str, Any]) -> str:
-    unit = f" {metric['unit']}" if metric["unit"] else ""
-    return f"{row['values'][metric['key']]['mean']:.{metric['decimals']}f}{escape(unit)}"
+def _number(row: Row, metric: Metric) -> str:
+    unit = f" {metric.unit}" if metric.unit else ""
+    return f"{row.mean(metric):.{metric.decimals}f}{escape(unit)}"
 
 
 _VERDICT_WORDS = {
@@ -130,59 +109,57 @@ _VERDICT_WORDS = {
 }
 
 
-def _verdict_line(against: Mapping[str, Any] | None) -> str:
+def _verdict_line(against: Comparison | None) -> str:
     if against is None:
         return '<div class="verdict tie">no baseline to compare with</div>'
-    return f'<div class="verdict {against["verdict"]}">{_VERDICT_WORDS[against["verdict"]]}</div>'
+    return f'<div class="verdict {against.verdict}">{_VERDICT_WORDS[against.verdict]}</div>'
 
 
-def _task_section(task: Mapping[str, Any], colours: Mapping[str, str]) -> str:
-    metrics = task["metrics"]
+def _task_section(table: ResultTable, colours: Mapping[str, str]) -> str:
     rows = [
-        (row["kind"], [_label_cell(row), *[_value_cell(row, metric) for metric in metrics]]) for row in task["rows"]
+        (row.kind, [_label_cell(row), *[_value_cell(row, metric) for metric in table.metrics]]) for row in table.rows
     ]
-    protocol = "; ".join(f"{metric['label']}: {metric['protocol']}" for metric in metrics)
-    told = [medians_sentence(task), *comparison_sentences(task)]
-    told += [token_loss_sentence(loss) for loss in task["token_losses"]] + set_sentences(task)
-    losses = "".join(f"<li>{escape(sentence)}</li>" for sentence in told)
-    failures = [f"{row_title(row)}, {key}: {reason}" for row in task["rows"] for key, reason in row["failures"].items()]
-    content = page.figure(plots.forest_plot(task["rows"], _primary(task), colours))
-    content += page.table(["method", *[column_title(metric) for metric in metrics]], rows)
-    content += f"<ul class='small'>{losses}</ul>" + page.note(
-        f"{counted_clips(task)}, the same for every row; {protocol}. Failures: {len(failures)}."
+    protocol = "; ".join(f"{metric.label}: {metric.protocol}" for metric in table.metrics)
+    failures = [f"{row.title}, {key}: {reason}" for row in table.rows for key, reason in row.failures.items()]
+    content = page.figure(plots.forest_plot(table, colours))
+    content += page.table(["method", *[metric.title for metric in table.metrics]], rows)
+    content += _list(table.sentences()) + page.note(
+        f"{table.counted_clips}, the same for every row; {protocol}. Failures: {len(failures)}."
     )
-    if task["uncertainty"]:
+    if table.uncertainty:
         content += page.figure(
-            plots.calibration_plot(task["uncertainty"], spreads.UNITS[task["quantity"]], colours),
+            plots.calibration_plot(table.uncertainty, SCORING[table.quantity].spread_unit, colours),
             "Left: how often intervals of the samples hold the truth; below the dashed line the model is too sure of "
             "itself. Right: spread and error, one dot per clip; dashed: as large as each other.",
         )
-        told = "".join(f"<li>{escape(uncertainty_sentence(found))}</li>" for found in task["uncertainty"])
-        content += f"<ul class='small'>{told}</ul>"
+        content += _list(map(str, table.uncertainty))
     if failures:
         content += page.details("failures", "<br>".join(escape(line) for line in failures))
     return page.card(content)
 
 
-def _label_cell(row: Mapping[str, Any]) -> str:
-    return f'{escape(row_title(row))}<span class="kind">{escape(row["kind"])}</span>'
+def _list(sentences: Iterable[str]) -> str:
+    return f"<ul class='small'>{''.join(f'<li>{escape(sentence)}</li>' for sentence in sentences)}</ul>"
 
 
-def _value_cell(row: Mapping[str, Any], metric: Mapping[str, Any]) -> str:
-    value = row["values"].get(metric["key"])
-    if value is None or value["mean"] is None:
+def _label_cell(row: Row) -> str:
+    return f'{escape(row.title)}<span class="kind">{escape(row.kind)}</span>'
+
+
+def _value_cell(row: Row, metric: Metric) -> str:
+    value = row.values.get(metric.key)
+    if value is None or value.mean is None:
         return "n/a"
-    decimals = metric["decimals"]
-    text = f"{value['mean']:.{decimals}f}"
-    against = row["against_baseline"].get(metric["key"])
+    text = f"{value.mean:.{metric.decimals}f}"
+    against = row.against_baseline.get(metric.key)
     if against is not None:
-        mark = {"better": "✓", "worse": "✗", "tie": "≈"}[against["verdict"]]
-        title = escape(f"{against['verdict']}, against {against['baseline']}")
-        text += f' <span class="verdict {against["verdict"]}" title="{title}">{mark}</span>'
-    if value["low"] is not None:
-        text += f'<br><span class="interval">{value["low"]:.{decimals}f} – {value["high"]:.{decimals}f}</span>'
-    if value["num_missing"]:
-        text += f'<br><span class="interval">{value["num_missing"]} clips n/a</span>'
+        mark = {"better": "✓", "worse": "✗", "tie": "≈"}[against.verdict]
+        title = escape(f"{against.verdict}, against {against.baseline}")
+        text += f' <span class="verdict {against.verdict}" title="{title}">{mark}</span>'
+    if value.low is not None:
+        text += f'<br><span class="interval">{value.low:.{metric.decimals}f} – {value.high:.{metric.decimals}f}</span>'
+    if value.num_missing:
+        text += f'<br><span class="interval">{value.num_missing} clips n/a</span>'
     return text
 
 
@@ -220,18 +197,18 @@ def validation_curves(entries: Sequence[Mapping[str, Any]]) -> dict[str, dict[st
     return curves
 
 
-def _run_section(summary: Mapping[str, Any]) -> str:
-    seconds = dict(summary["seconds"])
-    stage_file = summary["config"].get("stage_times")
+def _run_section(results: Results) -> str:
+    about = results.about
+    stage_file = about["config"].get("stage_times")
     content = ""
     if stage_file and Path(stage_file).is_file():
         stages = load_json(Path(stage_file))
         rows = [("", [escape(name), f"{value:.1f}"]) for name, value in stages.items()]
         content += "<h3>Stages</h3>" + page.table(["stage", "seconds"], rows)
     content += "<h3>Evaluation</h3>" + page.table(
-        ["part", "seconds"], [("", [escape(name), f"{value:.1f}"]) for name, value in seconds.items()]
+        ["part", "seconds"], [("", [escape(name), f"{value:.1f}"]) for name, value in about["seconds"].items()]
     )
-    plain = json.dumps({"config": summary["config"], "hardware": summary["hardware"]}, indent=1)
+    plain = json.dumps({"config": about["config"], "hardware": about["hardware"]}, indent=1)
     content += page.details("full configuration", f"<pre>{escape(plain)}</pre>")
     return page.card(content)
 

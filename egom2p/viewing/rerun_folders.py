@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from egom2p.config import run_main, strict
-from egom2p.contracts import Intrinsics, Stream
+from egom2p.contracts import Intrinsics, Stream, quantity_of_stream
 from egom2p.jobs.progress import say
+from egom2p.metrics.result_table import Results
 from egom2p.storage import load_json
 from egom2p.viewing import plots
 from egom2p.viewing.report import checkpoint_colours
@@ -21,7 +22,6 @@ from egom2p.viewing.rerun_recording import Source, write_rerun
 from egom2p.viewing.shown_clips import best_estimates
 
 _TRUTH = "#FFFFFF"  # the viewer is dark
-_QUANTITIES = {"rgb": "rgb", "depth": "depth", "gaze": "gaze", "camera": "camera"}  # quantity -> stream
 
 
 @strict
@@ -41,8 +41,8 @@ def write_rerun_recordings(config: RerunConfig) -> list[Path]:
     if (folder / "manifest.json").is_file():
         return [_generated(folder, clip) for clip in load_json(folder / "manifest.json")["clips"][: config.max_clips]]
     if (folder / "results.json").is_file():
-        summary = load_json(folder / "results.json")
-        return [_evaluated(folder / "shown", key, summary) for key in summary["shown_clips"][: config.max_clips]]
+        results = Results.read(folder)
+        return [_evaluated(folder / "shown", key, results) for key in results.about["shown_clips"][: config.max_clips]]
     raise ValueError(f"{folder}: found neither manifest.json (generate.py) nor results.json (run_evaluation.py)")
 
 
@@ -62,22 +62,22 @@ def _generated(folder: Path, clip: Mapping[str, Any]) -> Path:
     return write_rerun(folder / "recording.rrd", sources, intrinsics=_intrinsics(camera), name=clip["key"])
 
 
-def _evaluated(folder: Path, key: str, summary: Mapping[str, Any]) -> Path:
+def _evaluated(folder: Path, key: str, results: Results) -> Path:
     arrays = dict(np.load(folder / f"{key}.npz"))
     truth = {
         stream: Stream(arrays[f"truth|{stream}"], arrays[f"valid|{stream}"], arrays[f"times_s|{stream}"], "")
-        for stream in _QUANTITIES.values()
-        if f"truth|{stream}" in arrays
+        for stream in (name.partition("|")[2] for name in arrays if name.startswith("truth|"))
+        if quantity_of_stream(stream).stream is not None
     }
     sources = {"truth": Source(truth, colour=_TRUTH)}
-    colours = checkpoint_colours(summary)
-    for task in summary["tasks"]:
-        stream = _QUANTITIES.get(task["quantity"])
+    colours = checkpoint_colours(results)
+    for table in results.tables:
+        stream = table.stream
         if stream not in truth:
             continue
-        for label, (estimate, _, _) in best_estimates(arrays, task).items():
+        for label, (estimate, _, _) in best_estimates(arrays, table).items():
             found = {stream: Stream(estimate, np.ones(len(estimate), bool), truth[stream].times_s, "")}
-            sources[_entity(f"{label} {task['task']}")] = Source(found, context=truth, colour=colours[label])
+            sources[_entity(f"{label} {table.task}")] = Source(found, context=truth, colour=colours[label])
     camera = json.loads(str(arrays["intrinsics"])) if "intrinsics" in arrays else None
     return write_rerun(folder / f"{key}.rrd", sources, intrinsics=_intrinsics(camera), name=key)
 

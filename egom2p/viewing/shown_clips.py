@@ -4,13 +4,14 @@ F frames, H, W pixels, S samples of a track, K samples of one estimate.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from egom2p.data.clips.video_files import encode_webm
+from egom2p.metrics.result_table import Results, ResultTable
 from egom2p.viewing import page, plots
 from egom2p.viewing.plots import coloured_depth, depth_range, enlarged, samples_at_frames, side_by_side, with_gaze
 
@@ -22,7 +23,15 @@ Arrays = Mapping[str, np.ndarray]
 Estimates = dict[str, tuple[np.ndarray, np.ndarray | None, str]]
 
 
-def clip_sections(folder: Path, summary: Mapping[str, Any], colours: Mapping[str, str]) -> str:
+@dataclass(frozen=True)
+class _Shown:
+    """Stream of the clips that a view shows, and the metres of the common colour scale of depth."""
+
+    stream: str
+    range_m: tuple[float, float]
+
+
+def clip_sections(folder: Path, results: Results, colours: Mapping[str, str]) -> str:
     """HTML of all shown clips; empty without any."""
     clips = {path.stem: dict(np.load(path)) for path in sorted(folder.glob("*.npz"))}
     if not clips:
@@ -32,9 +41,9 @@ def clip_sections(folder: Path, summary: Mapping[str, Any], colours: Mapping[str
     content = _legend(colours)
     if depths:
         content += page.card(page.figure(plots.depth_colour_bar(*range_m), "Depth, the same scale in every picture."))
-    for key in summary["shown_clips"]:
+    for key in results.about["shown_clips"]:
         if key in clips:
-            content += f"<h3>{escape(key)}</h3>" + page.card(_clip(clips[key], summary, colours, range_m))
+            content += f"<h3>{escape(key)}</h3>" + page.card(_clip(clips[key], results, colours, range_m))
     return content
 
 
@@ -43,37 +52,26 @@ def _legend(colours: Mapping[str, str]) -> str:
     return f'<p class="note key"><i style="background:#000"></i>truth{keys}</p>'
 
 
-def _clip(arrays: Arrays, summary: Mapping[str, Any], colours: Mapping[str, str], range_m: tuple[float, float]) -> str:
+def _clip(arrays: Arrays, results: Results, colours: Mapping[str, str], range_m: tuple[float, float]) -> str:
     parts = []
-    for task in summary["tasks"]:
-        found = best_estimates(arrays, task)
+    for table in results.tables:
+        found = best_estimates(arrays, table)
         if not found:
             continue
-        title = f"<div class='small'><b>{escape(task['task'])}</b>, {escape(_estimator_words(found))}</div>"
-        if task["quantity"] in ("generic", "text"):
-            body = _track if task["quantity"] == "generic" else _text
-            parts.append(f"<div>{title}{body(arrays, found, colours, task['stream'])}</div>")
-            continue
-        body = {"depth": _depth, "rgb": _rgb, "gaze": _gaze, "camera": _camera}.get(task["quantity"])
-        if body is not None:
-            parts.append(f"<div>{title}{body(arrays, found, colours, range_m)}</div>")
+        title = f"<div class='small'><b>{escape(table.task)}</b>, {escape(_estimator_words(found))}</div>"
+        view = _VIEWS.get(table.quantity, _track)
+        parts.append(f"<div>{title}{view(arrays, found, colours, _Shown(table.stream, range_m))}</div>")
     return f'<div class="pair">{"".join(parts)}</div>'
 
 
-def best_estimates(arrays: Arrays, task: Mapping[str, Any]) -> Estimates:
+def best_estimates(arrays: Arrays, table: ResultTable) -> Estimates:
     """Per checkpoint the estimator with the best primary metric of the whole evaluation."""
-    metric = next((m for m in task["metrics"] if m["is_primary"]), task["metrics"][0])
-    sign = -1 if metric["higher_is_better"] else 1
-    best: dict[str, tuple[float, str]] = {}
-    for row in task["rows"]:
-        mean = row["values"].get(metric["key"], {}).get("mean")
-        if row["kind"] == "model" and mean is not None:
-            best[row["checkpoint"]] = min(best.get(row["checkpoint"], (np.inf, "")), (sign * mean, row["label"]))
     found: Estimates = {}
-    for label, (_, estimator) in best.items():
-        name = f"{task['task']}|{label}|{estimator}"
-        if f"estimate|{name}" in arrays:
-            found[label] = (arrays[f"estimate|{name}"], _samples(arrays, name.rsplit("|", 1)[0]), estimator)
+    for label in dict.fromkeys(row.checkpoint for row in table.rows if row.kind == "model"):
+        best = table.best_row("model", table.primary, checkpoint=label)
+        name = f"{table.task}|{label}|{best.label if best else ''}"
+        if best is not None and f"estimate|{name}" in arrays:
+            found[label] = (arrays[f"estimate|{name}"], _samples(arrays, name.rsplit("|", 1)[0]), best.label)
     return found
 
 
@@ -96,21 +94,21 @@ def _video(panels: Mapping[str, np.ndarray], rate_hz: float) -> str:
     return page.video(encode_webm(frames, rate_hz, crf=_CRF), list(panels))
 
 
-def _depth(arrays: Arrays, found: Estimates, colours: Mapping[str, str], range_m: tuple[float, float]) -> str:
+def _depth(arrays: Arrays, found: Estimates, colours: Mapping[str, str], shown: _Shown) -> str:
     panels = {"rgb": arrays["truth|rgb"]} if "truth|rgb" in arrays else {}
-    panels |= {label: coloured_depth(estimate, *range_m) for label, (estimate, _, _) in found.items()}
-    panels["truth"] = coloured_depth(arrays["truth|depth"], *range_m)
+    panels |= {label: coloured_depth(estimate, *shown.range_m) for label, (estimate, _, _) in found.items()}
+    panels["truth"] = coloured_depth(arrays["truth|depth"], *shown.range_m)
     return _video(panels, _rate_hz(arrays["times_s|depth"]))
 
 
-def _rgb(arrays: Arrays, found: Estimates, colours: Mapping[str, str], range_m: tuple[float, float]) -> str:
-    panels = {"depth": coloured_depth(arrays["truth|depth"], *range_m)} if "truth|depth" in arrays else {}
+def _rgb(arrays: Arrays, found: Estimates, colours: Mapping[str, str], shown: _Shown) -> str:
+    panels = {"depth": coloured_depth(arrays["truth|depth"], *shown.range_m)} if "truth|depth" in arrays else {}
     panels |= {label: estimate for label, (estimate, _, _) in found.items()}
     panels["truth"] = arrays["truth|rgb"]
     return _video(panels, _rate_hz(arrays["times_s|rgb"]))
 
 
-def _gaze(arrays: Arrays, found: Estimates, colours: Mapping[str, str], range_m: tuple[float, float]) -> str:
+def _gaze(arrays: Arrays, found: Estimates, colours: Mapping[str, str], shown: _Shown) -> str:
     times_s, is_valid = arrays["times_s|gaze"], arrays["valid|gaze"]
     content = ""
     if "truth|rgb" in arrays:
@@ -128,20 +126,24 @@ def _gaze(arrays: Arrays, found: Estimates, colours: Mapping[str, str], range_m:
     )
 
 
-def _camera(arrays: Arrays, found: Estimates, colours: Mapping[str, str], range_m: tuple[float, float]) -> str:
+def _camera(arrays: Arrays, found: Estimates, colours: Mapping[str, str], shown: _Shown) -> str:
     lines = {label: (estimate, samples, colours[label]) for label, (estimate, samples, _) in found.items()}
     svg = plots.trajectory_plot(arrays["truth|camera"], lines)
     return page.figure(svg, "Relative to the first pose; arrows show where the camera looks, thin lines are samples.")
 
 
-def _track(arrays: Arrays, found: Estimates, colours: Mapping[str, str], stream: str) -> str:
+def _track(arrays: Arrays, found: Estimates, colours: Mapping[str, str], shown: _Shown) -> str:
     lines = {label: (estimate, samples, colours[label]) for label, (estimate, samples, _) in found.items()}
-    truth, is_valid, times_s = (arrays[f"{part}|{stream}"] for part in ("truth", "valid", "times_s"))
+    truth, is_valid, times_s = (arrays[f"{part}|{shown.stream}"] for part in ("truth", "valid", "times_s"))
     svg = plots.track_plot(times_s, truth, is_valid, lines)
-    return page.figure(svg, f"{stream}. Band: 10 to 90 % of the samples.")
+    return page.figure(svg, f"{shown.stream}. Band: 10 to 90 % of the samples.")
 
 
-def _text(arrays: Arrays, found: Estimates, colours: Mapping[str, str], stream: str) -> str:
-    rows = [("", ["truth", escape(str(arrays[f"truth|{stream}"][0]))])]
+def _text(arrays: Arrays, found: Estimates, colours: Mapping[str, str], shown: _Shown) -> str:
+    rows = [("", ["truth", escape(str(arrays[f"truth|{shown.stream}"][0]))])]
     rows += [("", [escape(label), escape(str(estimate[0]))]) for label, (estimate, _, _) in found.items()]
-    return page.table(["", stream], rows)
+    return page.table(["", shown.stream], rows)
+
+
+# A quantity without a view of its own is shown as lines over time.
+_VIEWS = {"rgb": _rgb, "depth": _depth, "gaze": _gaze, "camera": _camera, "text": _text}

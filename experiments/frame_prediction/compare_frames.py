@@ -17,11 +17,12 @@ from egom2p.config import run_main, strict, to_plain
 from egom2p.contracts import AlignedClip, ModalitySpec, TokenClip
 from egom2p.data.clips.clip_store import ClipStore
 from egom2p.evaluation.evaluation_config import ClipsConfig
-from egom2p.evaluation.results import Method, Metric, TaskResult, summarise, write_results
 from egom2p.generation.checkpoints import Checkpoint, load_checkpoint
 from egom2p.generation.partial_prompts import InpaintingMask, encode_given
 from egom2p.generation.request import clip_seed
 from egom2p.jobs.progress import progress_bar, say
+from egom2p.metrics.measurements import Measured, Method, write_results
+from egom2p.metrics.result_table import Metric
 from egom2p.metrics.video import video_errors
 from egom2p.models.clip_states import UNKNOWN
 from egom2p.models.generate import Sampler
@@ -93,14 +94,13 @@ def run_frame_prediction(config: FramePredictionConfig) -> Path:
         "likelihood of hidden tokens": (_likelihood_columns(spec), likelihood),
         "hidden frames": (_PICTURE_COLUMNS, pictures),
     }
-    results = [TaskResult(title, spec.quantity, keys, recordings, *table) for title, table in tables.items()]
-    summary = {
-        "description": "From {:g} to {:g} s of a clip, from what comes before.".format(*config.hidden_s),
+    results = [Measured(title, spec.quantity, keys, recordings, *table) for title, table in tables.items()]
+    description = "From {:g} to {:g} s of a clip, from what comes before.".format(*config.hidden_s)
+    about = {
         "config": to_plain(config),
-        "tasks": [summarise(result, seed=config.seed) for result in results],
     }
     folder = Path(config.output)
-    write_results(folder, summary, results)
+    write_results(folder, description, about, results, seed=config.seed)
     say(f"wrote {folder}/results.md, results.json, per_clip.csv")
     return folder
 

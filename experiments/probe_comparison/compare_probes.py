@@ -13,11 +13,11 @@ import numpy as np
 from egom2p.config import run_main, strict, to_plain
 from egom2p.evaluation.evaluation_config import ClipsConfig
 from egom2p.evaluation.linear_probe import Features, fit_and_predict
-from egom2p.evaluation.probe import ProbeClips, bag_features, pooled_features, read_probe_clips
-from egom2p.evaluation.probe_labels import ProbeLabelConfig
-from egom2p.evaluation.results import Method, Metric, TaskResult, summarise, write_results
+from egom2p.evaluation.probe import ProbeClips, ProbeLabelConfig, bag_features, pooled_features, read_probe_clips
 from egom2p.generation.checkpoints import Checkpoint, load_checkpoint
 from egom2p.jobs.progress import say
+from egom2p.metrics.measurements import Measured, Method, write_results
+from egom2p.metrics.result_table import Metric
 from experiments.jepa.feature_spread import feature_spread
 
 _COLUMNS = (Metric("accuracy", "accuracy", "", "share of clips with the right label, mean over runs", True, True),)
@@ -73,15 +73,16 @@ def run_probe_comparison(config: ProbeComparisonConfig) -> Path:
     results = [_scored(label, runs, bags, train, test, config) for label in config.labels]
     spreads = {label: [feature_spread(features[1]) for features in found] for label, found in runs.items()}
     words = [f"{label}: {'; '.join(_spread_words(run) for run in found)}" for label, found in spreads.items()]
-    summary = {
-        "description": f"Linear probe, fitted to {len(train.tokens)} clips. Spread of the test clips' features, run by "
-        f"run: {' | '.join(words)}.",
+    description = (
+        f"Linear probe, fitted to {len(train.tokens)} clips. Spread of the test clips' features, run by "
+        f"run: {' | '.join(words)}."
+    )
+    about = {
         "config": to_plain(config),
         "spreads": spreads,
-        "tasks": [summarise(result, seed=config.seed) for result in results],
     }
     folder = Path(config.output)
-    write_results(folder, summary, results)
+    write_results(folder, description, about, results, seed=config.seed)
     say(f"wrote {folder}/results.md, results.json, per_clip.csv")
     return folder
 
@@ -104,7 +105,7 @@ def _scored(
     train: ProbeClips,
     test: ProbeClips,
     config: ProbeComparisonConfig,
-) -> TaskResult:
+) -> Measured:
     is_train, is_test = ([found is not None for found in part.labels[label]] for part in (train, test))
     wanted, truth = ([found for found in part.labels[label] if found is not None] for part in (train, test))
     if not wanted or not truth:
@@ -139,7 +140,7 @@ def _scored(
                 for number, values in enumerate(per_run)
             ]
     keys = [clip.key for clip, has in zip(test.tokens, is_test, strict=True) if has]
-    return TaskResult(label, "label", keys, recordings, _COLUMNS, methods)
+    return Measured(label, "label", keys, recordings, _COLUMNS, methods)
 
 
 if __name__ == "__main__":

@@ -64,6 +64,8 @@ def test_every_row_has_every_number_of_every_recording(world, monkeypatch):
         ("round trip", "ceiling"),
     }
     assert len({row["clip"] for row in camera}) == 2 and all(np.isfinite(float(row["value"])) for row in camera)
+    filled = {(row["task"], row["metric"]) for row in rows if row["value"]}
+    assert filled == {(row["task"], row["metric"]) for row in rows}, "every column is measured, under the same key"
     text = (folder / "results.md").read_text()
     assert "2 recordings, 4.0 s" in text and "scale spread" in text and "overlap" in text
 

@@ -10,14 +10,17 @@ import numpy as np
 import pytest
 from tiny_artifacts import invented_clip, make_tiny_world
 
+from egom2p.config import deciding
 from egom2p.contracts import AlignedClip
 from egom2p.data.clips.clip_store import write_clips
-from egom2p.evaluation.baselines import baseline_estimates, training_statistics
 from egom2p.evaluation.evaluation import run_evaluation
 from egom2p.evaluation.evaluation_config import ClipsConfig, EvaluationConfig, split_task
-from egom2p.evaluation.results import Method, Metric, TaskResult, comparison_sentences, summarise
-from egom2p.evaluation.scores import ProtocolConfig, metrics_of, score
-from egom2p.evaluation.task_evaluation import TaskEvaluator, mean_of_samples
+from egom2p.evaluation.quantities import SCORING
+from egom2p.evaluation.scoring import ProtocolConfig
+from egom2p.evaluation.task_evaluation import TaskEvaluator, training_statistics
+from egom2p.geometry import canonicalise
+from egom2p.metrics.measurements import Measured, Method, conclude
+from egom2p.metrics.result_table import Metric, Results
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +46,7 @@ def evaluation(world):
 
 
 def test_every_task_has_baselines_ceiling_and_model_rows(evaluation):
-    by_task = {task["task"]: task for task in evaluation.summary["tasks"]}
+    by_task = {task["task"]: task for task in evaluation.results.to_plain()["tasks"]}
     assert list(by_task) == ["rgb2depth", "rgb2camera", "rgb2gaze", "depth2rgb"]
     for task in by_task.values():
         kinds = [row["kind"] for row in task["rows"]]
@@ -98,7 +101,7 @@ def test_an_interrupted_evaluation_goes_on_with_the_missing_tasks(world, evaluat
     assert evaluated == ["rgb2camera"]
     assert not (tmp_path / "evaluation" / "finished").exists(), "what is complete is measured again when asked again"
     at_once = run_evaluation(replace(config, output=str(tmp_path / "at_once")))
-    assert json.dumps(again.summary["tasks"]) == json.dumps(at_once.summary["tasks"])
+    assert json.dumps(again.results.to_plain()["tasks"]) == json.dumps(at_once.results.to_plain()["tasks"])
     evaluated.clear()
     interrupt()
     run_evaluation(replace(config, seed=1))
@@ -120,12 +123,12 @@ def test_where_the_world_of_a_clip_begins_does_not_matter(alignment):
     estimate = invented_clip(4).world_from_cam
     poses = clip.streams["camera"]
     moved = replace(clip, streams={"camera": replace(poses, values=moved_44 @ poses.values)})
-    found, wanted = score("camera", estimate, moved, protocol), score("camera", estimate, clip, protocol)
+    found, wanted = (SCORING["camera"].score(estimate, truth, "camera", protocol) for truth in (moved, clip))
     assert found == pytest.approx(wanted, abs=1e-9)
 
 
 def test_several_samples_are_held_against_the_truth(evaluation):
-    for task in evaluation.summary["tasks"]:
+    for task in evaluation.results.to_plain()["tasks"]:
         (found,) = task["uncertainty"]
         assert found["num_samples"] == 8 and len(found["levels"]) == len(found["coverage"]) == 4
         assert len(found["spread"]) == len(found["error"]) == task["num_clips"]
@@ -136,8 +139,10 @@ def test_several_samples_are_held_against_the_truth(evaluation):
 
 def test_files_hold_the_same_numbers(evaluation):
     folder = evaluation.folder
+    assert Results.read(folder) == Results.from_plain(json.loads(json.dumps(evaluation.results.to_plain())))
+    assert Results.read(folder).tables == evaluation.results.tables
     stored = json.loads((folder / "results.json").read_text())
-    assert stored["tasks"][0]["rows"][0]["values"] == evaluation.summary["tasks"][0]["rows"][0]["values"]
+    assert stored["tasks"][0]["rows"][0]["values"] == evaluation.results.to_plain()["tasks"][0]["rows"][0]["values"]
     with open(folder / "per_clip.csv", newline="") as file:
         lines = [
             line
@@ -166,8 +171,8 @@ def test_the_same_seed_gives_the_same_numbers_in_other_batches(world, evaluation
         device="cpu",
         progress=False,
     )
-    again = run_evaluation(config).summary["tasks"][0]["rows"]
-    wanted = [row for row in evaluation.summary["tasks"][2]["rows"] if row["kind"] != "baseline"]
+    again = run_evaluation(config).results.to_plain()["tasks"][0]["rows"]
+    wanted = [row for row in evaluation.results.to_plain()["tasks"][2]["rows"] if row["kind"] != "baseline"]
     for found, row in zip(again, wanted, strict=True):
         assert found["label"] == row["label"]
         assert found["values"]["distance"]["mean"] == pytest.approx(row["values"]["distance"]["mean"], abs=1e-6)
@@ -177,9 +182,9 @@ def test_the_truth_scores_perfectly():
     clip, protocol = invented_clip(3), ProtocolConfig()
     truths = {"depth": clip.depth_m, "camera": clip.world_from_cam, "gaze": clip.gaze, "rgb": clip.rgb}
     for quantity, truth in truths.items():
-        values = score(quantity, truth, clip, protocol)
-        assert set(values) == {metric.key for metric in metrics_of(quantity, protocol)}
-        primary = next(metric for metric in metrics_of(quantity, protocol) if metric.is_primary)
+        values = SCORING[quantity].score(truth, clip, quantity, protocol)
+        assert set(values) == {metric.key for metric in SCORING[quantity].metrics(protocol)}
+        primary = next(metric for metric in SCORING[quantity].metrics(protocol) if metric.is_primary)
         assert values[primary.key] == pytest.approx(100 if quantity == "rgb" else 0, abs=1e-6)
 
 
@@ -187,22 +192,21 @@ def test_baselines_are_what_they_are_called():
     clips = [invented_clip(number) for number in range(4)]
     statistics = training_statistics(clips)
     depth = np.stack([clip.depth_m for clip in clips]).reshape(-1, 16, 16)
-    estimates = baseline_estimates("depth", statistics, clips[0])
+    estimates = statistics.estimates(clips[0], "depth")
     np.testing.assert_allclose(estimates["per-pixel mean depth"][0], depth.mean(0), rtol=1e-6)
     np.testing.assert_allclose(estimates["per-pixel geometric mean depth"][5], np.exp(np.log(depth).mean(0)), rtol=1e-6)
     gaze = np.concatenate([clip.gaze[clip.gaze_is_valid] for clip in clips])
-    np.testing.assert_allclose(
-        baseline_estimates("gaze", statistics, clips[0])["mean gaze"][7], gaze.mean(0), rtol=1e-6
-    )
-    moving = baseline_estimates("camera", statistics, clips[0])["mean velocity"]
-    assert np.allclose(np.diff(moving[:, :3, 3], axis=0), statistics.mean_velocity_m)
+    np.testing.assert_allclose(statistics.estimates(clips[0], "gaze")["mean gaze"][7], gaze.mean(0), rtol=1e-6)
+    moving = statistics.estimates(clips[0], "camera")["mean velocity"]
+    ends_m = [canonicalise(clip.world_from_cam)[-1, :3, 3] for clip in clips]
+    np.testing.assert_allclose(np.diff(moving[:, :3, 3], axis=0), [np.mean(ends_m, 0) / (len(moving) - 1)] * 59)
     without = AlignedClip("x", {"rgb": clips[0].streams["rgb"]}, None, clips[0].provenance)
-    assert training_statistics([without]).mean_gaze is None
+    assert training_statistics([without]).estimates(clips[0], "gaze") == {}
 
 
 def test_the_mean_of_poses_is_a_pose():
     poses = np.stack([invented_clip(number).world_from_cam for number in range(3)])
-    mean = mean_of_samples("camera", poses)
+    mean = SCORING["camera"].mean_of_samples(poses)
     assert np.allclose(mean[:, :3, :3] @ mean[:, :3, :3].transpose(0, 2, 1), np.eye(3))
 
 
@@ -211,23 +215,32 @@ def test_a_verdict_needs_an_interval_without_zero():
     base = Method("base", "baseline", {"error": [1.0, 2.0, 3.0, 4.0]})
     better = Method("better", "model", {"error": [0.5, 1.4, 2.5, 3.5]}, "net")
     noisy = Method("noisy", "model", {"error": [0.0, 3.0, 1.0, 6.0]}, "net")
-    result = TaskResult("a2b", "generic", keys, keys, [metric], [base, better, noisy])
-    rows = {row["label"]: row for row in summarise(result, seed=0)["rows"]}
-    assert rows["better"]["against_baseline"]["error"]["verdict"] == "better"
-    assert rows["noisy"]["against_baseline"]["error"]["verdict"] == "tie"
+    measured = Measured("a2b", "generic", keys, keys, [metric], [base, better, noisy])
+    rows = {row.label: row for row in conclude(measured, seed=0).rows}
+    assert rows["better"].against_baseline["error"].verdict == "better"
+    assert rows["noisy"].against_baseline["error"].verdict == "tie"
 
 
 def test_further_checkpoints_are_compared_with_the_first_clip_by_clip():
     metric, keys = Metric("error", "error", "m", "as told", is_primary=True), ["a", "b", "c", "d"]
     before = Method("one step", "model", {"error": [1.0, 2.0, 3.0, 4.0]}, "before")
     after = Method("one step", "model", {"error": [0.5, 1.4, 2.5, 3.5]}, "after")
-    task = summarise(TaskResult("a2b", "generic", keys, keys, [metric], [before, after]), seed=0)
-    assert task["rows"][0]["against_checkpoint"] is None
-    compared = task["rows"][1]["against_checkpoint"]
-    assert compared["checkpoint"] == "before" and compared["metrics"]["error"]["verdict"] == "better"
-    assert compared["metrics"]["error"]["difference"]["mean"] == pytest.approx(-0.525)
-    (sentence,) = comparison_sentences(task)
+    table = conclude(Measured("a2b", "generic", keys, keys, [metric], [before, after]), seed=0)
+    assert table.rows[0].against_checkpoint is None
+    compared = table.rows[1].against_checkpoint
+    assert compared.checkpoint == "before" and compared.metrics["error"].verdict == "better"
+    assert compared.metrics["error"].difference.mean == pytest.approx(-0.525)
+    (sentence,) = table.checkpoints_compared()
     assert sentence.startswith("after: one step minus before: error (m) ↓ -0.525 [") and sentence.endswith("better")
+
+
+def test_what_changes_no_number_of_a_task_does_not_make_it_stale():
+    clips = ClipsConfig(root="a", dataset="b")
+    config = EvaluationConfig(output="x", checkpoints={"m": "n"}, clips=clips)
+    beside = {"output": "y", "tasks": ("rgb2depth",), "batch_size": 1, "device": "cpu", "title": "t", "page": "p"}
+    assert deciding(replace(config, **beside)) == deciding(config)
+    for change in ({"seed": 1}, {"num_clips": 3}, {"num_shown_clips": 1}, {"protocol": {"depth_alignments": ["none"]}}):
+        assert deciding(EvaluationConfig(**vars(config) | change)) != deciding(config)
 
 
 def test_tasks_are_read_by_their_words():
@@ -278,7 +291,7 @@ def test_other_tokenizers_marginals_are_not_shown(world):
             device="cpu",
             progress=False,
         )
-        loss = run_evaluation(config).summary["tasks"][0]["token_losses"][0]
+        loss = run_evaluation(config).results.to_plain()["tasks"][0]["token_losses"][0]
     finally:
         card.write_text(original)
     assert loss["unigram_nats"] is None and "sha256:other" in loss["unigram_note"]

@@ -11,8 +11,8 @@ from tiny_perceptual import lpips_weights, write_program
 from egom2p.data.clips.clip_store import write_clips
 from egom2p.evaluation.evaluation import run_evaluation
 from egom2p.evaluation.evaluation_config import ClipsConfig, EstimatorConfig, EvaluationConfig
-from egom2p.evaluation.scores import ProtocolConfig
-from egom2p.evaluation.task_evaluation import _Scorer
+from egom2p.evaluation.scoring import ProtocolConfig
+from egom2p.evaluation.task_evaluation import ClipScorer
 from egom2p.generation.checkpoints import load_checkpoint, pretrained_checkpoint
 from egom2p.metrics.perceptual import FvdConfig, Lpips, LpipsConfig, frechet_distance
 from egom2p.storage import save_tensors
@@ -47,7 +47,7 @@ def test_lpips_and_fvd_are_in_the_results(clips, tmp_path):
         device="cpu",
         progress=False,
     )
-    (task,) = run_evaluation(config).summary["tasks"]
+    (task,) = run_evaluation(config).results.to_plain()["tasks"]
     assert {"lpips", "psnr_db", "ssim"} == {metric["key"] for metric in task["metrics"]}
     for row in task["rows"]:
         value = row["values"]["lpips"]
@@ -76,7 +76,7 @@ def test_lpips_and_fvd_are_in_the_results(clips, tmp_path):
 def test_a_set_with_a_clip_of_the_wrong_size_has_no_distance(clips, tmp_path):
     digest = write_program(tmp_path / "i3d.pt")
     protocol = ProtocolConfig(fvd=FvdConfig(network=str(tmp_path / "i3d.pt"), sha256=digest, allow_torchscript=True))
-    scorer = _Scorer("rgb", "rgb", clips[:3], protocol)
+    scorer = ClipScorer("rgb", "rgb", clips[:3], protocol)
     right = scorer.method("right", "model", [clip.rgb for clip in clips[:3]])
     assert right.of_the_set["FVD"] == pytest.approx(0, abs=1e-3)
     wrong = scorer.method("wrong", "model", [clips[0].rgb, clips[1].rgb[:, :32], clips[2].rgb])

@@ -1,7 +1,5 @@
 """The linear probe: the classifier against sums done another way, labels, and a run on untrained artifacts."""
 
-import json
-
 import numpy as np
 import pytest
 from scipy.sparse import csr_array
@@ -10,8 +8,8 @@ from tiny_artifacts import invented_clip, make_tiny_world
 from egom2p.config import from_plain, load_config
 from egom2p.contracts import AlignedClip, Provenance, Stream
 from egom2p.evaluation.linear_probe import fit_and_predict
-from egom2p.evaluation.probe import ProbeConfig, run_probe
-from egom2p.evaluation.probe_labels import ProbeLabelConfig
+from egom2p.evaluation.probe import ProbeConfig, ProbeLabelConfig, run_probe
+from egom2p.metrics.result_table import Results
 
 
 def blobs(rng, count, num_features=4):
@@ -92,14 +90,15 @@ def test_a_probe_from_clips_to_table(tmp_path):
         "device": "cpu",
         "progress": False,
     }
-    found = run_probe(from_plain(ProbeConfig, values))["labels"][0]
-    titles = [row["features"] for row in found["rows"]]
+    results = run_probe(from_plain(ProbeConfig, values))
+    (table,), found = results.tables, results.about["labels"]["region"]
+    titles = [row.label for row in table.rows]
     assert titles == ["commonest label", *[f"tokens, {w}" for w in ("how often each", "which where")],
                       "encoder, layer 0", "encoder, output"]  # fmt: skip
-    assert found["num_test"] == found["num_test_recordings"] == 6 and found["num_train"] == 12
-    assert json.loads((root / "probe" / "probe.json").read_text())["labels"][0]["label"] == "region"
-    table = (root / "probe" / "probe.md").read_text()
-    assert "| commonest label |" in table and "against the best baseline" in table
+    assert table.num_clips == table.num_recordings == 6 and found["num_train"] == 12
+    assert [bool(row.against_baseline) for row in table.rows] == [False] * 3 + [True] * 2
+    assert Results.read(root / "probe").tables == results.tables
+    assert "| commonest label | baseline |" in (root / "probe" / "results.md").read_text()
     assert invented_clip(0).provenance.recording == "recording0"
     with pytest.raises(ValueError, match="recording recording0 is in train and in test"):
         run_probe(from_plain(ProbeConfig, values | {"test": values["train"]}))

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from egom2p.contracts import AlignedClip, Provenance, Stream
-from egom2p.evaluation.spreads import sample_spread
+from egom2p.contracts import Stream
+from egom2p.evaluation.quantities import SCORING
 
 
 @pytest.mark.parametrize("width", [64, 96])
@@ -12,9 +12,8 @@ def test_all_columns_and_colours_of_a_picture_count(width):
     """Samples that are right in all but the last columns, or in one colour: the share of wrong values is told."""
     truth = np.full((16, 64, width, 3), 100, np.uint8)
     pictures = Stream(truth, np.ones(16, bool), np.arange(16) / 8, "uint8")
-    clip = AlignedClip("c", {"rgb": pictures}, None, Provenance("d", "r"))
     for position in (np.s_[:, :, -8:], np.s_[..., 1]):
         samples = np.repeat(truth[None], 2, axis=0)
         samples[(slice(None), *position)] = 200
-        found = sample_spread("rgb", samples, clip, "rgb", np.random.default_rng(0))
+        found = SCORING["rgb"].spread(samples, pictures, np.random.default_rng(0))
         assert found.error == pytest.approx(100 * np.sqrt((samples[0] == 200).mean()), rel=0.1)

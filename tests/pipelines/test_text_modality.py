@@ -171,13 +171,13 @@ def test_captions_are_scored_and_shown_beside_the_truth(root):
             progress=False,
         )
     )
-    task = evaluation.summary["tasks"][0]
+    task = evaluation.results.to_plain()["tasks"][0]
     rows = {row["label"]: row["values"] for row in task["rows"]}
     assert rows["tokenizer round trip"]["exact"]["mean"] == 1.0, "case does not count"
     assert 0 < rows["most frequent text"]["exact"]["mean"] < 1
     assert rows["commonest of 3"]["word_error_rate"]["mean"] > 0
     loss = task["token_losses"][0]
     assert 0 < loss["unigram_nats"] < loss["uniform_nats"] and loss["nats"]["mean"] > 0
-    assert evaluation.summary["tasks"][1]["quantity"] == "gaze"
+    assert evaluation.results.to_plain()["tasks"][1]["quantity"] == "gaze"
     page = write_report(ReportConfig(evaluation=str(evaluation.folder))).read_text()
     assert "the wearer walks and looks at a &lt;red&gt; ball" in page, "truth, escaped"

@@ -1,6 +1,5 @@
 """Mixtures of token data sets as endless, seekable batches for training and finite, fixed ones for evaluation."""
 
-import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import field
 from itertools import count, islice
@@ -19,6 +18,7 @@ from egom2p.data.modality_info import build_specs, specs_from_shards
 from egom2p.data.token_batches import ClipSize, choose_shape, fit_clips, runs
 from egom2p.data.token_set import TokenSet
 from egom2p.data.transfer_masking import TransferMasking
+from egom2p.jobs.workers import leave_signals_to_the_parent
 
 
 @strict
@@ -227,15 +227,6 @@ class TokenLoader:
             # The loader draws a seed for its workers, which never use it; the global generator must not move.
             generator=torch.Generator(),
         )
-
-
-def leave_signals_to_the_parent(_worker: int) -> None:
-    """Ctrl-C and a scheduler's signals reach workers too, but the parent still needs their batches to end in order.
-
-    Workers whose parent is gone end by themselves.
-    """
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
 
 
 class EvalLoader:

@@ -1,7 +1,10 @@
 """The same functions over many tasks, in this process or in several, results in order."""
 
 import multiprocessing
+import os
 import signal
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, wait
 from typing import Any, TypeVar
@@ -10,6 +13,7 @@ import torch
 
 Result = TypeVar("Result")
 _POLL_S = 0.2
+_PARENT_POLL_S = 0.5
 
 
 class _Ticks:
@@ -22,6 +26,29 @@ def tick(count: int = 1) -> None:
     """Called by a function at work: so many things more are finished."""
     if _Ticks.report is not None:
         _Ticks.report(count)
+
+
+def leave_signals_to_the_parent(_worker: int = 0) -> None:
+    """For the start of a worker, e.g. as `worker_init_fn` of a DataLoader: it ends when its parent does, no sooner.
+
+    Ctrl-C and a scheduler's signals reach workers too, but the parent still needs their results to end in order. When
+    the parent is gone the worker ends within a second, also while it waits for somebody to read what it has made: of a
+    pipe that is full its siblings hold the reading end, so without a parent it would wait for ever, with all it holds.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    _end_with_parent()
+
+
+def _end_with_parent() -> None:
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_PARENT_POLL_S)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="ends with the parent", daemon=True).start()
 
 
 class Workers:
@@ -103,6 +130,7 @@ class Workers:
 
 def _begin(counter: Any, prepare: Callable[..., None], arguments: tuple) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-C reaches the parent, which ends its workers
+    _end_with_parent()
     torch.set_num_threads(1)
 
     def report(count: int) -> None:

@@ -20,7 +20,7 @@ from egom2p.anytoany.conversations.packing import best_fit_decreasing, collate, 
 from egom2p.anytoany.types import LanguageBatch, Media, PerceptionFeatures, Rendered
 from egom2p.config import strict
 from egom2p.data.clip_order import clip_rng
-from egom2p.data.unified_datasets import leave_signals_to_the_parent
+from egom2p.jobs.workers import leave_signals_to_the_parent
 
 
 @strict

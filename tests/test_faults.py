@@ -41,7 +41,7 @@ _CONVERSATIONS = (
     + """
 import json
 from pathlib import Path
-from anytoany_toys import toy_percept, toy_renderer
+from anytoany_toys import toy_features, toy_renderer
 from egom2p.anytoany.conversations.chat import ChatConfig
 from egom2p.anytoany.conversations.conversation_loader import LanguageDataConfig, LanguageLoader
 from egom2p.anytoany.conversations.datasets import CaptionsConfig
@@ -52,7 +52,7 @@ config = LanguageDataConfig(
     datasets={"a": CaptionsConfig(files=(str(file),), ref="clip")}, chat=ChatConfig(max_length=110), row_tokens=128,
     window=3000, num_workers=2,
 )
-batches = LanguageLoader(config, toy_renderer(max_length=110), toy_percept, batch_size=2, seed=0).batches(0)
+batches = LanguageLoader(config, toy_renderer(max_length=110), toy_features, batch_size=2, seed=0).batches(0)
 next(batches)
 import time; time.sleep(1)
 """

@@ -39,6 +39,7 @@ BASE = [
 ]
 EXTRAS = {
     "viz": ["rerun-sdk>=0.23"],
+    "video": ["torchcodec>=0.11"],  # needs the libraries of FFmpeg on the machine; PyAV brings its own
     "aria": ["projectaria-tools>=2.0"],
     "harness": ["lm_eval>=0.4.9"],  # lmms_eval cannot stand beside Hydra without help: README_ANYTOANY.md
     "anytoany": ["transformers>=5.0", "peft>=0.17", "datasets>=3.0"],

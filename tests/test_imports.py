@@ -36,6 +36,7 @@ HOME = {
     "huggingface_hub": "storage",
     "decord": "data",
     "av": "data",
+    "torchcodec": "data",
     "trimesh": "data",
     "wandb": "training",
     "rerun": "viewing",

@@ -1,67 +1,61 @@
 """Video files: frames decoded when asked for, and writing mp4 and WebM.
 
-The index of a file (times, key frames, completeness) is PyAV's; pixels come from decord where it is installed and
-agrees with that index, else, and for what decord cannot decode, from PyAV. T frames of the file, N frames asked for,
-H, W pixels.
+A frame is what its own timestamp says: what is decoded is told by its time, never by counting from a key frame, which
+finds other frames in open groups of pictures. T frames of the file, N frames asked for, H, W pixels.
 """
 
 import io
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import av
 import numpy as np
 
 from egom2p.contracts import Provenance, Recording, Stream
+from egom2p.data.clips.video_index import frames_from_key, read_index
 from egom2p.storage import atomic_file
 
-try:
-    import decord
-except ImportError:  # no wheel for this machine; PyAV reads the same frames
-    decord = None
-
-Decoder = Literal["auto", "decord", "pyav"]
+Decoder = Literal["pyav", "decord", "torchcodec"]
 _LOG = logging.getLogger(__name__)
-VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
+VIDEO_SUFFIXES = (
+    *(".mp4", ".mov", ".m4v", ".3gp", ".mkv", ".webm", ".avi", ".wmv", ".flv", ".ogv"),
+    *(".ts", ".mts", ".m2ts", ".mpg", ".mpeg"),
+)
 _CODECS = {".mp4": ("mp4", "libx264"), ".webm": ("webm", "libvpx-vp9")}
-# Containers that do not store a frame count store a duration; a tail of half a second may honestly hold no frame.
-_DURATION_SLACK_S = 0.5
-
-
-class _Index(NamedTuple):
-    """pts (T,) int64 in presentation order, seconds per pts unit, rows of key frames, picture size and turn."""
-
-    pts: np.ndarray
-    time_base: Fraction
-    key_rows: np.ndarray
-    height: int
-    width: int
-    rotation_deg: int
+# Decoding on costs less than a jump, which empties the decoder and starts at a key frame again.
+_WORTH_A_JUMP = 24
+_TORCHCODEC_THREADS = 4  # its default of one takes several times as long
+_TIME_TOLERANCE = 0.25  # of the time between frames
 
 
 class VideoFile:
-    """Frames of one video; a FrameSource of RGB frames (N, H, W, 3) uint8.
+    """Frames of one video, upright and with square pixels; a FrameSource of RGB frames (N, H, W, 3) uint8.
 
-    times_s         (T,) float64, presentation times; the first frame is at 0
-    height, width   of an upright frame (a rotation noted in the file is applied)
-    decoder         "decord" or "pyav", what `read` uses; decord gives way to PyAV, with a warning in the log, when it
-                    cannot decode a frame and was not asked for by name
+    times_s                     (T,) float64, presentation times; the first frame is at 0
+    height, width               of a frame as `read` returns it
+    stored_height, stored_width of the picture in the file, before it is turned and scaled to square pixels
+    notes                       what a person should know of the material (interlaced, HDR, frames with one time)
+    decoder                     what `read` uses; another one than PyAV refuses files it is not proven right for
 
-    Opening reads the packet index, so a file that is cut short is an error here, not hours later.
+    Opening reads the packets, so a file that is cut short is an error here, not hours later. Reading in order decodes
+    every frame once: the decoder stays where it is between two calls.
     """
 
-    def __init__(self, path: str | Path, *, decoder: Decoder = "auto") -> None:
-        self.path = Path(path)
-        self._index = _read_index(self.path)
-        self.height, self.width = self._index.height, self._index.width
-        seconds = self._index.pts.astype(np.float64) * float(self._index.time_base)
-        self.times_s = seconds - seconds[0]
-        self._open: Any = None
-        self._may_change = decoder == "auto"
-        self.decoder = self._choose_decoder(decoder)
+    def __init__(self, path: str | Path, *, decoder: Decoder = "pyav") -> None:
+        self.path, self.decoder = Path(path), decoder
+        self._index = index = read_index(self.path)
+        self.stored_width, self.stored_height, self.notes = index.width, index.height, index.notes
+        self._square = max(1, round(index.width * index.pixel_aspect)), index.height
+        self.width, self.height = index.turn.size(*self._square)
+        self.times_s = (index.pts - index.pts[0]).astype(np.float64) * float(index.time_base)
+        self._reset()
+        for note in self.notes:
+            _LOG.warning("%s: %s", self.path, note)
+        if decoder != "pyav":
+            self._check_other_decoder()
 
     def __len__(self) -> int:
         return len(self.times_s)
@@ -74,89 +68,179 @@ class VideoFile:
     def read(self, indices: np.ndarray) -> np.ndarray:
         """Frames (N, H, W, 3) uint8 at `indices` (any order, repeats allowed)."""
         indices = np.asarray(indices, dtype=np.int64)
-        if len(indices) == 0:
-            return np.zeros((0, self.height, self.width, 3), np.uint8)
-        if indices.min() < 0 or indices.max() >= len(self):
+        if len(indices) and (indices.min() < 0 or indices.max() >= len(self)):
             raise IndexError(f"{self.path}: frames {indices.min()}..{indices.max()} of {len(self)}")
+        frames = np.empty((len(indices), self.height, self.width, 3), np.uint8)
         rows, positions = np.unique(indices, return_inverse=True)
-        frames = self._read_decord(rows) if self.decoder == "decord" else self._read_pyav(rows)
-        return frames[positions]
+        if len(rows) and self.decoder != "pyav":
+            frames[:] = self._read_other(rows)[positions]
+            return frames
+        for number, row in enumerate(rows.tolist()):
+            frames[positions == number] = self._frame(row)
+        return frames
 
     def close(self) -> None:
-        if self._open is not None and self.decoder == "pyav":
-            self._open.close()
-        self._open = None
+        if self._container is not None:
+            self._decoded = None
+            self._container.close()
+        self._reset()
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "_open": None}
+        return {**self.__dict__, "_container": None, "_decoded": None, "_at": -1, "_last": None, "_other": None}
 
-    def _choose_decoder(self, wanted: Decoder) -> str:
-        if wanted == "pyav" or (wanted == "auto" and (decord is None or self._index.rotation_deg)):
-            return "pyav"
-        if decord is None:
-            raise ValueError(f"{self.path}: decord is not installed; use decoder='pyav'")
-        try:
-            reader = decord.VideoReader(str(self.path), num_threads=1)
-        except (RuntimeError, decord.DECORDError) as error:
-            if wanted == "decord":
-                raise ValueError(f"{self.path}: decord cannot open this video: {error}") from error
-            return "pyav"
-        if len(reader) != len(self):  # edit lists and odd containers: decord's FFmpeg is older than PyAV's
-            if wanted == "decord":
-                raise ValueError(f"{self.path}: decord finds {len(reader)} frames, the file has {len(self)}")
-            return "pyav"
-        self._open = reader
-        return "decord"
+    def _reset(self) -> None:
+        self._container: Any = None
+        self._decoded: Iterator[tuple[int, av.VideoFrame]] | None = None
+        self._at = -1  # row decoded last
+        self._last: tuple[int, np.ndarray] | None = None
+        self._other: Any = None
 
-    def _read_decord(self, rows: np.ndarray) -> np.ndarray:
-        if self._open is None:
-            self._open = decord.VideoReader(str(self.path), num_threads=1)
+    def _frame(self, row: int) -> np.ndarray:
+        if self._last is None or self._last[0] != row:
+            self._last = row, self._upright(self._find(row), row)
+        return self._last[1]
+
+    def _find(self, row: int) -> av.VideoFrame:
+        """Decode until a row comes, from the key frame before it or from where the decoder stands."""
+        number = int(np.searchsorted(self._index.key_rows, row, side="right")) - 1
+        key_row = int(self._index.key_rows[number])
+        if self._decoded is None or row <= self._at or key_row > self._at + _WORTH_A_JUMP:
+            self._begin(number)
+        else:
+            number += 1  # not found from here: the key frame itself is tried next
+        while True:
+            try:
+                for at, frame in self._decoded:
+                    self._at = at
+                    if at == row:
+                        return frame
+                    if at > row:
+                        break
+            except av.FFmpegError as error:
+                self._decoded = None
+                raise ValueError(f"{self.path}: frame {row} of {len(self)} cannot be decoded: {error}") from error
+            # A frame shown before the key frame it follows (an open group) needs the group before; a container that
+            # seeks too far needs an earlier start; the start of the file is the last one.
+            if number < 0:
+                self._decoded = None
+                raise ValueError(f"{self.path}: frame {row} of {len(self)} cannot be decoded")
+            number -= 1
+            self._begin(number)
+
+    def _begin(self, number: int) -> None:
+        """Go to key frame `number`; -1 is the start of the file, whatever is there."""
+        index = self._index
+        if index.ordinals is not None:
+            number = -1
+        if self._container is None or number < 0:
+            self.close()
+            self._container = av.open(str(self.path))
+            self._container.streams[index.stream].codec_context.thread_count = 1
+        stream = self._container.streams[index.stream]
+        if number >= 0:
+            self._container.seek(int(index.pts[index.key_rows[number]]), stream=stream, backward=True)
+        self._at = -1
+        self._decoded = self._rows(stream)
+
+    def _rows(self, stream: Any) -> Iterator[tuple[int, av.VideoFrame]]:
+        """Frames that are in the index, with their rows, from where the container stands."""
+        index = self._index
+        for ordinal, frame in enumerate(frames_from_key(self._container, stream)):
+            position = ordinal if index.ordinals is not None else frame.pts
+            if position is None:
+                continue
+            known = index.pts if index.ordinals is None else index.ordinals
+            row = int(np.searchsorted(known, position))
+            if row < len(known) and known[row] == position:
+                yield row, frame
+
+    def _upright(self, frame: av.VideoFrame, row: int) -> np.ndarray:
+        if (frame.width, frame.height) != (self.stored_width, self.stored_height):
+            raise ValueError(
+                f"{self.path}: frame {row} is {frame.width}x{frame.height}, the first "
+                f"{self.stored_width}x{self.stored_height}; wanted one size"
+            )
+        if frame.is_corrupt:
+            raise ValueError(f"{self.path}: frame {row} of {len(self)} is damaged")
+        if self._square != (frame.width, frame.height):
+            width, height = self._square
+            frame = frame.reformat(width=width, height=height, format="rgb24", interpolation="BICUBIC")
+        return self._index.turn.frames(frame.to_ndarray(format="rgb24"), first_axis=0)
+
+    def _check_other_decoder(self) -> None:
+        """Refuse what another decoder cannot be proven right for: wrong frames come without an error."""
+        reasons = []
+        if self._index.turn or self._square != (self.stored_width, self.stored_height):
+            reasons.append("its picture is to be turned or scaled")
+        if self._index.ordinals is not None:
+            reasons.append("its frames cannot be told by their times")
+        if self.decoder == "decord" and not self._index.is_plain:
+            # decord counts from key frames (its issue 325): in open groups of pictures it returns other frames.
+            reasons.append(
+                "it has several video streams, frames that are shown before the key frame they follow, or a container "
+                "other than MP4 and Matroska"
+            )
+        if reasons:
+            raise ValueError(
+                f"{self.path}: not proven right with decoder={self.decoder}: {', '.join(reasons)}; use pyav"
+            )
+        self._open_other()
+        found = len(self._other)
+        if found != len(self):
+            raise ValueError(f"{self.path}: {self.decoder} finds {found} frames, the file has {len(self)}; use pyav")
+
+    def _open_other(self) -> None:
         try:
-            return self._open.get_batch(rows.tolist()).asnumpy()
-        except decord.DECORDError as error:
-            if not self._may_change:
-                raise ValueError(f"{self.path}: frames {rows[0]}..{rows[-1]} cannot be decoded: {error}") from error
-            # Known: decord cannot hand over some narrow pictures (their lines are padded in memory).
+            if self.decoder == "decord":
+                import decord
+
+                self._other = decord.VideoReader(str(self.path), num_threads=1)
+            else:
+                from torchcodec.decoders import VideoDecoder
+
+                # Exact: it looks at every packet instead of trusting the header.
+                self._other = VideoDecoder(
+                    str(self.path),
+                    stream_index=self._index.stream,
+                    seek_mode="exact",
+                    dimension_order="NHWC",
+                    num_ffmpeg_threads=_TORCHCODEC_THREADS,
+                )
+        except ImportError as error:
+            raise ValueError(f"{self.path}: decoder={self.decoder} is not installed; use pyav") from error
+        except Exception as error:  # of their own kinds
             reason = str(error).splitlines()[0]
-            _LOG.warning("%s: decord cannot decode it (%s); PyAV reads it instead", self.path, reason)
-        self._open, self.decoder = None, "pyav"
-        return self._read_pyav(rows)
+            raise ValueError(f"{self.path}: {self.decoder} cannot open this video: {reason}; use pyav") from error
 
-    def _read_pyav(self, rows: np.ndarray) -> np.ndarray:
-        if self._open is None:
-            self._open = av.open(str(self.path))
-            self._open.streams.video[0].codec_context.thread_count = 1
-        key_of_row = np.searchsorted(self._index.key_rows, rows, side="right") - 1
-        found: dict[int, np.ndarray] = {}
-        for key in np.unique(key_of_row):
-            wanted = set(rows[key_of_row == key].tolist())
-            # Frames shown before the key frame they follow in an open group need the group before: go back until found.
-            while wanted - set(found) and key >= 0:
-                found |= self._decode_from(int(self._index.key_rows[key]), wanted - set(found))
-                key -= 1
-            if wanted - set(found):
-                raise ValueError(f"{self.path}: frame {min(wanted - set(found))} of {len(self)} cannot be decoded")
-        return np.stack([found[row] for row in rows.tolist()])
-
-    def _decode_from(self, key_row: int, wanted: set[int]) -> dict[int, np.ndarray]:
-        """Wanted rows found when decoding starts at a key frame."""
-        container, pts = self._open, self._index.pts
-        stream = container.streams.video[0]
-        container.seek(int(pts[key_row]), stream=stream, backward=True)
-        found: dict[int, np.ndarray] = {}
+    def _read_other(self, rows: np.ndarray) -> np.ndarray:
+        """Frames of increasing rows from decord or torchcodec, their times compared with the file's."""
+        if self._other is None:
+            self._open_other()
         try:
-            for frame in container.decode(stream):
-                row = int(np.searchsorted(pts, frame.pts))
-                if row in wanted and pts[row] == frame.pts:
-                    found[row] = np.rot90(frame.to_ndarray(format="rgb24"), self._index.rotation_deg // 90)
-                if len(found) == len(wanted) or row > max(wanted):
-                    break
-        except av.FFmpegError as error:
-            raise ValueError(f"{self.path}: frames {min(wanted)}..{max(wanted)} cannot be decoded: {error}") from error
-        return found
+            if self.decoder == "decord":
+                frames = self._other.get_batch(rows.tolist()).asnumpy()
+                seconds = self._other.get_frame_timestamp(rows.tolist())[:, 0]
+            else:
+                batch = self._other.get_frames_at(rows.tolist())
+                frames, seconds = batch.data.numpy(), batch.pts_seconds.numpy()
+        except Exception as error:  # of their own kinds
+            raise ValueError(
+                f"{self.path}: frames {rows[0]}..{rows[-1]} cannot be decoded by {self.decoder}: {error}"
+            ) from error
+        wanted_s = self._index.pts[rows] * float(self._index.time_base)
+        offset_s = np.abs(seconds - wanted_s)
+        if len(self) > 1 and offset_s.max() > _TIME_TOLERANCE * np.diff(self.times_s).min():
+            worst = int(np.argmax(offset_s))
+            raise ValueError(
+                f"{self.path}: {self.decoder} returns the frame of {seconds[worst]:.6f} s for that of "
+                f"{wanted_s[worst]:.6f} s; use pyav"
+            )
+        if frames.shape[1:] != (self.height, self.width, 3):
+            raise ValueError(f"{self.path}: {self.decoder} returns frames of shape {frames.shape[1:]}; use pyav")
+        return frames
 
 
-def open_video(path: str | Path, *, decoder: Decoder = "auto") -> VideoFile:
+def open_video(path: str | Path, *, decoder: Decoder = "pyav") -> VideoFile:
     """Open a video. Raises ValueError naming file, frames found and wanted when it is cut short or unreadable."""
     return VideoFile(path, decoder=decoder)
 
@@ -215,50 +299,3 @@ def _even(picture: np.ndarray) -> np.ndarray:
         raise ValueError(f"a frame is (H, W, 3) uint8, got {picture.shape} {picture.dtype}")
     height, width = picture.shape[:2]
     return np.ascontiguousarray(np.pad(picture, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge"))
-
-
-def _read_index(path: Path) -> _Index:
-    """Times and key frames from the packets, without decoding more than one frame."""
-    if not path.is_file():
-        raise ValueError(f"{path}: no such video")
-    try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise ValueError(f"{path}: the file has no video stream")
-            stream = container.streams.video[0]
-            packets = [p for p in container.demux(stream) if p.size and not p.is_discard]
-            complete = [p for p in packets if not p.is_corrupt]
-            _check_complete(path, container, stream, len(complete), has_cut_packet=len(complete) < len(packets))
-            stamps = [(p.pts if p.pts is not None else p.dts, p.is_keyframe) for p in complete]
-            container.seek(stream.start_time or 0, stream=stream, backward=True)
-            frame = next(container.decode(stream))
-            rotation_deg = int(getattr(frame, "rotation", 0)) % 360
-            time_base = stream.time_base
-            height, width = (frame.height, frame.width) if rotation_deg % 180 == 0 else (frame.width, frame.height)
-    except (av.FFmpegError, StopIteration) as error:
-        raise ValueError(
-            f"{path}: not a readable video (found 0 frames, wanted at least 1): {error}. "
-            "An mp4 without its index was cut short or is still being written"
-        ) from error
-    stamps.sort()
-    pts = np.array([stamp for stamp, _ in stamps], dtype=np.int64)
-    if len(pts) > 1 and np.diff(pts).min() <= 0:
-        row = int(np.argmin(np.diff(pts))) + 1
-        raise ValueError(f"{path}: frame {row} has the time of the frame before it; times must increase")
-    key_rows = np.flatnonzero([is_key for _, is_key in stamps])
-    if len(key_rows) == 0 or key_rows[0] != 0:
-        key_rows = np.concatenate([[0], key_rows]).astype(np.int64)
-    return _Index(pts, time_base, key_rows, height, width, rotation_deg)
-
-
-def _check_complete(path: Path, container: Any, stream: Any, found: int, *, has_cut_packet: bool) -> None:
-    wanted = stream.frames
-    if wanted == 0 and container.duration and len(container.streams) == 1 and stream.average_rate:
-        slack = _DURATION_SLACK_S * float(stream.average_rate)
-        expected = container.duration / av.time_base * float(stream.average_rate)
-        wanted = round(expected) if found < expected - slack else 0
-    if found == 0 or has_cut_packet or found < wanted:
-        raise ValueError(
-            f"{path}: the video is cut short: found {found} complete frames, wanted {wanted or 'more'}; "
-            "copy it again or cut it to what is there"
-        )

@@ -171,7 +171,7 @@ def _read_rgb(files: _Files, settings: RecordingSettings) -> Stream | None:
         source: Any = RgbImages(_some_images(path))
         times_s = read_clock(folder, "rgb", len(source), wanted, path=path)
     else:
-        source = open_video(path)
+        source = open_video(path, decoder=wanted.decoder)
         own_times_s = source.times_s + wanted.offset_s
         times_s = read_clock(folder, "rgb", len(source), wanted, path=path, own_times_s=own_times_s)
     return Stream(source, np.ones(len(source), bool), times_s, "uint8")

@@ -10,6 +10,7 @@ import yaml
 
 from egom2p.config import from_plain, strict
 from egom2p.contracts import Intrinsics
+from egom2p.data.clips.video_files import Decoder
 from egom2p.geometry import TimeUnit, check_poses, matrix_from_quaternion, poses_from_parts
 
 SETTINGS_FILE = "recording.yaml"
@@ -73,6 +74,7 @@ class PictureSettings:
     time_unit: TimeUnit | None = None  # of rgb_timestamps.txt; by default seconds
     rate_hz: float | None = None
     offset_s: float = 0.0  # added to the stream's times; brings its clock to the recording's
+    decoder: Decoder = "pyav"  # another one refuses videos it is not proven right for
 
 
 @strict

@@ -41,11 +41,20 @@ EXTRAS = {
     "viz": ["rerun-sdk>=0.23"],
     "video": ["torchcodec>=0.11"],  # needs the libraries of FFmpeg on the machine; PyAV brings its own
     "aria": ["projectaria-tools>=2.0"],
+    "formats": ["OpenEXR>=3.3"],  # depth pictures in EXR
     "harness": ["lm_eval>=0.4.9"],  # lmms_eval cannot stand beside Hydra without help: README_ANYTOANY.md
     "anytoany": ["transformers>=5.0", "peft>=0.17", "datasets>=3.0"],
-    "dev": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.9", "evo>=1.30", "moto[s3]>=5"],
+    "dev": [
+        "pytest>=8",
+        "pytest-xdist>=3.6",
+        "hypothesis>=6.100",
+        "ruff>=0.9",
+        "evo>=1.30",
+        "moto[s3]>=5",
+        "opencv-python-headless>=4.10",
+    ],
 }
-EXTRAS["dev"] += EXTRAS["viz"] + EXTRAS["anytoany"]  # the tests of both run wherever the others do
+EXTRAS["dev"] += EXTRAS["viz"] + EXTRAS["anytoany"] + EXTRAS["formats"]  # their tests run wherever the others do
 
 # Folders beside the package that become packages inside it: configs, and the checkpoint generate.py uses by default.
 DATA = {"egom2p.cfgs": "cfgs", "egom2p.pretrained": "checkpoints"}

@@ -102,13 +102,15 @@ class Recording:
     `camera` (T, 4, 4) float64 world_from_cam; `caption` (T,) of str, each valid from its time on. Any other name is
     a further track (T, C) float.
 
-    unused    names of files beside the recording that no stream was made from
+    gaze_size    width and height of the picture that gaze belongs to, where its source states them
+    unused       names of files beside the recording that no stream was made from
     """
 
     name: str
     streams: Mapping[str, Stream]
     intrinsics: Intrinsics | None
     provenance: Provenance
+    gaze_size: tuple[int, int] | None = None
     unused: tuple[str, ...] = ()
 
     @property

@@ -4,15 +4,16 @@ F frames, S samples of a track, H, W pixels.
 """
 
 import csv
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from egom2p.contracts import AlignedClip, Stream, TokenClip
+from egom2p.data.clips.cropping import depth_on_source, view_of_note
 from egom2p.data.clips.video_files import write_video
-from egom2p.geometry import write_tum
+from egom2p.geometry import pixels_from_gaze, write_tum
 from egom2p.storage import atomic_directory, save_json
 
 _OWN_FILES = ("rgb", "depth", "gaze", "camera")
@@ -29,8 +30,12 @@ def write_generated(
     tokens.npz     ids by modality
     rgb.<video>, depth.<video> (grey, near is bright, logarithmic between the metres noted in clip.json),
     gaze.<video> (the point drawn on rgb), gaze.csv, camera.tum (world_from_cam), <track>.csv of any other track that
-    was made, <stream>.txt of a text, clip.json (what was given and made)
+    was made, <stream>.txt of a text, clip.json (what was given and made, and which part of the source's picture the
+    clip shows)
+    gaze_source.csv   gaze in pixels of the source's picture, (0, 0) the centre of its first pixel
+    depth_source.npz  `depth_mm` (F, H', W') uint16 over the whole source picture, to be resized onto it; 0: not known
     """
+    picture = clip.extra.get("picture")
     rates = {name: _rate_hz(stream.times_s) for name, stream in clip.streams.items()}
     with atomic_directory(folder) as unfinished:
         arrays: dict[str, np.ndarray] = {}
@@ -44,8 +49,21 @@ def write_generated(
             grey, near_m, far_m = grey_depth(clip.depth_m)
             write_video(unfinished / f"depth.{video}", grey, rates["depth"])
             note = note | {"depth_video_m": {"white": near_m, "black": far_m}}
+            if picture:
+                depth_mm = np.clip(np.rint(depth_on_source(clip.depth_m, view_of_note(picture)) * 1000), 0, 65535)
+                np.savez_compressed(
+                    unfinished / "depth_source.npz",
+                    depth_mm=depth_mm.astype(np.uint16),
+                    times_s=clip.streams["depth"].times_s,
+                )
         if "gaze" in clip:
-            _write_gaze_csv(unfinished / "gaze.csv", clip)
+            stream = clip.streams["gaze"]
+            _write_gaze_csv(unfinished / "gaze.csv", stream, ("u", "v"))
+            if picture:
+                gaze, exists = view_of_note(picture).source_gaze(stream.values)
+                pixels = pixels_from_gaze(gaze, picture["source_width"], picture["source_height"])
+                on_source = replace(stream, values=pixels, is_valid=stream.is_valid & exists)
+                _write_gaze_csv(unfinished / "gaze_source.csv", on_source, ("x_px", "y_px"))
             if "rgb" in clip:
                 write_video(unfinished / f"gaze.{video}", gaze_on_rgb(clip), rates["rgb"])
         if "camera" in clip:
@@ -56,7 +74,7 @@ def write_generated(
             elif name in note.get("made_streams", ()) and name not in _OWN_FILES:
                 _write_track_csv(unfinished / f"{name}.csv", stream)
         camera = None if clip.intrinsics is None else asdict(clip.intrinsics)
-        save_json(unfinished / "clip.json", note | {"intrinsics": camera})
+        save_json(unfinished / "clip.json", note | {"intrinsics": camera, "picture": picture})
         return sorted(path.name for path in unfinished.iterdir())
 
 
@@ -93,11 +111,10 @@ def draw_dot(frame: np.ndarray, gaze: np.ndarray, colour: np.ndarray) -> None:
     frame[distance <= radius] = colour
 
 
-def _write_gaze_csv(path: Path, clip: AlignedClip) -> None:
-    stream = clip.streams["gaze"]
+def _write_gaze_csv(path: Path, stream: Stream, names: tuple[str, str]) -> None:
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["time_s", "u", "v", "is_valid"])
+        writer.writerow(["time_s", *names, "is_valid"])
         for time_s, (u, v), is_valid in zip(stream.times_s, stream.values, stream.is_valid, strict=True):
             writer.writerow([f"{time_s:.6f}", f"{u:.6f}", f"{v:.6f}", int(is_valid)])
 

@@ -3,6 +3,7 @@
 from egom2p.geometry.alignment import ALIGNMENTS, Alignment, align_points, align_poses
 from egom2p.geometry.cameras import (
     CLOCKWISE_TURN,
+    check_camera_model,
     fisheye624,
     is_inside,
     pixel_grid,
@@ -74,6 +75,7 @@ __all__ = [
     "align_poses",
     "angle_between",
     "canonicalise",
+    "check_camera_model",
     "check_clock",
     "check_poses",
     "fisheye624",

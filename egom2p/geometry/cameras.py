@@ -1,22 +1,29 @@
 """Camera models: points of the camera (x right, y down, z forward, metres) to pixels and back.
 
 Pixel (0, 0) is the centre of the first pixel, u right, v down; an image covers [-0.5, width - 0.5). Models, chosen
-by `Intrinsics.model`: `pinhole` (no distortion) and `fisheye624` (Project Aria and Quest: radial, tangential and
-thin-prism terms; `distortion` = k0..k5, p0, p1, s0..s3; Project Aria documentation, camera intrinsic models).
+by `Intrinsics.model`, and their `distortion`:
+
+    pinhole         none
+    opencv          k1, k2, p1, p2[, k3[, k4, k5, k6]]: radial (rational with k4..k6) and tangential, OpenCV's order
+                    (calib3d documentation; ROS calls it plumb_bob and rational_polynomial)
+    kannala_brandt  k1..k4: a polynomial of the angle, as OpenCV's fisheye module (ROS: equidistant)
+    fisheye624      k0..k5, p0, p1, s0..s3: Project Aria and Quest; radial, tangential and thin-prism terms (Project
+                    Aria documentation, camera intrinsic models)
 """
 
 import numpy as np
 
 from egom2p.contracts import Intrinsics
 
-_NUM_FISHEYE624 = 12
+_NUM_PARAMETERS = {"pinhole": (0,), "opencv": (4, 5, 8), "kannala_brandt": (4,), "fisheye624": (12,)}
+_LARGEST_RADIUS = 20.0  # of the plane z = 1: 87 degrees, beyond which no radial polynomial is a camera
 _NEWTON_STEPS = 30
 _LARGEST_BEND = 10.0
 _NEWTON_TOLERANCE = 1e-12
 
 
 def project(points: np.ndarray, intrinsics: Intrinsics) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels (..., 2) of points (..., 3), and which points lie in front of the camera (...) bool.
+    """Pixels (..., 2) of points (..., 3), and which points lie in front of the camera and within its lens (...) bool.
 
     A pixel may lie outside the image (`is_inside` tells). Points not in front get pixel (0, 0).
     """
@@ -24,8 +31,13 @@ def project(points: np.ndarray, intrinsics: Intrinsics) -> tuple[np.ndarray, np.
     is_in_front = np.isfinite(points).all(axis=-1) & (points[..., 2] > 0)
     usable = np.where(is_in_front[..., None], points, np.array([0.0, 0.0, 1.0]))
     plane = usable[..., :2] / usable[..., 2:]
-    if _model(intrinsics) == "fisheye624":
-        plane = _fisheye624_distort(plane, np.array(intrinsics.distortion))
+    model, distortion = check_camera_model(intrinsics), _parameters(intrinsics)
+    if model == "opencv":
+        # Beyond the radius where its polynomial turns back, it folds what lies outside into the picture.
+        is_in_front = is_in_front & (np.linalg.norm(plane, axis=-1) < _fold_radius(distortion))
+        plane = _opencv_distort(np.where(is_in_front[..., None], plane, 0.0), distortion)
+    elif model != "pinhole":
+        plane = _fisheye624_distort(plane, distortion)
     pixels = plane * [intrinsics.fx, intrinsics.fy] + [intrinsics.cx, intrinsics.cy]
     return np.where(is_in_front[..., None], pixels, 0.0), is_in_front
 
@@ -39,8 +51,10 @@ def rays(pixels: np.ndarray, intrinsics: Intrinsics) -> tuple[np.ndarray, np.nda
     pixels = np.asarray(pixels, dtype=np.float64)
     exists = np.isfinite(pixels).all(axis=-1)
     plane = (np.where(exists[..., None], pixels, 0.0) - [intrinsics.cx, intrinsics.cy]) / [intrinsics.fx, intrinsics.fy]
-    if _model(intrinsics) == "fisheye624":
-        plane, converged = _fisheye624_undistort(plane, np.array(intrinsics.distortion))
+    model, distortion = check_camera_model(intrinsics), _parameters(intrinsics)
+    if model != "pinhole":
+        undistort = _opencv_undistort if model == "opencv" else _fisheye624_undistort
+        plane, converged = undistort(plane, distortion)
         exists = exists & converged
     direction = np.concatenate([plane, np.ones((*plane.shape[:-1], 1))], axis=-1)
     direction = direction / np.linalg.norm(direction, axis=-1, keepdims=True)
@@ -87,7 +101,11 @@ def turned_clockwise(intrinsics: Intrinsics) -> Intrinsics:
     The camera turns with its image: `world_from_turned = world_from_cam @ CLOCKWISE_TURN`.
     """
     distortion = intrinsics.distortion
-    if _model(intrinsics) == "fisheye624":
+    model = check_camera_model(intrinsics)
+    if model == "opencv":  # (p2, p1) is a vector of the picture and turns with it
+        k1, k2, p1, p2, *more = distortion
+        distortion = (k1, k2, p2, -p1, *more)
+    elif model == "fisheye624":
         *radial, p0, p1, s0, s1, s2, s3 = distortion
         distortion = (*radial, -p1, p0, -s2, -s3, s0, s1)
     return Intrinsics(
@@ -107,16 +125,78 @@ CLOCKWISE_TURN = np.array([[0.0, 1.0, 0.0, 0.0], [-1.0, 0.0, 0.0, 0.0], [0.0, 0.
 CLOCKWISE_TURN.flags.writeable = False
 
 
-def _model(intrinsics: Intrinsics) -> str:
+def check_camera_model(intrinsics: Intrinsics) -> str:
+    """The model of a camera. Raises ValueError when it is unknown or has another number of parameters."""
     name = intrinsics.model.lower()
+    if len(intrinsics.distortion) in _NUM_PARAMETERS.get(name, ()):
+        return name
     if name == "pinhole" and not any(intrinsics.distortion):
         return name
-    if name == "fisheye624" and len(intrinsics.distortion) == _NUM_FISHEYE624:
-        return name
+    known = ", ".join(f"'{model}' ({' or '.join(map(str, counts))})" for model, counts in _NUM_PARAMETERS.items())
     raise ValueError(
         f"found camera model {intrinsics.model!r} with {len(intrinsics.distortion)} distortion parameters, "
-        f"wanted 'pinhole' without distortion or 'fisheye624' with {_NUM_FISHEYE624}"
+        f"wanted {known}"
     )
+
+
+def _parameters(intrinsics: Intrinsics) -> np.ndarray:
+    """Distortion with every term its formula knows: 8 of OpenCV's, 12 of FISHEYE624, of which Kannala-Brandt has 4."""
+    count = 8 if intrinsics.model.lower() == "opencv" else 12
+    return np.array([*intrinsics.distortion, *[0.0] * (count - len(intrinsics.distortion))])
+
+
+def _opencv_radial(squared: np.ndarray, distortion: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Radial factor at squared radii (...), and its slope over the squared radius."""
+    k1, k2, _, _, k3, k4, k5, k6 = distortion
+    above, below = (
+        1 + squared * (k1 + squared * (k2 + squared * k3)),
+        1 + squared * (k4 + squared * (k5 + squared * k6)),
+    )
+    slope_above = k1 + squared * (2 * k2 + squared * 3 * k3)
+    slope_below = k4 + squared * (2 * k5 + squared * 3 * k6)
+    return above / below, (slope_above * below - above * slope_below) / below**2
+
+
+def _opencv_distort(plane: np.ndarray, distortion: np.ndarray) -> np.ndarray:
+    """Points (..., 2) of the plane z = 1 to distorted ones."""
+    p = distortion[[3, 2]]
+    squared = np.sum(plane * plane, axis=-1, keepdims=True)
+    factor, _ = _opencv_radial(squared, distortion)
+    return plane * factor + 2 * np.sum(plane * p, axis=-1, keepdims=True) * plane + squared * p
+
+
+def _fold_radius(distortion: np.ndarray) -> float:
+    """Radius (plane z = 1) at which the radial part of OpenCV's model stops growing."""
+    radius = np.linspace(0.0, _LARGEST_RADIUS, 4001)
+    factor, slope = _opencv_radial(radius**2, distortion)
+    turns_back = np.flatnonzero(~(factor + 2 * radius**2 * slope > 0))
+    return float(radius[turns_back[0]]) if len(turns_back) else _LARGEST_RADIUS
+
+
+def _opencv_undistort(distorted: np.ndarray, distortion: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Points (..., 2) of the plane z = 1 whose distortion is `distorted`, and which were found (Newton)."""
+    p, largest = distortion[[3, 2]], _fold_radius(distortion)
+    plane = np.clip(distorted, -_LARGEST_BEND, _LARGEST_BEND)
+    for _ in range(_NEWTON_STEPS):
+        # A step that leaves the lens is taken back to its rim, from where the next one returns.
+        radius = np.linalg.norm(plane, axis=-1, keepdims=True)
+        plane = plane * np.minimum(1.0, largest / np.maximum(radius, 1e-12))
+        residual = _opencv_distort(plane, distortion) - distorted
+        if np.abs(residual).max(initial=0.0) < _NEWTON_TOLERANCE:
+            break
+        x, y = plane[..., 0], plane[..., 1]
+        factor, slope = _opencv_radial(x * x + y * y, distortion)
+        along = factor + 2 * (x * p[0] + y * p[1])
+        xx, yy = along + 2 * x * (slope * x + 2 * p[0]), along + 2 * y * (slope * y + 2 * p[1])
+        xy = 2 * x * slope * y + 2 * p[1] * x + 2 * y * p[0]
+        yx = 2 * y * slope * x + 2 * p[0] * y + 2 * x * p[1]
+        determinant = xx * yy - xy * yx
+        determinant = np.where(np.abs(determinant) > 1e-3, determinant, 1.0)
+        step_x = (yy * residual[..., 0] - xy * residual[..., 1]) / determinant
+        step_y = (xx * residual[..., 1] - yx * residual[..., 0]) / determinant
+        plane = np.clip(plane - np.stack([step_x, step_y], axis=-1), -_LARGEST_RADIUS, _LARGEST_RADIUS)
+    error = np.abs(_opencv_distort(plane, distortion) - distorted).max(axis=-1)
+    return plane, (error < 1e-9) & (np.linalg.norm(plane, axis=-1) < largest)
 
 
 def _fisheye624_distort(plane: np.ndarray, distortion: np.ndarray) -> np.ndarray:

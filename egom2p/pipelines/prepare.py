@@ -198,7 +198,7 @@ def _plan_one(index: int) -> PlannedRecording:
     name = reader.names[index]
     try:
         recording = _kept(outline(reader, index), config.streams)
-        plan = plan_clips(recording, config.clip)
+        plan = plan_clips(recording, config.clip, has_pictures=not hasattr(reader, "outline"))
     except RecordingTooShort as error:
         return PlannedRecording(index, name, problem=str(error), is_too_short=True)
     except ValueError as error:

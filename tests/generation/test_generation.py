@@ -71,6 +71,29 @@ def test_a_video_becomes_depth_camera_and_gaze(world):
     assert page.count("<video") == 2 and "http" not in page.replace("http://www.w3.org", "")
 
 
+def test_gaze_and_depth_are_also_written_on_the_original_picture(world):
+    """A picture of 3:2, of which the model sees the central square."""
+    square = invented_clip(0).rgb.repeat(2, 0).repeat(4, 1).repeat(4, 2)
+    side = square.shape[1]
+    frames = np.pad(square, ((0, 0), (0, 0), (side // 4, side // 4), (0, 0)))
+    write_video(world / "wide.mp4", frames, 16.0)
+    manifest = run_generation(_config(world, "wide", input=str(world / "wide.mp4")))
+    folder = manifest.parent / json.loads(manifest.read_text())["clips"][0]["key"]
+    picture = json.loads((folder / "clip.json").read_text())["picture"]
+    assert (picture["source_width"], picture["left"], picture["width"]) == (side * 3 // 2, side // 4, side)
+    own, source = (
+        np.genfromtxt(folder / name, delimiter=",", skip_header=1) for name in ("gaze.csv", "gaze_source.csv")
+    )
+    np.testing.assert_allclose(source[:, 1], own[:, 1] * side + side // 4 - 0.5, atol=1e-3)
+    np.testing.assert_allclose(source[:, 2], own[:, 2] * side - 0.5, atol=1e-3)
+    with np.load(folder / "depth_source.npz") as whole, np.load(folder / "clip.npz") as arrays:
+        depth_mm = whole["depth_mm"]
+        assert depth_mm.shape == (NUM_FRAMES, SIZE, SIZE * 3 // 2)
+        inside = depth_mm[:, :, SIZE // 4 : SIZE // 4 + SIZE]
+        np.testing.assert_allclose(inside / 1000, np.minimum(arrays["depth"], 65.535), atol=6e-4)
+        assert not depth_mm[:, :, : SIZE // 4].any()
+
+
 def test_finished_clips_are_kept_and_other_settings_make_them_again(world):
     first = run_generation(_config(world, "resume", targets=("gaze",)))
     folder = first.parent / "clip_100"

@@ -136,3 +136,60 @@ def test_unknown_models_are_refused():
         project(np.ones((1, 3)), strange)
     with pytest.raises(ValueError, match="15 or 16"):
         fisheye624([1.0] * 9, 10, 10)
+
+
+# Distortion of real cameras: a phone (5), a wide rational one (8), EuRoC's (4), fisheyes of TUM-VI and Egocentric-100K.
+_OPENCV = {
+    "opencv": [
+        (-0.28340811, 0.07395907, 0.00019359, 1.76187114e-05),
+        (0.1, -0.25, 0.001, -0.002, 0.15),
+        (0.6, 0.02, 0.0004, -0.0007, -0.002, 0.95, 0.12, -0.004),
+    ],
+    "kannala_brandt": [(0.0034823894, 0.0007150348, -0.0020532361, 0.00020293673), (0.3948, 0.1798, -0.2753, 0.0793)],
+}
+
+
+@pytest.mark.parametrize(("model", "distortion"), [(m, d) for m, several in _OPENCV.items() for d in several])
+def test_distortion_is_opencvs(rng, model, distortion):
+    cv2 = pytest.importorskip("cv2")
+    camera = Intrinsics(752, 480, 458.654, 457.296, 367.215, 248.375, model, distortion)
+    matrix = np.array([[camera.fx, 0, camera.cx], [0, camera.fy, camera.cy], [0, 0, 1]])
+    points = rng.uniform([-0.7, -0.5, 0.8], [0.7, 0.5, 1.2], (400, 3))
+    zero, values = np.zeros(3), np.array(distortion)
+    if model == "opencv":
+        wanted = cv2.projectPoints(points, zero, zero, matrix, values)[0][:, 0]
+    else:
+        wanted = cv2.fisheye.projectPoints(points[:, None], zero, zero, matrix, values)[0][:, 0]
+    pixels, is_seen = project(points, camera)
+    assert is_seen.all()
+    np.testing.assert_allclose(pixels, wanted, atol=1e-6)
+    back, exists = rays(pixels, camera)
+    assert exists.all()
+    np.testing.assert_allclose(back, points / np.linalg.norm(points, axis=1, keepdims=True), atol=1e-9)
+
+
+@pytest.mark.parametrize(("model", "distortion"), [(m, several[-1]) for m, several in _OPENCV.items()])
+def test_a_turned_lens_sees_the_turned_points(rng, model, distortion):
+    camera = Intrinsics(752, 480, 458.654, 457.296, 367.215, 248.375, model, distortion)
+    points = rng.uniform([-0.5, -0.4, 0.8], [0.5, 0.4, 1.2], (100, 3))
+    u, v = np.moveaxis(project(points, camera)[0], -1, 0)
+    turned, _ = project(points @ CLOCKWISE_TURN[:3, :3], turned_clockwise(camera))
+    np.testing.assert_allclose(turned, np.stack([camera.height - 1 - v, u], axis=1), atol=1e-9)
+
+
+def test_what_lies_beyond_the_fold_of_a_radial_polynomial_is_not_in_the_picture():
+    """k1 < 0 alone: beyond r = sqrt(1 / 0.9) the picture would hold what lies outside of it a second time."""
+    camera = Intrinsics(640, 480, 400, 400, 319.5, 239.5, "opencv", (-0.3, 0.0, 0.0, 0.0))
+    fold = np.sqrt(1 / 0.9)
+    points = np.array([[fold * 0.99, 0, 1], [fold * 1.02, 0, 1], [3.0, 0, 1]])
+    assert project(points, camera)[1].tolist() == [True, False, False]
+    outside = 319.5 + 400 * (fold * (1 - 0.3 * fold**2)) + 5
+    assert rays(np.array([[outside, 239.5], [400, 239.5]]), camera)[1].tolist() == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("model", "count"), [("opencv", 3), ("kannala_brandt", 5), ("fisheye624", 4), ("pinhole", 4), ("double_sphere", 2)]
+)
+def test_models_that_are_not_known_are_refused(model, count):
+    with pytest.raises(ValueError, match=f"found camera model '{model}' with {count} .*'opencv' .4 or 5 or 8"):
+        project(np.ones((1, 3)), Intrinsics(4, 4, 1, 1, 0, 0, model, (0.1,) * count))

@@ -15,13 +15,27 @@ import numpy as np
 from egom2p.config import strict
 from egom2p.contracts import AlignedClip, Recording, Stream, quantity_of_stream
 from egom2p.contracts.quantities import PICTURE_STREAMS
-from egom2p.data.clips.cropping import Crop, centre_crop, crop_depth, crop_gaze, crop_intrinsics, crop_rgb
+from egom2p.data.clips.cropping import Crop, Rectification, centre_crop, check_same_aspect, pinhole_view
 from egom2p.data.clips.resampling import nearest_frames, poses_at, sample_period_s, track_at
 from egom2p.geometry import LONGEST_SPAN_S
 
 _TEXT = "caption"
 _TIME_TOLERANCE_S = 1e-6
-_ASPECT_TOLERANCE = 0.02
+_MAX_DEPTH_M = 65.535  # what a store of clips holds
+
+
+@strict
+class RectifyConfig:
+    """Every lens becomes one pinhole camera; needs intrinsics. What it did not see is black, and 0 in depth."""
+
+    fov_deg: float  # from the left to the right edge of the picture
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.fov_deg <= 170:
+            raise ValueError(f"fov_deg must be in [1, 170], got {self.fov_deg}")
+
+
+View = Crop | Rectification
 
 
 @strict
@@ -42,6 +56,8 @@ class ClipConfig:
     max_track_gap_s: float = 0.2  # any other track
     # Gaze and other tracks: share of valid samples below which the stream is absent. Pictures and poses need all.
     min_valid_fraction: float = 0.5
+    # Cameras of different lenses see the same thing at different sizes, which depth and camera cannot know.
+    rectify: RectifyConfig | None = None  # by default the centred crop of the picture as it is
     gaze_margin: float = 0.0  # gaze this far outside the cropped picture still counts (published data: 0.2)
 
     def __post_init__(self) -> None:
@@ -98,8 +114,12 @@ def clip_key(recording: str, index: int) -> str:
     return f"{safe}_{index:06d}"
 
 
-def plan_clips(recording: Recording, config: ClipConfig) -> ClipPlan:
-    """Which clips a recording gives; reads no pictures. Raises RecordingTooShort naming recording and spans."""
+def plan_clips(recording: Recording, config: ClipConfig, *, has_pictures: bool = True) -> ClipPlan:
+    """Which clips a recording gives. Raises RecordingTooShort naming recording and spans.
+
+    Of pictures, only depth is looked at, a frame per clip where the first holds a distance, since a clip whose depth is
+    all invalid has none. has_pictures: False for an outline, whose pictures are empty.
+    """
     signals = {name: stream for name, stream in recording.streams.items() if name != _TEXT}
     if not signals:
         raise ValueError(f"{_where(recording)}: no stream to cut clips from")
@@ -123,8 +143,10 @@ def plan_clips(recording: Recording, config: ClipConfig) -> ClipPlan:
             f"{_where(recording)}: found {spans}; wanted {config.duration_s:g} s in which "
             f"{'all streams run' if config.span == 'common' else 'a stream runs'} (shorter clips: clip.duration_s)"
         )
-    crop = _picture_crop(recording, config)
-    windows = [_plan_window(recording, k, start_s + k * config.stride_s, config, crop) for k in range(count)]
+    view = _picture_view(recording, config)
+    windows = [
+        _plan_window(recording, k, start_s + k * config.stride_s, config, view, has_pictures) for k in range(count)
+    ]
     covered_s = min(config.stride_s, config.duration_s) * (count - 1) + config.duration_s
     total_s = max(last.values()) - min(first.values())
     return ClipPlan(
@@ -137,17 +159,20 @@ def plan_clips(recording: Recording, config: ClipConfig) -> ClipPlan:
 
 def cut_clip(recording: Recording, window: Window, config: ClipConfig) -> AlignedClip:
     """The clip of one window of the recording's plan."""
-    crop = _picture_crop(recording, config)
-    streams = {name: _cut_stream(recording, name, window.start_s, config, crop) for name in window.streams}
+    view = _picture_view(recording, config)
+    streams = {name: _cut_stream(recording, name, window.start_s, config, view) for name in window.streams}
     intrinsics = recording.intrinsics
-    if intrinsics is not None and crop is not None:
-        intrinsics = crop_intrinsics(intrinsics, crop, width=config.width, height=config.height)
+    if intrinsics is not None and view is not None:
+        intrinsics = view.intrinsics(intrinsics, width=config.width, height=config.height)
+    extra = {"video_rate_hz": config.video_rate_hz, "track_rate_hz": config.track_rate_hz}
+    if view is not None:
+        extra["picture"] = view.note()
     return AlignedClip(
         key=clip_key(recording.name, window.index),
         streams=streams,
         intrinsics=intrinsics,
         provenance=replace(recording.provenance, start_s=window.start_s),
-        extra={"video_rate_hz": config.video_rate_hz, "track_rate_hz": config.track_rate_hz},
+        extra=extra,
     )
 
 
@@ -157,7 +182,9 @@ def cut_clips(recording: Recording, config: ClipConfig) -> Iterator[AlignedClip]
         yield cut_clip(recording, window, config)
 
 
-def _plan_window(recording: Recording, index: int, start_s: float, config: ClipConfig, crop: Crop | None) -> Window:
+def _plan_window(
+    recording: Recording, index: int, start_s: float, config: ClipConfig, view: View | None, has_pictures: bool
+) -> Window:
     present, absent = [], {}
     for name, stream in recording.streams.items():
         if name == _TEXT:
@@ -168,40 +195,53 @@ def _plan_window(recording: Recording, index: int, start_s: float, config: ClipC
         if name in PICTURE_STREAMS:
             _, is_valid = nearest_frames(stream, times_s, max_offset_s=config.max_frame_offset_s)
         else:
-            _, is_valid = _track_values(stream, name, times_s, config, crop)
+            _, is_valid = _track_values(stream, name, times_s, config, view)
         needs_all = name in PICTURE_STREAMS or quantity_of_stream(name).is_relative
         wanted = len(times_s) if needs_all else max(1, int(np.ceil(config.min_valid_fraction * len(times_s))))
-        if is_valid.sum() >= wanted:
-            present.append(name)
-        else:
+        if is_valid.sum() < wanted:
             absent[name] = f"{int(is_valid.sum())} of {len(times_s)} samples valid, wanted {wanted}"
+        elif name == "depth" and has_pictures and not _has_depth(stream, times_s, config, view):
+            absent[name] = f"no pixel of its {len(times_s)} pictures holds a distance below {_MAX_DEPTH_M:g} m"
+        else:
+            present.append(name)
     if set(present) <= {_TEXT}:
         present = []
     return Window(index=index, start_s=float(start_s), streams=tuple(sorted(present)), absent=absent)
 
 
-def _cut_stream(recording: Recording, name: str, start_s: float, config: ClipConfig, crop: Crop | None) -> Stream:
+def _has_depth(stream: Stream, times_s: np.ndarray, config: ClipConfig, view: View) -> bool:
+    """Whether any picture of a clip holds a distance; stops at the first that does."""
+    indices, _ = nearest_frames(stream, times_s, max_offset_s=config.max_frame_offset_s)
+    for index in np.unique(indices):
+        depth_m = view.depth(_pictures(stream, np.array([index])), width=config.width, height=config.height)
+        if ((depth_m > 0) & (depth_m < _MAX_DEPTH_M)).any():
+            return True
+    return False
+
+
+def _cut_stream(recording: Recording, name: str, start_s: float, config: ClipConfig, view: View | None) -> Stream:
     stream = recording.streams[name]
     if name == _TEXT:
         caption = np.array([_caption_at(stream, start_s + config.duration_s / 2)])
         return Stream(caption, np.ones(1, dtype=bool), np.array([start_s]), stream.unit)
     times_s = _grid(start_s, name, config)
     if name not in PICTURE_STREAMS:
-        values, is_valid = _track_values(stream, name, times_s, config, crop)
+        values, is_valid = _track_values(stream, name, times_s, config, view)
         return Stream(values, is_valid, times_s, stream.unit)
     indices, is_valid = nearest_frames(stream, times_s, max_offset_s=config.max_frame_offset_s)
-    pictures = stream.values[indices] if isinstance(stream.values, np.ndarray) else stream.values.read(indices)
+    pictures = _pictures(stream, indices)
     if name == "rgb":
-        return Stream(
-            crop_rgb(pictures, crop, width=config.width, height=config.height), is_valid, times_s, stream.unit
-        )
-    own_crop = _crop_of(*_picture_size(pictures), config)
-    depth_m = crop_depth(pictures, own_crop, width=config.width, height=config.height)
+        return Stream(view.rgb(pictures, width=config.width, height=config.height), is_valid, times_s, stream.unit)
+    depth_m = view.depth(pictures, width=config.width, height=config.height)
     return Stream(depth_m, is_valid & (depth_m > 0).any(axis=(1, 2)), times_s, stream.unit)
 
 
+def _pictures(stream: Stream, indices: np.ndarray) -> np.ndarray:
+    return stream.values[indices] if isinstance(stream.values, np.ndarray) else stream.values.read(indices)
+
+
 def _track_values(
-    stream: Stream, name: str, times_s: np.ndarray, config: ClipConfig, crop: Crop | None
+    stream: Stream, name: str, times_s: np.ndarray, config: ClipConfig, view: View | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Values and validity of a track at the samples of a clip."""
     if name == "camera":
@@ -210,7 +250,9 @@ def _track_values(
         values, is_valid = track_at(stream, times_s, max_gap_s=config.max_track_gap_s)
         return values.astype(np.float32), is_valid
     gaze, is_valid = track_at(stream, times_s, max_gap_s=config.max_gaze_gap_s)
-    gaze = crop_gaze(gaze, crop) if crop is not None else gaze
+    if view is not None:
+        gaze, has_place = view.gaze(gaze)
+        is_valid = is_valid & has_place
     low, high = -config.gaze_margin, 1 + config.gaze_margin
     is_valid = is_valid & ((gaze >= low) & (gaze <= high)).all(axis=1)
     return np.where(is_valid[:, None], gaze, 0.0).astype(np.float32), is_valid
@@ -226,23 +268,40 @@ def _grid(start_s: float, name: str, config: ClipConfig) -> np.ndarray:
     return start_s + np.arange(count) / rate_hz
 
 
-def _picture_crop(recording: Recording, config: ClipConfig) -> Crop | None:
-    """The crop of the recording's picture: of RGB, else depth, else the size its intrinsics state; None: no size."""
+def _picture_view(recording: Recording, config: ClipConfig) -> View | None:
+    """The view of the recording's picture: of RGB, else depth, else the size that intrinsics or gaze state.
+
+    None: nothing has a size. Raises ValueError naming the sizes where they are not of one picture.
+    """
     sizes = {
         name: _picture_size(recording.streams[name].values) for name in PICTURE_STREAMS if name in recording.streams
     }
-    if len(sizes) == 2:
-        aspects = [width / height for width, height in sizes.values()]
-        if abs(aspects[0] / aspects[1] - 1) > _ASPECT_TOLERANCE:
-            raise ValueError(f"{_where(recording)}: rgb and depth show different pictures (width, height): {sizes}")
-    if sizes:
-        return _crop_of(*next(iter(sizes.values())), config)
     intrinsics = recording.intrinsics
-    return _crop_of(intrinsics.width, intrinsics.height, config) if intrinsics else None
-
-
-def _crop_of(width: int, height: int, config: ClipConfig) -> Crop:
-    return centre_crop(width, height, aspect=config.width / config.height)
+    if intrinsics is not None:
+        sizes["intrinsics"] = intrinsics.width, intrinsics.height
+    if recording.gaze_size is not None:
+        sizes["gaze"] = recording.gaze_size
+    if not sizes:
+        return None
+    first, *others = sizes
+    for name in others:
+        try:
+            check_same_aspect(sizes[name], sizes[first], name)
+        except ValueError as error:
+            raise ValueError(
+                f"{_where(recording)}: {first} and {name} show different pictures (width, height): {sizes}; {error}"
+            ) from None
+    width, height = sizes[first]
+    if config.rectify is None:
+        return centre_crop(width, height, aspect=config.width / config.height)
+    if intrinsics is None:
+        raise ValueError(f"{_where(recording)}: clip.rectify needs intrinsics, found none")
+    return pinhole_view(
+        intrinsics.resized(width, height),
+        fov_deg=config.rectify.fov_deg,
+        width=config.width,
+        height=config.height,
+    )
 
 
 def _picture_size(values: object) -> tuple[int, int]:

@@ -1,8 +1,9 @@
 """Aligned clips on disk, in the layout of the token shards.
 
 `root/<stream>/<dataset>/shard-000000.tar` holds `<key>.npz` (values, is_valid, times_s) and
-`root/meta/<dataset>/shard-000000.tar` holds `<key>.json` (units, intrinsics, provenance, extra). RGB is stored as
-uint8, depth as uint16 millimetres; everything else as it is. All clips of one data set have the same streams.
+`root/meta/<dataset>/shard-000000.tar` holds `<key>.json` (units as stored, intrinsics, provenance, extra). RGB is
+stored as uint8, depth as uint16 millimetres (unit mm); everything else as it is. All clips of one data set have the
+same streams.
 
 A store is also read as plain files (`root/<stream>/<dataset>/<key>.npz`), and its tars below an S3 prefix.
 """
@@ -25,6 +26,7 @@ from egom2p.storage.remote import joined, list_names
 
 META = "meta"
 _ABOUT = (CARD_NAME, "prepare_report.json")  # lie beside clips and describe their making
+_STORED_UNITS = {"depth": "mm"}
 _MM_PER_M = 1000.0
 _MAX_MM = np.iinfo(np.uint16).max
 
@@ -41,7 +43,7 @@ def encode_clip(clip: AlignedClip) -> dict[str, bytes]:
     """The members of one clip: folder -> bytes."""
     contents = {name: _encode_stream(clip.key, name, stream) for name, stream in clip.streams.items()}
     meta = {
-        "units": {name: stream.unit for name, stream in clip.streams.items()},
+        "units": {name: _STORED_UNITS.get(name, stream.unit) for name, stream in clip.streams.items()},
         "intrinsics": asdict(clip.intrinsics) if clip.intrinsics else None,
         "provenance": asdict(clip.provenance),
         "extra": dict(clip.extra),
@@ -136,6 +138,9 @@ class ClipStore(Sequence[AlignedClip]):
         except Exception as error:  # numpy raises many kinds (zip, struct, key, pickle) on foreign bytes
             raise ValueError(f"{self._shards.where(index, name)}: not a readable stream: {error}") from error
         if name == "depth":
+            if unit != _STORED_UNITS[name]:
+                raise ValueError(f"{self._shards.where(index, name)}: found depth in {unit!r}, wanted mm")
+            unit = "m"
             values = (values.astype(np.float32) / np.float32(_MM_PER_M)).astype(np.float32)
         return Stream(values=values, is_valid=is_valid, times_s=times_s, unit=unit)
 

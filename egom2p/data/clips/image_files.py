@@ -1,4 +1,4 @@
-"""Folders of images as frame sources (RGB pictures, and depth as 16-bit PNG), and single pictures.
+"""Folders of images as frame sources, and single pictures.
 
 T frames, H, W pixels.
 """
@@ -13,9 +13,9 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".p
 PICTURE_SUFFIXES = (*IMAGE_SUFFIXES, ".gif")
 
 
-def list_images(folder: str | Path) -> list[Path]:
+def list_images(folder: str | Path, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> list[Path]:
     """Images of a folder sorted by name."""
-    return sorted(path for path in Path(folder).iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+    return sorted(path for path in Path(folder).iterdir() if path.suffix.lower() in suffixes)
 
 
 def read_picture(path: str | Path) -> np.ndarray:
@@ -46,33 +46,6 @@ class RgbImages:
 
     def _frame(self, path: Path) -> np.ndarray:
         return _checked(path, _load(path, "RGB"), (self.height, self.width, 3))
-
-
-class DepthImages:
-    """Depth, one 16-bit picture per frame; a FrameSource of (N, H, W) float32 metres, 0 = invalid.
-
-    metres_per_unit    metres that one step of the stored number stands for
-    invalid_values     stored numbers that mean "no depth"
-    """
-
-    def __init__(self, paths: Sequence[Path], *, metres_per_unit: float, invalid_values: Sequence[int]) -> None:
-        self.paths = list(paths)
-        self.metres_per_unit, self.invalid_values = metres_per_unit, list(invalid_values)
-        self.height, self.width = _size(self.paths)
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def read(self, indices: np.ndarray) -> np.ndarray:
-        return np.stack([self._frame(self.paths[int(index)]) for index in indices])
-
-    def _frame(self, path: Path) -> np.ndarray:
-        stored = _checked(path, _load(path, None), (self.height, self.width))
-        if stored.dtype == np.uint8:
-            raise ValueError(f"{path}: depth needs 16 bits a pixel, found 8")
-        depth_m = stored.astype(np.float32) * np.float32(self.metres_per_unit)
-        depth_m[np.isin(stored, self.invalid_values)] = 0.0
-        return depth_m
 
 
 def _load(path: Path, mode: str | None) -> np.ndarray:

@@ -2,7 +2,7 @@
 
     <root>/<recording>/
         video.mp4 | any one video | rgb/*.jpg|png       pictures
-        depth/*.png (16 bit) | depth.npy | depth.npz    optional
+        depth/*.png|tif|exr | depth.npy | depth.npz      optional
         trajectory.txt (TUM) | .csv (EuRoC) | .npz      optional: poses
         gaze.csv | .tsv | .npz                          optional
         <track>.csv | .tsv | .npz                       optional: any further track
@@ -20,9 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from egom2p.contracts import FrameSource, Intrinsics, Provenance, Recording, Stream, check_shape
-from egom2p.data.clips.image_files import DepthImages, RgbImages, list_images
+from egom2p.contracts import Intrinsics, Provenance, Recording, Stream
+from egom2p.data.clips.image_files import IMAGE_SUFFIXES, RgbImages, list_images
 from egom2p.data.clips.video_files import VIDEO_SUFFIXES, open_video
+from egom2p.data.recordings.depth_files import DEPTH_SUFFIXES, open_depth
 from egom2p.data.recordings.plain_tracks import (
     FORMAT_OF_SUFFIX,
     read_camera,
@@ -37,8 +38,7 @@ from egom2p.data.recordings.recording_settings import (
     TrackSettings,
     read_settings,
 )
-from egom2p.data.recordings.track_files import TABLE_SUFFIXES, clock_s, load_npz
-from egom2p.geometry import pixel_grid, rays
+from egom2p.data.recordings.track_files import TABLE_SUFFIXES, clock_s
 
 _TRACK_SUFFIXES = (*TABLE_SUFFIXES, ".npz")
 _RESERVED = ("depth", "gaze", "trajectory")
@@ -101,7 +101,14 @@ def read_recording(folder: Path, settings: RecordingSettings, *, name: str = "",
     _add(streams, "caption", _captions(settings, streams))
     name = name or folder.name
     files.take_all((SETTINGS_FILE, *_CLOCKS))
-    return Recording(name, streams, intrinsics, Provenance(dataset, name, source=str(folder)), unused=files.unused)
+    return Recording(
+        name,
+        streams,
+        intrinsics,
+        Provenance(dataset, name, source=str(folder)),
+        gaze_size=(settings.gaze.width, settings.gaze.height) if "gaze" in streams and settings.gaze.width else None,
+        unused=files.unused,
+    )
 
 
 class _Files:
@@ -180,49 +187,34 @@ def _read_rgb(files: _Files, settings: RecordingSettings) -> Stream | None:
 def _read_depth(
     files: _Files, wanted: DepthSettings, rgb: Stream | None, intrinsics: Intrinsics | None
 ) -> Stream | None:
-    folder = files.folder
     path = files.take(wanted.file, ("depth", "depth.npy", "depth.npz"))
     if path is None:
         return None
-    own_times_s, is_own_in_unit = None, False
-    if path.is_dir():
-        values: Any = DepthImages(
-            _some_images(path), metres_per_unit=wanted.metres_per_unit, invalid_values=wanted.invalid_values
+    pictures = _some_images(path, DEPTH_SUFFIXES) if path.is_dir() else []
+    values, stamps = open_depth(path, pictures, wanted, intrinsics)
+    own_times_s = None
+    if stamps is not None:
+        positions = [f"{path}, row {row}" for row in range(len(stamps))]
+        own_times_s = clock_s(
+            stamps,
+            wanted.time_unit,
+            path,
+            positions,
+            offset_s=wanted.offset_s,
+            stream="depth",
+            say="depth.time_unit",
         )
-    else:
-        arrays = load_npz(path)
-        name = "depth" if "depth" in arrays else "arr_0"
-        if name not in arrays:
-            raise ValueError(f"{path}: found arrays {sorted(arrays)}, wanted `depth` (T, H, W) in metres")
-        check_shape(f"{path}: depth", arrays[name], "t h w")
-        values = np.nan_to_num(arrays[name].astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)
-        if "timestamps" in arrays:
-            positions = [f"{path}, row {row}" for row in range(len(arrays["timestamps"]))]
-            own_times_s = clock_s(
-                arrays["timestamps"],
-                wanted.time_unit,
-                path,
-                positions,
-                offset_s=wanted.offset_s,
-                stream="depth",
-                say="depth.time_unit",
-            )
-            is_own_in_unit = True
-    if own_times_s is None and rgb is not None and len(rgb.values) == len(values) and wanted.rate_hz is None:
+    elif rgb is not None and len(rgb.values) == len(values) and wanted.rate_hz is None:
         own_times_s = rgb.times_s + wanted.offset_s  # taken together, frame by frame
     times_s = read_clock(
-        folder,
+        files.folder,
         "depth",
         len(values),
         wanted,
         path=path,
         own_times_s=own_times_s,
-        is_own_in_unit=is_own_in_unit,
+        is_own_in_unit=stamps is not None,
     )
-    if wanted.measured_along == "ray":
-        if intrinsics is None:
-            raise ValueError(f"{folder / SETTINGS_FILE}: depth along the ray needs intrinsics, found none")
-        values = DepthAlongAxis(values, intrinsics)
     return Stream(values, np.ones(len(values), bool), times_s, "m")
 
 
@@ -257,8 +249,8 @@ def _find_pictures(files: _Files) -> Path | None:
     return files.take(named[0].name) if named else files.take(None, ("rgb",))
 
 
-def _some_images(folder: Path) -> list[Path]:
-    images = list_images(folder)
+def _some_images(folder: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> list[Path]:
+    images = list_images(folder, suffixes)
     if not images:
         raise ValueError(f"{folder}: found no images, wanted at least one")
     return images
@@ -274,23 +266,3 @@ def is_recording(folder: Path) -> bool:
 def _add(streams: dict[str, Stream], name: str, stream: Stream | None) -> None:
     if stream is not None:
         streams[name] = stream
-
-
-class DepthAlongAxis:
-    """A FrameSource of depth along the optical axis, made from distances along each pixel's ray."""
-
-    def __init__(self, distances: FrameSource | np.ndarray, intrinsics: Intrinsics) -> None:
-        self._distances = distances
-        size = distances.shape[1:] if isinstance(distances, np.ndarray) else (distances.height, distances.width)
-        self.height, self.width = size
-        own = intrinsics.resized(self.width, self.height)
-        directions, is_seen = rays(pixel_grid(own), own)
-        unit_z = directions[..., 2] / np.linalg.norm(directions, axis=-1)
-        self._z_per_metre = np.where(is_seen, unit_z, 0.0).reshape(self.height, self.width).astype(np.float32)
-
-    def __len__(self) -> int:
-        return len(self._distances)
-
-    def read(self, indices: np.ndarray) -> np.ndarray:
-        is_array = isinstance(self._distances, np.ndarray)
-        return (self._distances[indices] if is_array else self._distances.read(indices)) * self._z_per_metre

@@ -11,7 +11,7 @@ import yaml
 from egom2p.config import from_plain, strict
 from egom2p.contracts import Intrinsics
 from egom2p.data.clips.video_files import Decoder
-from egom2p.geometry import TimeUnit, check_poses, matrix_from_quaternion, poses_from_parts
+from egom2p.geometry import TimeUnit, check_camera_model, check_poses, matrix_from_quaternion, poses_from_parts
 
 SETTINGS_FILE = "recording.yaml"
 DEFAULT_RATE_HZ = 30.0
@@ -27,8 +27,13 @@ class IntrinsicsSettings:
     fy: float
     cx: float
     cy: float
-    model: str = "pinhole"
+    model: str = "pinhole"  # or opencv, kannala_brandt, fisheye624: `geometry.cameras`
     distortion: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if min(self.width, self.height, self.fx, self.fy) <= 0:
+            raise ValueError("width, height, fx and fy must be positive")
+        check_camera_model(self.build())
 
     def build(self) -> Intrinsics:
         return Intrinsics(
@@ -79,16 +84,22 @@ class PictureSettings:
 
 @strict
 class DepthSettings:
-    """Depth as 16-bit PNGs in steps of `metres_per_unit`, or as npy/npz in metres."""
+    """Depth as pictures (16-bit, float TIFF, EXR) or as npy/npz."""
 
     file: str | None = None
     time_unit: TimeUnit | None = None  # of depth_timestamps.txt, or of the npz's own timestamps; by default seconds
     rate_hz: float | None = None
     offset_s: float = 0.0
-    metres_per_unit: float = 0.001
-    invalid_values: tuple[int, ...] = (0, 65535)
+    # Of one step of a stored number. By default 0.001 for pictures of whole numbers and 1 for real numbers (float
+    # pictures, float arrays); arrays of whole numbers must say it.
+    metres_per_unit: float | None = None
+    invalid_values: tuple[float, ...] = (0, 65535)
     # `z`: along the optical axis. `ray`: distance from the camera; turned into z with the intrinsics.
     measured_along: Literal["z", "ray"] = "z"
+
+    def __post_init__(self) -> None:
+        if self.metres_per_unit is not None and not 0 < self.metres_per_unit < 100:
+            raise ValueError(f"metres_per_unit must be in (0, 100), got {self.metres_per_unit}")
 
 
 @strict

@@ -1,0 +1,165 @@
+"""Depth of a plain folder: pictures (16-bit, float TIFF, EXR) or arrays, in metres along the camera's axis.
+
+T frames, H, W pixels; 0 is no distance.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from egom2p.contracts import FrameSource, Intrinsics, check_shape
+from egom2p.data.clips.image_files import IMAGE_SUFFIXES
+from egom2p.data.recordings.recording_settings import SETTINGS_FILE, DepthSettings
+from egom2p.data.recordings.track_files import load_npz
+from egom2p.geometry import pixel_grid, rays
+
+DEPTH_SUFFIXES = (*IMAGE_SUFFIXES, ".exr")
+_PICTURE_METRES_PER_UNIT = 0.001
+_LARGEST_M = 65.535  # what a store of clips holds
+_EXR_NAMES = ("Z", "depth", "Depth", "distance", "Y")
+
+
+class DepthFrames:
+    """Depth in metres of stored frames, scaled as they are read; a FrameSource of (N, H, W) float32.
+
+    frames             stored frames: an array (T, H, W), or a list of picture files
+    metres_per_unit    of one step of a stored number; None: whole numbers of pictures are millimetres, floats metres
+    invalid_values     stored numbers that mean "no depth"; so do all that are not positive and finite
+    """
+
+    def __init__(
+        self, frames: np.ndarray | Sequence[Path], *, metres_per_unit: float | None, invalid_values: Sequence[float]
+    ) -> None:
+        self._frames, self._invalid_values = frames, list(invalid_values)
+        self._metres_per_unit = metres_per_unit
+        first = self._stored(0)
+        self.height, self.width = first.shape
+
+    def __len__(self) -> int:
+        return len(self._frames)
+
+    def read(self, indices: np.ndarray) -> np.ndarray:
+        return np.stack([self.frame(int(index)) for index in indices])
+
+    def frame(self, index: int) -> np.ndarray:
+        stored = self._stored(index)
+        if stored.shape != (self.height, self.width):
+            raise ValueError(
+                f"{self._frames[index]}: picture of shape {stored.shape}, wanted {(self.height, self.width)} as the "
+                "first of its folder"
+            )
+        usual = 1.0 if np.issubdtype(stored.dtype, np.floating) else _PICTURE_METRES_PER_UNIT
+        depth_m = stored.astype(np.float32) * np.float32(self._metres_per_unit or usual)
+        is_valid = np.isfinite(depth_m) & (depth_m > 0) & ~np.isin(stored, self._invalid_values)
+        return np.where(is_valid, depth_m, np.float32(0.0))
+
+    def _stored(self, index: int) -> np.ndarray:
+        if isinstance(self._frames, np.ndarray):
+            return np.asarray(self._frames[index])
+        return read_depth_picture(self._frames[index])
+
+
+class DepthAlongAxis:
+    """A FrameSource of depth along the optical axis, made from distances along each pixel's ray."""
+
+    def __init__(self, distances: FrameSource, intrinsics: Intrinsics) -> None:
+        self._distances = distances
+        self.height, self.width = distances.height, distances.width
+        own = intrinsics.resized(self.width, self.height)
+        directions, is_seen = rays(pixel_grid(own), own)
+        unit_z = directions[..., 2] / np.linalg.norm(directions, axis=-1)
+        self._z_per_metre = np.where(is_seen, unit_z, 0.0).reshape(self.height, self.width).astype(np.float32)
+
+    def __len__(self) -> int:
+        return len(self._distances)
+
+    def read(self, indices: np.ndarray) -> np.ndarray:
+        return self._distances.read(indices) * self._z_per_metre
+
+
+def open_depth(
+    path: Path, pictures: Sequence[Path], wanted: DepthSettings, intrinsics: Intrinsics | None
+) -> tuple[Any, np.ndarray | None]:
+    """A FrameSource of depth in metres, and the stamps (T,) that stand beside it in an npz.
+
+    path       a folder, whose pictures are `pictures`, or an array file
+    Raises ValueError naming the file, and what is missing to know its unit.
+    """
+    stamps = None
+    if path.is_dir():
+        frames: Any = list(pictures)
+    else:
+        frames, stamps = _load_array(path)
+        if np.issubdtype(frames.dtype, np.integer) and wanted.metres_per_unit is None:
+            raise ValueError(
+                f"{path}: found whole numbers ({frames.dtype}), wanted depth.metres_per_unit in {SETTINGS_FILE} "
+                "(0.001: millimetres)"
+            )
+    source = DepthFrames(frames, metres_per_unit=wanted.metres_per_unit, invalid_values=wanted.invalid_values)
+    first = source.frame(0)
+    usual_m = float(np.median(first[first > 0])) if (first > 0).any() else 0.0
+    if usual_m > _LARGEST_M:
+        raise ValueError(
+            f"{path}: found depth of {usual_m:.6g} m (median of the first frame), wanted below {_LARGEST_M:g} m; say "
+            "depth.metres_per_unit (0.001: millimetres)"
+        )
+    if wanted.measured_along == "ray":
+        if intrinsics is None:
+            raise ValueError(f"{path.parent / SETTINGS_FILE}: depth along the ray needs intrinsics, found none")
+        return DepthAlongAxis(source, intrinsics), stamps
+    return source, stamps
+
+
+def _load_array(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+    if path.suffix.lower() == ".npy":
+        try:
+            array, stamps = np.load(path, mmap_mode="r", allow_pickle=False), None
+        except Exception as error:  # numpy raises many kinds on foreign bytes
+            raise ValueError(f"{path}: not a readable array file: {error}") from error
+    else:
+        arrays = load_npz(path)
+        name = next((name for name in ("depth", "arr_0") if name in arrays), None)
+        if name is None:
+            raise ValueError(f"{path}: found arrays {sorted(arrays)}, wanted `depth` (T, H, W)")
+        array, stamps = arrays[name], arrays.get("timestamps")
+    check_shape(f"{path}: depth", array, "t h w")
+    if not len(array) or not (np.issubdtype(array.dtype, np.integer) or np.issubdtype(array.dtype, np.floating)):
+        raise ValueError(f"{path}: found {len(array)} frames of {array.dtype}, wanted whole or real numbers")
+    return array, stamps
+
+
+def read_depth_picture(path: Path) -> np.ndarray:
+    """Stored numbers (H, W) of one picture. Raises ValueError naming the file."""
+    if path.suffix.lower() == ".exr":
+        return _read_exr(path)
+    try:
+        with Image.open(path) as image:
+            stored = np.asarray(image)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path}: not a readable image: {error}") from error
+    if stored.ndim != 2 or stored.dtype in (np.uint8, np.bool_):
+        kind = f"{stored.shape[2]} channels" if stored.ndim == 3 else "8"
+        raise ValueError(f"{path}: depth needs 16 bits a pixel in one channel, found {kind}")
+    return stored
+
+
+def _read_exr(path: Path) -> np.ndarray:
+    try:
+        import OpenEXR
+    except ImportError:
+        raise ValueError(f"{path}: EXR is read by the package OpenEXR: pip install 'egom2p[formats]'") from None
+    try:
+        channels = OpenEXR.File(str(path), separate_channels=True).channels()
+        pixels = {name: np.array(channel.pixels) for name, channel in channels.items()}
+    except Exception as error:  # the binding raises RuntimeError and its own kinds
+        raise ValueError(f"{path}: not a readable EXR: {error}") from error
+    colours = [pixels[name] for name in ("R", "G", "B") if name in pixels]
+    if len(colours) == 3 and all(np.array_equal(colours[0], other, equal_nan=True) for other in colours[1:]):
+        pixels = {"Y": colours[0]}  # a grey picture written as colour
+    name = next((name for name in _EXR_NAMES if name in pixels), next(iter(pixels)) if len(pixels) == 1 else None)
+    if name is None:
+        raise ValueError(f"{path}: found channels {sorted(pixels)}, wanted one of {list(_EXR_NAMES)}")
+    return pixels[name]

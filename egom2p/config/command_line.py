@@ -5,10 +5,12 @@ A plain run is composed in this process, by every rank alike, with no run direct
 """
 
 import argparse
+import errno
 import inspect
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -39,6 +41,28 @@ _NO_RUN_FOLDERS = (
 )
 
 
+_OTHER_RANKS_WAIT_S = 3.0
+_NO_MEMORY = "can't allocate memory"
+_KEPT = "what was written before is whole, and the same command goes on from there"
+_ADVICE = {
+    errno.ENOSPC: f"make room, or choose an output on another disk; {_KEPT}",
+    errno.EDQUOT: f"the quota is used up: make room, or choose an output elsewhere; {_KEPT}",
+    errno.EFBIG: f"a limit on the size of files is set (ulimit -f); {_KEPT}",
+    errno.EROFS: "choose an output on a disk that can be written",
+    errno.EACCES: "choose a path that you may use, or change its permissions",
+    errno.EPERM: "choose a path that you may use, or change its permissions",
+    errno.ENOTDIR: "a part of this path is a file, wanted a folder",
+    errno.EISDIR: "is a folder, wanted a file",
+    errno.EEXIST: "is a file, wanted a folder",
+    errno.ELOOP: "is a link, which is not followed here; remove it",
+    errno.EMFILE: "too many files are open at once; raise the limit (ulimit -n)",
+    errno.ENFILE: "too many files are open on this machine",
+    errno.ENAMETOOLONG: "choose shorter names",
+    errno.EIO: f"the disk or network below it fails; {_KEPT}",
+    errno.ENOMEM: "a smaller batch or model, or fewer workers, need less",
+}
+
+
 class _TaskFailed(BaseException):
     """Carries an exception through Hydra, which would swallow or shorten it."""
 
@@ -56,8 +80,9 @@ def run_main(
     default_config   YAML used without --config, relative to the cfgs root; None: the recipes are told
     arguments        the command line without the program's name; sys.argv by default
 
-    A ValueError or FileNotFoundError (bad config, bad data) ends as one message on stderr and exit code 2, Ctrl-C as
-    one word and exit code 130; with HYDRA_FULL_ERROR=1 their tracebacks are kept. Other exceptions pass through.
+    What can be foreseen (bad config, bad data, a full disk, too little memory) ends as one message on stderr and exit
+    code 2, Ctrl-C as one word and exit code 130; with HYDRA_FULL_ERROR=1 their tracebacks are kept. Other exceptions
+    pass through. Of several ranks the first speaks; another one only where the first has nothing to say.
     """
     given = _parse(sys.argv[1:] if arguments is None else arguments, default_config, description)
     try:
@@ -67,10 +92,17 @@ def run_main(
             _run_hydra(schema, task, given, description)
         else:
             task(load_config(schema, given.config, given.overrides))
-    except (ValueError, FileNotFoundError) as error:
-        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+    except Exception as error:
+        message = foreseen(error)
+        if message is None or os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
-        sys.stderr.write(f"error: {error}\n")
+        rank = int(os.environ.get("RANK", "0"))
+        if rank and isinstance(error, ConfigError):
+            raise SystemExit(2) from None  # every rank reads the same config
+        if rank:
+            # What all ranks meet is said by the first, whose end makes the launcher end this one.
+            time.sleep(_OTHER_RANKS_WAIT_S)
+        sys.stderr.write(f"error: {f'rank {rank}: ' if rank else ''}{message}\n")
         if not isinstance(error, ConfigError):
             sys.stderr.write("(HYDRA_FULL_ERROR=1 shows where this comes from)\n")
         raise SystemExit(2) from None
@@ -79,6 +111,21 @@ def run_main(
             raise
         sys.stderr.write("interrupted\n")
         raise SystemExit(130) from None
+
+
+def foreseen(error: Exception) -> str | None:
+    """What to tell a person of an error whose cause lies outside the program, and what to do; None for any other."""
+    if isinstance(error, ValueError | FileNotFoundError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno is not None:
+        where = "" if error.filename is None else f"{error.filename}: "
+        advice = _ADVICE.get(error.errno, "")
+        return f"{where}{error.strerror or error}{f'; {advice}' if advice else ''}"
+    # Of torch's own errors the kind is in the name or in the text alone; on the CPU it is a RuntimeError.
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or _NO_MEMORY in str(error):
+        said = (str(error).strip().splitlines() or [""])[0]
+        return f"out of memory{f' ({said})' if said else ''}; a smaller batch or model, or fewer workers, need less"
+    return None
 
 
 def recipes(script: str) -> str:

@@ -5,6 +5,7 @@ A main file may lie anywhere; its `defaults` list reaches every file below the c
 """
 
 import dataclasses
+import difflib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -54,17 +55,29 @@ def build(schema: type[SchemaT], tree: DictConfig, *, where: str) -> SchemaT:
 
 
 def find_config_file(file: str | Path) -> Path:
-    """The YAML itself: as given, else below the cfgs root, with or without `cfgs/`; the suffix may be left out."""
+    """The YAML itself: as given, else below the cfgs root, with or without `cfgs/`; the suffix may be left out.
+
+    What is meant to be run lies in a folder `main` beside parts of it: that step of the path may be left out too.
+    """
     given = Path(file)
-    tried = [
-        base / name for base in (Path.cwd(), cfgs_root(), cfgs_root().parent) for name in (given, Path(f"{given}.yaml"))
-    ]
-    for path in tried:
+    bases = (Path.cwd(), cfgs_root(), cfgs_root().parent)
+    tried = [base / name for base in bases for name in (given, Path(f"{given}.yaml"))]
+    for path in (*tried, *(path.parent / "main" / path.name for path in tried)):
         if path.is_file() and path.suffix in (".yaml", ".yml"):
             return path.resolve()
     if given.is_file():
         raise ConfigError(f"{given}: a config is a .yaml file")
-    raise ConfigError(f"no config file {given}; looked at " + ", ".join(str(path) for path in tried))
+    raise ConfigError(f"no config file {given}{_nearest_file(given)}; looked at " + ", ".join(map(str, tried)))
+
+
+def _nearest_file(given: Path) -> str:
+    """`; did you mean ...?`: the file of this name that lies elsewhere (one folder deeper), or a like one."""
+    root = cfgs_root()
+    found = {str(Path(root.name, path.relative_to(root))): path.stem for path in sorted(root.rglob("*.yaml"))}
+    named = [name for name, stem in found.items() if stem == given.stem] or list(found)
+    wanted = str(given if given.suffix else given.with_suffix(".yaml"))
+    nearest = difflib.get_close_matches(wanted, named, n=1, cutoff=0.0 if len(named) < len(found) else 0.75)
+    return f"; did you mean {nearest[0]}?" if nearest else ""
 
 
 def compose(file: Path, overrides: Sequence[str]) -> DictConfig:
@@ -76,6 +89,9 @@ def compose(file: Path, overrides: Sequence[str]) -> DictConfig:
             return hydra.compose(config_name=file.stem, overrides=list(overrides))
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(f"{file}: {_readable(error)}") from None
+    except (YAMLError, UnicodeDecodeError, RecursionError) as error:
+        # The file may be another one that it names; YAML's own words then say which, with line and column.
+        raise ConfigError(f"{file}: not valid YAML ({' '.join(str(error).split())})") from None
     finally:
         GlobalHydra.instance().clear()
 

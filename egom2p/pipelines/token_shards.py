@@ -24,7 +24,7 @@ from egom2p.contracts import plain_name
 from egom2p.data.shards.array_files import encode_array
 from egom2p.data.shards.shard_set import ShardSet
 from egom2p.data.shards.shard_writer import check_finished, finished_keys, shard_path, write_shard
-from egom2p.storage import inside, is_remote
+from egom2p.storage import errors_name, inside, is_remote
 from egom2p.storage.remote import joined, list_names, read_bytes, upload, write_bytes
 
 _SUFFIX = "npy"
@@ -53,7 +53,7 @@ class Ledger:
                 folder: base64.b64encode(ids_L.astype("<i4").tobytes()).decode() for folder, ids_L in row["ids"].items()
             }
             lines.append(json.dumps({**row, "ids": ids}) + "\n")
-        with self.file.open("a", encoding="utf-8") as opened:
+        with errors_name(self.file), self.file.open("a", encoding="utf-8") as opened:
             opened.writelines(lines)
         self.keys |= {row["key"] for row in rows}
 

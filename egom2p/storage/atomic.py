@@ -44,6 +44,17 @@ def inside(folder: str | Path, *names: str) -> Path:
 
 
 @contextmanager
+def errors_name(path: str | Path) -> Iterator[None]:
+    """An OSError without a path gets this one: writing to an open file does not say which file it was."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            error.filename = str(path)
+        raise
+
+
+@contextmanager
 def atomic_directory(path: str | Path) -> Iterator[Path]:
     """Yield a new, empty folder beside `path` that becomes `path` when the block ends without an error.
 
@@ -58,12 +69,13 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
     unfinished = _sibling(path)
     unfinished.mkdir()
     try:
-        yield unfinished
-        (unfinished / _MARK).write_text(_MARK_TEXT)
-        for file in unfinished.rglob("*"):
-            if file.is_file():
-                _flush_to_disk(file)
-        _replace_directory(unfinished, path)
+        with errors_name(path):
+            yield unfinished
+            (unfinished / _MARK).write_text(_MARK_TEXT)
+            for file in unfinished.rglob("*"):
+                if file.is_file():
+                    _flush_to_disk(file)
+            _replace_directory(unfinished, path)
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
@@ -76,9 +88,10 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = _sibling(path)
     try:
-        yield unfinished
-        _flush_to_disk(unfinished)
-        os.replace(unfinished, path)
+        with errors_name(path):
+            yield unfinished
+            _flush_to_disk(unfinished)
+            os.replace(unfinished, path)
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +17,7 @@ from torch import Tensor
 from egom2p.storage.atomic import atomic_file
 
 _TIES = "tied"
+_OS_ERROR = re.compile(r"os error (\d+)")
 
 
 def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
@@ -38,7 +41,13 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapp
     with atomic_file(path) as unfinished:
         unfinished.touch()
         mode = unfinished.stat().st_mode
-        save_file(_without_shared_memory(stored), str(unfinished), metadata=note)
+        try:
+            save_file(_without_shared_memory(stored), str(unfinished), metadata=note)
+        except SafetensorError as error:
+            number = _OS_ERROR.search(str(error))
+            if number is None:
+                raise ValueError(f"{path}: cannot be written ({error})") from error
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
         unfinished.chmod(mode)  # the library's files are for their owner alone; colleagues read checkpoints too
 
 

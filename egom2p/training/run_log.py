@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from egom2p.config import strict
-from egom2p.storage import atomic_file, load_json, save_json
+from egom2p.storage import atomic_file, errors_name, load_json, save_json
 from egom2p.training.schedule import Length, Progress
 from egom2p.training.task import Measurement
 
@@ -105,7 +105,7 @@ class RunLog:
             key: None if isinstance(value, float) and not math.isfinite(value) else value
             for key, value in entry.items()
         }
-        with self._file.open("a", encoding="utf-8") as opened:
+        with errors_name(self._file), self._file.open("a", encoding="utf-8") as opened:
             opened.write(json.dumps(plain) + "\n")
         if self._wandb is not None:
             self._wandb.log({f"{kind}/{name}": value for name, value in values.items()}, step=progress.step)

@@ -3,6 +3,7 @@
 One process appends to a data set (`ShardWriter`), or several fill it shard by shard, by number (`write_shard`).
 """
 
+import contextlib
 import io
 import json
 import os
@@ -14,7 +15,7 @@ from typing import Any, BinaryIO
 
 from egom2p.contracts import plain_name
 from egom2p.data.shards.shard_files import read_index
-from egom2p.storage import inside, is_remote, load_json, open_binary, save_json
+from egom2p.storage import errors_name, inside, is_remote, load_json, open_binary, save_json
 
 CARD_NAME = "card.json"
 _ALL = 10**9
@@ -82,7 +83,8 @@ class ShardWriter:
         for folder, suffix in self.folders.items():
             entry = tarfile.TarInfo(f"{key}.{suffix}")
             entry.size, entry.mode = len(contents[folder]), 0o644
-            self._open[folder][1].addfile(entry, io.BytesIO(contents[folder]))
+            with errors_name(self._path(folder)):
+                self._open[folder][1].addfile(entry, io.BytesIO(contents[folder]))
         self._keys.add(key)
         self._num_open += 1
         if self._num_open == self._clips_per_shard:
@@ -105,9 +107,9 @@ class ShardWriter:
             self.close()
             return
         # An unfinished shard is not kept: shards would otherwise differ between interrupted and whole runs.
-        for file, archive in self._open.values():
-            archive.close()
-            file.close()
+        for file, _ in self._open.values():
+            with contextlib.suppress(OSError):  # of a full disk: what is still to be flushed is not wanted either
+                file.close()
             Path(file.name).unlink()
         self._open = {}
 
@@ -121,11 +123,12 @@ class ShardWriter:
         self._num_open = 0
 
     def _finish_shard(self) -> None:
-        for file, archive in self._open.values():
-            archive.close()
-            file.flush()
-            os.fsync(file.fileno())
-            file.close()
+        for folder, (file, archive) in self._open.items():
+            with errors_name(self._path(folder)):
+                archive.close()
+                file.flush()
+                os.fsync(file.fileno())
+                file.close()
         for folder in self.folders:
             os.replace(f"{self._path(folder)}.tmp", self._path(folder))
         self._open, self._shard = {}, self._shard + 1

@@ -19,17 +19,21 @@ from egom2p.tokenizers.pretrained import load_tokenizer
 
 _CONTEXT_BYTES = 256 << 20
 _PRETRAINED = "world_small"
-_SHIPPED_NAMES = (_PRETRAINED, f"checkpoints/{_PRETRAINED}")
+_PRETRAINED_NAMES = (_PRETRAINED, f"checkpoints/{_PRETRAINED}")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model, its sampler, and modality name -> tokenizer for the modalities that have one."""
+    """A model, its sampler, and modality name -> tokenizer for the modalities that have one.
+
+    context_bytes   of encoder outputs that the sampler may keep between calls
+    """
 
     directory: Path
     model: EgoM2P
     sampler: Sampler
     tokenizers: dict[str, Tokenizer]
+    context_bytes: int = 0
 
     @property
     def specs(self) -> tuple[ModalitySpec, ...]:
@@ -94,7 +98,7 @@ def load_checkpoint(id_or_path: str | Path | None = None, *, device: str = "auto
                 spec.name, found=spec.tokenizer_fingerprint, wanted=tokenizer.fingerprint, where=str(directory)
             )
             tokenizers[spec.name] = tokenizer
-    return Checkpoint(directory, model, Sampler(model, context_bytes=_CONTEXT_BYTES), tokenizers)
+    return Checkpoint(directory, model, Sampler(model, context_bytes=_CONTEXT_BYTES), tokenizers, _CONTEXT_BYTES)
 
 
 def checkpoint_directory(id_or_path: str | Path | None) -> Path:
@@ -102,7 +106,7 @@ def checkpoint_directory(id_or_path: str | Path | None) -> Path:
 
     The pretrained one is found by its name from anywhere, also where the project is installed without its checkout.
     """
-    if id_or_path is None or (str(id_or_path) in _SHIPPED_NAMES and not Path(id_or_path).is_dir()):
+    if id_or_path is None or (str(id_or_path) in _PRETRAINED_NAMES and not Path(id_or_path).is_dir()):
         return pretrained_checkpoint()
     return fetch(id_or_path)
 
@@ -113,7 +117,7 @@ def pretrained_checkpoint() -> Path:
     for folder in (package.parent / "checkpoints" / _PRETRAINED, package / "pretrained" / _PRETRAINED):
         if (folder / "model.json").is_file():
             return folder
-    raise ValueError(f"no checkpoint {_PRETRAINED!r} was shipped with this installation; name one: checkpoint=<folder>")
+    raise ValueError(f"no checkpoint {_PRETRAINED!r} comes with this installation; name one: checkpoint=<folder>")
 
 
 def pick_device(wanted: str) -> torch.device:

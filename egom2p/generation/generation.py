@@ -27,10 +27,10 @@ from egom2p.generation.generation_inputs import (
 )
 from egom2p.generation.generation_memory import (
     check_joined_fits,
-    estimate_memory,
     fitting_batch,
     free_bytes,
     in_smaller_batches,
+    measure_memory,
 )
 from egom2p.generation.generation_outputs import write_generated
 from egom2p.generation.long_generation import generate_segment, window_seeds
@@ -88,7 +88,7 @@ def _generate(config: GenerationConfig) -> Path:
     specs = config.specs(checkpoint)  # for its errors, before any work
     kind = "folder" if config.input is None else kind_of_input(config.input)
     device = next(checkpoint.model.parameters()).device
-    estimate = estimate_memory(checkpoint, config.plans(specs))
+    estimate = measure_memory(checkpoint, config.plans(specs))
     config = replace(config, batch_size=fitting_batch(estimate, config.batch_size, free_bytes(device)))
     job = _Job(config, checkpoint, _settings(config, checkpoint), Path(config.output))
     keys = (

@@ -1,31 +1,31 @@
-"""How many clips fit into memory at once: an estimate before the work, smaller batches when it was wrong.
-
-N input rows, M target rows, D width, V vocabulary.
-"""
+"""How many clips fit into memory at once: a step measured before the work, smaller batches where that failed."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
+import numpy as np
 import torch
+from torch import Tensor, nn
 
+from egom2p.contracts import TokenClip
 from egom2p.generation.checkpoints import Checkpoint
 from egom2p.jobs.progress import say
+from egom2p.layers.step_memory import step_memory
+from egom2p.models.clip_states import Shown, state_of
 from egom2p.models.generation_plans import TargetPlan
+from egom2p.models.prompt_answers import LOGITS_PER_CHUNK, PromptAnswers, Query
 
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
 
-# Of the memory that is free now, how much a job plans with; the rest is for what the estimate leaves out.
+# Of the memory that is free now, how much a job plans with; the rest is for what no tensor holds, and for others.
 _SHARE = 0.7
-# Rows that one block holds at once beside its input: queries, keys, values, attention output, both halves of the MLP.
-_BLOCK_ROWS = 8.0
-# Activations of the finest level of a video codec that are alive together.
-_CODEC_LAYERS = 6.0
 # A pixel of a joined result: rgb and depth (7 bytes), and what the grey, dotted and npz copies of one of them take.
 _JOINED_BYTES = 7 + 16
-_LOGITS_BYTES = 3 * 4 * (1 << 24)  # a chunk of logits, its probabilities and their sum
+_LOGITS_BYTES = 3 * 4 * LOGITS_PER_CHUNK  # a chunk of logits, its probabilities and their sum, in fp32
 
 
 @dataclass(frozen=True)
@@ -39,17 +39,43 @@ class MemoryEstimate:
         return self.fixed + num_clips * self.per_clip
 
 
-def estimate_memory(checkpoint: Checkpoint, plans: Sequence[TargetPlan]) -> MemoryEstimate:
-    """From the sizes of model and tokenizers, beside their weights; the model runs in fp32."""
-    config, specs = checkpoint.model.config, {spec.name: spec for spec in checkpoint.specs}
-    num_inputs = sum(spec.num_tokens for spec in specs.values())
-    largest = max((specs[plan.target].num_tokens for plan in plans), default=0)
-    passes = max((_num_passes(plan, len(specs)) for plan in plans), default=1)
-    block = _BLOCK_ROWS + 3 * config.mlp_ratio
-    rows = int((num_inputs + largest) * passes * config.dim * 4 * block)
-    contexts = int(num_inputs * passes * config.dim * 4 * 2)
-    codec = max((_codec_bytes(checkpoint, name) for name in checkpoint.tokenizers), default=0)
-    return MemoryEstimate(fixed=_LOGITS_BYTES, per_clip=max(rows + contexts, codec))
+def measure_memory(checkpoint: Checkpoint, plans: Sequence[TargetPlan]) -> MemoryEstimate:
+    """Of the dearest moment: a pass of the model in any plan, or a video through its tokenizer, beside their weights.
+
+    The steps are taken without numbers (`layers.step_memory`), on one clip and on two.
+    """
+    steps = [(checkpoint.model, partial(_model_step, plan=plan)) for plan in plans]
+    networks = [getattr(tokenizer, "network", None) for tokenizer in checkpoint.tokenizers.values()]
+    # Tracks and texts are left out: a video is thousands of times larger.
+    steps += [(network, _decoding_step) for network in networks if hasattr(network, "decode_codes")]
+    one, two = (
+        max((step_memory(module, partial(step, count), with_gradient=False).peak for module, step in steps), default=0)
+        for count in (1, 2)
+    )
+    per_clip = max(two - one, 0)
+    return MemoryEstimate(_LOGITS_BYTES + checkpoint.context_bytes + max(one - per_clip, 0), per_clip)
+
+
+def _model_step(num_clips: int, model: nn.Module, *, plan: TargetPlan) -> Tensor:
+    """Every position of the target asked at once, given all other modalities whole."""
+    target = next(spec for spec in model.specs if spec.name == plan.target)
+    queries = []
+    for clip in range(num_clips):
+        # Other ids in every clip: equal inputs would be encoded once.
+        tokens = {
+            spec.name: np.full(spec.num_tokens, clip % spec.vocab_size, np.int32)
+            for spec in model.specs
+            if spec is not target
+        }
+        asked = np.arange(target.num_tokens)
+        rows, weights = Shown(state_of(TokenClip(str(clip), tokens), model.specs), plan, model.specs).rows(asked)
+        queries.append(Query(clip, rows, weights, np.zeros(len(asked)), len(asked)))
+    return PromptAnswers(model).hidden_by_pass(queries)[0][0]
+
+
+def _decoding_step(num_clips: int, network: nn.Module) -> Tensor:
+    ids = torch.zeros(num_clips, *network.spec.grid.shape, dtype=torch.int64)
+    return network.decode_codes(network.quantizer.indices_to_codes(ids))
 
 
 def free_bytes(device: torch.device) -> int | None:
@@ -111,22 +137,6 @@ def in_smaller_batches(
     say(f"memory: {len(items)} clips at once do not fit, going on with {half}")
     yield from in_smaller_batches(work, items[:half])
     yield from in_smaller_batches(work, items[half:])
-
-
-def _num_passes(plan: TargetPlan, num_modalities: int) -> int:
-    if plan.guidance_weights is not None:
-        return len(plan.guidance_weights) + 1
-    return 1 if plan.guidance == 1 or num_modalities == 1 else 2
-
-
-def _codec_bytes(checkpoint: Checkpoint, name: str) -> int:
-    """Activations of one clip in the finest level of a video codec; small for others."""
-    tokenizer = checkpoint.tokenizers[name]
-    config = getattr(getattr(tokenizer, "network", None), "config", None)
-    if not hasattr(config, "num_frames"):
-        return 0
-    pixels = config.num_frames * config.height * config.width / config.patch_size**2
-    return int(pixels * config.channels * max(config.channel_multipliers) * 4 * _CODEC_LAYERS)
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -16,7 +16,7 @@ from torch import Tensor
 from egom2p.contracts import ModalitySpec, TokenClip
 from egom2p.models.clip_states import UNKNOWN, ClipState, Shown, state_of
 from egom2p.models.generation_plans import TargetPlan, step_temperatures, writing_order
-from egom2p.models.prompt_answers import PromptAnswers, Question
+from egom2p.models.prompt_answers import PromptAnswers, Query
 from egom2p.models.sampling import combine_guided
 
 Positions = Mapping[str, Sequence[Sequence[np.ndarray]]]
@@ -83,13 +83,11 @@ class Sampler:
     @torch.inference_mode()
     def logits(self, prompts: Sequence[TokenClip], plan: TargetPlan, positions: Sequence[np.ndarray]) -> list[Tensor]:
         """Guided logits (n, V) of the plan's target at the given positions of each clip, with nothing else asked."""
-        questions = self._questions(prompts, plan, positions)
-        found = zip(questions, self._answers.hidden_by_pass(questions), strict=True)
+        queries = self._queries(prompts, plan, positions)
+        found = zip(queries, self._answers.hidden_by_pass(queries), strict=True)
         return [
-            combine_guided(
-                [self.model.logits(part, question.rows[0].modality) for part in parts], question.weights
-            ).float()
-            for question, parts in found
+            combine_guided([self.model.logits(part, query.rows[0].modality) for part in parts], query.weights).float()
+            for query, parts in found
         ]
 
     @torch.inference_mode()
@@ -106,20 +104,20 @@ class Sampler:
         spec = next((spec for spec in self.specs if spec.name == plan.target), None)
         if spec is not None and spec.kind == "sequence":
             truths = [_beginning(np.asarray(truth), spec) for truth in truths]
-        questions = self._questions(prompts, plan, [np.arange(len(truth)) for truth in truths], truths)
+        queries = self._queries(prompts, plan, [np.arange(len(truth)) for truth in truths], truths)
         wanted = [torch.from_numpy(np.asarray(truth, np.int64)) for truth in truths]
-        found = self._answers.log_likelihood(questions, wanted)
+        found = self._answers.log_likelihood(queries, wanted)
         return [(log_probs.cpu().numpy(), is_right.cpu().numpy()) for log_probs, is_right in found]
 
-    def _questions(
+    def _queries(
         self,
         prompts: Sequence[TokenClip],
         plan: TargetPlan,
         positions: Sequence[np.ndarray],
         truths: Sequence[np.ndarray] | None = None,
-    ) -> list[Question]:
+    ) -> list[Query]:
         """truths: (L,) per clip; the decoder of a sequence is fed with them, one place late."""
-        questions = []
+        queries = []
         states = self._states(prompts, [plan], [0] * len(prompts))
         spec = next(spec for spec in self.specs if spec.name == plan.target)
         for clip, (state, asked) in enumerate(zip(states, positions, strict=True)):
@@ -127,8 +125,8 @@ class Sampler:
             if spec.kind == "sequence" and truths is not None:
                 fed = np.concatenate([[_start_id(spec)], truths[clip][:-1]]).astype(np.int32)
             rows, weights = Shown(state, plan, self.specs).rows(np.asarray(asked), fed)
-            questions.append(Question(clip, rows, weights, np.zeros(len(asked)), len(asked)))
-        return questions
+            queries.append(Query(clip, rows, weights, np.zeros(len(asked)), len(asked)))
+        return queries
 
     def _states(
         self, prompts: Sequence[TokenClip], plans: Sequence[TargetPlan], seeds: Sequence[int]
@@ -178,12 +176,12 @@ class Sampler:
         num_steps = max((len(part.order) for part in work), default=0)
         for step in range(num_steps):
             active = [clip for clip, part in enumerate(work) if step < len(part.order)]
-            questions = [work[clip].question(clip, step) for clip in active]
+            queries = [work[clip].query(clip, step) for clip in active]
             temperatures = {clip: work[clip].temperatures[step] for clip in active}
-            answers = self._answers.drawn(questions, plan, temperatures)
+            answers = self._answers.drawn(queries, plan, temperatures)
             written = {
-                question.clip: work[question.clip].write(question, step, ids, log_probs)
-                for question, (ids, log_probs) in zip(questions, answers, strict=True)
+                query.clip: work[query.clip].write(query, step, ids, log_probs)
+                for query, (ids, log_probs) in zip(queries, answers, strict=True)
             }
             yield _report(plan, step, num_steps, states, written)
 
@@ -198,21 +196,21 @@ class Sampler:
             state.tokens[plan.target] = _beginning(state.tokens.get(plan.target, np.zeros(0, np.int32)), spec)
         heats = step_temperatures(plan.temperature_schedule, temperature=plan.temperature, counts=(1,) * limit)
         for step in range(limit):
-            questions = []
+            queries = []
             for clip, state in enumerate(states):
                 ids = state.tokens[plan.target]
                 if len(ids) >= spec.num_tokens or (len(ids) and ids[-1] == spec.eos_id):
                     continue
                 fed = np.concatenate([[start], ids]).astype(np.int32)
                 rows, weights = shown[clip].rows(np.arange(len(fed)), fed)
-                questions.append(Question(clip, rows, weights, rngs[clip].random(len(fed)), 1))
-            if not questions:
+                queries.append(Query(clip, rows, weights, rngs[clip].random(len(fed)), 1))
+            if not queries:
                 return
-            answers = self._answers.drawn(questions, plan, {question.clip: heats[step] for question in questions})
+            answers = self._answers.drawn(queries, plan, {query.clip: heats[step] for query in queries})
             written = {}
-            for question, (ids, _) in zip(questions, answers, strict=True):
-                state = states[question.clip]
-                written[question.clip] = (np.array([len(state.tokens[plan.target])]), ids[-1:])
+            for query, (ids, _) in zip(queries, answers, strict=True):
+                state = states[query.clip]
+                written[query.clip] = (np.array([len(state.tokens[plan.target])]), ids[-1:])
                 state.tokens[plan.target] = np.concatenate([state.tokens[plan.target], ids[-1:]]).astype(np.int32)
             yield _report(plan, step, limit, states, written)
 
@@ -250,23 +248,21 @@ class _GridWork:
         counts = tuple(len(part) for part in self.order)
         self.temperatures = step_temperatures(plan.temperature_schedule, temperature=plan.temperature, counts=counts)
 
-    def question(self, clip: int, step: int) -> Question:
+    def query(self, clip: int, step: int) -> Query:
         """ROAR asks for the positions it writes, MaskGIT for all unknown ones."""
         asked, num_written = self.order[step], len(self.order[step])
         if self._plan.scheme == "maskgit":
             num_written += self._forget_least_certain()
             asked = np.flatnonzero(self._ids_L == UNKNOWN)
         rows, weights = self._shown.rows(asked)
-        return Question(clip, rows, weights, self._rng.random(len(asked)), num_written)
+        return Query(clip, rows, weights, self._rng.random(len(asked)), num_written)
 
-    def write(
-        self, question: Question, step: int, ids: np.ndarray, log_probs: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def write(self, query: Query, step: int, ids: np.ndarray, log_probs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Positions and ids written; of MaskGIT the most certain, at the last step all."""
-        asked = question.rows[0].positions
+        asked = query.rows[0].positions
         kept = np.arange(len(asked))
         if self._plan.scheme == "maskgit" and step + 1 < len(self.order):
-            kept = np.sort(np.argsort(-log_probs, kind="stable")[: question.num_written])
+            kept = np.sort(np.argsort(-log_probs, kind="stable")[: query.num_written])
         self._ids_L[asked[kept]] = ids[kept]
         self._certainty_L[asked[kept]] = log_probs[kept]
         return asked[kept], ids[kept]

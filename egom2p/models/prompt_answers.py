@@ -1,6 +1,6 @@
 """Ask the model about many clips at once and draw from its answers.
 
-n positions asked of one clip, M rows of all different questions, R rows of logits, K clips that share them, D width,
+n positions asked of one clip, M rows of all different queries, R rows of logits, K clips that share them, D width,
 V vocabulary, P passes of guidance.
 """
 
@@ -16,11 +16,11 @@ from egom2p.models.generation_plans import TargetPlan
 from egom2p.models.prompt_batches import PromptRow, pack_prompts
 from egom2p.models.sampling import combine_guided, draw
 
-_LOGITS_PER_CHUNK = 1 << 24
+LOGITS_PER_CHUNK = 1 << 24
 
 
 @dataclass(frozen=True)
-class Question:
+class Query:
     """One clip's part of one step.
 
     clip         number of the clip
@@ -37,7 +37,7 @@ class Question:
 
 
 class PromptAnswers:
-    """Runs a model on questions. Equal rows are run once, and equal inputs are encoded once.
+    """Runs a model on queries. Equal rows are run once, and equal inputs are encoded once.
 
     context_bytes  encoder outputs kept for later calls, besides those of the last step; the weights must not change
                    meanwhile
@@ -55,22 +55,22 @@ class PromptAnswers:
         if self._context_bytes == 0:
             self._contexts.clear()
 
-    def hidden_by_pass(self, questions: Sequence[Question]) -> list[list[Tensor]]:
-        """Per question the decoder output (n, D) of each pass."""
-        hidden_MD, starts = self._hidden(questions)
+    def hidden_by_pass(self, queries: Sequence[Query]) -> list[list[Tensor]]:
+        """Per query the decoder output (n, D) of each pass."""
+        hidden_MD, starts = self._hidden(queries)
         return [
-            [hidden_MD[starts[row.key] : starts[row.key] + len(row.positions)] for row in question.rows]
-            for question in questions
+            [hidden_MD[starts[row.key] : starts[row.key] + len(row.positions)] for row in query.rows]
+            for query in queries
         ]
 
-    def log_likelihood(self, questions: Sequence[Question], truths: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
-        """Per question log p (n,) of the true ids (n,), and where the most likely id is the true one."""
+    def log_likelihood(self, queries: Sequence[Query], truths: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """Per query log p (n,) of the true ids (n,), and where the most likely id is the true one."""
         answers = []
-        for question, passes, truth in zip(questions, self.hidden_by_pass(questions), truths, strict=True):
-            modality = question.rows[0].modality
+        for query, passes, truth in zip(queries, self.hidden_by_pass(queries), truths, strict=True):
+            modality = query.rows[0].modality
             parts = []
             for rows in self._chunks(len(truth), modality):
-                logits_RV = self._guided([part[rows] for part in passes], modality, question.weights).float()
+                logits_RV = self._guided([part[rows] for part in passes], modality, query.weights).float()
                 truth_R = truth[rows].to(logits_RV.device)
                 log_probs_R = torch.log_softmax(logits_RV, 1).gather(1, truth_R[:, None])[:, 0]
                 parts.append((log_probs_R, logits_RV.argmax(1) == truth_R))
@@ -78,28 +78,28 @@ class PromptAnswers:
         return answers
 
     def drawn(
-        self, questions: Sequence[Question], plan: TargetPlan, temperatures: Mapping[int, float]
+        self, queries: Sequence[Query], plan: TargetPlan, temperatures: Mapping[int, float]
     ) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Ids (n,) and their log probability (n,) per question; temperatures by clip."""
-        if not questions:
+        """Ids (n,) and their log probability (n,) per query; temperatures by clip."""
+        if not queries:
             return []
-        hidden_MD, starts = self._hidden(questions)
-        answers: list[tuple[np.ndarray, np.ndarray]] = [(np.zeros(0), np.zeros(0))] * len(questions)
-        for groups in _alike(questions, temperatures):
-            first = questions[groups[0][0]]
+        hidden_MD, starts = self._hidden(queries)
+        answers: list[tuple[np.ndarray, np.ndarray]] = [(np.zeros(0), np.zeros(0))] * len(queries)
+        for groups in _alike(queries, temperatures):
+            first = queries[groups[0][0]]
             index_PR = np.stack(
                 [
-                    np.concatenate([_span(questions[members[0]], number, starts) for members in groups])
+                    np.concatenate([_span(queries[members[0]], number, starts) for members in groups])
                     for number in range(len(first.weights))
                 ]
             )
             uniform_RK = np.concatenate(
-                [np.stack([questions[member].uniform for member in members], axis=1) for members in groups]
+                [np.stack([queries[member].uniform for member in members], axis=1) for members in groups]
             )
             found = self._draw_rows(hidden_MD, index_PR, uniform_RK, first, temperatures[first.clip], plan)
             start = 0
             for members in groups:
-                rows = slice(start, start + len(questions[members[0]].uniform))
+                rows = slice(start, start + len(queries[members[0]].uniform))
                 for column, member in enumerate(members):
                     answers[member] = (found[0][rows, column], found[1][rows, column])
                 start = rows.stop
@@ -110,17 +110,17 @@ class PromptAnswers:
         hidden_MD: Tensor,
         index_PR: np.ndarray,
         uniform_RK: np.ndarray,
-        question: Question,
+        query: Query,
         temperature: float,
         plan: TargetPlan,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Ids and log probabilities (R, K), never holding more than a chunk of logits."""
-        modality = question.rows[0].modality
+        modality = query.rows[0].modality
         index = torch.from_numpy(index_PR).to(hidden_MD.device)
         uniform = torch.from_numpy(uniform_RK).to(hidden_MD.device)
         ids, log_probs = [], []
         for rows in self._chunks(index.shape[1], modality):
-            guided_RV = self._guided([hidden_MD[part[rows]] for part in index], modality, question.weights)
+            guided_RV = self._guided([hidden_MD[part[rows]] for part in index], modality, query.weights)
             options = {"temperature": temperature, "top_k": plan.top_k, "top_p": plan.top_p}
             drawn_RK, log_probs_RK = draw(guided_RV, uniform[rows], **options)
             ids.append(drawn_RK)
@@ -131,12 +131,12 @@ class PromptAnswers:
         return combine_guided([self.model.logits(hidden_RD, modality) for hidden_RD in passes], weights)
 
     def _chunks(self, num_rows: int, modality: int) -> list[slice]:
-        size = max(1, _LOGITS_PER_CHUNK // self.specs[modality].vocab_size)
+        size = max(1, LOGITS_PER_CHUNK // self.specs[modality].vocab_size)
         return [slice(start, min(start + size, num_rows)) for start in range(0, num_rows, size)]
 
-    def _hidden(self, questions: Sequence[Question]) -> tuple[Tensor, dict[bytes, int]]:
+    def _hidden(self, queries: Sequence[Query]) -> tuple[Tensor, dict[bytes, int]]:
         """Decoder output (M, D) of all different rows, and where each row's part starts."""
-        rows = {row.key: row for question in questions for row in question.rows}
+        rows = {row.key: row for query in queries for row in query.rows}
         names = tuple(spec.name for spec in self.specs)
         device = next(self.model.parameters()).device
         unseen = {row.input_key: row for row in rows.values() if row.input_key not in self._contexts}
@@ -162,11 +162,11 @@ class PromptAnswers:
                     del self._contexts[key]
 
 
-def _alike(questions: Sequence[Question], temperatures: Mapping[int, float]) -> list[list[list[int]]]:
-    """Numbers of questions, grouped: those that share logits together, then groups of equal size and kind."""
+def _alike(queries: Sequence[Query], temperatures: Mapping[int, float]) -> list[list[list[int]]]:
+    """Numbers of queries, grouped: those that share logits together, then groups of equal size and kind."""
     shared: dict[tuple, list[int]] = {}
-    for number, question in enumerate(questions):
-        key = (tuple(row.key for row in question.rows), question.weights, temperatures[question.clip])
+    for number, query in enumerate(queries):
+        key = (tuple(row.key for row in query.rows), query.weights, temperatures[query.clip])
         shared.setdefault(key, []).append(number)
     alike: dict[tuple, list[list[int]]] = {}
     for (_, weights, temperature), members in shared.items():
@@ -174,7 +174,7 @@ def _alike(questions: Sequence[Question], temperatures: Mapping[int, float]) -> 
     return list(alike.values())
 
 
-def _span(question: Question, number: int, starts: Mapping[bytes, int]) -> np.ndarray:
-    """Rows of the decoder output that one pass of a question asked for."""
-    row = question.rows[number]
+def _span(query: Query, number: int, starts: Mapping[bytes, int]) -> np.ndarray:
+    """Rows of the decoder output that one pass of a query asked for."""
+    row = query.rows[number]
     return np.arange(len(row.positions)) + starts[row.key]

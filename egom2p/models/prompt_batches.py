@@ -25,7 +25,7 @@ class KnownTokens:
 
 @dataclass(frozen=True)
 class PromptRow:
-    """One question to the model: what it sees, and the positions of one modality it is asked for.
+    """One query to the model: what it sees, and the positions of one modality it is asked for.
 
     inputs         known tokens by modality, modality index ascending
     modality       index of the asked modality

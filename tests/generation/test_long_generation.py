@@ -1,6 +1,7 @@
 """Recordings of any length: windows, joining, conditioning on the overlap, resume, memory, parts, the Python API."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,16 +17,18 @@ from egom2p.generation.generation import GenerationConfig, run_generation
 from egom2p.generation.generation_inputs import clip_config_of
 from egom2p.generation.generation_memory import (
     MemoryEstimate,
+    _model_step,
     check_joined_fits,
-    estimate_memory,
     fitting_batch,
     in_smaller_batches,
+    measure_memory,
 )
 from egom2p.generation.loaded_model import load_model
 from egom2p.generation.long_generation import generate_segment
 from egom2p.generation.partial_prompts import InpaintingMask, encode_given, given_positions
 from egom2p.generation.recording_windows import common_step_s, overlap_of, plan_segments
 from egom2p.generation.request import Request
+from egom2p.layers.step_memory import LiveBytes
 from egom2p.models.generation_plans import SamplingConfig
 
 HOT = {"default": SamplingConfig(temperature=1.0, num_steps=2)}
@@ -285,9 +288,22 @@ def test_the_batch_is_chosen_before_the_work(checkpoint, capsys):
     check_joined_fits("walk", 1000, free=10**6)
     with pytest.raises(ValueError, match="walk: as one result .*join=none"):
         check_joined_fits("walk", 10**6, free=10**6)
-    plain = estimate_memory(checkpoint, [SamplingConfig().plan("tok_depth")])
-    guided = estimate_memory(checkpoint, [SamplingConfig(guidance=2.0).plan("tok_depth")])
-    assert guided.per_clip >= plain.per_clip > 0
+
+
+def test_memory_is_that_of_a_real_pass(checkpoint):
+    """Measured without numbers, against the tensors that live while the same pass is taken."""
+    plain, guided = (
+        measure_memory(checkpoint, [SamplingConfig(guidance=scale).plan("tok_depth")]) for scale in (1.0, 2.0)
+    )
+    assert guided.per_clip >= plain.per_clip > 0 and plain.fixed > checkpoint.context_bytes
+    plan = SamplingConfig(guidance=2.0).plan("tok_rgb")
+    estimate = measure_memory(replace(checkpoint, tokenizers={}), [plan])
+    peaks = []
+    for count in (2, 6):
+        with torch.no_grad(), LiveBytes() as live:
+            _model_step(count, checkpoint.model, plan=plan)
+        peaks.append(live.peak)
+    assert estimate.per_clip == pytest.approx((peaks[1] - peaks[0]) / 4, rel=0.1)
 
 
 def test_what_is_hidden_does_not_reach_the_tokens_of_the_rest(checkpoint, world):

@@ -3,7 +3,9 @@
 import http.client
 import json
 import socket
+import struct
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -154,3 +156,99 @@ def test_settings_that_cannot_work_are_found_at_once(settings, message):
 def test_a_taken_port_is_named(server, inference):
     with pytest.raises(ValueError, match=f"port {server.server_port} of 127.0.0.1: .* port=0"):
         CaptionServer(replace(CONFIG, port=server.server_port), inference)
+
+
+def raw(server, *parts, pause_s=0.0):
+    """Status of what is answered to bytes sent in parts; None for a connection that is closed without an answer."""
+    with socket.create_connection(("127.0.0.1", server.server_port), timeout=10) as connection:
+        try:
+            for part in parts:
+                connection.sendall(part)
+                time.sleep(pause_s)
+            answer = b""
+            while got := connection.recv(65536):
+                answer += got
+        except ConnectionError:
+            return None
+    return int(answer.split()[1]) if answer else None
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Host": "evil.example"}, 403),
+        ({"Host": "evil.example:{port}"}, 403),
+        ({"Host": "127.0.0.1"}, 403),
+        ({"Host": "127.0.0.1:1"}, 403),
+        ({"Host": ""}, 403),
+        ({"Host": "127.0.0.1:{port}", "Origin": "http://evil.example"}, 403),
+        ({"Host": "127.0.0.1:{port}", "Origin": "null"}, 403),
+        ({"Host": "127.0.0.1:{port}", "Origin": "https://localhost"}, 403),
+        ({"Host": "127.0.0.1:{port}", "Origin": "http://localhost:{port}"}, 200),
+        ({"Host": "LOCALHOST:{port}"}, 200),
+        ({"Host": "[::1]:{port}"}, 200),
+    ],
+)
+def test_a_web_page_cannot_use_the_model(server, headers, status):
+    """Neither by a simple request of another site nor by a name of its own that leads to this machine."""
+    headers = {name: text.format(port=server.server_port) for name, text in headers.items()}
+    body = json.dumps({"embedding": vectors(1).flatten().tolist()})
+    assert request(server, body, headers=headers)[0] == status
+    assert request(server, method="GET", path="/", headers=headers)[0] == status
+
+
+def test_a_request_names_one_host(server):
+    host = b"Host: 127.0.0.1:%d\r\n" % server.server_port
+    assert raw(server, b"GET / HTTP/1.1\r\n" + host + b"Connection: close\r\n\r\n") == 200
+    assert raw(server, b"GET / HTTP/1.1\r\n" + host * 2 + b"\r\n") == 403
+    assert raw(server, b"GET / HTTP/1.0\r\n\r\n") == 200  # every browser names one
+
+
+def test_a_request_that_trickles_in_ends_at_its_deadline(server):
+    start_s = time.monotonic()
+    assert raw(server, *[b"G"] * 40, pause_s=0.1) is None
+    assert time.monotonic() - start_s < 5
+    host = b"Host: 127.0.0.1:%d\r\n" % server.server_port
+    head = f"POST {INFERENCE} HTTP/1.1\r\n".encode() + host + b"Content-Length: 1000\r\n\r\n"
+    start_s = time.monotonic()
+    assert raw(server, head, *[b" "] * 30, pause_s=0.1) in (408, None)
+    assert time.monotonic() - start_s < 6
+
+
+def test_two_hundred_at_once_are_all_answered(server):
+    def status(_):
+        return request(server, method="GET", path="/")[0]
+
+    with ThreadPoolExecutor(200) as pool:
+        assert set(pool.map(status, range(200))) == {200}
+
+
+def test_connections_are_bounded_and_free_again(inference):
+    with CaptionServer(replace(CONFIG, max_connections=2), inference) as few:
+        threading.Thread(target=few.serve_forever, daemon=True).start()
+        open_ones = [socket.create_connection(("127.0.0.1", few.server_port)) for _ in range(2)]
+        time.sleep(0.2)
+        assert raw(few) == 503
+        for connection in open_ones:
+            connection.close()
+        time.sleep(0.2)
+        assert request(few, method="GET", path="/")[0] == 200
+        few.shutdown()
+
+
+def test_a_client_that_hangs_up_leaves_no_traceback(server, caplog, capfd):
+    body = json.dumps({"embedding": vectors(3).flatten().tolist()}).encode()
+    host = b"Host: 127.0.0.1:%d\r\n" % server.server_port
+    head = f"POST {INFERENCE} HTTP/1.1\r\n".encode() + host + b"Content-Length: %d\r\n\r\n" % len(body)
+    for sent in (b"", b"GET", head, head + body[:9], head + body, b"BAD \x1b[31m\r\n\r\n" * 9):
+        connection = socket.create_connection(("127.0.0.1", server.server_port))
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset, not an end
+        connection.sendall(sent)
+        connection.close()
+    assert request(server, body)[0] == 200
+    assert "Traceback" not in caplog.text + capfd.readouterr().err and "\x1b" not in caplog.text
+
+
+@pytest.mark.parametrize("length", ["9" * 5000, "1" * 16, "99999999"])
+def test_a_length_with_thousands_of_digits_is_too_large(server, length):
+    assert request(server, b"{}", headers={"Content-Length": length})[0] == 413

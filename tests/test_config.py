@@ -195,6 +195,48 @@ def test_quoted_text_arrives_as_it_is(text):
     assert parsed == text
 
 
+_TYPED = [
+    "Müller/take (1).mp4",
+    "a=b",
+    "x,y",
+    "it's",
+    "walk{1}.mp4",
+    "[a].mp4",
+    "20241101",
+    "1e5",
+    "true",
+    "日本 1",
+    "a#b",
+]
+_TYPED += ["'half", 'say "x".mp4', "back\\slash\\", "a: b", " x", "$HOME", "100%", "a~b", "null.mp4", "(1)", "-1", "!x"]
+
+
+@pytest.mark.parametrize("text", _TYPED)
+def test_text_arrives_as_it_is_typed(config_file, text):
+    config = load_config(JobConfig, config_file, [f"sets.a.path={text}", f"output_dir={text}"])
+    assert config.sets["a"].path == text and config.output_dir == Path(text)
+
+
+def test_what_hydra_reads_is_still_read(config_file, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config = load_config(
+        JobConfig,
+        config_file,
+        ["sets.a.path=~/x", "output_dir='a b'", "targets=[Miller,'x,y']", "seed=3", "extra=null", "sets.b={path: 7x}"],
+    )
+    assert config.sets["a"].path == f"{tmp_path}/x" and config.output_dir == Path("a b")
+    assert config.targets == ["Miller", "x,y"] and config.sets["b"].path == "7x"
+    assert load_config(JobConfig, config_file, ["seed=4", "sets.a.path=run_${seed}"]).sets["a"].path == "run_4"
+
+
+def test_an_empty_path_and_a_word_for_a_list_are_told(config_file):
+    for key in ("output_dir", "sets.a.path"):
+        with pytest.raises(ConfigError, match=rf"`{key}` has no value; say {key}=\.\.\."):
+            load_config(JobConfig, config_file, [f"{key}="])
+    with pytest.raises(ConfigError, match=r"`targets` is a list, found 'depth'; say targets=\[depth\]"):
+        load_config(JobConfig, config_file, ["targets=depth"])
+
+
 def test_no_config_and_default_config(config_file, capsys):
     with pytest.raises(SystemExit) as ended:
         run_main(JobConfig, print, arguments=[])

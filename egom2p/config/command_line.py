@@ -167,7 +167,7 @@ def _run_hydra(
     schema: type[SchemaT], task: Callable[[SchemaT], Any], given: argparse.Namespace, description: str
 ) -> None:
     file = find_config_file(given.config)
-    overrides = prepare_overrides(schema, given.overrides, file)
+    overrides = prepare_overrides(schema, given.overrides, file, is_sweep=given.multirun)
     if not given.multirun:
         compose(file, overrides)  # for its readable errors
 

@@ -7,11 +7,12 @@ A main file may lie anywhere; its `defaults` list reaches every file below the c
 import dataclasses
 import difflib
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from enum import Enum
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_origin
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
@@ -96,15 +97,17 @@ def compose(file: Path, overrides: Sequence[str]) -> DictConfig:
         GlobalHydra.instance().clear()
 
 
-def prepare_overrides(schema: type, overrides: Sequence[str], file: Path) -> list[str]:
+def prepare_overrides(schema: type, overrides: Sequence[str], file: Path, *, is_sweep: bool = False) -> list[str]:
     """Check the keys of overrides against the schema, and let known keys be set though no YAML names them.
 
-    Choices of whole files (`group@package=choice`) and `hydra.*` are passed on as they are.
+    Choices of whole files (`group@package=choice`) and `hydra.*` are passed on as they are. A key that takes text takes
+    it as it is typed, whatever it means to Hydra (file names with brackets, commas, letters of any alphabet), except
+    that of a sweep commas part the values.
     """
-    return [_prepare_override(schema, override, file) for override in overrides]
+    return [_prepare_override(schema, override, file, is_sweep) for override in overrides]
 
 
-def _prepare_override(schema: type, override: str, file: Path) -> str:
+def _prepare_override(schema: type, override: str, file: Path, is_sweep: bool) -> str:
     sign = "++" if override.startswith("++") else override[:1] if override[:1] in "+~" else ""
     key, equals, value = override[len(sign) :].partition("=")
     if not equals and sign != "~":
@@ -115,19 +118,31 @@ def _prepare_override(schema: type, override: str, file: Path) -> str:
     path = key.split(".")
     if not is_known_key(schema, path):
         raise ConfigError(unknown_key(schema, path))
-    return override if sign else f"++{key}={_as_one_text(schema, path, value)}"
+    if not sign and not (is_sweep and "," in value):
+        value = _as_typed(schema, path, value)
+    return override if sign else f"++{key}={value}"
 
 
-def _as_one_text(schema: type, path: Sequence[str], value: str) -> str:
-    """Quotes around a pattern such as `tokens/[rgb,depth]/shard-*.tar`, whose brackets are a list to Hydra.
+def _as_typed(schema: type, path: Sequence[str], value: str) -> str:
+    """The value of an override in Hydra's grammar: quotes around what is text.
 
-    And around a row of a file such as `vectors.parquet#3`, whose `#` Hydra does not read; its key may take a list too.
+    What Hydra is to read stays as it is: quotes of one's own, `${...}`, null, a list or mapping where one is possible.
     """
-    kinds = types_at(schema, path)
-    is_text = all(kind in (str, type(None)) for kind in kinds)
-    is_row = str in kinds and "#" in value and value[:1] not in ("[", "{")
-    is_plain = value[:1] not in ("'", '"') and "${" not in value
-    return quoted(value) if is_plain and (is_row or is_text and any(mark in value for mark in "[]{}#")) else value
+    kinds = [get_origin(kind) or kind for kind in types_at(schema, path)]
+    key = ".".join(path)
+    if not {str, Path} & set(kinds):
+        is_list = bool({list, tuple} & set(kinds)) and str in types_at(schema, [*path, "0"])
+        is_word = value[:1] not in ("", "[", "{", "'", '"') and "${" not in value and value.lower() != "null"
+        if is_list and is_word and "," not in value:
+            raise ConfigError(f"`{key}` is a list, found {value!r}; say {key}=[{value}]")
+        return value
+    if not value.strip():
+        raise ConfigError(f"`{key}` has no value; say {key}=... (an empty text: {key}='\"\"')")
+    is_quoted = value[0] in "'\"" and value[-1] == value[0] and len(value) > 1
+    is_list = value[0] in "[{" and not set(kinds) <= {str, Path, type(None)}
+    if is_quoted or is_list or "${" in value or value.lower() == "null" or {int, float, bool} & set(kinds):
+        return value
+    return quoted(os.path.expanduser(value) if value.startswith("~/") else value)
 
 
 def _readable(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""How fast clips become packed batches, on one core, and how many bytes a clip ships.
+"""How fast clips become packed batches, on one core, and how many bytes a clip takes to the device.
 
     python benchmarks/loader.py [--num-clips 512] [--json FILE]
 

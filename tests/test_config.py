@@ -72,7 +72,7 @@ def test_keys_that_no_yaml_names_can_be_set(config_file):
     assert load_config(JobConfig, config_file, ["sets.home.path='x/[rgb,gaze]/s-{0..2}.tar'"]).sets["home"].path
 
 
-def test_shipped_files_are_reached_from_anywhere(tmp_path):
+def test_own_files_are_reached_from_anywhere(tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text("defaults:\n  - /default/egom2p/models/size@extra: tiny\n  - _self_\n")
     with pytest.raises(ConfigError, match="unknown key `extra.dim`"):
@@ -111,7 +111,7 @@ def test_mistakes_in_a_file_are_explained(config_file):
         load_config(JobConfig, "nowhere.yaml")
 
 
-def test_shipped_configs_are_found_from_anywhere(tmp_path, monkeypatch):
+def test_own_configs_are_found_from_anywhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     wanted = cfgs_root() / "default/egom2p/generation/any2any.yaml"
     for name in ("default/egom2p/generation/any2any", "cfgs/default/egom2p/generation/any2any.yaml"):

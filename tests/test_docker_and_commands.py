@@ -68,7 +68,7 @@ def test_evaluation_targets_name_a_config_that_is_there(target):
 
 
 @pytest.mark.parametrize("path", EVALUATIONS, ids=lambda path: path.stem)
-def test_shipped_evaluations_load(path):
+def test_evaluations_load(path):
     config = load_config(AnyToAnyEvaluationConfig, path, [])
     assert config.output.startswith("outputs/")
     for task in config.texts.values():

@@ -77,7 +77,7 @@ def run_main(
 ) -> None:
     """Parse the command line, compose and validate the config, call `task(config)`.
 
-    default_config   YAML used without --config, relative to the cfgs root; None: the recipes are told
+    default_config   YAML used without --config, relative to the cfgs root; None: the recipes are listed
     arguments        the command line without the program's name; sys.argv by default
 
     What can be foreseen (bad config, bad data, a full disk, too little memory) ends as one message on stderr and exit
@@ -129,7 +129,7 @@ def foreseen(error: Exception) -> str | None:
 
 
 def recipes(script: str) -> str:
-    """Lines with every shipped config whose header runs this script, and what it is for."""
+    """Lines with every config whose header runs this script, and what it is for."""
     root, found = cfgs_root(), []
     for file in sorted(root.rglob("*.yaml")):
         header = [line[1:].strip() for line in file.read_text(encoding="utf-8").splitlines()[:12] if line[:1] == "#"]

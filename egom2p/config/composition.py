@@ -28,7 +28,7 @@ SchemaT = TypeVar("SchemaT")
 
 
 def cfgs_root() -> Path:
-    """Folder of the shipped configs: beside the package in a checkout, inside it when installed."""
+    """Folder of the configs: beside the package in a checkout, inside it when installed."""
     package = Path(egom2p.__file__).resolve().parent
     beside = package.parent / "cfgs"
     return beside if beside.is_dir() else package / "cfgs"

@@ -1,4 +1,4 @@
-"""The nouns of the project: what one part hands to the next. Imports nothing of the project."""
+"""The types of the project: what one part hands to the next. Imports nothing of the project."""
 
 from egom2p.contracts.batches import LossOutput, MaskedClip, PackedBatch
 from egom2p.contracts.checks import check_shape, plain_name

@@ -49,7 +49,7 @@ class PackedBatch:
     input_lengths, target_lengths      B ints each, on the CPU
     segment_lengths                    B*K ints, on the CPU
     modalities       K names, the model's order
-    num_slots        slots of the published meaning (sum of the clips' budgets), for logging
+    token_budget     sum of the clips' budgets, filled or not (the published "total tokens"), for logging
     num_filler_clips segments at the end that stand for no clip; they count in the lengths and offsets
     num_trimmed      tokens that were drawn but left out to meet a fixed shape, for logging
     """
@@ -70,7 +70,7 @@ class PackedBatch:
     target_lengths: tuple[int, ...]
     segment_lengths: tuple[int, ...]
     modalities: tuple[str, ...]
-    num_slots: int = 0
+    token_budget: int = 0
     num_filler_clips: int = 0
     num_trimmed: int = 0
 
@@ -100,7 +100,7 @@ class PackedBatch:
         return int(self.input_ids.shape[0] + self.target_ids.shape[0])
 
     def to(self, device: torch.device | str, *, non_blocking: bool = True) -> "PackedBatch":
-        """The batch on a device; what the device can make itself is not sent (a full clip ships in <= 32 kB)."""
+        """The batch on a device; what the device can make itself is not sent (a full clip takes <= 32 kB)."""
         device = torch.device(device)
         moved = self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
         if device.type == self.head_order.device.type:

@@ -1,6 +1,6 @@
 """What a modality measures, one record per quantity. Readers, metrics, views choose by it, never by a modality's name.
 
-A new quantity is a record here and a file in `evaluation/quantities`; what else differs is said by its attributes.
+A new quantity is a record here and a file in `evaluation/quantities`; what else differs is in its attributes.
 """
 
 from dataclasses import dataclass

@@ -11,8 +11,8 @@ from zlib import crc32
 
 import numpy as np
 
-# One slot of a cycle is 1.5e-5 of the mixture: the smallest published weight, 0.003, is met to 0.5 %.
-_SLOTS_PER_CYCLE = 65536
+# One draw of a cycle is 1.5e-5 of the mixture: the smallest published weight, 0.003, is met to 0.5 %.
+_DRAWS_PER_CYCLE = 65536
 
 
 def clip_rng(seed: int, purpose: str, *indices: int) -> np.random.Generator:
@@ -70,14 +70,14 @@ class MixtureOrder:
         if not names or min(weights.values()) < 0:
             raise ValueError(f"weights of data sets are not negative and one is positive, got {dict(weights)}")
         self._names, self._seed = names, seed
-        self._counts = _slots(np.array([weights[name] for name in names], dtype=np.float64))
+        self._counts = _draws(np.array([weights[name] for name in names], dtype=np.float64))
         self._cycle: tuple[int, np.ndarray, np.ndarray] | None = None
 
     def locate(self, index: int) -> tuple[str, int]:
         """(data set, position in its order) at a global index."""
         if len(self._names) == 1:
             return self._names[0], index
-        cycle, slot = divmod(index, _SLOTS_PER_CYCLE)
+        cycle, draw = divmod(index, _DRAWS_PER_CYCLE)
         if self._cycle is None or self._cycle[0] != cycle:
             owners = np.repeat(np.arange(len(self._names)), self._counts)
             owners = clip_rng(self._seed, "mixture", cycle).permutation(owners)
@@ -86,16 +86,16 @@ class MixtureOrder:
                 ranks[owners == owner] = np.arange(count)
             self._cycle = cycle, owners, ranks
         _, owners, ranks = self._cycle
-        owner = int(owners[slot])
-        return self._names[owner], cycle * int(self._counts[owner]) + int(ranks[slot])
+        owner = int(owners[draw])
+        return self._names[owner], cycle * int(self._counts[owner]) + int(ranks[draw])
 
 
-def _slots(weights: np.ndarray) -> np.ndarray:
-    """Slots per cycle, at least one each, that sum to the cycle (largest remainders)."""
-    wanted = weights / weights.sum() * _SLOTS_PER_CYCLE
+def _draws(weights: np.ndarray) -> np.ndarray:
+    """Draws per cycle, at least one each, that sum to the cycle (largest remainders)."""
+    wanted = weights / weights.sum() * _DRAWS_PER_CYCLE
     counts = np.maximum(np.floor(wanted), 1).astype(np.int64)
     order = np.argsort(counts - wanted, kind="stable")
-    left = _SLOTS_PER_CYCLE - int(counts.sum())
+    left = _DRAWS_PER_CYCLE - int(counts.sum())
     if left >= 0:
         counts[order[:left]] += 1
     else:

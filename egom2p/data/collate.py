@@ -30,13 +30,13 @@ def collate(
     clips: Sequence[MaskedClip],
     specs: Sequence[ModalitySpec],
     num_registers: int = 0,
-    num_slots: int = 0,
+    token_budget: int = 0,
     shape: BatchShape | None = None,
     num_trimmed: int = 0,
 ) -> PackedBatch:
     """Pack clips; rows sorted by clip, modality (order of `specs`), position, with R register rows first in each clip.
 
-    num_slots, num_trimmed   noted in the batch, for logging only
+    token_budget, num_trimmed   noted in the batch, for logging only
     shape                    fill up with segments that stand for no clip, so that every tensor has a fixed shape; the
                              last of them, the tail, takes all rows left over
     """
@@ -84,7 +84,7 @@ def collate(
         target_lengths=tuple(target_lengths_B.tolist()),
         segment_lengths=tuple(segment_lengths.tolist()),
         modalities=tuple(names),
-        num_slots=num_slots,
+        token_budget=token_budget,
         num_filler_clips=num_filler,
         num_trimmed=num_trimmed,
     )

@@ -130,6 +130,6 @@ class MaskingConfig:
             raise ValueError(f"input_dropout is a share in [0, 1], got {self.input_dropout}")
 
     @property
-    def num_slots(self) -> int:
-        """Slots of the published meaning: what a padded clip would take."""
+    def token_budget(self) -> int:
+        """Input and target tokens of one clip, filled or not: the published "total tokens"."""
         return self.max_input_tokens + self.max_target_tokens

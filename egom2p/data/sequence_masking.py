@@ -55,17 +55,17 @@ def mask_sequence(
 
 
 def _fit_spans(is_kept: np.ndarray, num_input: int, num_sentinels: int) -> list[tuple[int, int]]:
-    """Hidden spans (first, end); the shortest kept stretches are hidden too until length and sentinels suffice."""
+    """Hidden spans (first, end); the shortest kept segments are hidden too until length and sentinels suffice."""
     is_kept = is_kept.copy()
     while True:
-        spans = _stretches(~is_kept)
+        spans = _segments(~is_kept)
         if len(spans) <= num_sentinels and is_kept.sum() + len(spans) <= num_input:
             return spans
-        first, end = min(_stretches(is_kept), key=lambda stretch: stretch[1] - stretch[0])
+        first, end = min(_segments(is_kept), key=lambda segment: segment[1] - segment[0])
         is_kept[first:end] = False
 
 
-def _stretches(is_member: np.ndarray) -> list[tuple[int, int]]:
+def _segments(is_member: np.ndarray) -> list[tuple[int, int]]:
     edges = np.flatnonzero(np.diff(np.concatenate([[False], is_member, [False]])))
     return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
 

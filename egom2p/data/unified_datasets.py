@@ -87,7 +87,7 @@ class _MaskedClips:
 
     def __init__(self, config: DataConfig, specs: Sequence[ModalitySpec], *, seed: int) -> None:
         self.specs, self.seed = tuple(specs), seed
-        self._slots = {name: dataset.num_slots for name, dataset in config.datasets.items()}
+        self._token_budgets = {name: dataset.token_budget for name, dataset in config.datasets.items()}
         self.sets: dict[str, TokenSet] = {}
         self._maskings: dict[str, UnifiedMasking] = {}
         self._orders: dict[str, ClipOrder] = {}
@@ -108,9 +108,9 @@ class _MaskedClips:
         clip = self.sets[name][self._orders[name].locate(position)]
         return self._maskings[name](clip, clip_rng(self.seed, "masking", index))
 
-    def num_slots(self, indices: Sequence[int]) -> int:
-        """Slots of the published meaning of these clips."""
-        return sum(self._slots[self._mixture.locate(index)[0]] for index in indices)
+    def token_budget(self, indices: Sequence[int]) -> int:
+        """Sum of the budgets of these clips, filled or not."""
+        return sum(self._token_budgets[self._mixture.locate(index)[0]] for index in indices)
 
     def size(self, index: int) -> ClipSize:
         """Rows of a clip; without reading it, where its masking can tell."""
@@ -138,7 +138,7 @@ class _ClipBatches(Dataset):
     def __getitem__(self, first_clip: int) -> PackedBatch:
         indices = [first_clip + number * self._world_size + self._rank for number in range(self._batch_size)]
         clips = [self._clips[index] for index in indices]
-        return collate(clips, self._clips.specs, self._num_registers, self._clips.num_slots(indices))
+        return collate(clips, self._clips.specs, self._num_registers, self._clips.token_budget(indices))
 
 
 class _TokenBatches(IterableDataset):
@@ -158,8 +158,8 @@ class _TokenBatches(IterableDataset):
             indices = range(run.first, run.end)
             drawn = [self._clips[index] for index in indices]
             clips, num_trimmed = fit_clips(drawn, run, self._shape, self._clips.specs, self._clips.seed)
-            num_slots = self._clips.num_slots(indices)
-            yield collate(clips, self._clips.specs, self._num_registers, num_slots, self._shape, num_trimmed)
+            token_budget = self._clips.token_budget(indices)
+            yield collate(clips, self._clips.specs, self._num_registers, token_budget, self._shape, num_trimmed)
 
 
 class TokenLoader:
@@ -256,7 +256,7 @@ class EvalLoader:
         self._masking = UnifiedMasking(specs, masking) if isinstance(masking, MaskingConfig) else masking
         if isinstance(self._masking, UnifiedMasking):
             self._masking.check(self._tokens.modalities, where=pattern)
-        self._slots = masking.num_slots if isinstance(masking, MaskingConfig) else 0
+        self._token_budget = masking.token_budget if isinstance(masking, MaskingConfig) else 0
         self._specs, self._seed, self._num_registers = tuple(specs), seed, num_registers
         total = self._tokens.num_clips
         self.num_clips = min(num_clips, total)
@@ -287,7 +287,7 @@ class EvalLoader:
                 self._masking(self._tokens[index], clip_rng(self._seed, "fixed masking", number))
                 for number, index in share
             ]
-            yield collate(clips, self._specs, self._num_registers, self._slots * len(clips))
+            yield collate(clips, self._specs, self._num_registers, self._token_budget * len(clips))
 
 
 def fixed_batches(

@@ -1,4 +1,4 @@
-"""What a model that ignores its input can reach: statistics of the tokens at each position.
+"""The unigram baseline per position: what a model can reach that knows only how often an id stands at a position.
 
 B clips, L positions of one modality, V vocabulary.
 """
@@ -12,13 +12,13 @@ from egom2p.contracts import ModalitySpec
 from egom2p.data.shards.folder_set import FolderSet, open_clips
 from egom2p.data.shards.shard_set import ShardSet
 
-# Strengths of the prior that are tried; the marginal is as good as the best of them. The last one forgets the position:
+# Strengths of the prior that are tried; the baseline is as good as the best of them. The last one forgets the position:
 # with few clips and many codes, counts per position alone would be worse than no knowledge at all.
 PRIOR_STRENGTHS = (0.5, 2.0, 8.0, 32.0, 128.0, 512.0, 2048.0, 8192.0, 1e9)
 _CLIPS_AT_ONCE = 1000
 
 
-def unigram_baselines(
+def position_counts(
     tokens: str | ShardSet | FolderSet | np.ndarray, spec: ModalitySpec, max_clips: int | None = None
 ) -> csr_array:
     """How often each id stands at each position: counts (L, V), sparse, int64.
@@ -51,10 +51,10 @@ def position_entropy(counts: csr_array) -> float:
     return float(np.mean(np.log(totals_L[seen]) - sums_L[seen] / totals_L[seen])) if seen.any() else 0.0
 
 
-def marginal_cross_entropy(
+def baseline_cross_entropy(
     train_counts: csr_array, ids: np.ndarray, smoothing: float | None = None, *, pad_id: int | None = None
 ) -> float:
-    """Mean -log p of ids (B, L) under the training marginals of their positions, nats; see `unigram_nats`.
+    """Mean -log p of ids (B, L) under the unigram baseline of the training clips, nats; see `unigram_nats`.
 
     smoothing   strength of the prior; None: the one among several that suits the ids best, the hardest to beat
     pad_id      of a sequence: positions that hold it are left out
@@ -74,7 +74,7 @@ def unigram_nats(
     """Summed -log p(id at position) of ids and positions (N,), nats, for each strength s of the prior.
 
     p = (count at the position + s u) / (clips + s), u: how often the id occurs at any position. An even prior would
-    spread over a large vocabulary and make the marginals look worse than they are.
+    spread over a large vocabulary and make the baseline look worse than it is.
     """
     counts = csr_array(train_counts)
     totals_L = np.asarray(counts.sum(axis=1)).reshape(-1)

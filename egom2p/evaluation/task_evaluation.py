@@ -10,7 +10,7 @@ import numpy as np
 
 from egom2p.contracts import AlignedClip, ModalitySpec, TokenClip, Tokenizer, quantity_of_stream
 from egom2p.data.shards.folder_set import open_clips
-from egom2p.data.unigram_baseline import marginal_cross_entropy, position_entropy, unigram_baselines
+from egom2p.data.unigram_baseline import baseline_cross_entropy, position_counts, position_entropy
 from egom2p.evaluation.evaluation_config import EstimatorConfig, EvaluationConfig, split_task
 from egom2p.evaluation.quantities import SCORING
 from egom2p.evaluation.scoring import Baselines, ProtocolConfig
@@ -251,7 +251,7 @@ def _token_loss(
         found = checkpoint.sampler.log_likelihood(prompts[part], SamplingConfig().plan(spec.name), true_ids)
         nats += [float(-log_probs.mean()) for log_probs, _ in found]
         accuracy += [float(is_right.mean()) for _, is_right in found]
-    marginal, entropy, note = _marginal(checkpoint, truth, spec, config)
+    baseline, entropy, note = _unigram_baseline(checkpoint, truth, spec, config)
     rng = np.random.default_rng(config.seed)
     return TokenLoss(
         checkpoint=label,
@@ -259,16 +259,16 @@ def _token_loss(
         nats=bootstrap_interval(nats, rng, groups=recordings),
         accuracy=bootstrap_interval(accuracy, rng, groups=recordings),
         uniform_nats=float(np.log(spec.vocab_size)),
-        unigram_nats=marginal,
+        unigram_nats=baseline,
         marginal_entropy_nats=entropy,
         unigram_note=note,
     )
 
 
-def _marginal(
+def _unigram_baseline(
     checkpoint: Checkpoint, truth: Sequence[TokenClip], spec: ModalitySpec, config: EvaluationConfig
 ) -> tuple[float | None, float | None, str]:
-    """Cross entropy of the held-out tokens under the training marginals of their positions, their entropy, a note."""
+    """Cross entropy of the held-out tokens under their unigram baseline per position, its entropy, a note."""
     if config.train_tokens is None:
         return None, None, "no train_tokens given"
     tokens = open_clips(config.train_tokens)
@@ -278,8 +278,8 @@ def _marginal(
     wanted = checkpoint.tokenizer(spec.name).fingerprint
     if made_by is not None and made_by != wanted:
         return None, None, f"{config.train_tokens} was made by tokenizer {made_by}, this checkpoint has {wanted}"
-    counts = unigram_baselines(tokens, spec)
-    return marginal_cross_entropy(counts, _ids(truth, spec), pad_id=spec.pad_id), position_entropy(counts), ""
+    counts = position_counts(tokens, spec)
+    return baseline_cross_entropy(counts, _ids(truth, spec), pad_id=spec.pad_id), position_entropy(counts), ""
 
 
 def _ids(clips: Sequence[TokenClip], spec: ModalitySpec) -> np.ndarray:

@@ -37,26 +37,26 @@ def caption_scores(candidates: Sequence[str], references: Sequence[Sequence[str]
     found, wanted = _split(candidates, references)
     pairs = list(zip(found, wanted, strict=True))
     return {
-        "exact_match": [max(float(said == words) for words in several) for said, several in pairs],
-        "token_f1": [max(token_f1(said, words) for words in several) for said, several in pairs],
-        "bleu4": [sentence_bleu4(said, several) for said, several in pairs],
-        "rouge_l": [max(rouge_l(said, words) for words in several) for said, several in pairs],
+        "exact_match": [max(float(candidate == words) for words in several) for candidate, several in pairs],
+        "token_f1": [max(token_f1(candidate, words) for words in several) for candidate, several in pairs],
+        "bleu4": [sentence_bleu4(candidate, several) for candidate, several in pairs],
+        "rouge_l": [max(rouge_l(candidate, words) for words in several) for candidate, several in pairs],
         "cider_d": cider_d(found, wanted),
     }
 
 
-def token_f1(said: Sequence[str], wanted: Sequence[str]) -> float:
+def token_f1(candidate: Sequence[str], wanted: Sequence[str]) -> float:
     """Harmonic mean of precision and recall of words; each occurrence counts once."""
-    common = sum((Counter(said) & Counter(wanted)).values())
-    return 2 * common / (len(said) + len(wanted)) if common else 0.0
+    common = sum((Counter(candidate) & Counter(wanted)).values())
+    return 2 * common / (len(candidate) + len(wanted)) if common else 0.0
 
 
-def rouge_l(said: Sequence[str], wanted: Sequence[str]) -> float:
+def rouge_l(candidate: Sequence[str], wanted: Sequence[str]) -> float:
     """F-measure of the longest common subsequence of words (Lin 2004)."""
-    longest = _longest_common(said, wanted)
+    longest = _longest_common(candidate, wanted)
     if not longest:
         return 0.0
-    precision, recall = longest / len(said), longest / len(wanted)
+    precision, recall = longest / len(candidate), longest / len(wanted)
     return (1 + _ROUGE_BETA**2) * precision * recall / (recall + _ROUGE_BETA**2 * precision)
 
 
@@ -64,25 +64,25 @@ def corpus_bleu4(candidates: Sequence[str], references: Sequence[Sequence[str]])
     """BLEU of the whole set (Papineni et al. 2002), orders 1 to 4, not smoothed: 0 when no phrase of 4 words fits."""
     found, wanted = _split(candidates, references)
     hits, totals = np.zeros(_MAX_ORDER), np.zeros(_MAX_ORDER)
-    said_length = reference_length = 0
-    for said, several in zip(found, wanted, strict=True):
-        part_hits, part_totals = _phrase_hits(said, several)
+    candidate_length = reference_length = 0
+    for candidate, several in zip(found, wanted, strict=True):
+        part_hits, part_totals = _phrase_hits(candidate, several)
         hits, totals = hits + part_hits, totals + part_totals
-        said_length += len(said)
-        reference_length += _nearest_length(said, several)
+        candidate_length += len(candidate)
+        reference_length += _nearest_length(candidate, several)
     if not hits.all():
         return 0.0
-    return _brevity(said_length, reference_length) * math.exp(float(np.log(hits / totals).mean()))
+    return _brevity(candidate_length, reference_length) * math.exp(float(np.log(hits / totals).mean()))
 
 
-def sentence_bleu4(said: Sequence[str], several: Sequence[Sequence[str]]) -> float:
+def sentence_bleu4(candidate: Sequence[str], several: Sequence[Sequence[str]]) -> float:
     """BLEU of one sample; orders 2 to 4 with one hit and one phrase added, so that short answers have a score."""
-    hits, totals = _phrase_hits(said, several)
+    hits, totals = _phrase_hits(candidate, several)
     if not hits[0]:
         return 0.0
     hits[1:] += 1
     totals[1:] += 1
-    return _brevity(len(said), _nearest_length(said, several)) * math.exp(float(np.log(hits / totals).mean()))
+    return _brevity(len(candidate), _nearest_length(candidate, several)) * math.exp(float(np.log(hits / totals).mean()))
 
 
 def cider_d(found: Sequence[Sequence[str]], wanted: Sequence[Sequence[Sequence[str]]]) -> list[float]:
@@ -98,14 +98,14 @@ def cider_d(found: Sequence[Sequence[str]], wanted: Sequence[Sequence[Sequence[s
             num_with[number].update({phrase for phrases in several for phrase in phrases[number]})
     log_samples = math.log(max(len(wanted), 1))
     scores = []
-    for said, texts, several in zip(found, wanted, counts, strict=True):
+    for candidate, texts, several in zip(found, wanted, counts, strict=True):
         total = 0.0
         for number, order in enumerate(_ORDERS):
             rarity = num_with[number]
-            said_weights = _weights(_phrases(said, order), rarity, log_samples)
+            candidate_weights = _weights(_phrases(candidate, order), rarity, log_samples)
             for words, phrases in zip(texts, several, strict=True):
-                likeness = _clipped_cosine(said_weights, _weights(phrases[number], rarity, log_samples))
-                total += likeness * math.exp(-((len(said) - len(words)) ** 2) / (2 * _CIDER_SIGMA**2))
+                likeness = _clipped_cosine(candidate_weights, _weights(phrases[number], rarity, log_samples))
+                total += likeness * math.exp(-((len(candidate) - len(words)) ** 2) / (2 * _CIDER_SIGMA**2))
         scores.append(10.0 * total / (_MAX_ORDER * len(several)))
     return scores
 
@@ -126,8 +126,8 @@ def embedding_cosine(
     vectors = dict(zip(every, np.asarray(encoder(every), np.float64), strict=True)) if every else {}
     means = {text: np.mean([vectors[chunk] for chunk in parts], axis=0) for text, parts in chunks.items() if parts}
     return [
-        max((_cosine(means.get(said), means.get(text)) for text in several), default=0.0)
-        for said, several in zip(candidates, references, strict=True)
+        max((_cosine(means.get(candidate), means.get(text)) for text in several), default=0.0)
+        for candidate, several in zip(candidates, references, strict=True)
     ]
 
 
@@ -162,11 +162,11 @@ def _phrases(words: Sequence[str], order: int) -> Counter[tuple[str, ...]]:
     return Counter(tuple(words[start : start + order]) for start in range(len(words) - order + 1))
 
 
-def _phrase_hits(said: Sequence[str], several: Sequence[Sequence[str]]) -> tuple[np.ndarray, np.ndarray]:
+def _phrase_hits(candidate: Sequence[str], several: Sequence[Sequence[str]]) -> tuple[np.ndarray, np.ndarray]:
     """For each order: phrases of the candidate that a reference has (as often as there), and all of them."""
     hits, totals = np.zeros(_MAX_ORDER), np.zeros(_MAX_ORDER)
     for number, order in enumerate(_ORDERS):
-        phrases = _phrases(said, order)
+        phrases = _phrases(candidate, order)
         allowed: Counter[tuple[str, ...]] = Counter()
         for words in several:
             allowed |= _phrases(words, order)
@@ -174,12 +174,12 @@ def _phrase_hits(said: Sequence[str], several: Sequence[Sequence[str]]) -> tuple
     return hits, totals
 
 
-def _nearest_length(said: Sequence[str], several: Sequence[Sequence[str]]) -> int:
-    return min((abs(len(words) - len(said)), len(words)) for words in several)[1]
+def _nearest_length(candidate: Sequence[str], several: Sequence[Sequence[str]]) -> int:
+    return min((abs(len(words) - len(candidate)), len(words)) for words in several)[1]
 
 
-def _brevity(said_length: int, reference_length: int) -> float:
-    return 1.0 if said_length >= reference_length else math.exp(1 - reference_length / said_length)
+def _brevity(candidate_length: int, reference_length: int) -> float:
+    return 1.0 if candidate_length >= reference_length else math.exp(1 - reference_length / candidate_length)
 
 
 def _longest_common(a: Sequence[str], b: Sequence[str]) -> int:
@@ -197,10 +197,10 @@ def _weights(
     return {phrase: count * (log_samples - math.log(max(num_with[phrase], 1))) for phrase, count in phrases.items()}
 
 
-def _clipped_cosine(said: dict[tuple[str, ...], float], wanted: dict[tuple[str, ...], float]) -> float:
+def _clipped_cosine(candidate: dict[tuple[str, ...], float], wanted: dict[tuple[str, ...], float]) -> float:
     """Cosine in which the candidate has nothing from saying a phrase more often than the reference."""
-    size = math.sqrt(sum(v * v for v in said.values())) * math.sqrt(sum(v * v for v in wanted.values()))
-    common = sum(min(value, wanted[phrase]) * wanted[phrase] for phrase, value in said.items() if phrase in wanted)
+    size = math.sqrt(sum(v * v for v in candidate.values())) * math.sqrt(sum(v * v for v in wanted.values()))
+    common = sum(min(value, wanted[phrase]) * wanted[phrase] for phrase, value in candidate.items() if phrase in wanted)
     return common / size if size else 0.0
 
 

@@ -17,12 +17,12 @@ def path_length_m(poses: np.ndarray) -> float:
 
 
 def segment_errors(estimate: np.ndarray, reference: np.ndarray, lengths_m: Sequence[float]) -> dict[str, float | None]:
-    """Relative errors over stretches of the reference that are `lengths_m` long, as the KITTI odometry benchmark does.
+    """Relative errors over segments of the reference that are `lengths_m` long, as the KITTI odometry benchmark does.
 
-    translation_percent   mean |error of the motion over the stretch| / length
+    translation_percent   mean |error of the motion over the segment| / length
     rotation_deg_per_m    mean angle of that error / length
-    num_segments          stretches compared: from every sample, every length that still fits
-    No stretch fits: the errors are None. No alignment is needed: motions are seen from their first pose.
+    num_segments          segments compared: from every sample, every length that still fits
+    No segment fits: the errors are None. No alignment is needed: motions are seen from their first pose.
     """
     estimate, reference = check_poses("estimate", estimate), check_poses("reference", reference)
     if len(estimate) != len(reference):
@@ -57,7 +57,7 @@ def scale_drift(estimate: np.ndarray, reference: np.ndarray, *, rate_hz: float) 
     The scale of a frame is the median of estimate / reference over its known pixels.
     spread_percent   standard deviation of the logarithm of the scale over frames
     slope_percent_per_s   |trend| of the logarithm of the scale by time
-    step_percent     mean change of the logarithm of the scale from one frame to the next: flicker and seams
+    step_percent     mean change of the logarithm of the scale from one frame to the next: flicker and jumps at overlaps
     With fewer than two frames that can be compared all are None.
     """
     estimate, reference = np.asarray(estimate, np.float64), np.asarray(reference, np.float64)

@@ -36,7 +36,7 @@ def model_readme(directory: str | Path, repo_id: str, *, licence: str | None = N
     num_parameters = sum(parameter.numel() for parameter in load_model(directory).parameters())
     front = _front(licence, "egocentric-vision", "multimodal", "any-to-any")
     exported = Path(directory) / EXPORT_CARD
-    if exported.is_file():  # its words are a person's, by way of pipelines/export.py
+    if exported.is_file():  # its words are a person's, by way of pipelines/export_model.py
         return "\n".join([*front, exported.read_text(encoding="utf-8")])
     names = ", ".join(spec["name"] for spec in specs)
     size = (

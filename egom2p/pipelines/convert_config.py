@@ -136,11 +136,11 @@ def _evaluation(source: Source) -> dict[str, Any]:
     return {"batch_size": source.take("fixed_eval_batch_size", 32)}
 
 
-def _training(source: Source, config: ConvertConfigConfig, slots_per_clip: int) -> dict[str, Any]:
+def _training(source: Source, config: ConvertConfigConfig, budget_per_clip: int) -> dict[str, Any]:
     batch_size, accumulation = source.take("batch_size", 256), source.take("accum_iter", 1)
     epoch_clips = source.take("epoch_size")
     training = {
-        **_length(source, slots_per_clip, epoch_clips, config),
+        **_length(source, budget_per_clip, epoch_clips, config),
         "blr": source.take("blr", 1e-4),
         "batch_size": batch_size,
         "accumulation": accumulation,
@@ -177,20 +177,20 @@ def _training(source: Source, config: ConvertConfigConfig, slots_per_clip: int) 
 
 
 def _length(
-    source: Source, slots_per_clip: int, epoch_clips: int | None, config: ConvertConfigConfig
+    source: Source, budget_per_clip: int, epoch_clips: int | None, config: ConvertConfigConfig
 ) -> dict[str, Any]:
-    """Length and warm-up in one unit: slots where the published file counts tokens, else epochs."""
+    """Length and warm-up in one unit: the token budget where the published file counts tokens, else epochs."""
     total, epochs = source.take("total_tokens", -1), source.take("epochs", -1)
     warmup_tokens, warmup_epochs = source.take("warmup_tokens", -1), source.take("warmup_epochs", 10)
     source.only("warmup_steps", -1, "give warm-up in tokens or epochs")
-    slots_per_epoch = (epoch_clips or 0) * slots_per_clip
+    budget_per_epoch = (epoch_clips or 0) * budget_per_clip
     if epochs < 0:
         if total <= 0:
             raise ValueError(f"{config.main}: neither epochs nor total_tokens says how long to train")
-        warmup = warmup_tokens * 1e9 if warmup_tokens >= 0 else max(warmup_epochs, 0) * slots_per_epoch
+        warmup = warmup_tokens * 1e9 if warmup_tokens >= 0 else max(warmup_epochs, 0) * budget_per_epoch
         return {"total_slots": int(total * 1e9), "warmup": warmup}
-    in_tokens = warmup_tokens >= 0 and slots_per_epoch > 0
-    warmup = warmup_tokens * 1e9 / slots_per_epoch if in_tokens else max(warmup_epochs, 0)
+    in_tokens = warmup_tokens >= 0 and budget_per_epoch > 0
+    warmup = warmup_tokens * 1e9 / budget_per_epoch if in_tokens else max(warmup_epochs, 0)
     return {"epochs": epochs, "warmup": warmup, **({"epoch_clips": epoch_clips} if epoch_clips else {})}
 
 

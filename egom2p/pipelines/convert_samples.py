@@ -17,7 +17,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("out", help="folder of recordings to write into")
     parser.add_argument("--name", help="name of the recording; by default the source's")
     parser.add_argument("--rate-hz", type=float, help="frame rate of RGB-D frames, which carry no times (default 30)")
-    parser.add_argument("--image-size", type=int, help="side of the Aria RGB picture (default: told from calibration)")
+    parser.add_argument("--image-size", type=int, help="side of the Aria RGB picture (default: from the calibration)")
     parser.add_argument("--device-size", choices=("L", "S"), help="size of the Aria glasses (default L)")
     given = vars(parser.parse_args(arguments))
     source, out = given.pop("source"), given.pop("out")

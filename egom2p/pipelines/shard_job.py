@@ -72,7 +72,7 @@ class ShardJob:
 
     def _encode_all(self, missing: list[int], total: int, advance: Callable[[int], None]) -> None:
         num_encoded = num_done = 0
-        said = started = time.perf_counter()
+        reported = started = time.perf_counter()
 
         def begun(count: int) -> None:
             nonlocal num_done
@@ -99,8 +99,8 @@ class ShardJob:
             advance(count)
             now = time.perf_counter()
             self.clips_per_s = num_encoded / (now - started)
-            if now - said > self._config.report_every_s:
-                said = now
+            if now - reported > self._config.report_every_s:
+                reported = now
                 say(self._progress(num_done, total))
         while self._begun:
             self._finish(self._begun.popleft())

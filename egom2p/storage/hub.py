@@ -203,8 +203,8 @@ def fetch_file(repo: str, kind: RepoKind, name: str, folder: Path, *, revision: 
     try:
         return Path(hf_hub_download(repo, name, repo_type=kind, revision=revision, local_dir=folder))
     except network_errors() as error:
-        told = f"{repo_page(repo, kind)}: {name} broke off ({first_line(error)})"
-        raise ValueError(f"{told}; start again, it goes on from there") from error
+        problem = f"{repo_page(repo, kind)}: {name} broke off ({first_line(error)})"
+        raise ValueError(f"{problem}; start again, it goes on from there") from error
 
 
 def sha256_of(path: Path) -> str:

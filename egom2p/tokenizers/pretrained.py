@@ -39,7 +39,7 @@ WEIGHTS_FILE = "model.safetensors"
 CARD_FILE = "tokenizer.json"
 
 TokenizerNetworkConfig = Annotated[TrajectoryVqVaeConfig | VideoCodecConfig, Field(discriminator="architecture")]
-"""Config of any tokenizer network, told apart by its key `architecture`; for root schemas of jobs."""
+"""Config of any tokenizer network, chosen by its key `architecture`; for root schemas of jobs."""
 
 # The only classes a card can name.
 _ARCHITECTURES = {

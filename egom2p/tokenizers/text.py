@@ -154,7 +154,7 @@ class TextTokenizer:
         return self.encode_texts(texts, names=[f"clip {clip.key}, {self.stream}" for clip in clips])
 
     def decode(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Texts (B, 1) of ids (B, L), L at most that of the spec, and validity (B, 1): whether anything is said."""
+        """Texts (B, 1) of ids (B, L), L at most that of the spec, and validity (B, 1): whether there is any text."""
         ids = np.asarray(ids)
         check_shape(f"ids of {self.spec.name}", ids, "b l")
         if ids.shape[1] > self.spec.num_tokens or len(ids) == 0:

@@ -92,16 +92,16 @@ def picture_of(file: Path, media: Mapping[str, str]) -> str:
         return _sheet(arrays, name)
     if "ids" in arrays and len(arrays["ids"]) <= _MAX_CODES:
         return _codes(arrays, name)
-    told = f"{len(arrays['ids'])} codes, too many to show" if "ids" in arrays else "nothing to look at"
-    return f'<p class="small">{escape(name)}: {told}</p>'
+    caption = f"{len(arrays['ids'])} codes, too many to show" if "ids" in arrays else "nothing to look at"
+    return f'<p class="small">{escape(name)}: {caption}</p>'
 
 
 def _sheet(arrays: Mapping[str, np.ndarray], name: str) -> str:
     frames_FHWC = enlarged(arrays["frames"], _HEIGHT_PX)
-    told = f"{len(frames_FHWC)} frames from left to right, row by row"
+    caption = f"{len(frames_FHWC)} frames from left to right, row by row"
     if "gaze" in arrays:
         frames_FHWC = with_gaze(frames_FHWC, arrays["gaze"], arrays["gaze_is_valid"], plots.TRUTH, filled=True)
-        told += "; dot: gaze"
+        caption += "; dot: gaze"
     height, width = frames_FHWC.shape[1:3]
     columns = min(_COLUMNS, len(frames_FHWC))
     rows = -(-len(frames_FHWC) // columns)
@@ -113,7 +113,7 @@ def _sheet(arrays: Mapping[str, np.ndarray], name: str) -> str:
     sheet.save(written, "JPEG", quality=85)
     data = base64.b64encode(written.getvalue()).decode("ascii")
     picture = f'<img alt="{escape(name)}" src="data:image/jpeg;base64,{data}">'
-    return f"<figure>{picture}<figcaption>{told}</figcaption></figure>"
+    return f"<figure>{picture}<figcaption>{caption}</figcaption></figure>"
 
 
 def _codes(arrays: Mapping[str, np.ndarray], name: str) -> str:

@@ -209,7 +209,7 @@ def _training(trained: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
         for name in (name for name in sets if "features" not in name):
             known = [row for row in tested if f"{name}/loss" in row]
             curves[name] = {"x": [row["step"] for row in known], "y": [row[f"{name}/loss"] for row in known]}
-            curves[name]["marginal"] = known[-1].get(f"{name}, shuffled features/loss")
+            curves[name]["baseline"] = known[-1].get(f"{name}, shuffled features/loss")
         content += f"<h3>{escape(label)}</h3>" + page.card(page.figure(plots.loss_curves(curves, "optimizer steps")))
     return content
 

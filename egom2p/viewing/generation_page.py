@@ -64,13 +64,13 @@ def _counted(number: int, word: str) -> str:
 
 def _inpainted(settings: Mapping[str, Any]) -> str:
     """Which part of a target was made, where the rest of it was given."""
-    told = []
+    parts = []
     for word, part in settings["inpainting"].items():
         when = "" if part["seconds"] is None else " from {:g} to {:g} s".format(*part["seconds"])
         box = part["box"]
         where = "" if box is None else f" in u {box[0]:g} to {box[2]:g}, v {box[1]:g} to {box[3]:g} of the picture"
-        told.append(f"{word}{when}{where}")
-    return f"; only {', '.join(told)} is made, the rest of it is given" if told else ""
+        parts.append(f"{word}{when}{where}")
+    return f"; only {', '.join(parts)} is made, the rest of it is given" if parts else ""
 
 
 def _windows(note: Mapping[str, Any]) -> str:
@@ -78,11 +78,11 @@ def _windows(note: Mapping[str, Any]) -> str:
     windows_s = note.get("windows_s", ())
     if len(windows_s) < 2:
         return ""
-    told = []
+    parts = []
     for stream, found in note["overlaps"].items():
         means = {label: found["mean"].get(key) for key, label in _OVERLAPS.items()}
-        told += [f"{stream} {value:.3g} {unit}" for unit, value in means.items() if value is not None]
-    apart = f"; neighbours differ on their overlap by {', '.join(told)} (mean over overlaps)" if told else ""
+        parts += [f"{stream} {value:.3g} {unit}" for unit, value in means.items() if value is not None]
+    apart = f"; neighbours differ on their overlap by {', '.join(parts)} (mean over overlaps)" if parts else ""
     starts = f"beginning at {windows_s[0]:g} to {windows_s[-1]:g} s"
     return f". Joined from {len(windows_s)} windows, {starts}{apart}"
 

@@ -79,7 +79,7 @@ def forest_plot(table: ResultTable, colours: Mapping[str, str]) -> str:
 
 
 def loss_curves(curves: Mapping[str, Mapping[str, Any]], x_label: str) -> str:
-    """Validation losses (name -> {x, y, marginal}) with the loss that ignoring the input can reach as a dashed line."""
+    """Validation losses (name -> {x, y, baseline}) with the loss that ignoring the input can reach as a dashed line."""
     columns = min(2 if len(curves) == 4 else 3, len(curves))
     rows = -(-len(curves) // columns)
     with matplotlib.rc_context(STYLE):
@@ -87,8 +87,8 @@ def loss_curves(curves: Mapping[str, Mapping[str, Any]], x_label: str) -> str:
         for number, (name, curve) in enumerate(curves.items()):
             axes = figure.add_subplot(rows, columns, number + 1)
             axes.plot(curve["x"], curve["y"], color=COLOURS[1], lw=1.8, marker="o", ms=2.8)
-            if curve.get("marginal") is not None:
-                axes.axhline(curve["marginal"], color=COLOURS[0], lw=1.3, ls=(0, (4, 3)))
+            if curve.get("baseline") is not None:
+                axes.axhline(curve["baseline"], color=COLOURS[0], lw=1.3, ls=(0, (4, 3)))
             axes.set_title(name, fontsize=10, loc="left")
             axes.set_xlabel(x_label)
             axes.set_ylabel("nats per token")

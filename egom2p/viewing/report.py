@@ -19,7 +19,7 @@ from egom2p.viewing.shown_clips import clip_sections
 
 @strict
 class ReportConfig:
-    """Folder of an evaluation; where the page goes (None: where the evaluation said, else index.html in the folder)."""
+    """Folder of an evaluation; where the page goes (None: where the evaluation wrote it, else index.html there)."""
 
     evaluation: str
     page: str | None = None
@@ -176,22 +176,22 @@ def _training_section(runs: Mapping[str, str]) -> str:
         last = entries[-1]
         content += f"<h3>{escape(label)}</h3>" + page.note(
             f"{last['step']} steps, {last['clips']} clips, {last['seconds']:.0f} s of training. Validation loss; "
-            "dashed: what a model that ignores its input can reach (cross entropy under the training marginals)."
+            "dashed: what a model that ignores its input can reach (the unigram baseline per position)."
         )
         content += page.card(page.figure(plots.loss_curves(curves, "clips seen")))
     return content
 
 
 def validation_curves(entries: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Name -> {x clips, y nats, marginal} of the losses that the log's evaluations hold."""
+    """Name -> {x clips, y nats, baseline} of the losses that the log's evaluations hold."""
     curves: dict[str, dict[str, Any]] = {}
     for entry in entries:
         if entry.get("kind") != "evaluation":
             continue
         for name, value in entry.items():
-            marginal = entry.get(f"{name}/unigram_baseline")
-            if "/" in name and marginal is not None and value is not None:
-                curve = curves.setdefault(name.replace("/", ": "), {"x": [], "y": [], "marginal": marginal})
+            baseline = entry.get(f"{name}/unigram_baseline")
+            if "/" in name and baseline is not None and value is not None:
+                curve = curves.setdefault(name.replace("/", ": "), {"x": [], "y": [], "baseline": baseline})
                 curve["x"].append(entry["clips"])
                 curve["y"].append(value)
     return curves

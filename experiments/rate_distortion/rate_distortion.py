@@ -15,7 +15,7 @@ import numpy as np
 
 from egom2p.config import from_plain, strict, to_plain
 from egom2p.contracts import AlignedClip
-from egom2p.data.unigram_baseline import marginal_cross_entropy, unigram_baselines
+from egom2p.data.unigram_baseline import baseline_cross_entropy, position_counts
 from egom2p.storage import load_json, save_json
 from egom2p.tokenizers.pretrained import load_tokenizer
 from egom2p.tokenizers.protocol import mean_errors
@@ -169,7 +169,7 @@ def _rate(config: RateDistortionConfig, folder: Path, held_out: HeldOutClips) ->
     spec = network.spec
     train_clips = list(ClipSequence(config.train, network.stream))
     train_ids, ids = network.encode_clips(train_clips), network.encode_clips(held_out.clips(spec.quantity))
-    nats = marginal_cross_entropy(unigram_baselines(train_ids, spec), ids)
+    nats = baseline_cross_entropy(position_counts(train_ids, spec), ids)
     return {
         "num_tokens": spec.num_tokens,
         "num_codes": spec.vocab_size,

@@ -24,8 +24,8 @@ def masked_clips(specs, count, tokens=12):
 def test_rows_are_the_clips_laid_end_to_end(num_registers):
     specs = (*tiny_specs(), text_spec())
     clips = masked_clips(specs, 9)
-    batch = collate(clips, specs, num_registers, num_slots=9 * 24)
-    assert (batch.num_clips, batch.num_slots, batch.modalities) == (9, 216, tuple(spec.name for spec in specs))
+    batch = collate(clips, specs, num_registers, token_budget=9 * 24)
+    assert (batch.num_clips, batch.token_budget, batch.modalities) == (9, 216, tuple(spec.name for spec in specs))
     assert batch.input_offsets.tolist() == np.cumsum([0, *batch.input_lengths]).tolist()
     assert batch.target_offsets.tolist() == np.cumsum([0, *batch.target_lengths]).tolist()
     assert batch.segment_offsets.tolist() == np.cumsum([0, *batch.segment_lengths]).tolist()

@@ -65,7 +65,7 @@ def test_every_batch_has_the_same_shapes_and_is_full(loading, num_registers):
     assert len({batch.num_clips for batch in batches}) > 1
     filled = [batch.num_tokens - batch.num_clips * num_registers for batch in batches]
     assert min(filled) >= 0.9 * CAPACITY and np.mean(filled) >= 0.98 * CAPACITY
-    assert all(batch.num_slots == 22 * batch.num_clips for batch in batches)
+    assert all(batch.token_budget == 22 * batch.num_clips for batch in batches)
 
 
 def test_resuming_is_a_seek(loading):

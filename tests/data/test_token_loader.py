@@ -144,7 +144,7 @@ def test_masks_differ_between_epochs_and_absent_modalities_stay_absent(config):
 
 
 def test_slots_are_counted_as_published(config):
-    assert take(config, 1, batch_size=3)[0].num_slots == 3 * 20
+    assert take(config, 1, batch_size=3)[0].token_budget == 3 * 20
 
 
 def test_specs_come_from_the_cards(config, tmp_path):

@@ -276,7 +276,7 @@ def test_what_cannot_be_evaluated_is_an_error_before_any_work(world):
     assert not (world / "never").exists()
 
 
-def test_other_tokenizers_marginals_are_not_shown(world):
+def test_the_baseline_of_another_tokenizer_is_not_shown(world):
     card = world / "tokens" / "train" / "gaze" / "tiny" / "card.json"
     original = card.read_text()
     card.write_text(json.dumps({**json.loads(original), "tokenizer_fingerprint": "sha256:other"}))

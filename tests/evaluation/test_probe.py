@@ -104,6 +104,6 @@ def test_a_probe_from_clips_to_table(tmp_path):
         run_probe(from_plain(ProbeConfig, values | {"test": values["train"]}))
 
 
-def test_the_shipped_config_is_valid():
+def test_the_config_is_valid():
     config = load_config(ProbeConfig, "default/egom2p/probe/world_small.yaml", [])
     assert config.layers[-1] is None and set(config.labels) == {"gaze region", "action"}

@@ -363,7 +363,7 @@ def test_five_lines_of_python(world):
         model.generate(str(world / "tokens/train/[rgb,depth]/tiny/shard-{000000..000000}.tar"), targets=["cam"])
 
 
-def test_the_shipped_checkpoint_is_found_from_anywhere(tmp_path, monkeypatch):
+def test_the_pretrained_checkpoint_is_found_from_anywhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in (None, "checkpoints/world_small", "world_small"):
         assert {spec.quantity for spec in egom2p.load_model(name, device="cpu").specs} >= {"depth", "camera"}

@@ -1,4 +1,4 @@
-"""Trajectory files: round trips, the real files, and what bad ones are told."""
+"""Trajectory files: round trips, the real files, and how bad ones are refused."""
 
 import re
 

@@ -80,7 +80,7 @@ def test_a_worse_caption_scores_worse():
     """Each step breaks one more word of the caption; no score may rise on the way."""
     words = TRUE[0].split()
     ladder = [" ".join([*words[: len(words) - broken], *["zzz"] * broken]) for broken in range(len(words))]
-    rows = [means([said, *TRUE[1:]]) for said in ladder]
+    rows = [means([candidate, *TRUE[1:]]) for candidate in ladder]
     for name in SCORES:
         values = [row[name] for row in rows]
         assert all(later <= earlier + 1e-12 for earlier, later in zip(values, values[1:], strict=False)), name
@@ -106,10 +106,10 @@ def test_a_second_implementation_agrees(rng):
     candidates = [draw() for _ in range(25)]
     references = [[draw() for _ in range(rng.integers(1, 4))] for _ in candidates]
     scores = caption_scores(candidates, references)
-    for number, (said, several) in enumerate(zip(candidates, references, strict=True)):
-        assert scores["token_f1"][number] == pytest.approx(max(plain_f1(said, text) for text in several))
-        assert scores["rouge_l"][number] == pytest.approx(max(plain_rouge(said, text) for text in several))
-        assert scores["cider_d"][number] == pytest.approx(plain_cider(said, several, references))
+    for number, (candidate, several) in enumerate(zip(candidates, references, strict=True)):
+        assert scores["token_f1"][number] == pytest.approx(max(plain_f1(candidate, text) for text in several))
+        assert scores["rouge_l"][number] == pytest.approx(max(plain_rouge(candidate, text) for text in several))
+        assert scores["cider_d"][number] == pytest.approx(plain_cider(candidate, several, references))
     assert corpus_bleu4(candidates, references) == pytest.approx(plain_bleu(candidates, references))
 
 
@@ -169,28 +169,28 @@ def grams(text, order):
     return [tuple(words[i : i + order]) for i in range(len(words) - order + 1)]
 
 
-def plain_f1(said, text):
+def plain_f1(candidate, text):
     left, common = text.split(), 0
-    for word in said.split():
+    for word in candidate.split():
         if word in left:
             left.remove(word)
             common += 1
     if not common:
         return 0.0
-    precision, recall = common / len(said.split()), common / len(text.split())
+    precision, recall = common / len(candidate.split()), common / len(text.split())
     return 2 * precision * recall / (precision + recall)
 
 
-def plain_rouge(said, text):
+def plain_rouge(candidate, text):
     def lcs(a, b):
         if not a or not b:
             return 0
         return lcs(a[1:], b[1:]) + 1 if a[0] == b[0] else max(lcs(a[1:], b), lcs(a, b[1:]))
 
-    longest = lcs(said.split(), text.split())
+    longest = lcs(candidate.split(), text.split())
     if not longest:
         return 0.0
-    p, r = longest / len(said.split()), longest / len(text.split())
+    p, r = longest / len(candidate.split()), longest / len(text.split())
     return (1 + 1.44) * p * r / (r + 1.44 * p)
 
 
@@ -198,21 +198,21 @@ def plain_bleu(candidates, references):
     product = 1.0
     for order in (1, 2, 3, 4):
         hits = total = 0
-        for said, several in zip(candidates, references, strict=True):
-            mine = grams(said, order)
+        for candidate, several in zip(candidates, references, strict=True):
+            mine = grams(candidate, order)
             total += len(mine)
             for gram in set(mine):
                 hits += min(mine.count(gram), max(grams(text, order).count(gram) for text in several))
         product *= hits / total if total else 0.0
-    length = sum(len(said.split()) for said in candidates)
+    length = sum(len(candidate.split()) for candidate in candidates)
     nearest = 0
-    for said, several in zip(candidates, references, strict=True):
+    for candidate, several in zip(candidates, references, strict=True):
         sizes = sorted(len(text.split()) for text in several)
-        nearest += min(sizes, key=lambda size, said=said: abs(size - len(said.split())))
+        nearest += min(sizes, key=lambda size, candidate=candidate: abs(size - len(candidate.split())))
     return min(1.0, math.exp(1 - nearest / length)) * product**0.25
 
 
-def plain_cider(said, several, references):
+def plain_cider(candidate, several, references):
     total = 0.0
     for order in (1, 2, 3, 4):
 
@@ -223,11 +223,11 @@ def plain_cider(said, several, references):
                 values[gram] = grams(text, order).count(gram) * math.log(len(references) / max(with_gram, 1))
             return values
 
-        mine = vector(said)
+        mine = vector(candidate)
         for text in several:
             theirs = vector(text)
             dot = sum(min(mine[gram], theirs[gram]) * theirs[gram] for gram in mine if gram in theirs)
             size = math.sqrt(sum(v * v for v in mine.values()) * sum(v * v for v in theirs.values()))
-            gap = len(said.split()) - len(text.split())
+            gap = len(candidate.split()) - len(text.split())
             total += (dot / size if size else 0.0) * math.exp(-(gap**2) / 72)
     return 10 * total / 4 / len(several)

@@ -26,14 +26,14 @@ def released(parity_dir, tmp_path):
         file = tmp_path / f"{variant}.pth"
         args = argparse.Namespace(model=variant, opt_betas=[0.9, 0.95], all_domains=info["encoder_modality_order"])
         torch.save({"model": load_file(folder / "state_dict.safetensors"), "args": args, "epoch": 122}, file)
-        shipped = load_config(
+        written = load_config(
             ConvertModelConfig,
             "default/egom2p/convert/released.yaml",
             [f"checkpoint={file}", f"output={tmp_path / 'out'}", f"num_heads={info['config']['heads']}"],
         )
         grids = {"grid": info["config"]["grid"], "track": [30]}
-        modalities = {name: {**values, "grid": grids[values["kind"]]} for name, values in shipped.modalities.items()}
-        return replace(shipped, modalities=modalities), info
+        modalities = {name: {**values, "grid": grids[values["kind"]]} for name, values in written.modalities.items()}
+        return replace(written, modalities=modalities), info
 
     return write
 

@@ -210,7 +210,7 @@ def test_broken_models_are_named(tmp_path, rng):
 
 
 @pytest.mark.parametrize("size, dim", [("tiny", 384), ("small", 512), ("base", 768), ("large", 1024), ("xlarge", 2048)])
-def test_shipped_sizes(size, dim):
+def test_sizes_of_the_configs(size, dim):
     config = load_config(ModelConfig, f"default/egom2p/models/size/{size}.yaml")
     assert config.dim == dim and config.dim % config.num_heads == 0
 

@@ -110,7 +110,7 @@ def test_shards_of_captions_are_read_like_any_other(root):
         assert ids_L.shape == (16,) and tokenizer.decode_ids(ids_L[None]) == [SENTENCES[(100 + index) % 3].lower()]
 
 
-def test_training_measures_a_text_beside_its_marginal(root):
+def test_training_measures_a_text_beside_its_unigram_baseline(root):
     lines = [line for line in (root / "run" / "log.jsonl").read_text().splitlines() if "rgb2caption" in line]
     assert "rgb2caption/tok_caption/unigram_baseline" in lines[-1]
 

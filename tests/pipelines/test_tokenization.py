@@ -116,7 +116,7 @@ def test_a_clip_a_tokenizer_refuses_is_an_error_or_is_counted(made, tmp_path, rn
     assert report.num_clips == 2
 
 
-def test_the_shipped_config_names_the_published_modalities(tmp_path):
+def test_the_config_names_the_published_modalities(tmp_path):
     overrides = [f"clips={tmp_path}", f"output={tmp_path}", f"tokenizers_root={tmp_path}"]
     config = load_config(TokenizeConfig, "default/tokenize/clips.yaml", overrides)
     assert sorted(config.tokenizers) == [spec.name for spec in default_specs()]

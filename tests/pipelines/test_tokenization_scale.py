@@ -267,8 +267,8 @@ def test_a_round_trip_worse_than_the_card_is_said(made, tmp_path, capsys):
     card = json.loads(file.read_text())
     file.write_text(json.dumps(card | {"metrics": {"ate_m": 1e-6}}))
     (report,) = tokenize(replace(made, report_every_s=0.0))
-    said = capsys.readouterr().err
-    assert "look: tok_cam: ate_m is" in said and "clips/s" in said and "left, waited" in said
+    reported = capsys.readouterr().err
+    assert "look: tok_cam: ate_m is" in reported and "clips/s" in reported and "left, waited" in reported
     assert report.num_checked == 7
 
 

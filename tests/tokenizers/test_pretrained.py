@@ -86,15 +86,15 @@ def test_folders_of_earlier_versions_load(tmp_path):
     np.testing.assert_array_equal(loaded.encode(clips), network.eval().encode_clips(clips))
 
 
-def test_shipped_tokenizers_load_with_the_fingerprints_of_their_model():
-    shipped = Path(__file__).resolve().parents[2] / "checkpoints" / "world_small"
+def test_pretrained_tokenizers_load_with_the_fingerprints_of_their_model():
+    pretrained = Path(__file__).resolve().parents[2] / "checkpoints" / "world_small"
     wanted = {
         spec["name"]: spec["tokenizer_fingerprint"]
-        for spec in json.loads((shipped / "model.json").read_text())["modalities"]
+        for spec in json.loads((pretrained / "model.json").read_text())["modalities"]
     }
     assert wanted
     for name, fingerprint in wanted.items():
-        assert load_tokenizer(shipped / "tokenizers" / name).fingerprint == fingerprint
+        assert load_tokenizer(pretrained / "tokenizers" / name).fingerprint == fingerprint
 
 
 def test_settings_changed_by_hand_are_refused(tmp_path):

@@ -1,4 +1,4 @@
-"""The shipped configs load, and describe the modalities they claim."""
+"""The configs load, and describe the modalities they claim."""
 
 from pathlib import Path
 

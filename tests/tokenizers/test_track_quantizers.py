@@ -18,7 +18,7 @@ from egom2p.tokenizers import load_tokenizer, save_tokenizer
 from egom2p.tokenizers.trajectory.track_quantizers import FsqConfig, ResidualVqConfig, with_noise
 from egom2p.tokenizers.trajectory.trajectory_vqvae import TrajectoryVqVae, TrajectoryVqVaeConfig
 
-SHIPPED = Path(__file__).resolve().parents[2] / "checkpoints" / "world_small" / "tokenizers"
+PRETRAINED = Path(__file__).resolve().parents[2] / "checkpoints" / "world_small" / "tokenizers"
 KINDS = {
     "residual": {"quantizer": ResidualVqConfig(kind="residual_vq", num_streams=3), "kmeans_init": True},
     "fsq": {"quantizer": FsqConfig(kind="fsq", levels=(4, 4, 3)), "num_codes": 48},
@@ -143,7 +143,7 @@ def test_wrong_settings_say_what_is_wrong(changes, words):
 
 @pytest.mark.parametrize("name", ["tok_cam", "tok_gaze"])
 def test_tokenizers_from_before_keep_their_fingerprint(tmp_path, name):
-    loaded = load_tokenizer(SHIPPED / name)
+    loaded = load_tokenizer(PRETRAINED / name)
     assert save_tokenizer(loaded.network, tmp_path / name) == loaded.fingerprint
 
 

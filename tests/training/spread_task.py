@@ -67,7 +67,7 @@ class SpreadTask(Task):
         return batch.head_counts
 
     def size(self, batch: PackedBatch) -> BatchSize:
-        return BatchSize(clips=batch.num_clips, tokens=batch.num_tokens, slots=batch.num_slots)
+        return BatchSize(clips=batch.num_clips, tokens=batch.num_tokens, slots=batch.token_budget)
 
     def loss(self, model: torch.nn.Module, batch: PackedBatch) -> LossOutput:
         output = model(batch)
@@ -117,7 +117,7 @@ def make_batch(numbers: list[int], *, apart: bool = False) -> PackedBatch:
                 given[f"{side}_ids"][spec.name], given[f"{side}_positions"][spec.name] = ids, np.sort(chosen)
             given["query_ids"][spec.name] = np.full(num_targets, -1, np.int32)
         clips.append(MaskedClip(key=str(number), **given))
-    return collate(clips, SPECS, num_registers=1, num_slots=40 * len(clips))
+    return collate(clips, SPECS, num_registers=1, token_budget=40 * len(clips))
 
 
 def run_spread(

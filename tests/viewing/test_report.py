@@ -68,7 +68,7 @@ def test_the_page_holds_everything_and_fetches_nothing(page):
 
 def test_curves_come_with_the_loss_of_ignoring_the_input():
     curves = validation_curves(_ENTRIES)
-    assert curves == {"rgb2depth: tok_depth": {"x": [4, 8], "y": [3.0, 2.4], "marginal": 2.5}}
+    assert curves == {"rgb2depth: tok_depth": {"x": [4, 8], "y": [3.0, 2.4], "baseline": 2.5}}
 
 
 def test_a_missing_log_is_named(page, tmp_path):

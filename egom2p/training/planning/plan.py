@@ -144,7 +144,7 @@ def _tell_cost(plan: Plan, config: PretrainConfig, specs: tuple[ModalitySpec, ..
     weights = [weight for weight, _, _ in drawn]
     inputs = _average([_rows(clip.input_ids) for _, _, clip in drawn], weights)
     targets = _average([_rows(clip.target_ids) for _, _, clip in drawn], weights)
-    slots = float(np.average([dataset.num_slots for _, dataset, _ in drawn], weights=weights))
+    slots = float(np.average([dataset.token_budget for _, dataset, _ in drawn], weights=weights))
     flops = _average_flops(model, [clip for _, _, clip in drawn], weights)
     tokens = sum(inputs.values()) + sum(targets.values())
     per_step = _clips_per_step(config, plan.num_gpus, tokens_per_clip=tokens)

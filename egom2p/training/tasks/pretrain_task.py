@@ -98,7 +98,7 @@ class PretrainTask(Task):
         return BatchSize(
             clips=batch.num_clips,
             tokens=batch.num_tokens - num_register_rows,
-            slots=batch.num_slots,
+            slots=batch.token_budget,
             flops=self._flops.training(batch),
             rows=batch.num_rows - num_register_rows if batch.num_filler_clips else 0,
             trimmed=batch.num_trimmed,

@@ -17,7 +17,7 @@ from egom2p.data.masking import TransferMasking
 from egom2p.data.shards.folder_set import FolderSet, open_clips
 from egom2p.data.shards.shard_set import ShardSet
 from egom2p.data.unified_datasets import DataConfig, DatasetConfig, EvalLoader
-from egom2p.data.unigram_baseline import unigram_baselines, unigram_nats
+from egom2p.data.unigram_baseline import position_counts, unigram_nats
 from egom2p.training.distributed import Ranks
 from egom2p.training.task import Measurement
 
@@ -152,7 +152,7 @@ class TokenEvaluation:
                     self._training_clips[set_name] = open_clips(dataset.shards)
                 clips = self._training_clips[set_name]
                 if folder in clips.folders:
-                    counts = counts + unigram_baselines(clips, replace(spec, folder=folder), self._marginal_clips)
+                    counts = counts + position_counts(clips, replace(spec, folder=folder), self._marginal_clips)
             self._training_counts[name] = counts
         return self._training_counts[name]
 

@@ -285,7 +285,7 @@ def _surroundings(
 
 
 def caption_of(speed: np.ndarray, turn: np.ndarray, target: np.ndarray, mover_names: list[str]) -> str:
-    """One sentence about a stretch of time: speed (T,) m/s, turn (T,) rad/s, left positive, target (T,) as in `gaze`.
+    """One sentence about a segment of time: speed (T,) m/s, turn (T,) rad/s, left positive, target (T,) as in `gaze`.
 
     For example "the wearer walks forward and turns left, looking at a red moving ball".
     """
@@ -304,5 +304,5 @@ def _motion(speed_mps: float, turn_rad_per_s: float) -> str:
     turns = abs(turn_rad_per_s) > np.radians(10)
     if speed_mps < 0.2:
         return f"turns {side} on the spot" if turns else "stands still"
-    pace = "walks" if speed_mps < 0.9 else "walks fast"
-    return f"{pace} and turns {side}" if turns else f"{pace} forward"
+    gait = "walks" if speed_mps < 0.9 else "walks fast"
+    return f"{gait} and turns {side}" if turns else f"{gait} forward"

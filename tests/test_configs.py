@@ -1,4 +1,4 @@
-"""Every shipped YAML says what it is, and the command it names is one the program accepts."""
+"""Every YAML says what it is, and the command it names is one the program accepts."""
 
 from pathlib import Path
 
@@ -43,7 +43,7 @@ def test_the_released_recipe_has_the_published_numbers():
     config = load_config(PretrainConfig, RECIPE, ["data.tokens_root=tokens", "tokenizers_root=tokenizers"])
     assert sum(dataset.weight for dataset in config.data.datasets.values()) == pytest.approx(1, abs=1e-3)
     for name, dataset in config.data.datasets.items():
-        assert dataset.num_slots == 4096 and dataset.policy == "clamp", name
+        assert dataset.token_budget == 4096 and dataset.policy == "clamp", name
         assert dataset.alphas == config.data.datasets["egoexo4d"].alphas
         assert dataset.shards.startswith("tokens/train/[")
     length = config.training.length()

@@ -1,4 +1,4 @@
-"""A shipped folder stands alone, is small, and gives the model's answers."""
+"""An exported folder stands alone, is small, and gives the model's answers."""
 
 import json
 import shutil
@@ -17,7 +17,7 @@ from egom2p.generation.generation import GenerationConfig, run_generation
 from egom2p.generation.request import Request
 from egom2p.models.egom2p_model import load_model
 from egom2p.models.weights import save_model
-from egom2p.pipelines.export import BundleConfig, make_bundle
+from egom2p.pipelines.export_model import ExportModelConfig, export_model
 from egom2p.storage import load_tensors
 
 WORDS = {"title": "A tiny one", "data": "invented clips", "commands": ("make tiny",), "limits": "untrained"}
@@ -28,18 +28,18 @@ def world(tmp_path_factory):
     return make_tiny_world(tmp_path_factory.mktemp("world"), num_val=2)
 
 
-def bundle_config(world, output, **changes) -> BundleConfig:
-    return BundleConfig(checkpoint=str(world / "model"), output=str(output), **(WORDS | changes))
+def export_config(world, output, **changes) -> ExportModelConfig:
+    return ExportModelConfig(checkpoint=str(world / "model"), output=str(output), **(WORDS | changes))
 
 
 def test_the_folder_stands_alone_and_answers_like_the_model(world, tmp_path, capsys):
-    made = make_bundle(bundle_config(world, tmp_path / "made"))
+    made = export_model(export_config(world, tmp_path / "made"))
     assert " MB (" in capsys.readouterr().err
     folder = shutil.move(made, tmp_path / "elsewhere")
     stored = load_tensors(folder / "model.safetensors")
     assert {tensor.dtype for tensor in stored.values()} == {torch.float16}
-    original, shipped = load_checkpoint(world / "model", device="cpu"), load_checkpoint(folder, device="cpu")
-    assert shipped.specs == original.specs and set(shipped.tokenizers) == set(original.tokenizers)
+    original, exported = load_checkpoint(world / "model", device="cpu"), load_checkpoint(folder, device="cpu")
+    assert exported.specs == original.specs and set(exported.tokenizers) == set(original.tokenizers)
     for name, weight in load_model(folder).state_dict().items():
         wanted = original.model.state_dict()[name]
         assert weight.dtype == wanted.dtype
@@ -49,7 +49,7 @@ def test_the_folder_stands_alone_and_answers_like_the_model(world, tmp_path, cap
         for file in ("model.safetensors", "tokenizer.json"):
             copied = (folder / "tokenizers" / name / file).read_bytes()
             assert copied == (world / "tokenizers" / source / file).read_bytes()
-    made_clip = generate_clips(shipped, [invented_clip(0)], Request(targets=("depth",), conditions=("rgb",)))[0]
+    made_clip = generate_clips(exported, [invented_clip(0)], Request(targets=("depth",), conditions=("rgb",)))[0]
     assert np.isfinite(made_clip.clip.depth_m).all()
     card = (folder / "CARD.md").read_text()
     for words in ("# A tiny one", "invented clips", "make tiny", "untrained", "Apache-2.0", "No evaluation was given"):
@@ -67,7 +67,7 @@ def test_the_card_tells_what_an_evaluation_measured(world, tmp_path):
             tasks=("rgb2depth",), estimators={"most likely": EstimatorConfig()}, device="cpu", progress=False,
         )
     )  # fmt: skip
-    folder = make_bundle(bundle_config(world, tmp_path / "made", evaluation=str(tmp_path / "evaluation")))
+    folder = export_model(export_config(world, tmp_path / "made", evaluation=str(tmp_path / "evaluation")))
     metrics = json.loads((folder / "metrics.json").read_text())
     assert {row["checkpoint"] for row in metrics["tasks"][0]["rows"]} == {None, "made"}
     card = (folder / "CARD.md").read_text()
@@ -76,8 +76,8 @@ def test_the_card_tells_what_an_evaluation_measured(world, tmp_path):
     )
     with pytest.raises(ValueError, match=r"results\.json: evaluated .*, not .*elsewhere"):
         shutil.copytree(world / "model", world / "elsewhere")
-        make_bundle(
-            BundleConfig(
+        export_model(
+            ExportModelConfig(
                 checkpoint=str(world / "elsewhere"), output=str(tmp_path / "no"),
                 evaluation=str(tmp_path / "evaluation"), **WORDS,
             )
@@ -86,7 +86,7 @@ def test_the_card_tells_what_an_evaluation_measured(world, tmp_path):
 
 def test_too_large_a_folder_is_refused_and_not_written(world, tmp_path):
     with pytest.raises(ValueError, match=r"would have \d\.\d+ MB \(.*tokenizers.*\), max_mb allows 0\.01"):
-        make_bundle(bundle_config(world, tmp_path / "made", max_mb=0.01))
+        export_model(export_config(world, tmp_path / "made", max_mb=0.01))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -98,16 +98,16 @@ def test_weights_that_float16_cannot_hold_are_refused(world, tmp_path):
     positions = {f"tok_{name}": f"../tokenizers/{name}" for name in ("rgb", "depth", "gaze", "cam")}
     save_model(model, tmp_path / "model", positions)
     with pytest.raises(ValueError, match="decoder_proj_context.weight reaches 1e\\+05, which torch.float16"):
-        make_bundle(bundle_config(tmp_path, tmp_path / "made"))
+        export_model(export_config(tmp_path, tmp_path / "made"))
 
 
 def test_a_model_without_tokenizers_is_refused(world, tmp_path):
     save_model(load_model(world / "model"), tmp_path / "model")
     with pytest.raises(ValueError, match=r"names no tokenizer for \['tok_cam'"):
-        make_bundle(bundle_config(tmp_path, tmp_path / "made"))
+        export_model(export_config(tmp_path, tmp_path / "made"))
 
 
-def test_generation_uses_the_shipped_checkpoint(tmp_path):
+def test_generation_uses_the_pretrained_checkpoint(tmp_path):
     folder = Path(__file__).resolve().parents[2] / "checkpoints" / "world_small"
     if folder.is_dir():
         assert pretrained_checkpoint() == folder
@@ -116,5 +116,5 @@ def test_generation_uses_the_shipped_checkpoint(tmp_path):
         }
         assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) <= 20e6
         return
-    with pytest.raises(ValueError, match=r"no checkpoint 'world_small' was shipped .*checkpoint=<folder>"):
+    with pytest.raises(ValueError, match=r"no checkpoint 'world_small' came with .*checkpoint=<folder>"):
         run_generation(GenerationConfig(input="walk.mp4", output=str(tmp_path), targets=("depth",)))

@@ -1,4 +1,6 @@
-"""A trained checkpoint as one small folder to ship: `python -m egom2p.pipelines.export checkpoint=... output=...`.
+"""A trained checkpoint as one small folder that stands alone.
+
+python -m egom2p.pipelines.export_model checkpoint=<model> output=<folder>
 
 The folder is a model directory like any other: weights in float16 (`load_model` makes them float32 again), tokenizers
 copied as they are, and beside them CARD.md, the numbers of an evaluation, and the settings of the training run.
@@ -22,8 +24,8 @@ from egom2p.tokenizers.pretrained import copy_tokenizer
 
 
 @strict
-class BundleConfig:
-    """What is shipped, and the words of its card.
+class ExportModelConfig:
+    """What is exported, and the words of its card.
 
     checkpoint   model directory whose modalities all have a tokenizer folder
     evaluation   folder with a results.json that measured this checkpoint; None: the card says that there is none
@@ -43,7 +45,7 @@ class BundleConfig:
     max_mb: float = 20.0
 
 
-def make_bundle(config: BundleConfig) -> Path:
+def export_model(config: ExportModelConfig) -> Path:
     """Write the folder atomically and say its size; ValueError, and nothing written, when it is too large."""
     checkpoint = load_checkpoint(config.checkpoint, device="cpu")
     metrics = _metrics(config)
@@ -66,7 +68,7 @@ def make_bundle(config: BundleConfig) -> Path:
         if total > config.max_mb:
             raise ValueError(
                 f"{config.output}: the folder would have {total:.2f} MB ({parts}), max_mb allows {config.max_mb:g}; "
-                f"nothing was written. Ship a smaller model, or raise max_mb"
+                f"nothing was written. Export a smaller model, or raise max_mb"
             )
     say(f"wrote {config.output}: {total:.2f} MB ({parts})")
     return Path(config.output)
@@ -82,7 +84,7 @@ def _tokenizer_folders(checkpoint: Checkpoint) -> dict[str, Path]:
     return {name: Path(folder) for name, folder in folders.items()}
 
 
-def _metrics(config: BundleConfig) -> Results | None:
+def _metrics(config: ExportModelConfig) -> Results | None:
     """Results of the one evaluated checkpoint that is exported, beside baselines, ceilings and bounds."""
     if config.evaluation is None:
         return None
@@ -110,7 +112,7 @@ def _of_checkpoints(table: ResultTable, name_of: Mapping[str | None, str | None]
     return replace(table, **kept)
 
 
-def _card(config: BundleConfig, checkpoint: Checkpoint, metrics: Results | None) -> str:
+def _card(config: ExportModelConfig, checkpoint: Checkpoint, metrics: Results | None) -> str:
     model = checkpoint.model
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     rows = [
@@ -169,8 +171,8 @@ def _megabytes(entry: Path) -> float:
 
 if __name__ == "__main__":
     run_main(
-        BundleConfig,
-        make_bundle,
-        default_config="default/egom2p/bundle/world_small.yaml",
-        description="Make a small, self-contained model directory to ship.",
+        ExportModelConfig,
+        export_model,
+        default_config="default/egom2p/export/world_small.yaml",
+        description="Make a small, self-contained model directory.",
     )

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from egom2p.config import run_main, strict
+from egom2p.metrics.bootstrap import Interval
+from egom2p.metrics.result_table import Metric, ResultTable, Row
 from egom2p.storage import load_json
 from egom2p.viewing import page, plots
 from egom2p.viewing.answered_questions import answered_questions, labelled
@@ -58,7 +60,7 @@ def write_anytoany_page(config: AnyToAnyPageConfig) -> Path:
             title = _words(table["name"]) if len(config.folders) == 1 else f"{folder.name}: {_words(table['name'])}"
             cards += _glance(table, title, list(models))
             shown = answered_questions(
-                folder, table, _metric(table)["key"], [row for row in samples if row["table"] == table["name"]]
+                folder, table, _metric(table).key, [row for row in samples if row["table"] == table["name"]]
             )
             sections.append((f"set-{len(sections)}", title, _measured(table, models) + shown))
         trained |= {label: log for label, about in models.items() if (log := _training_log(about["directory"]))}
@@ -81,11 +83,10 @@ def _samples(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
 
 
-def _metric(table: Mapping[str, Any]) -> dict[str, Any]:
+def _metric(table: Mapping[str, Any]) -> Metric:
     """The first metric of a set, as the plots want it."""
     name = next(iter(table["rows"][0]["values"]))
-    higher = name not in _LOWER_IS_BETTER
-    return {"key": name, "label": _words(name), "unit": "", "higher_is_better": higher}
+    return Metric(name, _words(name), "", "", higher_is_better=name not in _LOWER_IS_BETTER, is_primary=True)
 
 
 def _words(name: str) -> str:
@@ -102,7 +103,7 @@ def _glance_section(cards: Sequence[str]) -> str:
 
 def _glance(table: Mapping[str, Any], title: str, labels: Sequence[str]) -> list[str]:
     """Per model that was asked with controls a card; one card for all models that were asked texts."""
-    key = _metric(table)["key"]
+    key = _metric(table).key
     of_text = [row for row in table["rows"] if row["control"] == "text"]
     if of_text:
         lines = [f"{escape(row['model'])} {row['values'][key]['mean']:.3f}" for row in of_text]
@@ -142,21 +143,12 @@ def _measured(table: Mapping[str, Any], models: Mapping[str, Any]) -> str:
     """Plot and tables of a set."""
     metric = _metric(table)
     colours = dict(zip(models, plots.COLOURS * 10, strict=False))
-    rows = [
-        {
-            "checkpoint": row["model"] if row["control"] else None,
-            "label": row["control"] or row["model"],
-            "kind": "model" if row["control"] in _TRUE else "baseline",
-            "values": row["values"],
-        }
-        for row in table["rows"]
-    ]
     names = list(dict.fromkeys(name for row in table["rows"] for name in (*row["values"], *row["of_the_set"])))
     cells = [
         ("model" if row["control"] in _TRUE else "bound", [labelled(row), *[_value(row, name) for name in names]])
         for row in table["rows"]
     ]
-    content = page.figure(plots.forest_plot(rows, metric, colours)) if _is_scored(table, metric) else ""
+    content = page.figure(plots.forest_plot(_as_results(table, metric), colours)) if _is_scored(table, metric) else ""
     content += page.table(["features", *[_words(name) for name in names]], cells)
     content += page.note(f"{table['num_samples']} questions in {table['num_groups']} groups.")
     if table["differences"]:
@@ -172,8 +164,28 @@ def _measured(table: Mapping[str, Any], models: Mapping[str, Any]) -> str:
     return page.card(content)
 
 
-def _is_scored(table: Mapping[str, Any], metric: Mapping[str, Any]) -> bool:
-    return any(row["values"].get(metric["key"], {}).get("mean") is not None for row in table["rows"])
+def _as_results(table: Mapping[str, Any], metric: Metric) -> ResultTable:
+    """The set as the plots want it: a row per model and control, other controls than the true ones as baselines."""
+    rows = tuple(
+        Row(
+            label=row["control"] or row["model"],
+            kind="model" if row["control"] in _TRUE else "baseline",
+            checkpoint=row["model"] if row["control"] else None,
+            values={
+                name: Interval(value["mean"], value["low"], value["high"], table["num_samples"])
+                for name, value in row["values"].items()
+            },
+            against_baseline={},
+            failures={},
+            of_the_set=row["of_the_set"],
+        )
+        for row in table["rows"]
+    )
+    return ResultTable(table["name"], "text", table["num_samples"], table["num_groups"], "", (metric,), rows)
+
+
+def _is_scored(table: Mapping[str, Any], metric: Metric) -> bool:
+    return any(row["values"].get(metric.key, {}).get("mean") is not None for row in table["rows"])
 
 
 def _value(row: Mapping[str, Any], name: str, sign: str = "") -> str:

@@ -12,13 +12,14 @@ from pathlib import Path
 import torch
 
 from egom2p.anytoany.answers.answer_generation import Answer, AnswerConfig, Question
-from egom2p.anytoany.answers.inference import Inference, PerceivedClip, chosen_device, typed_prompt
+from egom2p.anytoany.answers.inference import Inference, PerceivedClip, typed_prompt
 from egom2p.anytoany.answers.rendering import token_clip_of, write_tokens
 from egom2p.anytoany.answers.windows import caption_windows, joined
 from egom2p.anytoany.conversations.conversation import PLACEHOLDER
 from egom2p.anytoany.types import KINDS, PerceptionFeatures
 from egom2p.config import run_main, strict
 from egom2p.data.clips.clip_alignment import RecordingTooShort
+from egom2p.jobs.workers import choose_device
 
 Files = str | tuple[str, ...]
 
@@ -107,7 +108,7 @@ def main(config: GenerateConfig) -> None:
     from egom2p.anytoany.saving import load_anytoany
 
     config.check_paths()
-    device = chosen_device(config.device)
+    device = choose_device(config.device)
     times_s = [time.perf_counter()]
     inference = Inference(load_anytoany(config.model, device=device))
     times_s.append(time.perf_counter())

@@ -19,10 +19,11 @@ from typing import Any, Literal
 import numpy as np
 
 from egom2p.anytoany.answers.answer_generation import AnswerConfig
-from egom2p.anytoany.answers.inference import Inference, chosen_device, typed_prompt
+from egom2p.anytoany.answers.inference import Inference, typed_prompt
 from egom2p.anytoany.conversations.conversation import PLACEHOLDER
 from egom2p.anytoany.perception.vectors import features_of_vectors
 from egom2p.config import run_main, strict
+from egom2p.jobs.workers import choose_device
 
 INFERENCE, HEALTH = "/api/v1/inference", "/api/v1/health"
 _METHODS = {INFERENCE: "POST", HEALTH: "GET", "/": "GET"}
@@ -293,7 +294,7 @@ def main(config: ServeConfig) -> None:
     from egom2p.anytoany.saving import load_anytoany
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    with CaptionServer(config, Inference(load_anytoany(config.model, device=chosen_device(config.device)))) as server:
+    with CaptionServer(config, Inference(load_anytoany(config.model, device=choose_device(config.device)))) as server:
         host = f"[{config.host}]" if ":" in config.host else config.host
         _log.info("serving %s on http://%s:%d%s (Ctrl-C ends it)", config.model, host, server.server_port, INFERENCE)
         try:

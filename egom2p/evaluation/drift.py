@@ -22,8 +22,14 @@ from egom2p.evaluation.quantities import SCORING
 from egom2p.evaluation.scoring import Scores
 from egom2p.generation.checkpoints import Checkpoint, load_checkpoint
 from egom2p.generation.generation_inputs import clip_config_of, kind_of_input, read_recordings
-from egom2p.generation.long_generation import LongResult, generate_segment, window_seeds
-from egom2p.generation.recording_windows import Segment, overlap_of, plan_segments
+from egom2p.generation.long_generation import (
+    LongResult,
+    Segment,
+    generate_segment,
+    overlap_of,
+    plan_segments,
+    window_seeds,
+)
 from egom2p.generation.request import Join, Request
 from egom2p.generation.stitching import StitchConfig, joined_stream, overlap_summary
 from egom2p.geometry import canonicalise

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 import egom2p
 from egom2p.config import to_plain
 from egom2p.contracts import AlignedClip, ModalitySpec, TokenClip, Tokenizer, check_fingerprint
+from egom2p.jobs.workers import choose_device
 from egom2p.models.egom2p_model import EgoM2P, load_model
 from egom2p.models.generate import Sampler
 from egom2p.models.weights import tokenizer_locations
@@ -87,7 +87,7 @@ def load_checkpoint(id_or_path: str | Path | None = None, *, device: str = "auto
     directory = checkpoint_directory(id_or_path)
     if not (directory / "model.json").is_file():
         raise ValueError(f"{directory}: no model.json; wanted a model directory such as outputs/<run>/final")
-    chosen = pick_device(device)
+    chosen = choose_device(device)
     model = load_model(directory, chosen)
     positions = tokenizer_locations(directory)
     tokenizers = {}
@@ -118,10 +118,3 @@ def pretrained_checkpoint() -> Path:
         if (folder / "model.json").is_file():
             return folder
     raise ValueError(f"no checkpoint {_PRETRAINED!r} comes with this installation; name one: checkpoint=<folder>")
-
-
-def pick_device(wanted: str) -> torch.device:
-    """`auto` is the accelerator where there is one."""
-    if wanted != "auto":
-        return torch.device(wanted)
-    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")

@@ -33,8 +33,7 @@ from egom2p.generation.generation_memory import (
     measure_memory,
 )
 from egom2p.generation.generation_outputs import write_generated
-from egom2p.generation.long_generation import generate_segment, window_seeds
-from egom2p.generation.recording_windows import Segment, overlap_of, plan_segments
+from egom2p.generation.long_generation import Segment, generate_segment, overlap_of, plan_segments, window_seeds
 from egom2p.generation.request import Request, clip_seed
 from egom2p.jobs.progress import progress_bar, say
 from egom2p.storage import (

@@ -23,8 +23,7 @@ from egom2p.generation.generation_inputs import (
     read_recordings,
     recorded_prompts,
 )
-from egom2p.generation.long_generation import generate_segment, window_seeds
-from egom2p.generation.recording_windows import overlap_of, plan_segments
+from egom2p.generation.long_generation import generate_segment, overlap_of, plan_segments, window_seeds
 from egom2p.generation.request import Request, clip_seed
 
 Input = str | Path | Recording | AlignedClip | TokenClip

@@ -14,7 +14,7 @@ import numpy as np
 from egom2p.config import strict
 from egom2p.contracts import AlignedClip, ModalitySpec, Stream, TokenClip, Tokenizer
 from egom2p.geometry import inverse_poses
-from egom2p.models.clip_states import UNKNOWN
+from egom2p.models.prompt_batches import UNKNOWN
 
 
 @strict

@@ -1,4 +1,4 @@
-"""The same functions over many tasks, in this process or in several, results in order."""
+"""Processes and what they compute on: the same functions over many tasks, here or in several, results in order."""
 
 import multiprocessing
 import os
@@ -14,6 +14,27 @@ import torch
 Result = TypeVar("Result")
 _POLL_S = 0.2
 _PARENT_POLL_S = 0.5
+
+
+def choose_device(wanted: str = "auto", *, only_cuda: bool = False) -> torch.device:
+    """What this process computes on; of several devices that of its rank on the machine (`LOCAL_RANK`).
+
+    `auto` is the accelerator where there is one, else the CPU. ValueError for a device that this machine does not have.
+
+    only_cuda   `auto` passes over other accelerators: training and tokenization were never run on them
+    """
+    if wanted == "auto":
+        has_one = torch.cuda.is_available() if only_cuda else torch.accelerator.is_available()
+        wanted = torch.accelerator.current_accelerator().type if has_one else "cpu"
+    try:
+        device = torch.device(wanted)
+        if device.type == "cuda" and device.index is None:
+            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        why = str(error).splitlines()[0]
+        raise ValueError(f"device: {wanted} is not to be had here ({why}); use device=auto or cpu") from None
+    return device
 
 
 class _Ticks:

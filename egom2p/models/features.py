@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from egom2p.contracts import ModalitySpec, TokenClip
-from egom2p.models.clip_states import UNKNOWN, state_of
 from egom2p.models.egom2p_model import EgoM2P
-from egom2p.models.prompt_batches import KnownTokens, PromptRow, pack_prompts
+from egom2p.models.prompt_batches import UNKNOWN, KnownTokens, PromptRow, pack_prompts, state_of
 
 
 @dataclass(frozen=True)

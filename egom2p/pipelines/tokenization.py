@@ -6,18 +6,16 @@ while the device encodes; what waits is bounded in bytes.
 """
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
-
-import torch
 
 from egom2p.config import strict, to_plain
 from egom2p.contracts import Tokenizer, check_fingerprint
 from egom2p.data.clips.clip_store import META, ClipStore, stored_datasets, stored_streams
 from egom2p.data.shards.shard_set import CARD_NAME, read_card
 from egom2p.jobs.progress import say
+from egom2p.jobs.workers import choose_device
 from egom2p.pipelines.clip_encoding import ClipEncoder
 from egom2p.pipelines.shard_job import ShardJob
 from egom2p.pipelines.token_shards import TokenShards
@@ -86,7 +84,7 @@ def tokenize(config: TokenizeConfig) -> list[TokenizeReport]:
             _open_store(config, dataset, present).verify()
     encoder = ClipEncoder(
         tokenizers,
-        device=_device(config),
+        device=choose_device(config.device, only_cuda=True),
         dtype=config.dtype,
         batch_size=config.batch_size,
         is_compiled=config.compile,
@@ -110,16 +108,10 @@ def load_tokenizers(config: TokenizeConfig) -> dict[str, Tokenizer]:
             cards = [*root.glob(f"*/{CARD_FILE}"), *root.glob(f"*/*/{CARD_FILE}")]
             found = sorted(str(card.parent.relative_to(root)) for card in cards)
             raise ValueError(f"tokenizer of {name}: {folder} has no {CARD_FILE}; tokenizers in {root}: {found}")
-        loaded[name] = load_tokenizer(folder, device=_device(config))
+        loaded[name] = load_tokenizer(folder, device=choose_device(config.device, only_cuda=True))
         if loaded[name].spec.name != name:
             raise ValueError(f"{folder}: found the tokenizer of {loaded[name].spec.name}, wanted that of {name}")
     return loaded
-
-
-def _device(config: TokenizeConfig) -> torch.device:
-    if config.device != "auto":
-        return torch.device(config.device)
-    return torch.device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu")
 
 
 def _present(tokenizers: Mapping[str, Tokenizer], streams: Sequence[str]) -> dict[str, Tokenizer]:

@@ -13,6 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from egom2p.jobs.workers import choose_device
+
 Dtype = Literal["auto", "fp32", "bf16", "fp16"]
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -74,7 +76,9 @@ def ranks_of_launch(device: str = "auto") -> Iterator[Ranks]:
     `device`: `auto` takes this rank's CUDA device where there is one, else the CPU.
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    chosen = _choose_device(device, local_rank=int(os.environ.get("LOCAL_RANK", "0")))
+    chosen = choose_device(device, only_cuda=True)
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
     if world_size == 1:
         yield Ranks(device=chosen)
         return
@@ -91,19 +95,6 @@ def ranks_of_launch(device: str = "auto") -> Iterator[Ranks]:
         with suppress(RuntimeError):
             dist.barrier()
         dist.destroy_process_group()
-
-
-def _choose_device(device: str, *, local_rank: int) -> torch.device:
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    chosen = torch.device(device)
-    if chosen.type == "cuda":
-        if not torch.cuda.is_available():
-            raise ValueError("device: cuda was asked for, but torch finds no CUDA device; use device=auto or cpu")
-        if chosen.index is None:
-            chosen = torch.device("cuda", local_rank)
-        torch.cuda.set_device(chosen)
-    return chosen
 
 
 def choose_dtype(name: Dtype, device: torch.device) -> torch.dtype:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from egom2p.anytoany.conversations.chat import ChatConfig, ChatRenderer
 from egom2p.anytoany.conversations.datasets import CaptionsConfig, open_dataset
@@ -19,6 +18,7 @@ from egom2p.anytoany.perception.feature_lookup import FeatureLookup
 from egom2p.config import run_main, strict
 from egom2p.data.clip_order import clip_rng
 from egom2p.jobs.progress import say
+from egom2p.jobs.workers import choose_device
 from egom2p.storage import atomic_file
 
 
@@ -85,7 +85,7 @@ def caption_nats(config: CaptionFilterConfig) -> np.ndarray:
     # Imported here: it brings transformers along.
     from egom2p.anytoany.saving import load_anytoany
 
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    device = choose_device()
     model = load_anytoany(config.model, device=device)
     lookup = FeatureLookup(model.config.perception, config.features, model.config.connector)
     renderer = ChatRenderer(model.tokenizer, lookup.span_length, ChatConfig(max_length=1 << 20))

@@ -24,9 +24,9 @@ from egom2p.jobs.progress import progress_bar, say
 from egom2p.metrics.measurements import Measured, Method, write_results
 from egom2p.metrics.result_table import Metric
 from egom2p.metrics.video import video_errors
-from egom2p.models.clip_states import UNKNOWN
 from egom2p.models.generate import Sampler
 from egom2p.models.generation_plans import SamplingConfig
+from egom2p.models.prompt_batches import UNKNOWN
 
 _BATCH = 32
 

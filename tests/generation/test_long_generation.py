@@ -24,9 +24,8 @@ from egom2p.generation.generation_memory import (
     measure_memory,
 )
 from egom2p.generation.loaded_model import load_model
-from egom2p.generation.long_generation import generate_segment
+from egom2p.generation.long_generation import common_step_s, generate_segment, overlap_of, plan_segments
 from egom2p.generation.partial_prompts import InpaintingMask, encode_given, given_positions
-from egom2p.generation.recording_windows import common_step_s, overlap_of, plan_segments
 from egom2p.generation.request import Request
 from egom2p.layers.step_memory import LiveBytes
 from egom2p.models.generation_plans import SamplingConfig

@@ -10,8 +10,6 @@ from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 
-import torch
-
 from egom2p.anytoany.answers.answer_generation import Answer, AnswerConfig, Question, answer
 from egom2p.anytoany.conversations.chat import ChatConfig, ChatRenderer
 from egom2p.anytoany.conversations.conversation import captioned, question_of
@@ -93,18 +91,6 @@ class Inference:
             found = [source.source for source in self.model.config.perception]
             raise ValueError(f"wanted a model with one perception source of vectors, this one has {found}")
         return int(widths[0] or 0)
-
-
-def chosen_device(wanted: str) -> torch.device:
-    """`auto`: the accelerator where there is one. ValueError for a device that this machine does not have."""
-    if wanted == "auto":
-        return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-    try:
-        device = torch.device(wanted)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device: {wanted} is not to be had here ({str(error).splitlines()[0]})") from None
-    return device
 
 
 def typed_prompt(prompt: str) -> str:

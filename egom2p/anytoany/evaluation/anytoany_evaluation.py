@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from egom2p.anytoany.answers.inference import chosen_device
 from egom2p.anytoany.evaluation.harness import check_installed, file_perception, run_lm_eval, run_lmms_eval
 from egom2p.anytoany.evaluation.questions import QuestionAsker, Samples, Scores, commonest_answer, draw_samples
 from egom2p.anytoany.evaluation.report import Table, glance, summarise, write_report
@@ -23,6 +22,7 @@ from egom2p.anytoany.model import AnyToAny, AnyToAnyConfig, build_anytoany
 from egom2p.anytoany.perception.source import PerceptionConfig
 from egom2p.config import run_main, to_plain
 from egom2p.jobs.progress import progress_bar, say
+from egom2p.jobs.workers import choose_device
 from egom2p.metrics.caption import Encoder
 from egom2p.storage import only_writer
 
@@ -38,7 +38,7 @@ def evaluate_anytoany(config: AnyToAnyEvaluationConfig) -> dict[str, Any]:
 
 
 def _evaluate(config: AnyToAnyEvaluationConfig) -> dict[str, Any]:
-    device, folder = chosen_device(config.device), Path(config.output)
+    device, folder = choose_device(config.device), Path(config.output)
     check_installed(config)
     samples = {name: draw_samples(name, part, seed=config.seed) for name, part in config.questions.items()}
     rows: dict[str, list[Scores]] = {name: [] for name in (*config.questions, *config.texts)}

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from egom2p.contracts import ModalitySpec, TokenGrid
-from egom2p.layers.position_embeddings import sincos_positions
+from egom2p.layers.blocks import sincos_positions
 from egom2p.models.convert_model import model_config
 from egom2p.models.egom2p_model import EgoM2P, ModelConfig
 from egom2p.models.weights import to_reference_state_dict

@@ -111,13 +111,13 @@ def step_memory(
         return StepMemory(alive - copies, copies, live.peak - before - alive)
 
 
-def step_of_blocks(measure: Callable[[Sequence[int]], StepMemory], depths: Sequence[int]) -> StepMemory:
+def step_of_blocks(measure: Callable[[tuple[int, ...]], StepMemory], depths: Sequence[int]) -> StepMemory:
     """The step of a model with so many blocks of each kind, from `measure(depths)` of models with few of them."""
     one = (1,) * len(depths)
     first = measure(one)
     kept, copies = first.kept, first.copies
     for kind, depth in enumerate(depths):
-        more = measure([number + (kind == index) for index, number in enumerate(one)]) if depth != 1 else first
+        more = measure(tuple(number + (kind == index) for index, number in enumerate(one))) if depth != 1 else first
         kept += (depth - 1) * (more.kept - first.kept)
         copies += (depth - 1) * (more.copies - first.copies)
     return StepMemory(kept, copies, first.workspace)

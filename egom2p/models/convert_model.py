@@ -14,7 +14,7 @@ from torch import Tensor
 
 from egom2p.config import run_main, strict
 from egom2p.contracts import ModalitySpec
-from egom2p.layers.position_embeddings import sincos_positions
+from egom2p.layers.blocks import sincos_positions
 from egom2p.models.egom2p_model import EgoM2P, ModelConfig
 from egom2p.models.weights import from_reference_state_dict, save_model
 from egom2p.storage import load_json

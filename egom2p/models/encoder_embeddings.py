@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from egom2p.contracts import ModalitySpec
-from egom2p.layers.position_embeddings import sincos_positions
+from egom2p.layers.blocks import sincos_positions
 
 
 class PositionEmbedding(nn.Module):

@@ -16,7 +16,7 @@ from torch import nn
 
 from egom2p.config import to_plain
 from egom2p.storage import load_json, only_writer, save_json
-from egom2p.training.checkpoint import CheckpointFolder, export, restore
+from egom2p.training.checkpoint import CheckpointFolder, export, make_train_state, restore, run_summary
 from egom2p.training.distributed import Ranks, StopRequest, autocast, choose_dtype, end_if_stopped, ranks_of_launch
 from egom2p.training.optim import set_weight_decay
 from egom2p.training.parallel import is_sharded_model, share_gradients, with_whole_weights
@@ -26,7 +26,6 @@ from egom2p.training.schedule import LearningRate, Length, Progress, WeightDecay
 from egom2p.training.step import StepSums, apply_gradients, forward_backward
 from egom2p.training.task import BatchSize, Measurement, Task, seeded
 from egom2p.training.throughput import StepProfiler, Throughput, peak_flops
-from egom2p.training.train_state import make_train_state, run_summary
 from egom2p.training.training_config import TrainingConfig
 
 

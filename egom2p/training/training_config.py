@@ -19,7 +19,7 @@ class PlanConfig:
     peak_tflops    of one device in bf16; 989: the data sheet of H100, H200 and GH200
     mfu            part of it that the model's arithmetic reaches; depends on model, batch and network: measure it in a
                    short run (`mfu` in log.jsonl) and put it here
-    memory_gb      devices of the memory table
+    memory_gb      devices of the memory table; []: no table
     verify_shards  shards of a data set whose keys are compared over all folders, spread over it
     """
 
@@ -34,7 +34,7 @@ class PlanConfig:
             raise ValueError(f"plan.num_gpus is positive or null, got {self.num_gpus}")
         if not 0 < self.mfu <= 1 or self.peak_tflops <= 0:
             raise ValueError(f"plan.mfu is in (0, 1] and plan.peak_tflops positive, got {self.mfu}, {self.peak_tflops}")
-        if not self.memory_gb or min(self.memory_gb) <= 0 or self.verify_shards < 1:
+        if min(self.memory_gb, default=1) <= 0 or self.verify_shards < 1:
             raise ValueError(f"plan.memory_gb and plan.verify_shards are positive, got {self.memory_gb}")
 
 

@@ -12,7 +12,8 @@ from egom2p.config import run_main, strict
 from egom2p.contracts import PackedBatch
 from egom2p.training.distributed import Ranks
 from egom2p.training.loop import FitResult
-from egom2p.training.planning.plan import plan_pretraining, tell_plan
+from egom2p.training.planning.plan import plan_pretraining
+from egom2p.training.planning.plan_report import report_plan
 from egom2p.training.schedule import Progress
 from egom2p.training.task import Measurement, seeded
 from egom2p.training.tasks.pretrain_config import PretrainConfig
@@ -51,7 +52,7 @@ def train_jepa(config: JepaTrainingConfig) -> FitResult:
     if config.dry_run:
         plan = plan_pretraining(config)
         plan.notes.append("FLOPs and memory are those without jepa; its teacher and the passes through it come on top")
-        tell_plan(plan)
+        report_plan(plan)
         return FitResult(Progress(), 0, ())
     return pretrain(config, JepaTask)
 

@@ -6,8 +6,14 @@ from safetensors.torch import load_file
 
 from egom2p.contracts import TokenGrid
 from egom2p.layers.attention import AttentionLayout
-from egom2p.layers.blocks import BlockConfig, DecoderBlock, EncoderBlock, draw_branch_scale, spread_over_rows
-from egom2p.layers.position_embeddings import sincos_positions
+from egom2p.layers.blocks import (
+    BlockConfig,
+    DecoderBlock,
+    EncoderBlock,
+    draw_branch_scale,
+    sincos_positions,
+    spread_over_rows,
+)
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from egom2p.models.egom2p_model import EgoM2P, ModelConfig
 from egom2p.models.losses import combine_losses
 from egom2p.models.weights import write_model_files
 from egom2p.storage import load_json
+from egom2p.training.checkpoint import gradient_scaler
 from egom2p.training.distributed import Ranks, ranks_of_launch
 from egom2p.training.ema import Ema, EmaConfig
 from egom2p.training.loop import FitResult, fit
@@ -31,7 +32,6 @@ from egom2p.training.optim import OptimizerConfig, build_optimizer
 from egom2p.training.parallel import ParallelConfig, part_like, shard, sharded_like, whole_tensor
 from egom2p.training.step import StepSums, apply_gradients, forward_backward
 from egom2p.training.task import BatchSize, Measurement, Task, seeded
-from egom2p.training.train_state import gradient_scaler
 from egom2p.training.training_config import TrainingConfig
 
 SPECS = (DRIFT, SMELL)

@@ -6,13 +6,13 @@ from spy import Spy
 from tiny_tokens import pretrain_values, write_tokens
 
 from egom2p.config import from_plain
+from egom2p.training.checkpoint import gradient_scaler
 from egom2p.training.distributed import Ranks
 from egom2p.training.ema import Ema, EmaConfig
 from egom2p.training.optim import OptimizerConfig, build_optimizer
 from egom2p.training.step import StepSums, apply_gradients, forward_backward
 from egom2p.training.tasks.pretrain_config import PretrainConfig
 from egom2p.training.tasks.pretrain_task import PretrainTask
-from egom2p.training.train_state import gradient_scaler
 
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])

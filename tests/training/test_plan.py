@@ -12,8 +12,8 @@ from tiny_tokens import pretrain_values, write_tokens
 
 from egom2p.config import cfgs_root, from_plain, load_config, save_config
 from egom2p.storage import load_json, save_json
-from egom2p.training.planning.plan import Plan, dry_run, plan_pretraining
-from egom2p.training.planning.tokenizer_plan import plan_tokenizer
+from egom2p.training.planning.plan import dry_run, plan_pretraining, plan_tokenizer
+from egom2p.training.planning.plan_report import Plan
 from egom2p.training.tasks.pretrain_config import PretrainConfig
 from egom2p.training.tasks.pretrain_task import pretrain
 from egom2p.training.tasks.tokenizer_config import TokenizerTrainingConfig
@@ -30,7 +30,10 @@ def tokens(tmp_path) -> Path:
 
 
 def planned(tokens: Path, folder: Path, *, plan: dict | None = None, **training) -> Plan:
-    values = pretrain_values(tokens, folder / "run", **training) | {"dry_run": True, "plan": plan or {}}
+    values = pretrain_values(tokens, folder / "run", **training) | {
+        "dry_run": True,
+        "plan": {"memory_gb": []} | (plan or {}),
+    }
     return plan_pretraining(from_plain(PretrainConfig, values))
 
 
@@ -80,7 +83,11 @@ def test_every_problem_at_once(tokens, tmp_path):
     values = pretrain_values(tokens, tmp_path / "run", parallel={"kind": "fsdp", "shard_size": 4})
     spec = load_json(tokens / "smell" / "train" / "card.json")
     save_json(tmp_path / "tokenizer" / "tokenizer.json", {"spec": spec, "fingerprint": "sha256:other"})
-    values |= {"finetune": str(tmp_path / "a" / "b" / "nothing"), "dry_run": True, "plan": {"num_gpus": 6}}
+    values |= {
+        "finetune": str(tmp_path / "a" / "b" / "nothing"),
+        "dry_run": True,
+        "plan": {"num_gpus": 6, "memory_gb": []},
+    }
     values["tokenizers"] = {"tok_smell": str(tmp_path / "tokenizer"), "tok_drift": str(tmp_path / "gone")}
     config = from_plain(PretrainConfig, values)
     problems = plan_pretraining(config).problems
@@ -101,7 +108,11 @@ def test_every_problem_at_once(tokens, tmp_path):
 def test_weights_to_start_from_are_compared(tokens, tmp_path):
     values = pretrain_values(tokens, tmp_path / "first", num_steps=1)
     pretrain(from_plain(PretrainConfig, values))
-    values = pretrain_values(tokens, tmp_path / "second") | {"finetune": str(tmp_path / "first"), "dry_run": True}
+    values = pretrain_values(tokens, tmp_path / "second") | {
+        "finetune": str(tmp_path / "first"),
+        "dry_run": True,
+        "plan": {"memory_gb": []},
+    }
     same = plan_pretraining(from_plain(PretrainConfig, values))
     assert not same.problems and any("keys loaded" in note for note in same.notes)
     adapters = plan_pretraining(from_plain(PretrainConfig, values | {"lora": {"rank": 1}}))
@@ -116,7 +127,7 @@ def test_weights_to_start_from_are_compared(tokens, tmp_path):
 def test_the_released_recipe_without_its_data(tmp_path, monkeypatch):
     """All missing files are named; what needs no data is told all the same."""
     monkeypatch.chdir(tmp_path)
-    config = load_config(PretrainConfig, cfgs_root() / RELEASED, ["plan.num_gpus=256"])
+    config = load_config(PretrainConfig, cfgs_root() / RELEASED, ["plan.num_gpus=256", "plan.memory_gb=[]"])
     plan = plan_pretraining(config)
     for name in [*config.data.datasets, *config.tokenizers]:
         assert any(name in problem for problem in plan.problems), name

@@ -4,7 +4,7 @@ R rows of T positions, D width.
 """
 
 import copy
-from collections.abc import Sequence
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -131,7 +131,8 @@ def block_memory(
             layout=AttentionLayout.within(offsets, (positions,) * rows, is_causal=True),
         ).last_hidden_state
 
-    def of_few(depths: Sequence[int]) -> StepMemory:
+    @functools.cache
+    def of_few(depths: tuple[int, ...]) -> StepMemory:
         decoder = _decoder_without_weights(settings, depths[0], dtype, lora, is_full)
         return step_memory(decoder, forward, autocast=torch.bfloat16 if is_mixed else None)
 

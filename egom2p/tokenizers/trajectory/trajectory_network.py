@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from egom2p.contracts import TokenGrid
 from egom2p.layers.attention import AttentionLayout
-from egom2p.layers.blocks import BlockConfig, EncoderBlock
-from egom2p.layers.position_embeddings import sincos_positions
+from egom2p.layers.blocks import BlockConfig, EncoderBlock, sincos_positions
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,11 @@
-"""Dry run of a pretraining: the whole plan checked and told before a GPU is touched, in seconds, on any machine.
+"""Dry run of a training: the whole plan checked and reported before a GPU is touched, in seconds, on any machine.
 
 N input rows and M target rows of a clip.
 """
 
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import numpy as np
 from egom2p.config import cfgs_root, from_plain, load_plain
 from egom2p.contracts import MaskedClip, ModalitySpec, TokenClip
 from egom2p.data.clip_order import clip_rng
+from egom2p.data.clips.clip_store import ClipStore
 from egom2p.data.collate import collate
 from egom2p.data.masking import UnifiedMasking
 from egom2p.data.unified_datasets import DatasetConfig
@@ -22,8 +23,8 @@ from egom2p.models.egom2p_model import EgoM2P, ModelConfig
 from egom2p.models.partial_loading import load_weights
 from egom2p.models.weights import find_model
 from egom2p.storage import is_remote
+from egom2p.tokenizers.pretrained import build_network
 from egom2p.training.parallel import check_parallel
-from egom2p.training.planning.model_memory import ClipRows, count_parameters, model_without_weights, step_footprint
 from egom2p.training.planning.plan_checks import (
     DatasetFacts,
     check_dataset,
@@ -31,43 +32,27 @@ from egom2p.training.planning.plan_checks import (
     modalities_of,
     planned_specs,
 )
-from egom2p.training.planning.plan_report import show_plan
-from egom2p.training.planning.step_memory_table import Footprint, Precision
+from egom2p.training.planning.plan_report import Plan, report_plan
+from egom2p.training.planning.training_memory import (
+    ClipRows,
+    TrainingMemory,
+    count_parameters,
+    model_without_weights,
+    states,
+)
 from egom2p.training.run_folder import has_checkpoint, local_folder
 from egom2p.training.task import seeded
 from egom2p.training.tasks.pretrain_config import PretrainConfig
+from egom2p.training.tasks.tokenizer_config import ClipSourceConfig, TokenizerTrainingConfig
 from egom2p.training.throughput import ModelFlops
 
 _DRAWS = 64  # maskings drawn of each data set
 _SIZES = ("tiny", "small", "base", "large", "xlarge")
-_MOST_CLIPS = 4096  # no batch per device larger than this is tried
-
-
-@dataclass
-class Plan:
-    """What a run would be. `problems` keep it from starting; `notes` are worth knowing."""
-
-    title: str
-    problems: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    facts: list[tuple[str, str]] = field(default_factory=list)
-    datasets: list[DatasetFacts] = field(default_factory=list)
-    footprints: dict[str, Footprint] = field(default_factory=dict)  # way to train -> memory of one device
-    memory: dict[str, dict[float, dict[str, int]]] = field(default_factory=dict)  # size -> GB -> way -> most clips
-    num_gpus: int = 1
 
 
 def dry_run(config: PretrainConfig) -> None:
     """Print the plan; ValueError that lists every problem when the run could not start. Only rank 0 speaks."""
-    tell_plan(plan_pretraining(config))
-
-
-def tell_plan(plan: Plan) -> None:
-    """Print a plan, on rank 0; ValueError that lists its problems, on every rank."""
-    if os.environ.get("RANK", "0") == "0":
-        show_plan(plan)
-    if plan.problems:
-        raise ValueError(f"{len(plan.problems)} problems keep this run from starting:\n  " + "\n  ".join(plan.problems))
+    report_plan(plan_pretraining(config))
 
 
 def plan_pretraining(config: PretrainConfig) -> Plan:
@@ -79,7 +64,7 @@ def plan_pretraining(config: PretrainConfig) -> Plan:
     _check_run(plan, config, specs)
     if specs:
         plan.problems += check_tokenizers(config.tokenizer_folders, specs)
-        _tell_cost(plan, config, specs)
+        _add_cost(plan, config, specs)
     return plan
 
 
@@ -133,7 +118,7 @@ def _check_run(plan: Plan, config: PretrainConfig, specs: tuple[ModalitySpec, ..
             plan.problems.append(f"{name}: {error}")
 
 
-def _tell_cost(plan: Plan, config: PretrainConfig, specs: tuple[ModalitySpec, ...]) -> None:
+def _add_cost(plan: Plan, config: PretrainConfig, specs: tuple[ModalitySpec, ...]) -> None:
     training = config.training
     try:
         drawn = list(_draw_clips(config, specs))
@@ -177,7 +162,7 @@ def _tell_cost(plan: Plan, config: PretrainConfig, specs: tuple[ModalitySpec, ..
         ]
         if num_clips:
             plan.facts.append(("epochs", f"{clips / num_clips:.3g} of {num_clips:,} clips"))
-    _tell_memory(plan, config, specs, _full_rows(config, targets))
+    _add_memory(plan, config, specs, _full_rows(config, targets))
 
 
 def _hours(config: PretrainConfig, flops: float, num_gpus: int) -> str:
@@ -193,7 +178,7 @@ def _readable(number: float) -> str:
     return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 
-def _tell_memory(plan: Plan, config: PretrainConfig, specs: tuple[ModalitySpec, ...], rows: ClipRows) -> None:
+def _add_memory(plan: Plan, config: PretrainConfig, specs: tuple[ModalitySpec, ...], rows: ClipRows) -> None:
     """Footprints of this run, and the most clips per device for every size and device memory."""
     num_shards = config.training.parallel.shard_size or max(plan.num_gpus, 2)
     ways = {
@@ -202,31 +187,23 @@ def _tell_memory(plan: Plan, config: PretrainConfig, specs: tuple[ModalitySpec, 
         f"FSDP over {num_shards}": {"num_shards": num_shards},
         f"FSDP over {num_shards}, recomputed": {"num_shards": num_shards, "recompute": True},
     }
-    precision = Precision(compute=4 if config.training.dtype == "fp32" else 2)
-    for size, model_config in {"this run": config.model, **_sizes(config.model)}.items():
-        model = _planned_model(config, specs, model_config)
-        counts = count_parameters(model, config.training.optimizer, has_average=config.training.ema is not None)
-        needed = partial(step_footprint, model, rows, counts=counts, precision=precision)
-        if size == "this run":
-            plan.footprints = {
-                name: needed(num_clips=_clips_per_device(config, rows), **way) for name, way in ways.items()
-            }
-        plan.memory[size] = {
-            gigabytes: {name: _most_clips(partial(needed, **way), gigabytes) for name, way in ways.items()}
+    sizes = _sizes(config.model) if config.plan.memory_gb else {}
+    for name, size in {"this run": config.model, **sizes}.items():
+        memory = TrainingMemory(
+            partial(_planned_model, config, specs),
+            size,
+            rows,
+            config.training.optimizer,
+            has_average=config.training.ema is not None,
+            is_mixed=config.training.dtype != "fp32",
+        )
+        if name == "this run":
+            num_clips = _clips_per_device(config, rows)
+            plan.footprints = {way: memory.footprint(num_clips, **options) for way, options in ways.items()}
+        plan.memory[name] = {
+            gigabytes: {way: memory.most_clips(gigabytes, **options) for way, options in ways.items()}
             for gigabytes in config.plan.memory_gb
         }
-
-
-def _most_clips(needed: Callable[..., Footprint], gigabytes: float) -> int:
-    """Largest batch per device that fits; 0: not even one clip."""
-    low, high = 0, 1
-    while high <= _MOST_CLIPS and needed(num_clips=high).fits(gigabytes * 1e9):
-        low, high = high, 2 * high
-    high = min(high, _MOST_CLIPS + 1)
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if needed(num_clips=middle).fits(gigabytes * 1e9) else (low, middle)
-    return low
 
 
 def _sizes(config: ModelConfig) -> dict[str, ModelConfig]:
@@ -302,3 +279,60 @@ def _clips_per_step(config: PretrainConfig, num_gpus: int, *, tokens_per_clip: f
     if training.batching == "tokens" and tokens_per_clip:
         per_device = training.batch_tokens / tokens_per_clip
     return per_device * training.accumulation * num_gpus
+
+
+def dry_run_tokenizer(config: TokenizerTrainingConfig) -> None:
+    """Print the plan; ValueError that lists every problem when the training could not start."""
+    report_plan(plan_tokenizer(config))
+
+
+def plan_tokenizer(config: TokenizerTrainingConfig) -> Plan:
+    """What is known before the first clip is read. Activations of convolutions are not estimated."""
+    plan = Plan(config.output_dir, num_gpus=config.plan.num_gpus or int(os.environ.get("WORLD_SIZE", "1")))
+    training = config.training
+    network = build_network(config.network)
+    for prefix, source in (("", config.train), ("validation ", config.validation)):
+        for dataset in source.datasets:
+            facts, problem = _check_clips(prefix + dataset, dataset, source, network.stream)
+            plan.datasets.append(facts)
+            plan.problems += problem
+    num_clips = sum(facts.num_clips for facts in plan.datasets[: len(config.train.datasets)])
+    counts = count_parameters(network, training.optimizer, has_average=training.ema is not None)
+    gigabytes = states(counts).total / 1e9
+    per_step = training.batch_size * training.accumulation * plan.num_gpus
+    plan.facts += [
+        ("modality", f"{network.spec.name}: {network.spec.num_tokens} tokens of {network.spec.vocab_size} ids"),
+        ("parameters", f"{counts.trainable / 1e6:.2f} M"),
+        (
+            "states",
+            f"{gigabytes:.3f} GB of weights, gradients and optimizer; activations are not estimated",
+        ),
+        ("a step", f"{per_step} clips on {plan.num_gpus} devices"),
+    ]
+    try:
+        length = training.length(num_clips or None)
+        tokens_per_step = per_step * network.spec.num_tokens
+        amount = {"steps": 1, "slots": tokens_per_step, "tokens": tokens_per_step, "clips": per_step}[length.unit]
+        steps = -(-length.total // amount)
+        epochs = f", {steps * per_step / num_clips:.3g} epochs of {num_clips:,} clips" if num_clips else ""
+        plan.facts.append(("the run", f"{steps:,.0f} steps{epochs}"))
+    except ValueError as error:
+        plan.problems.append(str(error))
+    folder = local_folder(config.output_dir, training.scratch_dir)
+    if (folder / "final").is_dir():
+        plan.notes.append(f"{folder / 'final'} exists: the run is finished, nothing would be trained")
+    elif has_checkpoint(config.output_dir, training.scratch_dir):
+        plan.notes.append(f"{folder} has checkpoints: the run would continue from the newest")
+    return plan
+
+
+def _check_clips(name: str, dataset: str, source: ClipSourceConfig, stream: str) -> tuple[DatasetFacts, list[str]]:
+    if not Path(source.root).is_dir():
+        return DatasetFacts(name, 1.0), [f"{name}: clips wanted at {source.root}, which is no folder"]
+    try:
+        store = ClipStore(source.root, dataset, streams=[stream])
+        store[0]
+    except (ValueError, OSError) as error:
+        return DatasetFacts(name, 1.0), [f"{name}: {error}"]
+    num_clips = len(store) if source.max_clips is None else min(len(store), source.max_clips)
+    return DatasetFacts(name, 1.0, 1, num_clips), []

@@ -1,17 +1,43 @@
-"""A plan as tables on the terminal."""
+"""What a planned run would be, and that as tables on the terminal."""
 
-from typing import Any
+import os
+from dataclasses import dataclass, field
 
 from rich.console import Console
 from rich.table import Table
 
-from egom2p.training.planning.step_memory_table import USABLE_SHARE
+from egom2p.training.planning.plan_checks import (
+    DatasetFacts,
+)
+from egom2p.training.planning.training_memory import USABLE_SHARE, Footprint
 
 _GIGA = 1e9
 
 
-def show_plan(plan: Any, console: Console | None = None) -> None:
-    """Print facts, data, memory, notes and problems of a `Plan`, or of a plan that has only some of them."""
+@dataclass
+class Plan:
+    """What a run would be. `problems` keep it from starting; `notes` are worth knowing."""
+
+    title: str
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    facts: list[tuple[str, str]] = field(default_factory=list)
+    datasets: list[DatasetFacts] = field(default_factory=list)
+    footprints: dict[str, Footprint] = field(default_factory=dict)  # way to train -> memory of one device
+    memory: dict[str, dict[float, dict[str, int]]] = field(default_factory=dict)  # size -> GB -> way -> most clips
+    num_gpus: int = 1
+
+
+def report_plan(plan: Plan) -> None:
+    """Print a plan, on rank 0; ValueError that lists its problems, on every rank."""
+    if os.environ.get("RANK", "0") == "0":
+        show_plan(plan)
+    if plan.problems:
+        raise ValueError(f"{len(plan.problems)} problems keep this run from starting:\n  " + "\n  ".join(plan.problems))
+
+
+def show_plan(plan: Plan, console: Console | None = None) -> None:
+    """Print facts, data, memory, notes and problems, whichever there are."""
     console = console or Console(highlight=False)
     table = Table(title=f"plan of {plan.title}", title_justify="left", show_header=False)
     for name, value in plan.facts:
@@ -21,7 +47,7 @@ def show_plan(plan: Any, console: Console | None = None) -> None:
         console.print(_datasets(plan))
     if plan.footprints:
         console.print(_footprints(plan))
-    if plan.memory:
+    if any(plan.memory.values()):
         console.print(_memory(plan))
     for note in plan.notes:
         console.print(f"note: {note}", markup=False, soft_wrap=True)
@@ -31,7 +57,7 @@ def show_plan(plan: Any, console: Console | None = None) -> None:
     console.print(f"{verdict}; no device was touched", markup=False)
 
 
-def _datasets(plan: Any) -> Table:
+def _datasets(plan: Plan) -> Table:
     table = Table(title="data", title_justify="left")
     for name in ("data set", "weight", "shards", "clips"):
         table.add_column(name, justify="left" if name == "data set" else "right")
@@ -41,7 +67,7 @@ def _datasets(plan: Any) -> Table:
     return table
 
 
-def _footprints(plan: Any) -> Table:
+def _footprints(plan: Plan) -> Table:
     table = Table(title="memory of one device with this batch, GB", title_justify="left")
     table.add_column("")
     parts = list(vars(next(iter(plan.footprints.values()))))
@@ -53,7 +79,7 @@ def _footprints(plan: Any) -> Table:
     return table
 
 
-def _memory(plan: Any) -> Table:
+def _memory(plan: Plan) -> Table:
     """Most clips per device; 0: not even one."""
     title = f"most clips per device with full budgets, in {USABLE_SHARE:.0%} of its memory (computed, not measured)"
     table = Table(title=title, title_justify="left")

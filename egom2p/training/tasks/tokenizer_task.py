@@ -15,7 +15,7 @@ from egom2p.tokenizers.video.codec_losses import CodecWithLosses
 from egom2p.tokenizers.video.video_codec import VideoCodec
 from egom2p.training.distributed import Ranks
 from egom2p.training.loop import FitResult, train
-from egom2p.training.planning.tokenizer_plan import dry_run_tokenizer
+from egom2p.training.planning.plan import dry_run_tokenizer
 from egom2p.training.schedule import Progress
 from egom2p.training.task import BatchSize, Measurement, Task, seeded
 from egom2p.training.tasks.clip_inputs import ClipInputs

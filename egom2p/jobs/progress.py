@@ -1,10 +1,16 @@
-"""Progress of long work, on stderr."""
+"""Progress of long work: a bar and lines on stderr for people, a ledger of finished parts for the run that goes on."""
 
-from collections.abc import Callable, Iterator
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from egom2p.storage import errors_name
 
 
 @contextmanager
@@ -25,3 +31,52 @@ def progress_bar(title: str, total: int | None, *, is_shown: bool = True) -> Ite
 def say(text: str) -> None:
     """One line for a person, on stderr."""
     Console(stderr=True, soft_wrap=True).print(text, markup=False, highlight=False)
+
+
+class Ledger:
+    """A file of finished parts, a JSON line each, appended by one process at a time.
+
+    Lines and not a database: appending one costs nothing, people can read them, and of a process that is killed while
+    it writes only the last line is torn. A torn line does not count, and the next
+    one starts in its place.
+    """
+
+    def __init__(self, file: str | Path) -> None:
+        self.file = Path(file)
+
+    def entries(self) -> Iterator[dict[str, Any]]:
+        """What was appended, in that order, one line in memory at a time; nothing where there is no file.
+
+        ValueError names a whole line that is not JSON: another program wrote here, or the disk is broken.
+        """
+        if not self.file.is_file():
+            return
+        with self.file.open("rb") as opened:
+            for number, line in enumerate(opened, start=1):
+                if not line.endswith(b"\n"):
+                    return
+                try:
+                    entry = json.loads(line)
+                except ValueError as error:
+                    raise ValueError(
+                        f"{self.file}: line {number} is not JSON ({error}); remove the file to begin this part anew"
+                    ) from None
+                yield entry
+
+    def append(self, entries: Sequence[Mapping[str, Any]]) -> None:
+        """Several parts at once; they count when this returns."""
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        text = "".join(json.dumps(entry) + "\n" for entry in entries)
+        with errors_name(self.file), self.file.open("a+b") as opened:
+            self._drop_torn_line(opened)
+            opened.write(text.encode())
+
+    @staticmethod
+    def _drop_torn_line(opened: BinaryIO) -> None:
+        """Here and not where entries are read: a reader must not cut off what another process is writing."""
+        end = opened.seek(0, os.SEEK_END)
+        opened.seek(max(end - 1, 0))
+        if opened.read(1) in (b"", b"\n"):
+            return
+        opened.seek(0)
+        opened.truncate(opened.read().rfind(b"\n") + 1)

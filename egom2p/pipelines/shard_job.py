@@ -13,7 +13,7 @@ from egom2p.contracts import Tokenizer
 from egom2p.data.clips.clip_store import ClipStore
 from egom2p.jobs.progress import progress_bar, say
 from egom2p.pipelines.clip_encoding import ClipEncoder, PreparedClips, ReadingTimes, ReadTask, prepare_clips, read_ahead
-from egom2p.pipelines.token_shards import Ledger, TokenShards, keys_hash
+from egom2p.pipelines.token_shards import ClipLedger, TokenShards, keys_hash
 from egom2p.storage import only_writer
 from egom2p.tokenizers.protocol import mean_errors
 
@@ -23,7 +23,7 @@ class _Work:
     """A shard in work; `hold` keeps other processes from it."""
 
     number: int
-    ledger: Ledger
+    ledger: ClipLedger
     hold: ExitStack
 
 
@@ -112,7 +112,7 @@ class ShardJob:
             folder = self._shards.work_folder(number)
             hold = ExitStack()
             hold.enter_context(only_writer(folder))
-            ledger = Ledger(folder, self._header(number))
+            ledger = ClipLedger(folder, self._header(number))
             self._begun.append(_Work(number, ledger, hold))
             indices = range(self._starts[number], self._starts[number + 1])
             left = [index for index in indices if self._keys[index] not in ledger.keys]
@@ -122,7 +122,7 @@ class ShardJob:
                 keys = tuple(self._keys[index] for index in group)
                 yield ReadTask(number, group, keys, tuple(index in self._checked for index in group))
 
-    def _keep(self, prepared: PreparedClips, ledger: Ledger) -> None:
+    def _keep(self, prepared: PreparedClips, ledger: ClipLedger) -> None:
         """Encode what was prepared, measure the clips that are to be checked, append all to the ledger."""
         if prepared.refused and self._config.bad_clips == "error":
             raise ValueError(next(iter(prepared.refused.values())))

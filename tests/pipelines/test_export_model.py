@@ -116,5 +116,5 @@ def test_generation_uses_the_pretrained_checkpoint(tmp_path):
         }
         assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) <= 20e6
         return
-    with pytest.raises(ValueError, match=r"no checkpoint 'world_small' came with .*checkpoint=<folder>"):
+    with pytest.raises(ValueError, match=r"no checkpoint 'world_small' comes with .*checkpoint=<folder>"):
         run_generation(GenerationConfig(input="walk.mp4", output=str(tmp_path), targets=("depth",)))

@@ -3,7 +3,6 @@
 N feature rows, D their width.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from egom2p.anytoany.perception.source import PerceptionConfig, as_meant_today
 from egom2p.anytoany.types import PerceptionFeatures
 from egom2p.config import from_plain, to_plain
 from egom2p.contracts import plain_name
+from egom2p.jobs.progress import Ledger
 from egom2p.storage import load_json, save_json, save_tensors
 
 LEDGER, CARD = "ledger.jsonl", "card.json"
@@ -29,7 +29,7 @@ class FeatureStore:
         self.card: dict[str, Any] = load_json(self.folder / CARD)
         self._shard_of = {
             ref: plain_name(entry["shard"], "shard", self.folder / LEDGER)
-            for entry in read_ledger(self.folder)
+            for entry in Ledger(self.folder / LEDGER).entries()
             for ref in entry["refs"]
         }
         self._opened: dict[str, Any] = {}
@@ -81,7 +81,8 @@ class FeatureWriter:
                 )
         else:
             save_json(self.folder / CARD, card)
-        entries = read_ledger(self.folder)
+        self._ledger = Ledger(self.folder / LEDGER)
+        entries = list(self._ledger.entries())
         self.done = {ref for entry in entries for ref in entry["refs"]}
         self._num_shards = len(entries)
 
@@ -97,22 +98,9 @@ class FeatureWriter:
             tensors[f"source/{ref}"] = torch.from_numpy(np.asarray(item.source, np.int16))
         save_tensors(self.folder / shard, tensors)
         entry = {"shard": shard, "refs": list(refs), "rows": [len(item.features) for item in items]}
-        with (self.folder / LEDGER).open("a", encoding="utf-8") as opened:
-            opened.write(json.dumps(entry) + "\n")
+        self._ledger.append([entry])
         self.done.update(refs)
         self._num_shards += 1
-
-
-def read_ledger(folder: Path) -> list[dict[str, Any]]:
-    """Entries of finished shards; a last line that a killed process left unfinished does not count."""
-    file = folder / LEDGER
-    if not file.is_file():
-        return []
-    lines = file.read_bytes().split(b"\n")
-    if lines[-1]:
-        # The next entry must not be glued to the unfinished one.
-        file.write_bytes(b"".join(line + b"\n" for line in lines[:-1]))
-    return [json.loads(line) for line in lines[:-1]]
 
 
 def _with_every_field(card: Mapping[str, Any], *, where: str) -> dict[str, Any]:

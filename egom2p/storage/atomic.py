@@ -190,7 +190,8 @@ def only_writer(folder: str | Path, *, wait_s: float = 3.0) -> Iterator[None]:
     try:
         yield
     finally:
-        if made and [entry.name for entry in folder.iterdir()] == [_LOCK]:
+        # The holder may have removed the folder as done, its lock with it.
+        if made and folder.is_dir() and [entry.name for entry in folder.iterdir()] == [_LOCK]:
             (folder / _LOCK).unlink()
             with contextlib.suppress(OSError):  # somebody else's files came beside it
                 for path in made:

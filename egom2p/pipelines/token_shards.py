@@ -89,7 +89,8 @@ class TokenShards:
     def location(self, folder: str) -> str:
         """Where the clips of a folder lie; ValueError where that is outside the output."""
         if is_remote(self.output):
-            return joined(self.output, *(plain_name(name, "folder") for name in (folder, self.dataset)))
+            folder = folder if folder == _NOTES else plain_name(folder, "folder")
+            return joined(self.output, folder, self.dataset)  # the name of the data set was checked at the start
         return str(inside(self.output, folder, self.dataset))
 
     def work_folder(self, number: int) -> Path:

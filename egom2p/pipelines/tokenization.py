@@ -20,7 +20,7 @@ from egom2p.pipelines.clip_encoding import ClipEncoder
 from egom2p.pipelines.shard_job import ShardJob
 from egom2p.pipelines.token_shards import TokenShards
 from egom2p.pipelines.tokenization_report import TokenizeReport, merged_report, summary, suspicions
-from egom2p.storage import is_remote
+from egom2p.storage import RemoteConfig, configure_remote, is_remote
 from egom2p.storage.remote import joined, list_names, read_bytes, write_bytes
 from egom2p.tokenizers import load_tokenizer
 from egom2p.tokenizers.pretrained import CARD_FILE
@@ -49,6 +49,7 @@ class TokenizeConfig:
     num_check_clips: int = 16  # clips per data set, evenly spread, whose encode-decode error is measured; 0: none
     clips_per_shard: int = 1000  # only where the clips are plain files; tars keep their shards
     work_dir: str | None = None  # of unfinished shards; by default below output, or outputs/ if that is a bucket
+    remote: RemoteConfig = RemoteConfig()  # waiting for and asking of S3
     report_every_s: float = 60.0  # a line of progress, for logs
 
     def __post_init__(self) -> None:
@@ -65,6 +66,7 @@ def tokenize(config: TokenizeConfig) -> list[TokenizeReport]:
     Raises ValueError before any work when a modality has no tokenizer, a data set or its streams are not there, a
     clip is missing in one of its tars, or the output holds tokens of another tokenizer or of clips made otherwise.
     """
+    configure_remote(config.remote)
     tokenizers = load_tokenizers(config)
     datasets = stored_datasets(config.clips) if config.datasets is None else config.datasets
     if not datasets:

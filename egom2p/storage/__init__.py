@@ -11,11 +11,12 @@ from egom2p.storage.atomic import (
     is_unfinished,
     load_json,
     only_writer,
+    parse_json,
     remove_directory,
     remove_unfinished,
     save_json,
 )
-from egom2p.storage.remote import is_remote, open_binary
+from egom2p.storage.remote import RemoteConfig, RemoteError, configure_remote, is_remote, open_binary
 from egom2p.storage.tensors import (
     fingerprint_of,
     load_tensor_metadata,
@@ -26,10 +27,13 @@ from egom2p.storage.tensors import (
 )
 
 __all__ = [
+    "RemoteConfig",
+    "RemoteError",
     "atomic_directory",
     "atomic_file",
     "check_link",
     "check_replaceable",
+    "configure_remote",
     "copy_file",
     "errors_name",
     "fingerprint_of",
@@ -41,6 +45,7 @@ __all__ = [
     "load_tensors",
     "only_writer",
     "open_binary",
+    "parse_json",
     "remove_directory",
     "remove_unfinished",
     "save_json",

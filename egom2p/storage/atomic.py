@@ -22,9 +22,10 @@ import numpy as np
 from egom2p.contracts import plain_name
 
 _UNFINISHED = ".unfinished-"
+_MAX_JSON_BYTES = 1 << 28
 _LOCK, _LOCK_POLL_S = ".writer", 0.1
 _held: set[int] = set()
-_MARK = ".egom2p"
+MARK = ".egom2p"
 _MARK_TEXT = "Made by egom2p, which replaces this folder as a whole when it is written again.\n"
 
 
@@ -71,7 +72,7 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
     try:
         with errors_name(path):
             yield unfinished
-            (unfinished / _MARK).write_text(_MARK_TEXT)
+            (unfinished / MARK).write_text(_MARK_TEXT)
             for file in unfinished.rglob("*"):
                 if file.is_file():
                     _flush_to_disk(file)
@@ -123,9 +124,9 @@ def check_replaceable(path: str | Path) -> None:
         raise ValueError(f"{path}: is a link; a folder is not written through it, name the folder that it leads to")
     if path.exists() and not path.is_dir():
         raise ValueError(f"{path}: is a file, wanted a folder to write")
-    if path.is_dir() and not (path / _MARK).is_file() and any(path.iterdir()):
+    if path.is_dir() and not (path / MARK).is_file() and any(path.iterdir()):
         raise ValueError(
-            f"{path}: holds files that were not written here (no {_MARK} in it), so it is not replaced; choose another "
+            f"{path}: holds files that were not written here (no {MARK} in it), so it is not replaced; choose another "
             "output, or move it away"
         )
 
@@ -249,10 +250,19 @@ def load_json(path: str | Path) -> Any:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
+    if path.stat().st_size > _MAX_JSON_BYTES:
+        raise ValueError(f"{path}: has {path.stat().st_size} bytes, at most {_MAX_JSON_BYTES} are read as JSON")
+    return parse_json(path.read_bytes(), path)
+
+
+def parse_json(content: bytes | str, where: object) -> Any:
+    """The value of JSON text; ValueError names `where` it was read. Neither depth nor digits are without bound."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not valid JSON ({error})") from error
+        return json.loads(content)
+    except RecursionError:
+        raise ValueError(f"{where}: not valid JSON (nested too deep)") from None
+    except ValueError as error:  # of its grammar, its encoding, or a number of thousands of digits
+        raise ValueError(f"{where}: not valid JSON ({error})") from None
 
 
 def _as_plain(value: Any) -> Any:

@@ -1,12 +1,50 @@
 """Bytes on a disk or in an S3 bucket: one opener, what lies in a folder, whole files read or written."""
 
 import io
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import urlparse
 
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass
+
 from egom2p.storage.atomic import atomic_file
+
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 10.0
+_PART_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class RemoteConfig:
+    """How long an S3 bucket is waited for, and how often it is asked.
+
+    read_timeout_s   without a byte for so long, a request has failed
+    num_attempts     of every request, and of the body of an object that breaks off (it goes on from where it broke)
+    """
+
+    connect_timeout_s: float = 10.0
+    read_timeout_s: float = 30.0
+    num_attempts: int = 5
+
+    def __post_init__(self) -> None:
+        if not (0 < self.connect_timeout_s < 1e6 and 0 < self.read_timeout_s < 1e6 and self.num_attempts >= 1):
+            raise ValueError(f"timeouts must be positive and num_attempts at least 1, got {self}")
+
+
+_settings = RemoteConfig()
+
+
+class RemoteError(ValueError):
+    """A bucket cannot be used as it was meant to; the message names the address and why."""
+
+
+def configure_remote(config: RemoteConfig) -> None:
+    """Timeouts and retries of this process, and of workers it forks, from now on."""
+    global _settings
+    _settings = config
 
 
 def is_remote(url: str | Path) -> bool:
@@ -61,6 +99,12 @@ class RangeReader(io.RawIOBase):
         self._position = max(0, origin + offset)
         return self._position
 
+    def readall(self) -> bytes:
+        """In one request; the base class would make one for every 8 kB."""
+        data = self._fetch(self._position, self._size) if self._position < self._size else b""
+        self._position += len(data)
+        return data
+
     def readinto(self, buffer: Any) -> int:
         stop = min(self._position + len(buffer), self._size)
         if stop <= self._position:
@@ -72,21 +116,101 @@ class RangeReader(io.RawIOBase):
 
 
 def _open_s3(url: str) -> BinaryIO:
-    # Imported here: slow, and only needed by those who read from a bucket.
-    import boto3
-    from botocore.exceptions import ClientError
-
     bucket, key = bucket_and_key(url)
-    client = boto3.client("s3")
-    try:
-        size = client.head_object(Bucket=bucket, Key=key)["ContentLength"]
-    except ClientError as error:
-        raise FileNotFoundError(f"{url}: cannot be read ({error})") from error
+    client = s3_client()
+    with errors_of_s3(url):
+        size, version = _size_and_version(client, bucket, key)
 
     def fetch(start: int, stop: int) -> bytes:
-        return client.get_object(Bucket=bucket, Key=key, Range=f"bytes={start}-{stop - 1}")["Body"].read()
+        with errors_of_s3(url):
+            return _read_range(client, url, start, stop, version)
 
     return io.BufferedReader(RangeReader(size, fetch), buffer_size=1 << 20)
+
+
+def _size_and_version(client: Any, bucket: str, key: str) -> tuple[int, str]:
+    """Bytes of an object, and its ETag. By a GET: what a HEAD is refused for it does not say."""
+    from botocore.exceptions import ClientError
+
+    try:
+        answer = client.get_object(Bucket=bucket, Key=key, Range="bytes=0-0")
+    except ClientError as error:
+        if error.response["Error"]["Code"] != "InvalidRange":
+            raise
+        answer = client.get_object(Bucket=bucket, Key=key)  # an empty object has no first byte
+        return answer["ContentLength"], answer["ETag"]
+    return int(answer["ContentRange"].rpartition("/")[2]), answer["ETag"]
+
+
+def _read_range(client: Any, url: str, start: int, stop: int, version: str) -> bytes:
+    """The bytes of [start, stop). A body that breaks off, which the library does not repeat, goes on from there."""
+    from botocore.exceptions import HTTPClientError, IncompleteReadError
+    from urllib3.exceptions import HTTPError
+
+    bucket, key = bucket_and_key(url)
+    content, problem = bytearray(), ""
+    for attempt in range(_settings.num_attempts):
+        if attempt:
+            time.sleep(min(_FIRST_PAUSE_S * 2 ** (attempt - 1), _LONGEST_PAUSE_S))
+        wanted = f"bytes={start + len(content)}-{stop - 1}"
+        try:
+            body = client.get_object(Bucket=bucket, Key=key, Range=wanted, IfMatch=version)["Body"]
+            while part := body.read(_PART_BYTES):
+                content += part
+        except (HTTPClientError, IncompleteReadError, HTTPError, ConnectionError) as error:
+            problem = f" ({error})"
+        if len(content) == stop - start:
+            return bytes(content)
+    raise RemoteError(
+        f"{url}: the bytes from {start} to {stop} broke off {_settings.num_attempts} times, after {len(content)} of "
+        f"them{problem}"
+    )
+
+
+def s3_client() -> Any:
+    """A client of S3 with the timeouts and retries in force."""
+    # Imported here: slow, and only needed by those who use a bucket.
+    import boto3
+    from botocore.config import Config
+
+    retries = {"total_max_attempts": _settings.num_attempts, "mode": "standard"}
+    timeouts = {"connect_timeout": _settings.connect_timeout_s, "read_timeout": _settings.read_timeout_s}
+    return boto3.client("s3", config=Config(retries=retries, **timeouts))
+
+
+@contextmanager
+def errors_of_s3(address: str) -> Iterator[None]:
+    """Whatever goes wrong with a bucket becomes FileNotFoundError (absent) or RemoteError, naming the address."""
+    from boto3.exceptions import Boto3Error
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        yield
+    except ClientError as error:
+        code = str(error.response["Error"].get("Code", ""))
+        if code in ("404", "NoSuchKey"):
+            raise FileNotFoundError(f"{address}: no such file") from error
+        raise RemoteError(f"{address}: {_refusal(code, error, address)}") from error
+    except Boto3Error as error:  # what the library makes of an upload that failed
+        cause = error.__context__
+        if isinstance(cause, ClientError):
+            code = str(cause.response["Error"].get("Code", ""))
+            raise RemoteError(f"{address}: {_refusal(code, cause, address)}") from error
+        raise RemoteError(f"{address}: {error}") from error
+    except BotoCoreError as error:
+        raise RemoteError(f"{address}: cannot be reached ({error})") from error
+
+
+def _refusal(code: str, error: Exception, address: str) -> str:
+    if code in ("ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired"):
+        return f"the credentials have expired ({code}); get new ones and start the same command again"
+    if code == "NoSuchBucket":
+        return f"there is no bucket {bucket_and_key(address)[0]!r}"
+    if code in ("403", "AccessDenied", "Forbidden", "AllAccessDisabled"):
+        return f"access is denied ({code}); to those who may not list the bucket an absent file looks the same"
+    if code in ("412", "PreconditionFailed"):
+        return "was changed while it was read"
+    return str(error)
 
 
 def joined(location: str | Path, *parts: str) -> str:
@@ -103,10 +227,11 @@ def list_names(folder: str | Path) -> tuple[list[str], list[str]]:
         return [entry.name for entry in entries if entry.is_dir()], [e.name for e in entries if e.is_file()]
     bucket, prefix = bucket_and_key(f"{str(folder).rstrip('/')}/")
     folders, files = [], []
-    pages = _client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix, Delimiter="/")
-    for page in pages:
-        folders += [row["Prefix"][len(prefix) :].rstrip("/") for row in page.get("CommonPrefixes", [])]
-        files += [row["Key"][len(prefix) :] for row in page.get("Contents", []) if row["Key"] != prefix]
+    with errors_of_s3(str(folder)):
+        pages = s3_client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix, Delimiter="/")
+        for page in pages:
+            folders += [row["Prefix"][len(prefix) :].rstrip("/") for row in page.get("CommonPrefixes", [])]
+            files += [row["Key"][len(prefix) :] for row in page.get("Contents", []) if row["Key"] != prefix]
     return sorted(folders), sorted(files)
 
 
@@ -120,7 +245,8 @@ def write_bytes(location: str | Path, content: bytes) -> None:
     """A whole file, there completely or not at all."""
     if is_remote(location):
         bucket, key = bucket_and_key(str(location))
-        _client().put_object(Bucket=bucket, Key=key, Body=content)
+        with errors_of_s3(str(location)):
+            s3_client().put_object(Bucket=bucket, Key=key, Body=content)
         return
     with atomic_file(location) as unfinished:
         unfinished.write_bytes(content)
@@ -129,11 +255,5 @@ def write_bytes(location: str | Path, content: bytes) -> None:
 def upload(file: str | Path, address: str) -> None:
     """Send a file of any size to an S3 address; it appears there when complete."""
     bucket, key = bucket_and_key(address)
-    _client().upload_file(str(file), bucket, key)
-
-
-def _client() -> Any:
-    # Imported here: slow, and only needed by those who use a bucket.
-    import boto3
-
-    return boto3.client("s3")
+    with errors_of_s3(address):
+        s3_client().upload_file(str(file), bucket, key)

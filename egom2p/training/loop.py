@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from egom2p.config import to_plain
-from egom2p.storage import load_json, only_writer, save_json
+from egom2p.storage import RemoteError, configure_remote, load_json, only_writer, save_json
 from egom2p.training.checkpoint import CheckpointFolder, export, make_train_state, restore, run_summary
 from egom2p.training.distributed import Ranks, StopRequest, autocast, choose_dtype, end_if_stopped, ranks_of_launch
 from egom2p.training.optim import set_weight_decay
@@ -53,6 +53,7 @@ def fit(
     `output_dir` may be an S3 address: the run then lives below `config.scratch_dir` and is mirrored.
     Same seed, config and machine give the same numbers, interrupted or not (bitwise on one process).
     """
+    configure_remote(config.remote)
     folder = RunFolder(output_dir, config.scratch_dir)
     folder.fetch(ranks)
     run = _Run(task, config, folder, ranks, seed)
@@ -125,6 +126,7 @@ class _Run:
         final = self.folder / "final"
         if self.length.is_reached(self.progress) and self.ranks.from_first(final.is_dir()):
             self.say(f"nothing to do: {final} is finished, with {self.progress.step} steps")
+            self._mirror(is_last=True)
             return FitResult(self.progress, 0, ())
         is_stopping = False
         if not self.length.is_reached(self.progress):
@@ -137,8 +139,7 @@ class _Run:
             return FitResult(self.progress, stopped_by, ())
         self.evaluate()
         export(self.task, self.train_state, final, ranks=self.ranks)
-        if self.ranks.is_first:
-            self.run_folder.mirror(self._retention())
+        self._mirror(is_last=True)
         self.say(f"finished after {self.progress.step} steps, {self.progress.clips} clips: {final}")
         return FitResult(self.progress, 0, self.measurements)
 
@@ -268,8 +269,19 @@ class _Run:
                 if is_best:
                     self.best.note(self.progress.step, self.measurements)
                 self.checkpoints.prune(self._retention())
-                self.run_folder.mirror(self._retention())
+            self._mirror()
         self.throughput.saved()
+
+    def _mirror(self, *, is_last: bool = False) -> None:
+        """Bring the bucket of the run up to date. What it does not take now it is offered at the next checkpoint."""
+        if not self.ranks.is_first:
+            return
+        try:
+            self.run_folder.mirror(self._retention())
+        except RemoteError as error:
+            if is_last:
+                raise RemoteError(f"{error}. The run is whole in {self.folder}; the same command uploads it") from error
+            self.say(f"not uploaded, training goes on and the next checkpoint is uploaded with this one: {error}")
 
     def _retention(self) -> Retention:
         return Retention(self.config.keep_last, self.config.keep_every, self.best.step)

@@ -88,7 +88,6 @@ class RunFolder:
     def __init__(self, output_dir: str | Path, scratch_dir: str) -> None:
         self.path = local_folder(output_dir, scratch_dir)
         self._remote = RemoteFolder(str(output_dir)) if is_remote(output_dir) else None
-        self._uploaded: set[str] = set()
 
     def fetch(self, ranks: Ranks) -> None:
         """Get what a restart needs: on every machine the newest checkpoint, if it has none as new."""
@@ -112,7 +111,8 @@ class RunFolder:
     def mirror(self, retention: Retention) -> None:
         """Bring the bucket up to date: new checkpoints, then small files, then remove what need not stay.
 
-        First rank only. What an earlier process of the run uploaded is not uploaded again.
+        First rank only. What an earlier process of the run uploaded is not uploaded again. RemoteError where the bucket
+        does not take it: the next call begins with what is missing.
         """
         if self._remote is None:
             return
@@ -124,9 +124,8 @@ class RunFolder:
         for file in [*sorted(self.path.glob("*.json*")), self.path / _CHECKPOINTS / "best.json"]:
             if file.is_file():
                 self._remote.upload_file(file, file.relative_to(self.path).as_posix())
-        if (self.path / _FINAL).is_dir() and _FINAL not in self._uploaded:
+        if (self.path / _FINAL).is_dir() and _FINAL not in self._remote.directories():
             self._remote.upload_directory(self.path / _FINAL, _FINAL)
-            self._uploaded.add(_FINAL)
         for step in retention.removable(_steps(there)):
             self._remote.remove_directory(f"{_CHECKPOINTS}/{_name(step)}")
 

@@ -3,6 +3,7 @@
 from typing import Literal
 
 from egom2p.config import strict
+from egom2p.storage import RemoteConfig
 from egom2p.training.distributed import Dtype
 from egom2p.training.ema import EmaConfig
 from egom2p.training.optim import OptimizerConfig
@@ -108,6 +109,7 @@ class TrainingConfig:
     keep_every: int | None = None  # checkpoints at multiples of this many steps are never removed
     keep_best: str | None = None  # a measurement (`group/name`, or `group`: its mean) whose lowest value stays too
     scratch_dir: str = "outputs/scratch"  # where a run lives whose output_dir is an S3 address
+    remote: RemoteConfig = RemoteConfig()  # waiting for and asking of S3, for data and output_dir
     profile: ProfileConfig | None = None  # steps whose trace is written to <output_dir>/profile
     peak_tflops: float | None = None  # of one device, for model-FLOPs utilisation; null: that of its data sheet
     resume: bool = True  # go on from the newest checkpoint in output_dir

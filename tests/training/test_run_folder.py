@@ -8,7 +8,7 @@ import pytest
 import torch
 from toy_task import run_toy
 
-from egom2p.storage import load_json, load_tensors
+from egom2p.storage import RemoteError, load_json, load_tensors
 from egom2p.storage.remote_folders import RemoteFolder
 from egom2p.training.run_folder import BestCheckpoint, Retention
 from egom2p.training.task import Measurement
@@ -87,6 +87,35 @@ def test_a_run_in_a_bucket_goes_on_on_another_machine(tmp_path, remote):
     assert logged[0] == 1 and logged[-1] == 14
     remote.download_directory("final", tmp_path / "back")
     assert load_tensors(tmp_path / "back" / "model.safetensors").keys() == wanted.keys()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_an_upload_that_fails_does_not_end_training_and_is_made_up_for(tmp_path, remote, monkeypatch, capsys):
+    whole, calls = RemoteFolder.upload_directory, []
+
+    def refuse_some(self, directory, name):
+        calls.append(name)
+        if len(calls) in refused:
+            raise RemoteError(f"{self.url}/{name}: access is denied (AccessDenied)")
+        return whole(self, directory, name)
+
+    monkeypatch.setattr(RemoteFolder, "upload_directory", refuse_some)
+    common = {"schedule": "constant", "checkpoint_every": 3, "scratch_dir": str(tmp_path)}
+    refused = {2}
+    run_toy("s3://runs/toy/one", num_steps=9, keep_last=5, **common)
+    said = capsys.readouterr()
+    assert "not uploaded, training goes on" in " ".join((said.out + said.err).split())
+    assert remote.directories("checkpoints") == ["step-00000003", "step-00000006", "step-00000009"]
+    assert remote.directories() == ["final"]
+    # The last upload has no next checkpoint: the run says that it is not there, and the same command brings it.
+    refused = {len(calls) + number for number in (1, 2, 3)}
+    with pytest.raises(RemoteError, match="the same command uploads it"):
+        run_toy("s3://runs/toy/two", num_steps=3, **common)
+    two = RemoteFolder("s3://runs/toy/two")
+    assert (tmp_path / "runs" / "toy" / "two" / "final" / "model.safetensors").is_file() and two.directories() == []
+    refused = set()
+    run_toy("s3://runs/toy/two", num_steps=3, **common)
+    assert two.directories() == ["final"] and two.directories("checkpoints") == ["step-00000003"]
 
 
 def test_a_window_of_steps_is_profiled(tmp_path):

@@ -5,7 +5,6 @@ One process appends to a data set (`ShardWriter`), or several fill it shard by s
 
 import contextlib
 import io
-import json
 import os
 import shutil
 import tarfile
@@ -15,7 +14,8 @@ from typing import Any, BinaryIO
 
 from egom2p.contracts import plain_name
 from egom2p.data.shards.shard_files import read_index
-from egom2p.storage import errors_name, inside, is_remote, load_json, open_binary, save_json
+from egom2p.storage import errors_name, inside, parse_json, save_json
+from egom2p.storage.remote import read_bytes
 
 CARD_NAME = "card.json"
 _ALL = 10**9
@@ -24,13 +24,13 @@ _ALL = 10**9
 def read_card(directory: str | Path) -> dict[str, Any]:
     """The card beside the clips of one folder, local or in an object store; empty where there is none."""
     path = f"{directory}/{CARD_NAME}"
-    if not is_remote(path):
-        return load_json(path) if Path(path).is_file() else {}
     try:
-        with open_binary(path) as file:
-            return json.load(file)
+        card = parse_json(read_bytes(path), path)
     except FileNotFoundError:
         return {}
+    if not isinstance(card, dict):
+        raise ValueError(f"{path}: a card is a mapping, found {type(card).__name__}")
+    return card
 
 
 class ShardWriter:

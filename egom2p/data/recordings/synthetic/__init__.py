@@ -1,6 +1,6 @@
 """The embedded synthetic world: a wearer walks through a furnished room and looks at moving things."""
 
-from egom2p.data.recordings.synthetic.gaze import GazeConfig
+from egom2p.data.recordings.synthetic.looking import GazeConfig
 from egom2p.data.recordings.synthetic.movers import MoversConfig
 from egom2p.data.recordings.synthetic.reader import SyntheticReader, SyntheticWorldConfig, best_gaze_error
 from egom2p.data.recordings.synthetic.rendering import CameraConfig, LampConfig

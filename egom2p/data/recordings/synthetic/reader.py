@@ -14,7 +14,7 @@ import numpy as np
 from egom2p.config import strict
 from egom2p.contracts import AlignedClip, Provenance, Recording, Stream
 from egom2p.data.recordings.synthetic.casting import Caster, tell_slow_casting
-from egom2p.data.recordings.synthetic.gaze import (
+from egom2p.data.recordings.synthetic.looking import (
     AHEAD,
     AWAY,
     GazeConfig,
@@ -285,7 +285,7 @@ def _surroundings(
 
 
 def caption_of(speed: np.ndarray, turn: np.ndarray, target: np.ndarray, mover_names: list[str]) -> str:
-    """One sentence about a segment of time: speed (T,) m/s, turn (T,) rad/s, left positive, target (T,) as in `gaze`.
+    """One sentence about a segment of time: speed (T,) m/s, turn (T,) rad/s, left positive, target (T,) of `looking`.
 
     For example "the wearer walks forward and turns left, looking at a red moving ball".
     """

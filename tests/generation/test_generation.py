@@ -14,6 +14,7 @@ from egom2p.data.clips.video_files import open_video, write_video
 from egom2p.generation.checkpoints import load_checkpoint
 from egom2p.generation.clip_generation import generate_clips
 from egom2p.generation.generation import GenerationConfig, run_generation
+from egom2p.generation.loaded_model import _recordings
 from egom2p.generation.request import Request
 from egom2p.geometry import read_tum
 from egom2p.models.egom2p_model import load_model
@@ -217,3 +218,12 @@ def test_bad_requests_say_what_would_be_right(world, checkpoint, tmp_path):
     (tmp_path / "model" / "model.json").write_text(json.dumps(card))
     with pytest.raises(ValueError, match="tok_depth has no tokenizer"):
         generate_clips(load_checkpoint(tmp_path / "model"), [invented_clip(0)], DEPTH)
+
+
+def test_what_is_no_recording_is_taken_clip_by_clip(world, tmp_path):
+    """Python and generate.py agree on the kinds of input that windows are cut from."""
+    (tmp_path / "captions.txt").write_text("the wearer cooks\n")
+    for source in (tmp_path / "captions.txt", world / "clips" / "val", world / "tokens/train/rgb/tiny/shard-*.tar"):
+        assert _recordings(str(source), None) is None, source
+    write_video(tmp_path / "walk.mp4", invented_clip(0).rgb, 8.0)
+    assert [recording.name for recording in _recordings(str(tmp_path / "walk.mp4"), None)] == ["walk"]

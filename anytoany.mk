@@ -50,7 +50,7 @@ mmgen: $(ENV)  ## an example: text about a picture (IMAGE_FILE=<what the model p
 ANY := outputs/anytoany
 QUICK_RANKS ?= $(shell [ $(WORKERS) -ge 2 ] && echo 2 || echo 1)
 QUICK_TRAIN = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PY) -m torch.distributed.run --standalone --nproc_per_node=$(QUICK_RANKS) run_training_anytoany.py
-PERCEIVE = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PY) -m egom2p.anytoany.perception.export --config $(CFG_ANY)/world_features.yaml
+PERCEIVE = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PY) -m egom2p.anytoany.perception.export_features --config $(CFG_ANY)/world_features.yaml
 
 anytoany-quickstart: $(ENV)  ## a tiny language model captions clips never seen, a few minutes on 2 cores
 	@$(MAKE) --no-print-directory -j2 $(ANY)/index.html

@@ -13,7 +13,7 @@ from egom2p.anytoany.download import DownloadConfig
 from egom2p.anytoany.evaluation.settings import AnyToAnyEvaluationConfig
 from egom2p.anytoany.generate import GenerateConfig
 from egom2p.anytoany.merge import MergeConfig
-from egom2p.anytoany.perception.export import ExportConfig
+from egom2p.anytoany.perception.export_features import ExportConfig
 from egom2p.anytoany.serve import ServeConfig
 from egom2p.config import load_config
 from egom2p.training.tasks.anytoany_task import AnyToAnyTrainingConfig
@@ -135,7 +135,7 @@ SCHEMAS = {
     "egom2p.anytoany.generate": (GenerateConfig, "default/anytoany/generate.yaml"),
     "egom2p.anytoany.serve": (ServeConfig, "default/anytoany/serve.yaml"),
     "egom2p.anytoany.merge": (MergeConfig, "default/anytoany/merge.yaml"),
-    "egom2p.anytoany.perception.export": (ExportConfig, "default/anytoany/export_features.yaml"),
+    "egom2p.anytoany.perception.export_features": (ExportConfig, "default/anytoany/export_features.yaml"),
     "egom2p.viewing.anytoany_page": (AnyToAnyPageConfig, "default/anytoany/viewing/page.yaml"),
     "run_training_anytoany.py": (AnyToAnyTrainingConfig, None),
 }

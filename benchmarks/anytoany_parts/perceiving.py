@@ -7,7 +7,7 @@ import torch
 from anytoany_parts.setting import FEATURE_WIDTH, Setting, conversation, item
 from egom2p.anytoany.connectors import ConnectorConfig, build_connector
 from egom2p.anytoany.conversations.packing import collate
-from egom2p.anytoany.perception.tower import rows_of
+from egom2p.anytoany.perception.source import rows_of
 from egom2p.anytoany.splice import splice
 
 _COUNTS = (1, 2, 4, 8, 16, 32, 64)

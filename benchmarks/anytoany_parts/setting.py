@@ -15,7 +15,7 @@ from egom2p.anytoany.connectors import ConnectorConfig
 from egom2p.anytoany.language.language_model import LanguageModelConfig
 from egom2p.anytoany.language.language_tokenizer import train_tokenizer, with_reserved_tokens
 from egom2p.anytoany.model import AnyToAny, AnyToAnyConfig, build_anytoany
-from egom2p.anytoany.perception.source import PerceptionConfig
+from egom2p.anytoany.perception.source import VectorsConfig
 from egom2p.anytoany.types import Media, MediaSpan, PerceptionFeatures, Rendered
 from egom2p.layers.step_memory import LiveBytes
 
@@ -74,7 +74,7 @@ class Setting:
         config = AnyToAnyConfig(
             language_model=language_model,
             connector=connector or ConnectorConfig(kind="global_mlp", num_tokens=NUM_TOKENS),
-            perception=(PerceptionConfig(source="vectors", width=FEATURE_WIDTH),),
+            perception=(VectorsConfig(width=FEATURE_WIDTH),),
             adapt=adapt,
         )
         model = build_anytoany(config, device=self.device)

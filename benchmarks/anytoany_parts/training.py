@@ -7,8 +7,8 @@ import torch.nn.functional as F
 
 from anytoany_parts.setting import Setting, conversation, item, lengths_like_captions
 from egom2p.anytoany.conversations.packing import best_fit_decreasing, collate, even_order, padding_share
-from egom2p.anytoany.language.head_loss import next_token_loss
-from egom2p.anytoany.language.language_flops import LanguageFlops
+from egom2p.anytoany.language.language_model import next_token_loss
+from egom2p.anytoany.language.size_of_model import LanguageFlops
 from egom2p.anytoany.model import AnyToAny
 from egom2p.anytoany.types import LanguageBatch, Rendered
 

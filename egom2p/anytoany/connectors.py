@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from egom2p.anytoany.perception.tower import FeatureRows
+from egom2p.anytoany.perception.source import FeatureRows
 from egom2p.anytoany.types import KINDS, PerceptionFeatures
 from egom2p.config import strict
 from egom2p.layers.attention import AttentionLayout

@@ -14,12 +14,17 @@ from torch import Tensor, nn
 from egom2p.anytoany.codebooks import CodebookConfig, Codebooks, NewTokens, codebook_sizes
 from egom2p.anytoany.connectors import ConnectorConfig, build_connector, match_scale
 from egom2p.anytoany.language.gated_layers import GatedLayers, media_memory
-from egom2p.anytoany.language.head_loss import next_token_loss, next_token_losses
-from egom2p.anytoany.language.language_model import LanguageModelConfig, head_logits, load_language_model
+from egom2p.anytoany.language.language_model import (
+    LanguageModelConfig,
+    head_logits,
+    load_language_model,
+    next_token_loss,
+    next_token_losses,
+)
 from egom2p.anytoany.language.language_tokenizer import load_text_tokenizer, media_id
 from egom2p.anytoany.language.packed_attention import packed_hidden, packed_layout
-from egom2p.anytoany.perception.source import PerceptionConfig, source_of_kind
-from egom2p.anytoany.perception.tower import FeatureRows, build_tower
+from egom2p.anytoany.perception.build_perception import build_tower
+from egom2p.anytoany.perception.source import FeatureRows, PerceptionConfig, source_of_kind
 from egom2p.anytoany.splice import splice
 from egom2p.anytoany.types import NO_LOSS, LanguageBatch
 from egom2p.config import strict

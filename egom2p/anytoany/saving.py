@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from egom2p.anytoany.model import AnyToAny, AnyToAnyConfig, build_anytoany
-from egom2p.anytoany.perception.source import PerceptionConfig, as_meant_today
-from egom2p.anytoany.perception.tower import plain_tower_state
+from egom2p.anytoany.perception.source import PerceptionConfig, TokenConfig, TrainableSource
+from egom2p.anytoany.perception.timm_frames import plain_tower_state
 from egom2p.config import from_plain, to_plain
 from egom2p.layers.lora import adapter_settings, has_lora, load_lora_state, lora_state, merge_lora
 from egom2p.models.weights import tokenizer_locations
@@ -60,7 +60,7 @@ def write_anytoany_files(model: AnyToAny, folder: Path) -> None:
     if config.adapt == "full" or config.language_model.pretrained is None:
         _write_language_model(model.lm, of_lm, folder / _LANGUAGE_MODEL)
     for number, source in enumerate(config.perception):
-        if source.checkpoint is not None:
+        if isinstance(source, TokenConfig) and source.checkpoint is not None:
             _copy_checkpoint(Path(source.checkpoint), folder / _PERCEPTION / str(number))
         elif source.gives_pixels and (source.train != "frozen" or source.tower_weights is not None):
             start = f"towers.{number}."
@@ -80,7 +80,7 @@ def load_anytoany(directory: str | Path, *, device: torch.device | str = "cpu", 
         raise ValueError(f"{directory}: no {_CARD}; wanted a directory that save_anytoany wrote")
     config = load_config_of(directory)
     if live_encoder:
-        config = replace(config, perception=tuple(replace(source, precomputed=False) for source in config.perception))
+        config = replace(config, perception=tuple(_live(source) for source in config.perception))
     with torch.random.fork_rng(devices=[]):  # what is drawn for a start is overwritten
         model = build_anytoany(config, device=device)
     _load_parts(model, load_tensors(directory / _PARTS), source=directory / _PARTS)
@@ -93,7 +93,6 @@ def load_config_of(directory: str | Path) -> AnyToAnyConfig:
     """The config of a directory, with what it holds itself in place of the paths it was made from."""
     directory = Path(directory)
     values = load_json(directory / _CARD)["config"]
-    values |= {"perception": [as_meant_today(source) for source in values["perception"]]}
     config = from_plain(AnyToAnyConfig, values, where=str(directory / _CARD))
     language_model = replace(config.language_model, tokenizer=str(directory / _TOKENIZER), chat_template="own")
     if (directory / _LANGUAGE_MODEL).is_dir():
@@ -103,6 +102,11 @@ def load_config_of(directory: str | Path) -> AnyToAnyConfig:
     copies = [directory / _PERCEPTION / str(number) for number in range(len(config.perception))]
     perception = tuple(_with_copy(source, copy) for source, copy in zip(config.perception, copies, strict=True))
     return replace(config, language_model=language_model, perception=perception)
+
+
+def _live(source: PerceptionConfig) -> PerceptionConfig:
+    """A source that computes its features in the model."""
+    return replace(source, precomputed=False) if isinstance(source, TrainableSource) else source
 
 
 def _with_copy(source: PerceptionConfig, copy: Path) -> PerceptionConfig:

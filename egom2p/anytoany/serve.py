@@ -21,7 +21,7 @@ import numpy as np
 from egom2p.anytoany.answers.answer_generation import AnswerConfig
 from egom2p.anytoany.answers.inference import Inference, typed_prompt
 from egom2p.anytoany.conversations.conversation import PLACEHOLDER
-from egom2p.anytoany.perception.vectors import features_of_vectors
+from egom2p.anytoany.perception.media_files import features_of_vectors
 from egom2p.config import run_main, strict
 from egom2p.jobs.workers import choose_device
 

@@ -14,7 +14,7 @@ from egom2p.anytoany.conversations.chat import ChatConfig, ChatRenderer
 from egom2p.anytoany.conversations.datasets import CaptionsConfig, open_dataset
 from egom2p.anytoany.conversations.table_files import TableFiles
 from egom2p.anytoany.language.likelihood import likelihoods
-from egom2p.anytoany.perception.feature_lookup import FeatureLookup
+from egom2p.anytoany.perception.feature_store import FeatureLookup
 from egom2p.config import run_main, strict
 from egom2p.data.clip_order import clip_rng
 from egom2p.jobs.progress import say

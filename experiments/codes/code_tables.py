@@ -27,7 +27,7 @@ from egom2p.anytoany.conversations.packing import collate
 from egom2p.anytoany.evaluation.controls import controlled
 from egom2p.anytoany.language.likelihood import likelihoods
 from egom2p.anytoany.model import AnyToAny
-from egom2p.anytoany.perception.feature_lookup import FeatureLookup, spellings
+from egom2p.anytoany.perception.feature_store import FeatureLookup, spellings
 from egom2p.anytoany.saving import load_anytoany
 from egom2p.anytoany.types import Conversation
 from egom2p.config import load_config

@@ -15,9 +15,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from egom2p.anytoany.perception.source import PerceptionConfig
-from egom2p.anytoany.perception.timm_frames import TimmTower, picture_grid
-from egom2p.anytoany.perception.tower import plain_tower_state, rows_of
+from egom2p.anytoany.perception.source import PerceptionConfig, rows_of
+from egom2p.anytoany.perception.timm_frames import TimmTower, picture_grid, plain_tower_state
 from egom2p.anytoany.types import PerceptionFeatures
 from egom2p.config import run_main, strict
 from egom2p.data.clip_order import clip_rng

@@ -10,10 +10,10 @@ from PIL import Image
 
 from egom2p.anytoany.connectors import ConnectorConfig
 from egom2p.anytoany.conversations.datasets import InterleavedConfig, open_dataset
-from egom2p.anytoany.perception.feature_lookup import FeatureLookup
-from egom2p.anytoany.perception.picture_cells import PictureGrid
-from egom2p.anytoany.perception.source import PerceptionConfig
-from egom2p.anytoany.perception.tower import build_tower
+from egom2p.anytoany.perception.build_perception import build_tower
+from egom2p.anytoany.perception.feature_store import FeatureLookup
+from egom2p.anytoany.perception.source import TimmFramesConfig
+from egom2p.anytoany.perception.timm_frames import PictureGrid
 from egom2p.anytoany.types import PerceptionFeatures
 from egom2p.config import load_config
 from egom2p.data.clip_order import clip_rng
@@ -87,7 +87,7 @@ def test_files_are_perceived_as_conversations(tmp_path):
     folder = tmp_path / "screens"
     files = write_screens(folder, 6, num_unseen=2)
     assert write_screens(folder, 6, num_unseen=2) == files and len(files) == 10
-    source = PerceptionConfig(source="timm_frames", tower="test_convnext", tower_weights="random", image_size=96)
+    source = TimmFramesConfig(tower="test_convnext", tower_weights="random", image_size=96)
     lookup = FeatureLookup([source], [], ConnectorConfig(kind="st_shuffle", cell=(2, 1, 1)))
     for file, num_frames in (("train.jsonl", 1), ("change_train.jsonl", 2), ("text_8px_unseen.jsonl", 1)):
         opened = open_dataset(InterleavedConfig(files=(str(folder / file),), folder=str(folder)))
@@ -111,9 +111,7 @@ def test_configs_of_the_experiment_are_valid():
 
 
 def test_the_tower_of_a_reader_is_one_that_tower_weights_names(tmp_path):
-    source = PerceptionConfig(
-        source="timm_frames", tower="test_resnet", tower_weights="random", train="full", layer=4, image_size=48
-    )
+    source = TimmFramesConfig(tower="test_resnet", tower_weights="random", train="full", layer=4, image_size=48)
     settings = {"num_train": 5, "num_unseen": 2, "batch_size": 8}
     reader = ScreenReaderConfig(output=str(tmp_path), perception=source, num_seen=8 * 4, **settings)
     found = teach(reader)

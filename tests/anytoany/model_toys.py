@@ -12,7 +12,7 @@ from egom2p.anytoany.conversations.packing import collate
 from egom2p.anytoany.language.language_model import LanguageModelConfig
 from egom2p.anytoany.language.language_tokenizer import train_tokenizer, with_reserved_tokens
 from egom2p.anytoany.model import AnyToAnyConfig, build_anytoany
-from egom2p.anytoany.perception.source import PerceptionConfig
+from egom2p.anytoany.perception.source import VectorsConfig
 from egom2p.anytoany.types import Conversation, Media, PerceptionFeatures, Turn
 
 WIDTH = 10
@@ -27,7 +27,7 @@ LLAMA = {
 GAZE = CodebookConfig(kind="gaze", modality="tok_gaze", size=13, num_tokens=4, fingerprint="sha256:a")
 CAM = CodebookConfig(kind="cam", modality="tok_cam", size=7, num_tokens=3, fingerprint="sha256:b")
 BOOKS = (GAZE, CAM)
-VECTORS = PerceptionConfig(source="vectors", width=WIDTH)
+VECTORS = VectorsConfig(width=WIDTH)
 
 
 @lru_cache

@@ -6,9 +6,8 @@ import torch
 from model_toys import BOOKS, CAM, GAZE, LLAMA, features_of, renderer_of, talks, toy_features, toy_model
 
 from egom2p.anytoany.answers.answer_generation import AnswerConfig, Question, answer, right_aligned
-from egom2p.anytoany.answers.grammar import SpanGrammar
-from egom2p.anytoany.answers.inference import Inference, PerceivedClip
-from egom2p.anytoany.answers.windows import WindowCaption, caption_windows, joined
+from egom2p.anytoany.answers.inference import Inference, PerceivedClip, WindowCaption, caption_windows, joined
+from egom2p.anytoany.codebooks import SpanGrammar
 from egom2p.anytoany.connectors import ConnectorConfig
 from egom2p.anytoany.conversations.conversation import question_of
 from egom2p.anytoany.language.language_tokenizer import end_tag, start_tag, stop_ids

@@ -9,10 +9,9 @@ from model_toys import BOOKS, VECTORS, renderer_of, talks, toy_batch, toy_config
 
 from egom2p.anytoany.connectors import ConnectorConfig
 from egom2p.anytoany.conversations.packing import collate
-from egom2p.anytoany.language.head_loss import next_token_loss
-from egom2p.anytoany.language.language_flops import LanguageFlops
-from egom2p.anytoany.language.language_model import LanguageModelConfig
-from egom2p.anytoany.perception.source import PerceptionConfig
+from egom2p.anytoany.language.language_model import LanguageModelConfig, next_token_loss
+from egom2p.anytoany.language.size_of_model import LanguageFlops
+from egom2p.anytoany.perception.source import VectorsConfig
 from egom2p.anytoany.types import Conversation, Media, PerceptionFeatures, Turn
 from egom2p.layers.lora import LoraConfig
 
@@ -136,8 +135,8 @@ def test_half_precision_and_recomputed_activations(folder):
 
 
 def test_several_sources_each_serve_their_kinds(folder):
-    video = PerceptionConfig(source="vectors", width=6, kinds=("video",))
-    audio = PerceptionConfig(source="vectors", width=4, kinds=("audio",))
+    video = VectorsConfig(width=6, kinds=("video",))
+    audio = VectorsConfig(width=4, kinds=("audio",))
     model = toy_model(folder, perception=(video, audio), connector=ConnectorConfig(num_tokens=2, dim=24, num_heads=2))
     shown = {"v": padded(1, 6), "a": padded(2, 4), "w": padded(3, 6)}
     media = (Media("video", "v"), Media("audio", "a"), Media("video", "w"))

@@ -12,8 +12,8 @@ from egom2p.anytoany.answers.answer_generation import AnswerConfig
 from egom2p.anytoany.answers.inference import Inference
 from egom2p.anytoany.generate import GenerateConfig, main, question_of_files
 from egom2p.anytoany.model import build_anytoany
-from egom2p.anytoany.perception.source import PerceptionConfig
-from egom2p.anytoany.perception.vectors import features_of_vectors
+from egom2p.anytoany.perception.media_files import features_of_vectors
+from egom2p.anytoany.perception.source import EncoderConfig
 from egom2p.anytoany.saving import save_anytoany
 from egom2p.config import load_config
 from egom2p.data.clips.video_files import write_video
@@ -98,7 +98,7 @@ def test_a_video_file_and_its_windows(tmp_path, capsys):
     world = make_tiny_world(tmp_path / "world")
     frames = (np.random.default_rng(0).random((40, 16, 16, 3)) * 255).astype(np.uint8)
     write_video(tmp_path / "walk.mp4", frames, 8.0)
-    source = PerceptionConfig(source="egom2p_encoder", checkpoint=str(world / "model"), modalities=("tok_rgb",))
+    source = EncoderConfig(checkpoint=str(world / "model"), modalities=("tok_rgb",))
     with torch.random.fork_rng():
         model = build_anytoany(toy_config(tmp_path, perception=(source,)))
     save_anytoany(model, tmp_path / "model")

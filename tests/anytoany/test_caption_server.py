@@ -15,8 +15,8 @@ from model_toys import WIDTH, toy_model
 
 from egom2p.anytoany.answers.answer_generation import AnswerConfig
 from egom2p.anytoany.answers.inference import Inference
-from egom2p.anytoany.perception.source import PerceptionConfig
-from egom2p.anytoany.perception.vectors import features_of_vectors
+from egom2p.anytoany.perception.media_files import features_of_vectors
+from egom2p.anytoany.perception.source import VectorsConfig
 from egom2p.anytoany.serve import INFERENCE, CaptionServer, ServeConfig
 
 CONFIG = ServeConfig(
@@ -131,7 +131,7 @@ def test_a_failure_of_the_model_is_an_answer_too(server, monkeypatch):
 
 
 def test_only_models_of_vectors_can_be_served(tmp_path):
-    two = tuple(PerceptionConfig(source="vectors", width=4, kinds=(kind,)) for kind in ("video", "audio"))
+    two = tuple(VectorsConfig(width=4, kinds=(kind,)) for kind in ("video", "audio"))
     with pytest.raises(ValueError, match="one perception source of vectors"):
         CaptionServer(CONFIG, Inference(toy_model(tmp_path, perception=two)))
 

@@ -6,8 +6,8 @@ import torch
 from model_toys import BOOKS, CAM, GAZE, toy_model
 
 from egom2p.anytoany.answers.answer_generation import Answer
-from egom2p.anytoany.answers.rendering import codebook_of, render, token_clip_of, write_tokens
 from egom2p.anytoany.codebooks import CodebookConfig, Codebooks
+from egom2p.anytoany.generate import codebook_of, render, token_clip_of, write_tokens
 from egom2p.contracts import ModalitySpec, TokenClip, TokenGrid, TokenizerMismatch
 from egom2p.models.egom2p_model import EgoM2P, ModelConfig
 from egom2p.models.generate import generate

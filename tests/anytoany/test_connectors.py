@@ -8,7 +8,7 @@ from model_toys import features_of, renderer_of, talks, toy_batch, toy_features,
 from egom2p.anytoany.connectors import ConnectorConfig, build_connector
 from egom2p.anytoany.conversations.packing import collate
 from egom2p.anytoany.language.packed_attention import packed_hidden, packed_layout
-from egom2p.anytoany.perception.tower import rows_of
+from egom2p.anytoany.perception.source import rows_of
 from egom2p.anytoany.types import PerceptionFeatures
 
 KINDS = ("global_mlp", "st_shuffle", "resampler")

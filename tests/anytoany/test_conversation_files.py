@@ -8,7 +8,15 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from egom2p.anytoany.conversations.conversation import answer_of, conversation_of
+from egom2p.anytoany.conversations.conversation import (
+    TemplateConfig,
+    Templates,
+    answer_of,
+    conversation_of,
+    fill,
+    load_templates,
+    template_path,
+)
 from egom2p.anytoany.conversations.datasets import (
     CaptionsConfig,
     InstructConfig,
@@ -18,7 +26,6 @@ from egom2p.anytoany.conversations.datasets import (
     open_dataset,
 )
 from egom2p.anytoany.conversations.table_files import TableFiles
-from egom2p.anytoany.conversations.templates import TemplateConfig, Templates, fill, load_templates, template_path
 from egom2p.anytoany.types import KINDS, Media
 from egom2p.config import ConfigError, cfgs_root
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from egom2p.anytoany.language.head_loss import CHUNK_ELEMENTS, next_token_loss
+from egom2p.anytoany.language.language_model import CHUNK_ELEMENTS, next_token_loss
 from egom2p.layers.step_memory import LiveBytes
 
 WIDTH, CHUNK = 16, 2**17

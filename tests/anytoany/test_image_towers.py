@@ -13,20 +13,18 @@ from tiny_artifacts import invented_clip, make_tiny_world
 
 from egom2p.anytoany.answers.inference import Inference
 from egom2p.anytoany.connectors import ConnectorConfig
+from egom2p.anytoany.conversations.conversation import TemplateConfig
 from egom2p.anytoany.conversations.datasets import CaptionsConfig, CaptionSet, InstructConfig, InstructSet
-from egom2p.anytoany.conversations.templates import TemplateConfig
 from egom2p.anytoany.evaluation.harness import file_perception
 from egom2p.anytoany.model import build_anytoany
-from egom2p.anytoany.perception.export import ExportConfig, export
-from egom2p.anytoany.perception.feature_lookup import FeatureLookup
+from egom2p.anytoany.perception.build_perception import build_source, build_tower
+from egom2p.anytoany.perception.export_features import ExportConfig, export
+from egom2p.anytoany.perception.feature_store import FeatureLookup
 from egom2p.anytoany.perception.media_files import read_clips
-from egom2p.anytoany.perception.picture_cells import PictureGrid
-from egom2p.anytoany.perception.source import PerceptionConfig, build_source
-from egom2p.anytoany.perception.timm_frames import tower_width
-from egom2p.anytoany.perception.tower import build_tower, rows_of
+from egom2p.anytoany.perception.source import EncoderConfig, TimmFramesConfig, rows_of
+from egom2p.anytoany.perception.timm_frames import PictureGrid, tower_width
 from egom2p.anytoany.saving import load_anytoany, save_anytoany
 from egom2p.anytoany.types import Media
-from egom2p.config import to_plain
 from egom2p.contracts import TokenClip
 from egom2p.data.clips.video_files import write_video
 from egom2p.layers.lora import LoraConfig
@@ -37,7 +35,7 @@ CAPTION = TemplateConfig(file="caption_image")
 
 
 def tower(name="test_convnext", **settings):
-    return PerceptionConfig(source="timm_frames", tower=name, **{"tower_weights": "random", **settings})
+    return TimmFramesConfig(tower=name, **{"tower_weights": "random", **settings})
 
 
 def photo(path, height=50, width=70, **how):
@@ -179,7 +177,7 @@ def test_files_of_pictures(tmp_path):
 
 def test_tokenizers_see_a_picture_as_a_still_video(tmp_path):
     world = make_tiny_world(tmp_path / "world")
-    config = PerceptionConfig(source="egom2p_encoder", checkpoint=str(world / "model"), modalities=("tok_rgb",))
+    config = EncoderConfig(checkpoint=str(world / "model"), modalities=("tok_rgb",))
     wanted = invented_clip(0).rgb.shape
     half = wanted[0] // 2
     frames = [Image.new("RGB", (30, 20), colour) for colour in ("red", "blue")]
@@ -210,7 +208,7 @@ def test_pictures_and_videos_are_media_of_conversations(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no\.jpg: no such picture"):
         lookup.features(Media("image", str(tmp_path / "no.jpg")))
     for settings in ({}, {"precomputed": True}):
-        chosen = PerceptionConfig(**{**to_plain(config), **settings})
+        chosen = replace(config, **settings)
         out = tmp_path / f"features{len(settings)}"
         export(ExportConfig(perception=chosen, input=str(tmp_path / "a.jpg"), output=str(out)))
         stored = FeatureLookup([chosen], [str(out)], connector).features(Media("image", "a"))
@@ -265,26 +263,6 @@ def test_a_trained_tower_is_saved_with_its_model(tmp_path, name):
     said = next(Inference(load_anytoany(tmp_path / "copy")).perceive_file("image", str(tmp_path / "a.png")))
     assert said.key == "a" and np.array_equal(said.features.features, item.features)
     assert json.loads((tmp_path / "copy" / "anytoany.json").read_text())
-
-
-def test_what_an_earlier_version_made_of_a_tower_holds_features_not_pixels(tmp_path):
-    """There the tower was never part of a model, and `precomputed` said nothing; a feature can be as wide as a cell."""
-    added = ("image_size", "tiles", "num_frames", "clip_s")
-    live = tower("resnet18", width=512)
-    earlier = {name: value for name, value in to_plain(live).items() if name not in added}
-    (tmp_path / "features").mkdir()
-    card = {"source": "timm_frames", "names": ["resnet18"], "width": 512, "perception": earlier}
-    (tmp_path / "features" / "card.json").write_text(json.dumps(card))
-    with pytest.raises(ValueError, match="holds features of timm_frames"):
-        FeatureLookup((live,), [str(tmp_path / "features")], ConnectorConfig(kind="global_mlp"))
-    features = replace(live, precomputed=True)
-    save_anytoany(build_anytoany(toy_config(tmp_path, perception=(features,))), tmp_path / "model")
-    saved = json.loads((tmp_path / "model" / "anytoany.json").read_text())
-    saved["config"]["perception"] = [earlier]
-    (tmp_path / "model" / "anytoany.json").write_text(json.dumps(saved))
-    model = load_anytoany(tmp_path / "model")
-    assert model.config.perception == (features,)
-    FeatureLookup(model.config.perception, [str(tmp_path / "features")], model.config.connector)
 
 
 def test_rows_of_llava_name_picture_files(tmp_path):

@@ -10,11 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from egom2p.anytoany.conversations.chat import ChatConfig
-from egom2p.anytoany.conversations.conversation_loader import LanguageDataConfig, LanguageLoader
+from egom2p.anytoany.conversations.conversation import TemplateConfig, Templates
+from egom2p.anytoany.conversations.conversation_loader import LanguageDataConfig, LanguageLoader, Mix, MixConfig
 from egom2p.anytoany.conversations.datasets import CaptionsConfig
-from egom2p.anytoany.conversations.mixing import Mix, MixConfig
 from egom2p.anytoany.conversations.packing import best_fit_decreasing, collate, even_order
-from egom2p.anytoany.conversations.templates import TemplateConfig, Templates
 from egom2p.anytoany.types import NO_LOSS
 from egom2p.data.clip_order import clip_rng
 

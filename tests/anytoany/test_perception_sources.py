@@ -1,5 +1,7 @@
 """What is perceived: codes, states of EgoM2P's encoder, vectors of files, patches of image towers; kept on disk."""
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -7,12 +9,18 @@ import pytest
 import torch
 from tiny_artifacts import invented_clip, make_tiny_world
 
-from egom2p.anytoany.perception.export import ExportConfig, export
+from egom2p.anytoany.perception.build_perception import build_source, build_tower
+from egom2p.anytoany.perception.export_features import ExportConfig, export
 from egom2p.anytoany.perception.feature_store import CARD, LEDGER, FeatureStore, FeatureWriter
-from egom2p.anytoany.perception.source import PerceptionConfig, build_source, source_of_kind
-from egom2p.anytoany.perception.token_features import features_of_tokens
-from egom2p.anytoany.perception.tower import EncoderTower, build_tower, rows_of
-from egom2p.anytoany.perception.vectors import VectorFiles
+from egom2p.anytoany.perception.media_files import VectorFiles
+from egom2p.anytoany.perception.source import (
+    CodesConfig,
+    EncoderConfig,
+    VectorsConfig,
+    rows_of,
+    source_of_kind,
+)
+from egom2p.anytoany.perception.token_features import EncoderTower, features_of_tokens
 from egom2p.contracts import ModalitySpec, TokenClip, TokenGrid, TokenizerMismatch
 from egom2p.layers.lora import LoraConfig
 from egom2p.models.egom2p_model import EgoM2P, ModelConfig
@@ -72,7 +80,7 @@ def test_codes_carry_their_positions():
 @pytest.mark.parametrize("modalities", [(), ("tok_gaze", "tok_rgb")])
 def test_states_are_those_of_the_encoder(checkpoint, modalities, layer):
     model, folder = checkpoint
-    config = PerceptionConfig(source="egom2p_encoder", checkpoint=folder, modalities=modalities, layer=layer)
+    config = EncoderConfig(checkpoint=folder, modalities=modalities, layer=layer)
     source = build_source(config)
     assert source.names == (("tok_rgb", "tok_gaze") if modalities else tuple(spec.name for spec in SPECS))
     items = source.perceive(CLIPS)
@@ -91,22 +99,18 @@ def test_states_are_those_of_the_encoder(checkpoint, modalities, layer):
             wanted = model.encoder_output(batch)[num_registers:]
         model.encoder = whole
         assert len(item.features) == len(wanted) and torch.allclose(ours, wanted, atol=1e-5)
-    exported = build_source(PerceptionConfig(**{**vars_of(config), "precomputed": True})).perceive(CLIPS)
+    exported = build_source(replace(config, precomputed=True)).perceive(CLIPS)
     assert all(np.allclose(one.features, two.numpy(), atol=1e-5) for one, two in zip(exported, states, strict=True))
     assert all((one.position == two.position).all() for one, two in zip(exported, items, strict=True))
-
-
-def vars_of(config):
-    return {name: getattr(config, name) for name in ("source", "checkpoint", "modalities", "layer")}
 
 
 def test_what_of_the_encoder_is_trained(checkpoint):
     folder = checkpoint[1]
 
     def trained(**settings):
-        tower = build_tower(PerceptionConfig(source="egom2p_encoder", checkpoint=folder, **settings))
+        tower = build_tower(EncoderConfig(checkpoint=folder, **settings))
         assert isinstance(tower, EncoderTower) and not any("decoder" in name for name, _ in tower.named_parameters())
-        source = build_source(PerceptionConfig(source="egom2p_encoder", checkpoint=folder))
+        source = build_source(EncoderConfig(checkpoint=folder))
         states = tower.train()(rows_of(source.perceive(CLIPS)))
         assert states.requires_grad == (settings.get("train", "frozen") != "frozen")
         return [name for name, parameter in tower.named_parameters() if parameter.requires_grad]
@@ -115,27 +119,27 @@ def test_what_of_the_encoder_is_trained(checkpoint):
     assert all("lora_" in name for name in trained(train="lora", lora=LoraConfig(rank=2))) and trained(train="full")
     for wrong in ({"train": "lora"}, {"train": "full", "precomputed": True}, {"checkpoint": None}):
         with pytest.raises(ValueError):
-            PerceptionConfig(**{"source": "egom2p_encoder", "checkpoint": folder, **wrong})
+            EncoderConfig(**{"checkpoint": folder, **wrong})
     with pytest.raises(ValueError, match=r"1 \.\.\. 3"):
-        build_tower(PerceptionConfig(source="egom2p_encoder", checkpoint=folder, layer=4))
+        build_tower(EncoderConfig(checkpoint=folder, layer=4))
 
 
 def test_codes_without_a_checkpoint_and_kinds():
-    config = PerceptionConfig(source="codes", width=8, modality_specs=PLAIN, modalities=("tok_smell",))
+    config = CodesConfig(width=8, modality_specs=PLAIN, modalities=("tok_smell",))
     tower, items = build_tower(config), build_source(config).perceive([CLIPS[0]])
     table = tower.embeddings.token_table
     assert torch.equal(tower(rows_of(items)), table[torch.from_numpy(CLIPS[0].tokens["tok_smell"]).long()])
-    sources = (config, PerceptionConfig(source="vectors", width=4, kinds=("audio",)))
+    sources = (config, VectorsConfig(width=4, kinds=("audio",)))
     with pytest.raises(ValueError, match="audio need exactly one"):
         source_of_kind(sources, "audio")
     assert source_of_kind(sources, "gaze") == 0
     with pytest.raises(ValueError, match="no modality 'tok_taste'"):
-        build_source(PerceptionConfig(source="codes", width=8, modality_specs=PLAIN, modalities=("tok_taste",)))
+        build_source(CodesConfig(width=8, modality_specs=PLAIN, modalities=("tok_taste",)))
 
 
 def test_signals_are_tokenized_on_the_way(tmp_path):
     world = make_tiny_world(tmp_path)
-    config = PerceptionConfig(source="egom2p_encoder", checkpoint=str(world / "model"))
+    config = EncoderConfig(checkpoint=str(world / "model"))
     source = build_source(config)
     clip = invented_clip(0)
     tokens = {name: tokenizer.encode([clip])[0] for name, tokenizer in source.tokenizers.items()}
@@ -143,7 +147,7 @@ def test_signals_are_tokenized_on_the_way(tmp_path):
     assert ours.features[:, 0].tolist() == np.concatenate([tokens[spec.name] for spec in source.specs]).tolist()
 
     out = tmp_path / "features"
-    settings = {"perception": PerceptionConfig(**{**vars_of(config), "precomputed": True}), "output": str(out)}
+    settings = {"perception": replace(config, precomputed=True), "output": str(out)}
     found = ExportConfig(input=str(world / "clips" / "train"), shard_clips=2, max_clips=3, **settings)
     assert export(found) == (3, 0)
     # Killed while writing: a shard without its entry, and half an entry.

@@ -7,8 +7,7 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from egom2p.anytoany.conversations.conversation import answer_of
-from egom2p.anytoany.conversations.templates import TemplateConfig, Templates
+from egom2p.anytoany.conversations.conversation import TemplateConfig, Templates, answer_of
 from egom2p.anytoany.world.factor_world import OBJECTS, combinations, factor_clip, factor_rows, factor_specs
 from egom2p.anytoany.world.world_questions import (
     ClipFacts,

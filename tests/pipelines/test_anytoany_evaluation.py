@@ -12,20 +12,17 @@ import pytest
 import torch
 
 from egom2p.anytoany.connectors import ConnectorConfig
-from egom2p.anytoany.evaluation.anytoany_evaluation import evaluate_anytoany, load_evaluated
+from egom2p.anytoany.evaluation.anytoany_evaluation import MediaFrames, evaluate_anytoany, load_evaluated
 from egom2p.anytoany.evaluation.harness import answer_config, lmms_adapter, run_lm_eval, run_lmms_eval
 from egom2p.anytoany.evaluation.questions import letters_of
 from egom2p.anytoany.evaluation.report import glance
 from egom2p.anytoany.evaluation.settings import AnyToAnyEvaluationConfig, EvaluatedModelConfig, HarnessConfig
-from egom2p.anytoany.evaluation.shown import MediaFrames
 from egom2p.anytoany.language.language_model import LanguageModelConfig
 from egom2p.anytoany.language.language_tokenizer import train_tokenizer
-from egom2p.anytoany.language.likelihood import continuation, likelihoods
-from egom2p.anytoany.language.text_embedding import own_embedding
+from egom2p.anytoany.language.likelihood import continuation, likelihoods, own_embedding
 from egom2p.anytoany.model import AnyToAnyConfig, build_anytoany
-from egom2p.anytoany.perception.feature_lookup import select_modalities
-from egom2p.anytoany.perception.feature_store import FeatureStore, FeatureWriter
-from egom2p.anytoany.perception.source import PerceptionConfig
+from egom2p.anytoany.perception.feature_store import FeatureStore, FeatureWriter, select_modalities
+from egom2p.anytoany.perception.source import CodesConfig
 from egom2p.anytoany.perception.token_features import TokenSource
 from egom2p.anytoany.saving import load_anytoany, save_anytoany, save_merged
 from egom2p.anytoany.types import Conversation, Media, Turn
@@ -52,14 +49,14 @@ def world(tmp_path_factory):
     root = tmp_path_factory.mktemp("world")
     rows = factor_rows("looked_at", "unseen", 1)[:12]
     (root / "looked_at_unseen.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    source = TokenSource(PerceptionConfig(source="codes", width=1, modality_specs=SPECS))
+    source = TokenSource(CodesConfig(width=1, modality_specs=SPECS))
     card = {"source": "codes", "names": list(source.names), "width": 1, "fingerprint": source.fingerprint}
-    card["perception"] = to_plain(PerceptionConfig(source="codes", width=1, modality_specs=SPECS))
+    card["perception"] = to_plain(CodesConfig(width=1, modality_specs=SPECS))
     clips = [row["clip"] for row in rows]
     FeatureWriter(root / "features", card).write(clips, source.perceive([factor_clip(clip) for clip in clips]))
     train_tokenizer([row["description"] for row in rows], 300).save_pretrained(root / "tokenizer")
     for name, modalities in (("rgb", ("code_rgb",)), ("gaze", ("code_rgb", "code_gaze"))):
-        perception = PerceptionConfig(source="codes", width=8, modalities=modalities, modality_specs=SPECS)
+        perception = CodesConfig(width=8, modalities=modalities, modality_specs=SPECS)
         config = AnyToAnyConfig(
             language_model=LanguageModelConfig(architecture=TINY, tokenizer=str(root / "tokenizer")),
             connector=ConnectorConfig(kind="st_shuffle", cell=(4, 1, 1), dim=8, num_heads=2),

@@ -10,7 +10,7 @@ from egom2p.anytoany.conversations.packing import collate
 from egom2p.anytoany.language.language_model import LanguageModelConfig
 from egom2p.anytoany.language.language_tokenizer import train_tokenizer, with_reserved_tokens
 from egom2p.anytoany.model import AnyToAnyConfig, build_anytoany
-from egom2p.anytoany.perception.source import PerceptionConfig
+from egom2p.anytoany.perception.source import VectorsConfig
 from egom2p.anytoany.types import Media, MediaSpan, PerceptionFeatures, Rendered
 from egom2p.config import from_plain
 from egom2p.layers.step_memory import LiveBytes
@@ -39,7 +39,7 @@ def model_config(tokenizer, architecture, dtype, adapt, *, recompute):
             architecture=architecture, tokenizer=tokenizer, dtype=dtype, gradient_checkpointing=recompute
         ),
         connector=ConnectorConfig(kind="global_mlp", num_tokens=2),
-        perception=(PerceptionConfig(source="vectors", width=WIDTH),),
+        perception=(VectorsConfig(width=WIDTH),),
         adapt=adapt,
     )
 

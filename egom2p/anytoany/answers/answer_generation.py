@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from egom2p.anytoany.answers.grammar import SpanGrammar
+from egom2p.anytoany.codebooks import SpanGrammar
 from egom2p.anytoany.conversations.packing import joined_features
 from egom2p.anytoany.language.gated_layers import MediaMemory
 from egom2p.anytoany.language.language_tokenizer import stop_ids

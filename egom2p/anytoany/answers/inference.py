@@ -4,19 +4,20 @@ D width of a feature row.
 """
 
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 
 from egom2p.anytoany.answers.answer_generation import Answer, AnswerConfig, Question, answer
 from egom2p.anytoany.conversations.chat import ChatConfig, ChatRenderer
 from egom2p.anytoany.conversations.conversation import captioned, question_of
 from egom2p.anytoany.model import AnyToAny
-from egom2p.anytoany.perception.media_files import read_clips
-from egom2p.anytoany.perception.source import Clip, PerceptionSource, build_source, source_of_kind
-from egom2p.anytoany.perception.vectors import VectorFiles
+from egom2p.anytoany.perception.build_perception import build_source
+from egom2p.anytoany.perception.media_files import VectorFiles, read_clips
+from egom2p.anytoany.perception.source import Clip, PerceptionSource, VectorsConfig, source_of_kind
 from egom2p.anytoany.types import KINDS, Media, PerceptionFeatures
 from egom2p.contracts import AlignedClip
 
@@ -68,14 +69,14 @@ class Inference:
         """The clips of a file, as the model's source for this kind of media wants them; a long video gives several."""
         number = source_of_kind(self.model.config.perception, kind)
         config = self.model.config.perception[number]
-        if config.source == "vectors":
+        if isinstance(config, VectorsConfig):
             suffix = Path(path.partition("#")[0]).suffix
             if suffix not in _VECTOR_FILES:
                 raise ValueError(
                     f"{path}: this model perceives {kind} as vectors of {config.width} numbers; "
                     f"wanted one of {', '.join(_VECTOR_FILES)}"
                 )
-            yield PerceivedClip(path, VectorFiles(int(config.width or 0))[path])
+            yield PerceivedClip(path, VectorFiles(config.width)[path])
             return
         if number not in self._sources:
             self._sources[number] = build_source(config, device=str(self.model.device))
@@ -86,11 +87,11 @@ class Inference:
     @cached_property
     def vector_width(self) -> int:
         """Numbers of one vector, for models that perceive vectors; ValueError for others."""
-        widths = [source.width for source in self.model.config.perception if source.source == "vectors"]
+        widths = [source.width for source in self.model.config.perception if isinstance(source, VectorsConfig)]
         if len(widths) != 1:
             found = [source.source for source in self.model.config.perception]
             raise ValueError(f"wanted a model with one perception source of vectors, this one has {found}")
-        return int(widths[0] or 0)
+        return widths[0]
 
 
 def typed_prompt(prompt: str) -> str:
@@ -115,3 +116,54 @@ def _span_s(clip: Clip) -> tuple[float, float]:
         starts.append(float(times_s[0]))
         ends.append(float(times_s[-1]) + period_s)
     return min(starts), max(ends)
+
+
+@dataclass(frozen=True)
+class WindowCaption:
+    """The caption of a segment of a recording, in seconds of its clock."""
+
+    start_s: float
+    end_s: float
+    text: str
+
+
+def caption_windows(
+    inference: Inference,
+    clips: Iterable[PerceivedClip],
+    config: AnswerConfig,
+    *,
+    prompt: str,
+    kind: str = "video",
+    num_tokens: int | None = None,
+    seed: int = 0,
+) -> Iterator[WindowCaption]:
+    """One caption per window, in order; only `config.batch_size` windows are in memory.
+
+    num_tokens   perception tokens of each window, as of `Inference.question`
+    seed         of the first window; each further one has the next
+    """
+    waiting = iter(clips)
+    number = 0
+    while part := list(islice(waiting, config.batch_size)):
+        questions = [inference.question(prompt, [(kind, clip.features)], num_tokens=num_tokens) for clip in part]
+        seeds = range(seed + number, seed + number + len(part))
+        for clip, found in zip(part, inference.answer(questions, config, seeds=list(seeds)), strict=True):
+            yield WindowCaption(clip.start_s, clip.end_s, found.text)
+        number += len(part)
+
+
+def joined(captions: Iterable[WindowCaption]) -> Iterator[WindowCaption]:
+    """Neighbours with the same text become one segment, given out as soon as the next one begins.
+
+    Where windows overlap, a segment ends where the next begins.
+    """
+    segment: WindowCaption | None = None
+    for caption in captions:
+        if segment is not None and segment.text == caption.text:
+            segment = replace(segment, end_s=caption.end_s)
+            continue
+        if segment is not None:
+            yield replace(segment, end_s=min(segment.end_s, caption.start_s))
+        segment = caption
+    if segment is not None:
+        yield segment

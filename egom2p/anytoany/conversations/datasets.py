@@ -11,9 +11,15 @@ from typing import Annotated, Any, Literal, Protocol
 import numpy as np
 from pydantic import Field
 
-from egom2p.anytoany.conversations.conversation import captioned, checked, conversation_of
+from egom2p.anytoany.conversations.conversation import (
+    TemplateConfig,
+    Templates,
+    captioned,
+    checked,
+    conversation_of,
+    fill,
+)
 from egom2p.anytoany.conversations.table_files import TableFiles
-from egom2p.anytoany.conversations.templates import TemplateConfig, Templates, fill
 from egom2p.anytoany.types import Conversation, Media, MediaKind, Role, Turn
 from egom2p.anytoany.world.world_questions import WorldQuestionsConfig, WorldQuestionSet
 from egom2p.config import strict

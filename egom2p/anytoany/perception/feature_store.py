@@ -1,8 +1,11 @@
 """Perception features on disk by reference: shards of safetensors, and a ledger that says which holds which items.
 
+`FeatureLookup` finds those of a media item: in the stores, or, for vectors and live image towers, in its file.
+
 N feature rows, D their width.
 """
 
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,13 +14,25 @@ import numpy as np
 import torch
 from safetensors import safe_open
 
-from egom2p.anytoany.perception.source import PerceptionConfig, as_meant_today
-from egom2p.anytoany.types import PerceptionFeatures
-from egom2p.config import from_plain, to_plain
+from egom2p.anytoany.codebooks import CodebookConfig, Codebooks
+from egom2p.anytoany.connectors import ConnectorConfig
+from egom2p.anytoany.conversations.chat import Spelling
+from egom2p.anytoany.perception.media_files import PixelFiles, VectorFiles, picture_key
+from egom2p.anytoany.perception.source import (
+    PerceptionConfig,
+    TimmFramesConfig,
+    TokenConfig,
+    VectorsConfig,
+    source_of_kind,
+    stored_config,
+)
+from egom2p.anytoany.perception.token_features import perceived_specs
+from egom2p.anytoany.types import Media, PerceptionFeatures
 from egom2p.contracts import plain_name
 from egom2p.jobs.progress import Ledger
 from egom2p.storage import load_json, save_json, save_tensors
 
+_CACHED_BYTES = 2**29
 LEDGER, CARD = "ledger.jsonl", "card.json"
 
 
@@ -72,7 +87,7 @@ class FeatureWriter:
         self.folder.mkdir(parents=True, exist_ok=True)
         card = dict(card) | {"dtype": str(dtype).removeprefix("torch.")}
         if (self.folder / CARD).is_file():
-            found = _with_every_field(load_json(self.folder / CARD), where=str(self.folder / CARD))
+            found = load_json(self.folder / CARD)
             other = [name for name in sorted(found.keys() | card.keys()) if found.get(name) != card.get(name)]
             if other:
                 raise ValueError(
@@ -103,13 +118,147 @@ class FeatureWriter:
         self._num_shards += 1
 
 
-def _with_every_field(card: Mapping[str, Any], *, where: str) -> dict[str, Any]:
-    """A card of an earlier version, whose perception lacks what has been added since, with the defaults of that."""
-    if "perception" not in card:
-        return dict(card)
-    config = from_plain(PerceptionConfig, as_meant_today(card["perception"]), where=where)
-    return {**card, "perception": to_plain(config)}
-
-
 def _repeats(refs: Sequence[str]) -> list[str]:
     return [ref for number, ref in enumerate(refs) if ref in refs[:number]]
+
+
+class FeatureLookup:
+    """What the sources of a model say about media items.
+
+    stores   folders of exported features; vectors, and pictures and videos of a live `timm_frames`, need none
+
+    ValueError names a store that another source wrote than the model perceives with.
+    """
+
+    def __init__(self, sources: Sequence[PerceptionConfig], stores: Sequence[str], connector: ConnectorConfig) -> None:
+        self._sources, self._connector = tuple(sources), connector
+        self._stores = [FeatureStore(folder) for folder in stores]
+        self._vectors = {
+            number: VectorFiles(source.width)
+            for number, source in enumerate(sources)
+            if isinstance(source, VectorsConfig)
+        }
+        self._pixels = {n: PixelFiles(source) for n, source in enumerate(sources) if source.gives_pixels}
+        self._cache: OrderedDict[Media, PerceptionFeatures] = OrderedDict()
+        self._num_cached_bytes = 0
+        for store in self._stores:
+            # Codes may also be there for the vocabulary alone.
+            if not any(_fits(store, source) for source in self._sources) and not _holds_ids(store):
+                raise ValueError(
+                    f"{store.folder}: holds features of {store.card['source']} for {store.card['names']}, which no "
+                    f"source of the model perceives: {[source.source for source in self._sources]}"
+                )
+
+    def features(self, media: Media) -> PerceptionFeatures:
+        """ValueError names an item that no store holds."""
+        if media not in self._cache:
+            item = self._cache[media] = self._find(media)
+            self._num_cached_bytes += item.features.nbytes
+            while self._num_cached_bytes > _CACHED_BYTES and len(self._cache) > 1:
+                self._num_cached_bytes -= self._cache.popitem(last=False)[1].features.nbytes
+            return item
+        return self._cache[media]
+
+    def span_length(self, media: Media, wanted: int | None = None) -> int:
+        """Positions of an item in the text; only connectors whose count depends on the features look at it.
+
+        wanted   one of the connector's nested counts, in place of the full one
+        """
+        if self._connector.kind == "st_shuffle":
+            return self._connector.span_length(self.features(media), media.kind)
+        return 1 if self._connector.kind == "gated_xattn" else wanted or self._connector.tokens_of_kind(media.kind)
+
+    def codes(self, media: Media, modality: str) -> np.ndarray:
+        """Ids (L,) of one modality of an item, in position order, from a store of ids."""
+        store = next(
+            (s for s in self._stores if _holds_ids(s) and media.ref in s and modality in s.card["names"]), None
+        )
+        if store is None:
+            raise ValueError(
+                f"no codes of {modality} of {media.ref!r} in the stores {[str(s.folder) for s in self._stores]}"
+            )
+        return (
+            select_modalities(store[media.ref], store.card["names"], [modality]).features[:, 0].round().astype(np.int32)
+        )
+
+    def _find(self, media: Media) -> PerceptionFeatures:
+        number = source_of_kind(self._sources, media.kind)
+        if number in self._vectors:
+            return self._vectors[number][media.ref]
+        source = self._sources[number]
+        refs = (media.ref, picture_key(media.ref))
+        found = [(store, ref) for store in self._stores for ref in refs if ref in store and _fits(store, source)]
+        if not found and number in self._pixels:
+            return self._pixels[number][media.ref]
+        if not found:
+            folders = [str(store.folder) for store in self._stores] or "none (see `features`)"
+            raise ValueError(f"no features of {media.kind} {media.ref!r} in the stores {folders}")
+        store, ref = found[0]
+        item = store[ref]
+        return select_modalities(item, store.card["names"], _names(source)) if source.gives_ids else item
+
+
+def spellings(books: Codebooks, lookup: FeatureLookup) -> dict[str, Spelling]:
+    """For every kind of media with a codebook: its items as ids of the vocabulary."""
+
+    def spelling(config: CodebookConfig) -> Spelling:
+        def ids_of(media: Media) -> list[int]:
+            codes = lookup.codes(media, config.modality)
+            if len(codes) != config.num_tokens:
+                raise ValueError(
+                    f"{media.ref!r} has {len(codes)} codes of {config.modality}, wanted {config.num_tokens}"
+                )
+            return books.ids(config.kind, codes).tolist()
+
+        return ids_of
+
+    return {kind: spelling(config) for kind, config in books.configs.items()}
+
+
+def perceived_names(sources: Sequence[PerceptionConfig], kind: str) -> tuple[str, ...]:
+    """What `PerceptionFeatures.source` indexes for a kind of media: modalities, or the name of the source itself."""
+    source = sources[source_of_kind(sources, kind)]
+    return _names(source) if isinstance(source, TokenConfig) else (source.source,)
+
+
+def _holds_ids(store: FeatureStore) -> bool:
+    return _written_by(store).gives_ids
+
+
+def _written_by(store: FeatureStore) -> PerceptionConfig:
+    return stored_config(store.card["perception"], where=str(store.folder))
+
+
+def _fits(store: FeatureStore, source: PerceptionConfig) -> bool:
+    """Whether a store was written by a source; ids also serve a source that perceives only some of the modalities."""
+    if isinstance(source, VectorsConfig) or _holds_ids(store) != source.gives_ids:
+        return False
+    if source.gives_ids:
+        return set(_names(source)) <= set(store.card["names"])
+    written_by = _written_by(store)
+    if isinstance(source, TimmFramesConfig) and isinstance(written_by, TimmFramesConfig):
+        return _picture_settings(written_by) == _picture_settings(source)
+    return written_by.source == source.source
+
+
+def _picture_settings(source: TimmFramesConfig) -> tuple[Any, ...]:
+    """What decides on the rows that a picture gives."""
+    return source.precomputed, source.tower, source.layer, source.image_size, source.tiles
+
+
+def _names(source: TokenConfig) -> tuple[str, ...]:
+    return tuple(spec.name for spec in perceived_specs(source))
+
+
+def select_modalities(item: PerceptionFeatures, names: Sequence[str], wanted: Sequence[str]) -> PerceptionFeatures:
+    """The rows of some modalities, with their numbers among those; ValueError where none is left."""
+    if tuple(names) == tuple(wanted):
+        return item
+    number_of = {names.index(name): number for number, name in enumerate(wanted) if name in names}
+    is_kept_N = [int(source) in number_of for source in item.source]
+    source_N = item.source[is_kept_N].copy()
+    for old, new in number_of.items():
+        source_N[item.source[is_kept_N] == old] = new
+    if not len(source_N):
+        raise ValueError(f"the features have none of the modalities {list(wanted)}")
+    return PerceptionFeatures(item.features[is_kept_N], item.position[is_kept_N], source_N)

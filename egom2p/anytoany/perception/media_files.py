@@ -1,6 +1,9 @@
-"""Clips out of what lies on a disk: a video, a picture, recordings, stored clips, token shards, a file of tokens."""
+"""Media out of files: clips of a video, a picture, recordings, stored clips, token shards; precomputed vectors.
 
-from collections.abc import Iterator
+D width of a vector.
+"""
+
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from glob import glob
 from pathlib import Path
@@ -8,8 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from egom2p.anytoany.perception.picture_cells import resized
-from egom2p.anytoany.perception.source import Clip, PerceptionConfig, build_source
+from egom2p.anytoany.conversations.table_files import TableFiles
+from egom2p.anytoany.perception.build_perception import build_source
+from egom2p.anytoany.perception.source import Clip, PerceptionConfig, TimmFramesConfig, TokenConfig
+from egom2p.anytoany.perception.timm_frames import picture_grid, resized
 from egom2p.anytoany.perception.token_features import TokenSource, perceived_specs
 from egom2p.anytoany.types import PerceptionFeatures
 from egom2p.contracts import AlignedClip, ModalitySpec, Provenance, Stream, TokenClip
@@ -19,6 +24,9 @@ from egom2p.data.clips.image_files import PICTURE_SUFFIXES, read_picture
 from egom2p.data.clips.video_files import VIDEO_SUFFIXES, video_recording
 from egom2p.data.recordings.plain_folder import PlainFolderReader
 from egom2p.data.token_set import TokenSet
+
+# Columns that the published data sets use.
+COLUMNS = ("video_embed", "ib_embed", "image_embed", "audio_embed", "embedding")
 
 
 def read_clips(source: str, config: PerceptionConfig, *, stride_s: float | None = None) -> Iterator[Clip]:
@@ -58,15 +66,12 @@ def read_clips(source: str, config: PerceptionConfig, *, stride_s: float | None 
 
 def clip_config(config: PerceptionConfig, *, stride_s: float | None = None, span: str = "common") -> ClipConfig:
     """The clips that the source's tokenizers, or its image tower, read: picture size, rates and length."""
-    if config.source == "timm_frames":
-        # Imported here: it brings timm along.
-        from egom2p.anytoany.perception.timm_frames import picture_grid
-
+    if isinstance(config, TimmFramesConfig):
         height, width = picture_grid(config).frame_size
         rate_hz, length_s = config.num_frames / config.clip_s, config.clip_s
         sizes = {"height": height, "width": width, "duration_s": length_s, "video_rate_hz": rate_hz, "span": span}
         return ClipConfig(**sizes, stride_s=stride_s or length_s)
-    if config.checkpoint is None:
+    if not isinstance(config, TokenConfig) or config.checkpoint is None:
         raise ValueError("signals need tokenizers: name a checkpoint in perception, or give tokens")
     networks = [tokenizer.network.config for tokenizer in _tokenizers(config) if hasattr(tokenizer, "network")]
     return clip_config_for(networks, where=config.checkpoint, stride_s=stride_s, span=span)
@@ -75,7 +80,7 @@ def clip_config(config: PerceptionConfig, *, stride_s: float | None = None, span
 class PixelFiles:
     """Pixels of pictures and videos by their path; of a video its first clip, as the command line shows it."""
 
-    def __init__(self, config: PerceptionConfig) -> None:
+    def __init__(self, config: TimmFramesConfig) -> None:
         self._config, self._source = config, build_source(config)
 
     def __getitem__(self, ref: str) -> PerceptionFeatures:
@@ -98,7 +103,7 @@ def _picture_clip(path: Path, config: PerceptionConfig) -> AlignedClip:
     A still video has the clip's size and rate; the frames of an animation share it evenly.
     """
     frames, rate_hz = read_picture(path), 1.0
-    if config.source != "timm_frames":
+    if not isinstance(config, TimmFramesConfig):
         wanted = clip_config(config)
         rate_hz, shares = wanted.video_rate_hz, np.arange(wanted.num_frames) * len(frames) // wanted.num_frames
         frames = np.stack([resized(frame, (wanted.height, wanted.width)) for frame in frames])[shares]
@@ -108,7 +113,7 @@ def _picture_clip(path: Path, config: PerceptionConfig) -> AlignedClip:
     return AlignedClip(picture_key(path), {"rgb": stream}, None, where)
 
 
-def _tokenizers(config: PerceptionConfig) -> list[Any]:
+def _tokenizers(config: TokenConfig) -> list[Any]:
     """Those of all modalities: the size of pictures matters also when only tracks are perceived."""
     return list(TokenSource(replace(config, modalities=())).tokenizers.values())
 
@@ -122,3 +127,71 @@ def _token_file(path: Path, specs: tuple[ModalitySpec, ...]) -> TokenClip:
             raise ValueError(f"{path}: holds {arrays.files}, wanted ids of some of {sorted(set(names.values()))}")
         tokens = {names[name]: arrays[name].reshape(-1).astype(np.int32) for name in arrays.files}
     return TokenClip(path.stem, tokens)
+
+
+class VectorFiles:
+    """Vectors by reference: `file.parquet#row` (also .jsonl, .json), `file.npz#name`, `file.npy#row` or `file.npy`.
+
+    A row may hold one vector (D,) or several (n, D); all are rows of the features, numbered along its t axis.
+
+    columns   of tables: the first one that the file has is read
+    """
+
+    def __init__(self, width: int, *, columns: Sequence[str] = COLUMNS) -> None:
+        self.width, self.columns = width, tuple(columns)
+        self._opened: dict[str, Any] = {}
+
+    def __getitem__(self, ref: str) -> PerceptionFeatures:
+        path, _, inner = ref.partition("#")
+        vectors = np.asarray(self._read(Path(path), inner), dtype=np.float32)
+        if vectors.ndim not in (1, 2) or vectors.size == 0 or vectors.shape[-1] != self.width:
+            raise ValueError(f"{ref}: a vector of shape {vectors.shape}, wanted {self.width} numbers")
+        if not np.isfinite(vectors).all():
+            raise ValueError(f"{ref}: the vector holds numbers that are not finite")
+        return features_of_vectors(vectors)
+
+    def _read(self, path: Path, inner: str) -> Any:
+        if path.suffix == ".npz":
+            return self._of_archive(path, inner)
+        if path.suffix == ".npy":
+            array = self._open(path, lambda: np.load(path, mmap_mode="r", allow_pickle=False))
+            return array[_row(path, inner, len(array))] if inner else array
+        table, column = self._open(path, lambda: self._table(path))
+        return table[_row(path, inner, len(table))][column]
+
+    def _of_archive(self, path: Path, name: str) -> Any:
+        archive = self._open(path, lambda: np.load(path, allow_pickle=False))
+        if not name and len(archive.files) == 1:
+            name = archive.files[0]
+        if name not in archive.files:
+            some = ", ".join(archive.files[:5])
+            raise ValueError(f"{path}: has no array {name!r}; it has {len(archive.files)}: {some}")
+        return archive[name]
+
+    def _table(self, path: Path) -> tuple[TableFiles, str]:
+        table = TableFiles([str(path)], (), optional=self.columns)
+        found = [column for column in self.columns if len(table) and table[0].get(column) is not None]
+        if not found:
+            raise ValueError(f"{path}: has none of the columns {', '.join(self.columns)}")
+        return table, found[0]
+
+    def _open(self, path: Path, read: Any) -> Any:
+        if str(path) not in self._opened:
+            if not path.is_file():
+                raise FileNotFoundError(f"{path}: no such file")
+            self._opened[str(path)] = read()
+        return self._opened[str(path)]
+
+
+def features_of_vectors(vectors: np.ndarray) -> PerceptionFeatures:
+    """Vectors (D,) or (n, D) as perception features of n rows."""
+    features_ND = np.atleast_2d(np.asarray(vectors, dtype=np.float32))
+    position_N3 = np.zeros((len(features_ND), 3), np.int16)
+    position_N3[:, 0] = np.arange(len(features_ND))
+    return PerceptionFeatures(features_ND, position_N3, np.zeros(len(features_ND), np.int16))
+
+
+def _row(path: Path, text: str, count: int) -> int:
+    if not text.isdecimal() or int(text) >= count:
+        raise ValueError(f"{path}#{text}: wanted a row number from 0 to {count - 1} behind the #")
+    return int(text)

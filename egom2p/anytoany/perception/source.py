@@ -1,21 +1,170 @@
-"""The protocol of perception sources, and the one config that names them.
+"""What perception sources are: their configs, one per kind, and what stands between them and the connector.
 
-N feature rows, D their width.
+N feature rows, D their width, I media items.
 
-A source turns clips into features on the CPU side; what is trained lives in a tower inside the model (tower.py). A
-source whose features are ids (codes, a live encoder) or pixels (a live image tower) has a tower that makes features of
-them; of the others the features are what the connector gets.
+A source turns clips into features on the CPU side; what is trained lives in a tower inside the model. A source whose
+features are ids (codes, a live encoder) or pixels (a live image tower) has a tower that makes features of them; of the
+others the features are what the connector gets. `build_perception` makes sources and towers.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Protocol
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Protocol
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
 
 from egom2p.anytoany.types import KINDS, MediaKind, PerceptionFeatures
-from egom2p.config import strict
+from egom2p.config import from_plain, strict
 from egom2p.contracts import AlignedClip, TokenClip
 from egom2p.layers.lora import LoraConfig
 
 Clip = AlignedClip | TokenClip
+Training = Literal["frozen", "lora", "full"]
+
+
+@strict
+class ServedKinds:
+    """What every config of a source says. kinds: of media that it serves, empty: all."""
+
+    kinds: tuple[MediaKind, ...] = ()
+
+    @property
+    def served_kinds(self) -> tuple[str, ...]:
+        return self.kinds or KINDS
+
+    @property
+    def gives_ids(self) -> bool:
+        """Whether features are ids that a tower inside the model turns into features."""
+        return False
+
+    @property
+    def gives_pixels(self) -> bool:
+        """Whether features are pixels that a tower inside the model turns into features."""
+        return False
+
+
+@strict
+class VectorsConfig(ServedKinds):
+    """Precomputed vectors of so many numbers (1024 in ImageBind's files)."""
+
+    source: Literal["vectors"] = "vectors"
+    width: int
+
+
+@strict
+class CodesConfig(ServedKinds):
+    """An embedding of the token ids, the cheap baseline.
+
+    width            of the embedding
+    checkpoint       EgoM2P model directory, for its modalities and tokenizers only
+    modality_specs   modalities as plain values, instead of a checkpoint
+    modalities       names to perceive, empty: all; what a clip does not have is absent
+    """
+
+    source: Literal["codes"] = "codes"
+    width: int
+    checkpoint: str | None = None
+    modality_specs: tuple[dict[str, Any], ...] = ()
+    modalities: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if (self.checkpoint is None) == (not self.modality_specs):
+            raise ValueError("perception source codes needs either a checkpoint or modality_specs")
+
+    @property
+    def gives_ids(self) -> bool:
+        return True
+
+
+@strict
+class TrainableSource(ServedKinds):
+    """What encoder and image tower have in common.
+
+    layer         states after so many blocks (of a convolutional tower: stages), None: all
+    precomputed   features are exported states, not ids or pixels; encoder or tower is then not part of the model
+    """
+
+    layer: int | None = None
+    train: Training = "frozen"
+    lora: LoraConfig | None = None
+    precomputed: bool = False
+
+    def __post_init__(self) -> None:
+        if (self.train == "lora") != (self.lora is not None):
+            raise ValueError(f"lora settings belong to train: lora, found train: {self.train} and lora: {self.lora}")
+        if self.train != "frozen" and self.precomputed:
+            raise ValueError(
+                "only a live encoder or tower can be trained (train: lora or full), not precomputed features"
+            )
+
+
+@strict
+class EncoderConfig(TrainableSource):
+    """States of a trained EgoM2P encoder (`checkpoint`: its model directory) over some modalities, empty: all."""
+
+    source: Literal["egom2p_encoder"] = "egom2p_encoder"
+    checkpoint: str
+    modalities: tuple[str, ...] = ()
+
+    @property
+    def gives_ids(self) -> bool:
+        return not self.precomputed
+
+
+@strict
+class TimmFramesConfig(TrainableSource):
+    """A timm image tower on every frame of a video or picture.
+
+    tower           name of the timm model
+    tower_weights   its safetensors, None: as timm downloads them, "random": none
+    width           None, or a number that is checked
+    image_size      pixels along each side of the square that the tower sees, None: what it was made for. Pictures of
+                    other shapes are squeezed, videos cut to their middle
+    tiles           (rows, columns) of such squares that a picture is cut into
+    num_frames      of a clip of video, evenly spaced; a picture file has at most as many
+    clip_s          seconds of a clip of video
+    """
+
+    source: Literal["timm_frames"] = "timm_frames"
+    tower: str
+    tower_weights: str | None = None
+    width: int | None = None
+    image_size: int | None = None
+    tiles: tuple[int, int] = (1, 1)
+    num_frames: int = 16
+    clip_s: float = 2.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if min(*self.tiles, self.num_frames, self.image_size or 1) < 1 or self.clip_s <= 0:
+            raise ValueError(
+                f"image_size, tiles, num_frames and clip_s must be positive, got {self.image_size}, {self.tiles}, "
+                f"{self.num_frames} and {self.clip_s}"
+            )
+
+    @property
+    def gives_pixels(self) -> bool:
+        return not self.precomputed
+
+
+PerceptionConfig = Annotated[
+    VectorsConfig | CodesConfig | EncoderConfig | TimmFramesConfig, Field(discriminator="source")
+]
+TokenConfig = CodesConfig | EncoderConfig
+"""Sources of the tokens of EgoM2P's modalities."""
+
+
+@strict
+class _Stored:
+    perception: PerceptionConfig
+
+
+def stored_config(values: dict[str, Any], *, where: str) -> PerceptionConfig:
+    """The config that a file holds as plain values; ValueError names the file."""
+    return from_plain(_Stored, {"perception": values}, where=where).perception
 
 
 class PerceptionSource(Protocol):
@@ -33,95 +182,48 @@ class PerceptionSource(Protocol):
     def perceive(self, clips: Sequence[Clip]) -> list[PerceptionFeatures]: ...
 
 
-@strict
-class PerceptionConfig:
-    """One source, and the kinds of media that it serves.
+@dataclass(frozen=True)
+class FeatureRows:
+    """Perception features of I media items laid end to end.
 
-    source        `vectors`: precomputed vectors (1024 numbers in ImageBind's files); `codes`: an embedding of the token
-                  ids, the cheap baseline; `egom2p_encoder`: states of a trained encoder; `timm_frames`: a timm image
-                  tower on every frame of a video or picture
-    kinds         empty: all
-    width         vectors: width of the features; codes: width of the embedding; timm_frames: None, or a number that is
-                  checked
-    checkpoint    codes, egom2p_encoder: EgoM2P model directory (for codes its modalities and tokenizers only)
-    modality_specs   codes: modalities as plain values, instead of a checkpoint
-    modalities    names to perceive, empty: all; what a clip does not have is absent
-    layer         egom2p_encoder, timm_frames: states after so many blocks (of a convolutional tower: stages), None: all
-    train         egom2p_encoder, timm_frames: frozen | lora | full
-    precomputed   egom2p_encoder, timm_frames: features are exported states, not ids or pixels; the encoder or tower is
-                  then not part of the model
-    tower         timm_frames: name of the timm model; `tower_weights`: its safetensors, None: as timm downloads them,
-                  "random": none
-    image_size    timm_frames: pixels along each side of the square that the tower sees, None: what it was made for.
-                  Pictures of other shapes are squeezed, videos cut to their middle
-    tiles         timm_frames: (rows, columns) of such squares that a picture is cut into
-    num_frames    timm_frames: frames of a clip of video, evenly spaced; a picture file has at most as many
-    clip_s        timm_frames: seconds of a clip of video
+    features (N, D)   position (N, 3)   source (N,)   lengths   I ints, rows of each item, on the CPU
     """
 
-    source: Literal["vectors", "codes", "egom2p_encoder", "timm_frames"]
-    kinds: tuple[MediaKind, ...] = ()
-    width: int | None = None
-    checkpoint: str | None = None
-    modality_specs: tuple[dict[str, Any], ...] = ()
-    modalities: tuple[str, ...] = ()
-    layer: int | None = None
-    train: Literal["frozen", "lora", "full"] = "frozen"
-    lora: LoraConfig | None = None
-    precomputed: bool = False
-    tower: str | None = None
-    tower_weights: str | None = None
-    image_size: int | None = None
-    tiles: tuple[int, int] = (1, 1)
-    num_frames: int = 16
-    clip_s: float = 2.0
-
-    def __post_init__(self) -> None:
-        needs = {
-            "vectors": ("width",),
-            "codes": ("width",),
-            "egom2p_encoder": ("checkpoint",),
-            "timm_frames": ("tower",),
-        }[self.source]
-        for name in needs:
-            if getattr(self, name) is None:
-                raise ValueError(f"perception source {self.source} needs {name}")
-        if self.source == "codes" and (self.checkpoint is None) == (not self.modality_specs):
-            raise ValueError("perception source codes needs either a checkpoint or modality_specs")
-        if (self.train == "lora") != (self.lora is not None):
-            raise ValueError(f"lora settings belong to train: lora, found train: {self.train} and lora: {self.lora}")
-        if self.train != "frozen" and (self.source not in ("egom2p_encoder", "timm_frames") or self.precomputed):
-            raise ValueError("only a live egom2p_encoder or timm_frames can be trained (train: lora or full)")
-        if min(*self.tiles, self.num_frames, self.image_size or 1) < 1 or self.clip_s <= 0:
-            raise ValueError(
-                f"image_size, tiles, num_frames and clip_s must be positive, got {self.image_size}, {self.tiles}, "
-                f"{self.num_frames} and {self.clip_s}"
-            )
-
-    @property
-    def gives_ids(self) -> bool:
-        """Whether perception features are ids that a tower inside the model turns into features."""
-        return self.source == "codes" or (self.source == "egom2p_encoder" and not self.precomputed)
-
-    @property
-    def gives_pixels(self) -> bool:
-        """Whether perception features are pixels that a tower inside the model turns into features."""
-        return self.source == "timm_frames" and not self.precomputed
-
-    @property
-    def is_live(self) -> bool:
-        """Whether the model turns perception features into features itself."""
-        return self.gives_ids or self.gives_pixels
-
-    @property
-    def served_kinds(self) -> tuple[str, ...]:
-        return self.kinds or KINDS
+    features: Tensor
+    position: Tensor
+    source: Tensor
+    lengths: tuple[int, ...]
 
 
-def as_meant_today(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """Plain values of a stored config; earlier versions had image towers outside of the model, and did not say so."""
-    is_earlier_tower = stored["source"] == "timm_frames" and "image_size" not in stored
-    return {**stored, "precomputed": True} if is_earlier_tower else dict(stored)
+def rows_of(items: Sequence[PerceptionFeatures], device: torch.device | str = "cpu") -> FeatureRows:
+    """Perception features laid end to end on a device."""
+    parts = [np.concatenate([getattr(p, name) for p in items]) for name in ("features", "position", "source")]
+    features, position, source = (torch.from_numpy(part).to(device) for part in parts)
+    return FeatureRows(features, position, source, tuple(len(item.features) for item in items))
+
+
+class Tower(nn.Module):
+    """What all towers have, and all that is asked of them beside their `forward` of rows to features (N, width).
+
+    row_width   numbers of a feature row that it is given
+    """
+
+    width: int
+    num_sources: int = 1
+    row_width: int = 1
+
+
+class FeatureTower(Tower):
+    """Features that were computed before: they pass as they are."""
+
+    def __init__(self, width: int, num_sources: int = 1) -> None:
+        super().__init__()
+        self.width, self.row_width, self.num_sources = width, width, num_sources
+
+    def forward(self, rows: FeatureRows) -> Tensor:
+        if rows.features.shape[1] != self.width:
+            raise ValueError(f"rows of {rows.features.shape[1]} numbers, this model perceives {self.width}")
+        return rows.features
 
 
 def source_of_kind(sources: Sequence[PerceptionConfig], kind: str) -> int:
@@ -131,22 +233,3 @@ def source_of_kind(sources: Sequence[PerceptionConfig], kind: str) -> int:
         names = [sources[number].source for number in found] or "none"
         raise ValueError(f"media of kind {kind} need exactly one perception source, found {names}; set `kinds`")
     return found[0]
-
-
-def build_source(config: PerceptionConfig, *, device: str = "cpu") -> PerceptionSource:
-    """The source that perceives clips; vectors come from files and have none."""
-    # Imported here: towers and tokenizers are only needed by those who perceive raw clips.
-    if config.source == "vectors":
-        raise ValueError("vectors are read from files (see perception/vectors.py), not computed from clips")
-    if config.source == "timm_frames":
-        from egom2p.anytoany.perception.timm_frames import PixelSource, encoded_frames
-
-        return PixelSource(config) if config.gives_pixels else encoded_frames(config, device=device)
-    from egom2p.anytoany.perception.token_features import TokenSource
-
-    tokens = TokenSource(config, device=device)
-    if config.gives_ids:
-        return tokens
-    from egom2p.anytoany.perception.tower import encoded_tokens
-
-    return encoded_tokens(config, tokens, device=device)

@@ -1,6 +1,6 @@
-"""Clips as plain codes: ids of every modality with their positions.
+"""Tokens of EgoM2P's modalities as perception: plain codes, embedded, or states of its encoder.
 
-L tokens of one modality, N rows of a clip.
+L tokens of one modality, N feature rows of all media items, K modalities, D width.
 """
 
 from collections.abc import Mapping, Sequence
@@ -8,18 +8,22 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
-from egom2p.anytoany.perception.source import Clip, PerceptionConfig
+from egom2p.anytoany.perception.source import Clip, CodesConfig, EncoderConfig, FeatureRows, TokenConfig, Tower
 from egom2p.anytoany.types import PerceptionFeatures
-from egom2p.contracts import AlignedClip, ModalitySpec, TokenClip, Tokenizer, check_fingerprint
+from egom2p.contracts import AlignedClip, ModalitySpec, PackedBatch, TokenClip, Tokenizer, check_fingerprint
+from egom2p.layers.lora import attach_lora
+from egom2p.models.egom2p_model import EgoM2P
+from egom2p.models.encoder_embeddings import EncoderEmbeddings
 from egom2p.models.weights import tokenizer_locations
 from egom2p.storage import fingerprint_of, load_json
 from egom2p.tokenizers.pretrained import load_tokenizer
 
 
-def perceived_specs(config: PerceptionConfig) -> tuple[ModalitySpec, ...]:
+def perceived_specs(config: TokenConfig) -> tuple[ModalitySpec, ...]:
     """The modalities to perceive, in the model's order."""
-    if config.modality_specs:
+    if isinstance(config, CodesConfig) and config.modality_specs:
         specs = [ModalitySpec.from_dict(values) for values in config.modality_specs]
     else:
         card = load_json(Path(str(config.checkpoint)) / "model.json")
@@ -61,7 +65,7 @@ class TokenSource:
 
     width = 1
 
-    def __init__(self, config: PerceptionConfig, *, device: str = "cpu") -> None:
+    def __init__(self, config: TokenConfig, *, device: str = "cpu") -> None:
         self.specs = perceived_specs(config)
         self.names = tuple(spec.name for spec in self.specs)
         self.fingerprint = fingerprint_of({}, {"source": "codes", "specs": [spec.to_dict() for spec in self.specs]})
@@ -99,3 +103,108 @@ class TokenSource:
         present = {name: tokenizer for name, tokenizer in self.tokenizers.items() if tokenizer.stream in clip}
         tokens = {name: tokenizer.encode([clip])[0] for name, tokenizer in present.items()}
         return TokenClip(clip.key, tokens, {name: tokenizer.fingerprint for name, tokenizer in present.items()})
+
+
+class CodeTower(Tower):
+    """A learned embedding of every id: (N, 1) ids -> (N, D)."""
+
+    def __init__(self, specs: Sequence[ModalitySpec], width: int) -> None:
+        super().__init__()
+        self.width, self.num_sources = width, len(specs)
+        self.embeddings = EncoderEmbeddings(specs, width, num_registers=0)
+        nn.init.normal_(self.embeddings.token_table)
+
+    def forward(self, rows: FeatureRows) -> Tensor:
+        no_offsets = rows.source.new_zeros(1)
+        return self.embeddings(_ids(rows), rows.source, no_offsets)
+
+
+class EncoderTower(Tower):
+    """States of EgoM2P's encoder over whatever modalities a clip has: (N, 1) ids -> (N, D).
+
+    The decoder is left out. A frozen encoder stays in evaluation mode; one that is trained draws stochastic depth.
+    """
+
+    def __init__(self, encoder: EgoM2P, config: EncoderConfig) -> None:
+        super().__init__()
+        specs = [spec for spec in encoder.specs if not config.modalities or spec.name in config.modalities]
+        depth = len(encoder.encoder)
+        if config.layer is not None and not 1 <= config.layer <= depth:
+            raise ValueError(f"perception.layer must be in 1 ... {depth} (blocks of the encoder), got {config.layer}")
+        self.width, self.num_sources, self.is_trained = encoder.config.dim, len(specs), config.train != "frozen"
+        self.encoder = encoder
+        encoder.encoder = encoder.encoder[: config.layer]
+        encoder.decoder = nn.ModuleList()
+        encoder.decoder_embeddings = encoder.decoder_proj_context = encoder.decoder_norm = None
+        encoder.requires_grad_(self.is_trained)
+        if config.lora is not None:
+            attach_lora(encoder, config.lora)
+        number_of = [encoder.modalities.index(spec.name) for spec in specs]
+        strides = [_strides(spec) for spec in specs]
+        self.register_buffer("modality_of_source", torch.tensor(number_of, dtype=torch.int32), persistent=False)
+        self.register_buffer("strides", torch.tensor(strides, dtype=torch.int32), persistent=False)
+
+    def train(self, mode: bool = True) -> "EncoderTower":
+        super().train(mode)
+        self.encoder.train(mode and self.is_trained)
+        return self
+
+    def forward(self, rows: FeatureRows) -> Tensor:
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.is_trained):
+            batch, rows_N = self._batch(rows)
+            return self.encoder.encoder_output(batch)[rows_N]
+
+    def _batch(self, rows: FeatureRows) -> tuple[PackedBatch, Tensor]:
+        """The encoder's input, and where the feature rows lie in it (registers stand first in their clip)."""
+        num_registers, num_modalities = self.encoder.config.num_registers, len(self.encoder.modalities)
+        device = rows.features.device
+        lengths = tuple(length + num_registers for length in rows.lengths)
+        total = sum(lengths)
+        owner_N = np.repeat(np.arange(len(rows.lengths)), rows.lengths)
+        rows_N = torch.from_numpy(np.arange(len(owner_N)) + (owner_N + 1) * num_registers).to(device)
+        source_N = rows.source.int()
+        position_N = (rows.position.int() * self.strides[source_N]).sum(-1, dtype=torch.int32)
+        starts = np.cumsum([0, *lengths])[:-1]
+        registers = np.zeros(total, np.int32)
+        registers[(starts[:, None] + np.arange(num_registers)).reshape(-1)] = np.tile(
+            np.arange(num_registers), len(lengths)
+        )
+        positions = torch.from_numpy(registers).to(device).index_copy(0, rows_N, position_N)
+        kinds = torch.full((total,), num_modalities, dtype=torch.int32, device=device)
+        ids = torch.zeros(total, dtype=torch.int32, device=device).index_copy(0, rows_N, _ids(rows))
+        nothing = torch.zeros(0, dtype=torch.int32, device=device)
+        num_clips = len(lengths)
+        offsets = torch.tensor([0, *lengths]).cumsum(0, dtype=torch.int32).to(device)
+        batch = PackedBatch(
+            input_ids=ids,
+            input_position=positions,
+            input_modality=kinds.index_copy(0, rows_N, self.modality_of_source[source_N]),
+            input_offsets=offsets,
+            target_ids=nothing,
+            target_position=nothing,
+            target_modality=nothing,
+            target_offsets=torch.zeros_like(offsets),
+            query_ids=nothing,
+            segment_offsets=torch.zeros(num_clips * num_modalities + 1, dtype=torch.int32, device=device),
+            head_order=nothing.long(),
+            head_counts=(0,) * num_modalities,
+            input_lengths=lengths,
+            target_lengths=(0,) * num_clips,
+            segment_lengths=(0,) * (num_clips * num_modalities),
+            modalities=self.encoder.modalities,
+        )
+        return batch, rows_N
+
+
+def _ids(rows: FeatureRows) -> Tensor:
+    if rows.features.shape[1] != 1:
+        raise ValueError(f"ids are one number per row, found {rows.features.shape[1]}")
+    return rows.features[:, 0].round().int()
+
+
+def _strides(spec: ModalitySpec) -> tuple[int, int, int]:
+    """Position = t, y, x times these."""
+    if len(spec.grid.shape) == 1:
+        return 1, 0, 0
+    _, height, width = spec.grid.shape
+    return height * width, width, 1

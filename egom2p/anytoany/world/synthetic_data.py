@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from egom2p.anytoany.conversations.templates import load_templates, template_path
+from egom2p.anytoany.conversations.conversation import load_templates, template_path
 from egom2p.anytoany.language.language_model import LanguageModelConfig, load_language_model
 from egom2p.anytoany.language.language_tokenizer import train_tokenizer
 from egom2p.anytoany.perception.feature_store import FeatureWriter
-from egom2p.anytoany.perception.source import PerceptionConfig
+from egom2p.anytoany.perception.source import CodesConfig
 from egom2p.anytoany.perception.token_features import TokenSource
 from egom2p.anytoany.world.factor_world import Ask, Split, factor_clip, factor_rows, factor_specs
 from egom2p.config import strict, to_plain
@@ -130,7 +130,7 @@ def _fusion_rows(captions: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def write_codes(folder: Path, clips: Sequence[TokenClip]) -> Path:
     """Codes of clips of the world of codes, those that the folder does not hold yet."""
-    config = PerceptionConfig(source="codes", width=1, modality_specs=[spec.to_dict() for spec in factor_specs()])
+    config = CodesConfig(width=1, modality_specs=[spec.to_dict() for spec in factor_specs()])
     source = TokenSource(config)
     card = {"source": "codes", "names": list(source.names), "width": 1, "fingerprint": source.fingerprint}
     writer = FeatureWriter(folder, card | {"perception": to_plain(config)})

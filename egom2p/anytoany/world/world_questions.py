@@ -11,8 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from egom2p.anytoany.conversations.conversation import captioned
-from egom2p.anytoany.conversations.templates import TemplateConfig, Templates, fill
+from egom2p.anytoany.conversations.conversation import TemplateConfig, Templates, captioned, fill
 from egom2p.anytoany.types import Conversation, Media
 from egom2p.config import strict
 from egom2p.contracts import AlignedClip

@@ -6,7 +6,7 @@ M positions of a micro-batch, D width, V vocabulary.
 import torch
 
 from egom2p.anytoany.conversations.conversation_loader import LanguageDataConfig
-from egom2p.anytoany.language.head_loss import next_token_loss
+from egom2p.anytoany.language.language_model import next_token_loss
 from egom2p.anytoany.language.size_of_model import ModelSize, block_memory, settings_without_weights, size_of
 from egom2p.anytoany.model import AnyToAnyConfig
 from egom2p.layers.step_memory import StepMemory, step_memory

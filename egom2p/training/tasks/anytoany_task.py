@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from egom2p.anytoany.conversations.chat import ChatRenderer
 from egom2p.anytoany.conversations.conversation_loader import LanguageDataConfig, LanguageLoader
-from egom2p.anytoany.language.language_flops import LanguageFlops
+from egom2p.anytoany.language.size_of_model import LanguageFlops
 from egom2p.anytoany.model import AnyToAny, AnyToAnyConfig, build_anytoany
-from egom2p.anytoany.perception.feature_lookup import FeatureLookup, spellings
+from egom2p.anytoany.perception.feature_store import FeatureLookup, spellings
 from egom2p.anytoany.saving import load_config_of, write_anytoany_files
 from egom2p.anytoany.types import LanguageBatch
 from egom2p.config import strict
@@ -30,7 +30,7 @@ from egom2p.training.training_config import TrainingConfig
 class AnyToAnyTrainingConfig:
     """Root schema of `run_training_anytoany.py`.
 
-    features   folders of exported features (python -m egom2p.anytoany.perception.export); vectors need none
+    features   folders of exported features (python -m egom2p.anytoany.perception.export_features); vectors need none
     training   `batch_size` counts rows: packed ones hold several conversations; `epochs` counts conversations
     dry_run    say what the run would take, and stop: no weights, no data
     """

@@ -1,4 +1,6 @@
-"""Perception features of many clips, computed once: `python -m egom2p.anytoany.perception.export input=... output=...`.
+"""Perception features of many clips, computed once.
+
+Command: `python -m egom2p.anytoany.perception.export_features input=... output=...`.
 
 Resumable: what the ledger of the output names is not computed again. A killed run leaves no half shard.
 """
@@ -11,9 +13,10 @@ from typing import Literal
 
 import torch
 
+from egom2p.anytoany.perception.build_perception import build_source
 from egom2p.anytoany.perception.feature_store import FeatureWriter
 from egom2p.anytoany.perception.media_files import read_clips
-from egom2p.anytoany.perception.source import Clip, PerceptionConfig, build_source
+from egom2p.anytoany.perception.source import Clip, PerceptionConfig
 from egom2p.config import run_main, strict, to_plain
 from egom2p.storage import only_writer
 

@@ -2,6 +2,7 @@
 
 import json
 
+import av
 import numpy as np
 import pytest
 
@@ -10,7 +11,7 @@ from egom2p.data.clips.clip_alignment import ClipConfig, RectifyConfig, cut_clip
 from egom2p.data.clips.cropping import depth_on_source, view_of_note
 from egom2p.data.clips.video_files import write_video
 from egom2p.data.recordings.plain_folder import PlainFolderReader
-from egom2p.geometry import pixel_grid, rays
+from egom2p.geometry import CLOCKWISE_TURN, pixel_grid, project, rays
 
 FISHEYE = Intrinsics(160, 120, 70.0, 70.0, 79.5, 59.5, "kannala_brandt", (0.05, -0.02, 0.004, -0.0007))
 RADIAL = Intrinsics(160, 120, 110.0, 110.0, 81.0, 58.0, "opencv", (-0.2, 0.05, 0.001, -0.002))
@@ -41,8 +42,6 @@ def _recording(camera, gaze_ray=(0.2, -0.1, 1.0), with_pictures=True):
 
 
 def _pixel(camera, ray):
-    from egom2p.geometry import project
-
     return project(ray[None], camera)[0][0]
 
 
@@ -171,3 +170,54 @@ def test_an_unknown_camera_model_is_refused_when_it_is_read(tmp_path):
     )
     with pytest.raises(ValueError, match=r"recording\.yaml: .*found camera model 'mei' with 3"):
         PlainFolderReader(tmp_path / "r").read(0)
+
+
+@pytest.mark.parametrize("degrees", [90, 180, 270])
+def test_intrinsics_of_the_sensor_turn_with_the_picture_of_a_turned_video(tmp_path, degrees):
+    """Stored 40x24 with a note to turn it; the oracle is where a point of the stored picture goes."""
+    stored = Intrinsics(400, 240, 300.0, 310.0, 190.0, 130.0, "opencv", (0.1, -0.05, 0.002, -0.003))
+    picture = np.zeros((24, 40, 3), np.uint8)
+    picture[4:8, 28:32] = 255  # its middle lies at (29.5, 5.5)
+    _write_turned(tmp_path / "r" / "video.mp4", picture, degrees)
+    (tmp_path / "r" / "recording.yaml").write_text(
+        "intrinsics: {width: 400, height: 240, fx: 300, fy: 310, cx: 190, cy: 130, model: opencv, "
+        "distortion: [0.1, -0.05, 0.002, -0.003]}"
+    )
+    recording = PlainFolderReader(tmp_path / "r").read(0)
+    frame = recording.streams["rgb"].values.read(np.array([0]))[0]
+    v, u = (positions.mean() for positions in np.nonzero(frame[..., 0] > 128))
+    ray, _ = rays(np.array([29.5, 5.5]), stored.resized(40, 24))
+    if degrees == 180:  # its size does not tell which picture it is for: the upright one
+        assert recording.intrinsics == stored
+        return
+    quarter = np.linalg.matrix_power(CLOCKWISE_TURN[:3, :3], degrees // 90)
+    own = recording.intrinsics
+    assert (own.width, own.height) == (24, 40)
+    np.testing.assert_allclose(_pixel(own, ray @ quarter), [u, v], atol=0.3)
+
+
+def _write_turned(path, picture, clockwise_degrees):
+    path.parent.mkdir()
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=30, options={"crf": "1"})
+        stream.height, stream.width, stream.pix_fmt = *picture.shape[:2], "yuv444p"
+        for _ in range(75):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode(None))
+    content = path.read_bytes()
+    at = content.index(b"tkhd") + 4 + 40  # version, flags, times, id, duration, layer, volume: then the matrix
+    one = 1 << 16
+    a, b, c, d = {90: (0, one, -one, 0), 180: (-one, 0, 0, -one), 270: (0, -one, one, 0)}[clockwise_degrees]
+    matrix = np.array([a, b, 0, c, d, 0, 0, 0, 1 << 30], ">i4").tobytes()
+    path.write_bytes(content[:at] + matrix + content[at + 36 :])
+
+
+def test_a_turned_video_with_the_sensors_intrinsics(door_dir):
+    recording = PlainFolderReader(door_dir / "intrinsics_orientation" / "rec_rotated").read(0)
+    rgb = recording.streams["rgb"].values
+    assert rgb.height > rgb.width and (recording.intrinsics.width, recording.intrinsics.height) == (
+        rgb.width,
+        rgb.height,
+    )
+    clip = next(cut_clips(recording, ClipConfig(height=64, width=64)))
+    assert (clip.intrinsics.fx, clip.intrinsics.fy) == pytest.approx((66.7, 66.7), abs=0.05)

@@ -13,9 +13,10 @@ import numpy as np
 from PIL import Image
 
 from egom2p.contracts import Intrinsics
-from egom2p.geometry import gaze_from_pixels, gaze_rays, pixel_grid, project, rays
+from egom2p.data.clips.upright import CLOCKWISE
+from egom2p.geometry import gaze_from_pixels, gaze_rays, pixel_grid, project, rays, turned_clockwise
 
-ASPECT_TOLERANCE = 0.02
+_ASPECT_TOLERANCE = 0.02
 # Where inside a target pixel depth is looked up, in target pixels from its centre, nearest first.
 _PROBES = sorted(
     ((y, x) for y in (0.0, -1 / 3, 1 / 3) for x in (0.0, -1 / 3, 1 / 3)), key=lambda p: p[0] ** 2 + p[1] ** 2
@@ -220,9 +221,33 @@ def crop_intrinsics(intrinsics: Intrinsics, crop: Crop, *, width: int, height: i
     return intrinsics.cropped(crop.left, crop.top, crop.width, crop.height).resized(width, height)
 
 
+def upright_intrinsics(intrinsics: Intrinsics, video: Any) -> Intrinsics:
+    """Intrinsics of a video's upright picture, whether they were given for it or for the picture as it is stored.
+
+    A phone's calibration is that of its sensor, while the file says how its picture is turned; pixels that are not
+    square are scaled. Intrinsics of neither picture, and of frames that know no `turn`, are returned as they are.
+    """
+    size = intrinsics.width, intrinsics.height
+    if not hasattr(video, "turn") or _is_same_aspect(size, (video.width, video.height)):
+        return intrinsics
+    degrees = next((degrees for degrees, turn in CLOCKWISE.items() if turn == video.turn), None)
+    # A mirrored picture has no camera that sees it.
+    if degrees is None or not _is_same_aspect(size, (video.stored_width, video.stored_height)):
+        return intrinsics
+    square = (video.height, video.width) if video.turn.swaps else (video.width, video.height)
+    intrinsics = intrinsics.resized(*square)
+    for _ in range(degrees // 90):
+        intrinsics = turned_clockwise(intrinsics)
+    return intrinsics
+
+
+def _is_same_aspect(size: tuple[int, int], picture: tuple[int, int]) -> bool:
+    return abs(size[0] / size[1] / (picture[0] / picture[1]) - 1) <= _ASPECT_TOLERANCE
+
+
 def check_same_aspect(size: tuple[int, int], picture: tuple[int, int], what: str) -> None:
     """Raise ValueError naming both sizes (width, height) when one is not the other at another scale."""
-    if abs(size[0] / size[1] / (picture[0] / picture[1]) - 1) > ASPECT_TOLERANCE:
+    if not _is_same_aspect(size, picture):
         raise ValueError(
             f"found {what} of {size[0]}x{size[1]} pixels for a picture of {picture[0]}x{picture[1]}, wanted the same "
             "picture at any scale"

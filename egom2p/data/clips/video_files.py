@@ -36,7 +36,8 @@ class VideoFile:
 
     times_s                     (T,) float64, presentation times; the first frame is at 0
     height, width               of a frame as `read` returns it
-    stored_height, stored_width of the picture in the file, before it is turned and scaled to square pixels
+    stored_height, stored_width of the picture in the file, before it is scaled to square pixels and turned
+    turn                        that brings the stored picture upright
     notes                       what a person should know of the material (interlaced, HDR, frames with one time)
     decoder                     what `read` uses; another one than PyAV refuses files it is not proven right for
 
@@ -49,6 +50,7 @@ class VideoFile:
         self._index = index = read_index(self.path)
         self.stored_width, self.stored_height, self.notes = index.width, index.height, index.notes
         self._square = max(1, round(index.width * index.pixel_aspect)), index.height
+        self.turn = index.turn
         self.width, self.height = index.turn.size(*self._square)
         self.times_s = (index.pts - index.pts[0]).astype(np.float64) * float(index.time_base)
         self._reset()

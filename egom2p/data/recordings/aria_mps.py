@@ -6,6 +6,7 @@ Formats: https://facebookresearch.github.io/projectaria_tools (MPS data formats)
 """
 
 import csv
+import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 
 from egom2p.contracts import Intrinsics
 from egom2p.data.clips.resampling import nearest_index
+from egom2p.data.recordings.track_files import read_text
 from egom2p.geometry import (
     CLOCKWISE_TURN,
     fisheye624,
@@ -38,6 +40,7 @@ _GAZE_FILES = (
 )
 _CAMERA = "camera-rgb"
 _IMAGE_SIZES = (1408, 2880)  # the two modes of the Gen1 RGB camera; the calibration file does not say which
+_LARGEST_OFF_CENTRE = 0.15  # Gen 1's square picture has its centre within a few per cent of the middle
 _CUSTOMARY_GAZE_DEPTH_M = 1.0
 _SECONDS = 1e-6
 # Where the CPF sits in a Gen1 device, from the design (CAD); the exact one is only in the recording's VRS file.
@@ -51,7 +54,7 @@ _DEVICE_FROM_CPF_POSITION = {"L": (0.004993, -0.05146, -0.04995), "S": (0.004953
 
 @dataclass(frozen=True)
 class MpsRecording:
-    """world_from_cam (T, 4, 4) and gaze (G, 2) in [0, 1], both of the upright RGB camera."""
+    """world_from_cam (T, 4, 4) and gaze (G, 2) in [0, 1], both of the upright RGB camera; the files they are from."""
 
     pose_times_s: np.ndarray
     world_from_cam: np.ndarray
@@ -59,6 +62,7 @@ class MpsRecording:
     gaze: np.ndarray | None
     gaze_is_valid: np.ndarray | None
     intrinsics: Intrinsics
+    files: tuple[Path, ...]
 
 
 @dataclass(frozen=True)
@@ -70,12 +74,24 @@ class _Calibration:
     parameters: list[list[float]]
 
 
-def is_mps_folder(folder: Path) -> bool:
-    return _find(folder, (_TRAJECTORY,)) is not None
+def mps_sequences(source: Path) -> list[Path]:
+    """Folders below a source (or itself) that hold one trajectory each: the highest that hold no other's."""
+    trajectories = [path for path in sorted(source.rglob(_TRAJECTORY)) if not _is_hidden(path, source)]
+    if len(trajectories) == 1:
+        return [source]
+    folders = []
+    for path in trajectories:
+        folder = path.parent
+        while folder.parent != source and sum(folder.parent in other.parents for other in trajectories) == 1:
+            folder = folder.parent
+        folders.append(folder)
+    return folders
 
 
 def read_mps(folder: Path, *, image_size: int | None = None, device_size: str = "L") -> MpsRecording:
-    """Camera poses and gaze of an MPS folder (files may lie in subfolders).
+    """Camera poses and gaze of one sequence's MPS folder (files may lie in subfolders), of a Gen 1 device.
+
+    Raises ValueError when a file is there twice, and for another generation, whose eyes and pictures lie elsewhere.
 
     image_size    side of the square RGB picture; by default the mode (1408 or 2880) whose centre the calibration is
                   nearest to
@@ -99,6 +115,7 @@ def read_mps(folder: Path, *, image_size: int | None = None, device_size: str = 
         world_from_device @ device_from_cam @ CLOCKWISE_TURN,
         *times_and_gaze,
         intrinsics=turned_clockwise(fisheye624(calibration.parameters[0], size, size)),
+        files=tuple(path for path in (trajectory, calibration_path, gaze_path) if path is not None),
     )
 
 
@@ -116,12 +133,13 @@ def _read_device_poses(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 def _read_calibration(path: Path) -> _Calibration:
     times_us, rotations, positions, parameters = [], [], [], []
-    for line, text in enumerate(path.read_text().splitlines(), start=1):
+    for line, text in enumerate(read_text(path).splitlines(), start=1):
         if not text.strip():
             continue
         try:
             entry = json.loads(text)
             camera = next(camera for camera in entry["CameraCalibrations"] if camera["Label"] == _CAMERA)
+            labels = [camera["Label"] for camera in entry["CameraCalibrations"]]
             pose = camera["T_Device_Camera"]
             w, xyz = pose["UnitQuaternion"]
             times_us.append(float(entry["tracking_timestamp_us"]))
@@ -132,8 +150,20 @@ def _read_calibration(path: Path) -> _Calibration:
             raise ValueError(f"{path}, line {line}: not a calibration of {_CAMERA}: {error!r}") from error
     if not times_us:
         raise ValueError(f"{path}: found no calibration of {_CAMERA}, wanted at least one line")
+    _refuse_other_generations(path, labels, parameters[0])
     poses = poses_from_parts(matrix_from_quaternion(np.array(rotations)), np.array(positions))
     return _Calibration(np.array(times_us), poses, parameters)
+
+
+def _refuse_other_generations(path: Path, labels: list[str], parameters: list[float]) -> None:
+    centre = parameters[1:3] if len(parameters) == 15 else parameters[2:4]
+    if any("front" in label or "side" in label for label in labels):
+        why = f"cameras {labels}"
+    elif abs(centre[0] - centre[1]) > _LARGEST_OFF_CENTRE * max(centre):
+        why = f"the centre of {_CAMERA} at ({centre[0]:.0f}, {centre[1]:.0f}), so its pictures are not square"
+    else:
+        return
+    raise ValueError(f"{path}: found {why}: a device of another generation; wanted Aria Gen 1")
 
 
 def _read_gaze(
@@ -142,8 +172,15 @@ def _read_gaze(
     """Times (G,) seconds, gaze (G, 2) and validity (G,); a missing depth counts as 1 m, as in Aria's own tools."""
     wanted = ["tracking_timestamp_us", "pitch_rads_cpf"]
     columns = _read_columns(
-        path, wanted, optional=["yaw_rads_cpf", "left_yaw_rads_cpf", "right_yaw_rads_cpf", "depth_m"]
+        path,
+        wanted,
+        optional=[
+            *("yaw_rads_cpf", "left_yaw_rads_cpf", "right_yaw_rads_cpf", "depth_m"),
+            *("left_pitch_rads_cpf", "right_pitch_rads_cpf"),
+        ],
     )
+    if {"left_pitch_rads_cpf", "right_pitch_rads_cpf"} <= set(columns):
+        raise ValueError(f"{path}: found a pitch of each eye: gaze of Aria Gen 2; wanted that of Gen 1")
     if "yaw_rads_cpf" in columns:
         yaw = columns["yaw_rads_cpf"]
     elif "left_yaw_rads_cpf" in columns and "right_yaw_rads_cpf" in columns:
@@ -168,8 +205,10 @@ def _read_gaze(
 
 def _read_columns(path: Path, wanted: list[str], optional: list[str] | None = None) -> dict[str, np.ndarray]:
     """Columns of a csv by name; an empty cell is nan. Raises ValueError naming file, line and column."""
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        rows = list(csv.reader(file))
+    try:
+        rows = list(csv.reader(io.StringIO(read_text(path), newline="")))
+    except csv.Error as error:
+        raise ValueError(f"{path}: not a readable table: {error}") from error
     header = rows[0] if rows else []
     missing = [name for name in wanted if name not in header]
     if missing or len(rows) < 2:
@@ -198,9 +237,16 @@ def _nearest_size(parameters: list[float]) -> int:
 
 
 def _find(folder: Path, names: tuple[str, ...]) -> Path | None:
-    """The first of the names that lies anywhere below a folder."""
+    """The first of the names that lies anywhere below a folder. Raises ValueError when it lies there twice."""
     for name in names:
-        found = sorted(folder.rglob(name))
+        found = [path for path in sorted(folder.rglob(name)) if not _is_hidden(path, folder)]
+        if len(found) > 1:
+            listed = [str(path.relative_to(folder)) for path in found[:10]]
+            raise ValueError(f"{folder}: found {name} of several sequences {listed}, wanted one")
         if found:
             return found[0]
     return None
+
+
+def _is_hidden(path: Path, folder: Path) -> bool:
+    return any(part.startswith(".") for part in path.relative_to(folder).parts)

@@ -5,7 +5,7 @@ Each converter knows a format, not a data set, and writes `<out>/<recording>/` a
 
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,10 @@ import yaml
 from egom2p.contracts import Intrinsics
 from egom2p.data.clips.image_files import IMAGE_SUFFIXES, RgbImages
 from egom2p.data.clips.video_files import VIDEO_SUFFIXES, open_video
-from egom2p.data.recordings.aria_mps import is_mps_folder, read_mps
+from egom2p.data.recordings.aria_mps import MpsRecording, mps_sequences, read_mps
 from egom2p.data.recordings.recording_settings import SETTINGS_FILE
+from egom2p.data.recordings.track_files import visible
+from egom2p.jobs.progress import say
 from egom2p.storage import atomic_directory, inside
 
 _FRAME = re.compile(r"^(?P<stem>.*?)(?P<number>\d+)\.(color|rgb)$")
@@ -25,32 +27,93 @@ _POSE_SUFFIX, _DEPTH_SUFFIX = ".pose.txt", ".depth.png"
 _INTRINSICS_FILE = "camera-intrinsics.txt"
 
 
+_LISTED = 30
+
+# Files by which recordings of products are told that no converter here reads whole: their videos alone would lose the
+# rest, or be the same moments twice.
+_PRODUCTS = {
+    "Pupil Labs Neon": ("*gaze ps*.raw", "gaze.dtype"),
+    "Pupil Labs Cloud": ("world_timestamps.csv",),
+    "Pupil Core": ("info.player.json", "gaze.pldata", "*world_timestamps.npy"),
+    "Tobii Glasses 3": ("recording.g3", "gazedata.gz"),
+    "Tobii Glasses 2": ("livedata.json.gz",),
+    "HoloAssist": ("Export_py", "Video_pitchshift.mp4", "Eyes_sync.txt"),
+    "LeRobot": ("info.json:codebase_version",),
+}
+
+
 def detect_format(source: Path) -> str:
     """Which of FORMATS a file or folder is in. Raises ValueError listing what was found."""
     if source.is_file() and source.suffix.lower() in VIDEO_SUFFIXES:
         return "videos"
     if source.is_dir():
-        if is_mps_folder(source):
+        if mps_sequences(source):
             return "aria_mps"
         if _colour_frames(source):
             return "rgbd_frames"
-        if any(path.suffix.lower() in VIDEO_SUFFIXES for path in source.iterdir()):
+        _refuse_products(source)
+        if any(path.suffix.lower() in VIDEO_SUFFIXES for path in visible(source)):
             return "videos"
-    found = sorted(path.name for path in source.iterdir())[:10] if source.is_dir() else "no such file or folder"
-    raise ValueError(f"{source}: found {found}, wanted one of the formats {sorted(FORMATS)}")
+        found = str([path.name for path in visible(source)][:10])
+    else:
+        found = f"a file of suffix {source.suffix!r}" if source.exists() else "no such file or folder"
+    raise ValueError(
+        f"{source}: found {found}, wanted one of the formats {sorted(FORMATS)}, a video being one of {VIDEO_SUFFIXES}"
+    )
 
 
 def convert(source: str | Path, out: str | Path, *, name: str | None = None, **options: Any) -> list[Path]:
-    """Write the recordings of `source` below `out`; returns their folders. `name` replaces the source's own name."""
+    """Write the recordings of `source` below `out`; returns their folders. `name` replaces the source's own name.
+
+    Files of the source that no recording was made from are listed on the terminal.
+    """
     source, out = Path(source), Path(out)
-    return FORMATS[detect_format(source)](source, out, name, **options)
+    folders, used = FORMATS[detect_format(source)](source, out, name, **options)
+    if unused := unused_files(source, used):
+        more = f" and {len(unused) - _LISTED} more" if len(unused) > _LISTED else ""
+        say(f"not used of {source}: {', '.join(unused[:_LISTED])}{more}")
+    return folders
 
 
-def convert_videos(source: Path, out: Path, name: str | None) -> list[Path]:
+def unused_files(source: Path, used: Iterable[Path]) -> list[str]:
+    """Files and folders below a source of which nothing is in `used`; a folder as a whole, with its number of files."""
+    used = set(used)
+    holding = {parent for path in used for parent in path.parents}
+
+    def walk(folder: Path) -> Iterator[str]:
+        for path in visible(folder):
+            if path.is_file() and path not in used:
+                yield str(path.relative_to(source))
+            elif path in holding:
+                yield from walk(path)
+            elif path.is_dir():
+                count = sum(below.is_file() for below in path.rglob("*"))
+                yield f"{path.relative_to(source)}/ ({count} files)"
+
+    return list(walk(source)) if source.is_dir() else []
+
+
+def _refuse_products(source: Path) -> None:
+    """Raise ValueError for a folder of a product whose recording is more than its videos."""
+    for product, patterns in _PRODUCTS.items():
+        for pattern in patterns:
+            name, _, key = pattern.partition(":")
+            found = next(
+                (path for path in source.glob(name) if not key or key in path.read_text("utf-8", "replace")), None
+            )
+            if found is not None:
+                raise ValueError(
+                    f"{source}: found {found.name}: a recording of {product}, of which its videos alone would lose gaze "
+                    f"and poses; wanted one of the formats {sorted(FORMATS)}, or a plain folder made of it (README_DATA)"
+                )
+
+
+def convert_videos(source: Path, out: Path, name: str | None) -> tuple[list[Path], list[Path]]:
     """A video file, or every video file of a folder, as recordings with pictures only."""
-    files = [source] if source.is_file() else sorted(p for p in source.iterdir() if p.suffix.lower() in VIDEO_SUFFIXES)
+    files = [source] if source.is_file() else [p for p in visible(source) if p.suffix.lower() in VIDEO_SUFFIXES]
     if name is not None and len(files) > 1:
         raise ValueError(f"{source}: found {len(files)} videos; one name can only be given to one")
+    _refuse_same_names(source, [name or file.stem for file in files])
     for file in files:
         open_video(file).close()  # a file that is cut short is an error before anything is written
     folders = []
@@ -59,18 +122,31 @@ def convert_videos(source: Path, out: Path, name: str | None) -> list[Path]:
         with atomic_directory(folder) as unfinished:
             shutil.copyfile(file, unfinished / f"video{file.suffix.lower()}")
         folders.append(folder)
-    return folders
+    return folders, files
 
 
-def convert_rgbd_frames(source: Path, out: Path, name: str | None, *, rate_hz: float = 30.0) -> list[Path]:
+def _refuse_same_names(source: Path, names: list[str]) -> None:
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"{source}: found several recordings called {twice[:10]}, wanted one of each name")
+
+
+def convert_rgbd_frames(
+    source: Path, out: Path, name: str | None, *, rate_hz: float = 30.0
+) -> tuple[list[Path], list[Path]]:
     """Frames `<stem><number>.color.jpg`, `.depth.png` (16 bit, mm), `.pose.txt` (4x4 world_from_cam, OpenCV axes).
 
     The layout of 7-Scenes and of tools that follow it. There are no times in it: frame n is at n / rate_hz. A pose
     with nan or inf means lost tracking and becomes an invalid sample. `camera-intrinsics.txt` (3x3) is used if there.
     """
     colours = _colour_frames(source)
+    stems = sorted({_FRAME.match(path.stem).group("stem") for path in colours})
+    if len(stems) > 1:
+        raise ValueError(f"{source}: found frames of several sequences {stems[:10]}, wanted those of one in a folder")
     numbers = np.array([int(_FRAME.match(path.stem).group("number")) for path in colours])
     times_s = (numbers - numbers[0]) / rate_hz
+    if (np.diff(numbers) <= 0).any():
+        raise ValueError(f"{source}: found frame {numbers[:-1][np.diff(numbers) <= 0][0]} twice, wanted each once")
     folder = inside(out, name or source.name)
     with atomic_directory(folder) as unfinished:
         _copy_numbered(colours, unfinished / "rgb")
@@ -90,18 +166,32 @@ def convert_rgbd_frames(source: Path, out: Path, name: str | None, *, rate_hz: f
             frames = RgbImages(colours[:1])
             camera = (matrix[0, 0], matrix[1, 1], matrix[0, 2], matrix[1, 2])
             _write_settings(unfinished, Intrinsics(frames.width, frames.height, *map(float, camera)))
-    return [folder]
+    return [folder], [*colours, *depths, *poses, source / _INTRINSICS_FILE]
 
 
 def convert_aria_mps(
     source: Path, out: Path, name: str | None, *, image_size: int | None = None, device_size: str = "L"
-) -> list[Path]:
-    """Aria MPS output (closed-loop trajectory, online calibration, eye gaze) as a recording of camera and gaze.
+) -> tuple[list[Path], list[Path]]:
+    """Aria MPS output (closed-loop trajectory, online calibration, eye gaze) as recordings of camera and gaze.
 
-    Poses and gaze are those of the upright RGB camera. See `aria_mps.read_mps` for image_size and device_size.
+    A recording per trajectory below the source, named by its folder. Poses and gaze are of the upright RGB camera.
+    See `aria_mps.read_mps` for image_size and device_size.
     """
-    mps = read_mps(source, image_size=image_size, device_size=device_size)
-    folder = inside(out, name or source.name)
+    sequences = mps_sequences(source)
+    if name is not None and len(sequences) > 1:
+        raise ValueError(f"{source}: found {len(sequences)} sequences; one name can only be given to one")
+    names = [name or "_".join(folder.relative_to(source).parts) or source.resolve().name for folder in sequences]
+    _refuse_same_names(source, names)
+    folders, used = [], []
+    for sequence, recording in zip(sequences, names, strict=True):
+        mps = read_mps(sequence, image_size=image_size, device_size=device_size)
+        folders.append(inside(out, recording))
+        _write_mps(folders[-1], mps)
+        used += mps.files
+    return folders, used
+
+
+def _write_mps(folder: Path, mps: MpsRecording) -> None:
     with atomic_directory(folder) as unfinished:
         _write_poses(unfinished / "trajectory.npz", mps.pose_times_s, mps.world_from_cam)
         if mps.gaze is not None:
@@ -111,10 +201,9 @@ def convert_aria_mps(
             lines = ["timestamps,u,v,valid", *(f"{t!r},{u!r},{v!r},{valid}" for t, (u, v), valid in rows)]
             (unfinished / "gaze.csv").write_text("\n".join(lines) + "\n")
         _write_settings(unfinished, mps.intrinsics)
-    return [folder]
 
 
-FORMATS: dict[str, Callable[..., list[Path]]] = {
+FORMATS: dict[str, Callable[..., tuple[list[Path], list[Path]]]] = {
     "videos": convert_videos,
     "rgbd_frames": convert_rgbd_frames,
     "aria_mps": convert_aria_mps,
@@ -123,7 +212,7 @@ FORMATS: dict[str, Callable[..., list[Path]]] = {
 
 def _colour_frames(folder: Path) -> list[Path]:
     """Colour pictures of RGB-D frames, sorted by frame number."""
-    found = [p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and _FRAME.match(p.stem)]
+    found = [p for p in visible(folder) if p.suffix.lower() in IMAGE_SUFFIXES and _FRAME.match(p.stem)]
     return sorted(found, key=lambda path: int(_FRAME.match(path.stem).group("number")))
 
 

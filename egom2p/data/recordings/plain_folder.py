@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from egom2p.contracts import Intrinsics, Provenance, Recording, Stream
+from egom2p.data.clips.cropping import upright_intrinsics
 from egom2p.data.clips.image_files import IMAGE_SUFFIXES, RgbImages, list_images
 from egom2p.data.clips.video_files import VIDEO_SUFFIXES, open_video
 from egom2p.data.recordings.depth_files import DEPTH_SUFFIXES, open_depth
@@ -38,7 +39,7 @@ from egom2p.data.recordings.recording_settings import (
     TrackSettings,
     read_settings,
 )
-from egom2p.data.recordings.track_files import TABLE_SUFFIXES, clock_s
+from egom2p.data.recordings.track_files import TABLE_SUFFIXES, clock_s, visible
 
 _TRACK_SUFFIXES = (*TABLE_SUFFIXES, ".npz")
 _RESERVED = ("depth", "gaze", "trajectory")
@@ -83,10 +84,12 @@ class PlainFolderReader:
 
 def read_recording(folder: Path, settings: RecordingSettings, *, name: str = "", dataset: str = "") -> Recording:
     """The recording in a folder."""
-    intrinsics = settings.intrinsics.build() if settings.intrinsics else None
     files = _Files(folder)
     streams: dict[str, Stream] = {}
     _add(streams, "rgb", _read_rgb(files, settings))
+    intrinsics = settings.intrinsics.build() if settings.intrinsics else None
+    if intrinsics is not None and "rgb" in streams:
+        intrinsics = upright_intrinsics(intrinsics, streams["rgb"].values)
     _add(streams, "depth", _read_depth(files, settings.depth, streams.get("rgb"), intrinsics))
     trajectories = [f"trajectory{suffix}" for suffix in FORMAT_OF_SUFFIX]
     _add(streams, "camera", read_camera(folder, files.take(settings.camera.file, trajectories), settings.camera))
@@ -150,11 +153,6 @@ class _Files:
 
     def rest(self) -> list[Path]:
         return [path for path in self.paths if path.name not in self._used]
-
-
-def visible(folder: Path) -> list[Path]:
-    """Entries of a folder, sorted; names that begin with a dot (a system's own notes) are not there."""
-    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
 
 
 def _refuse_settings_of_nothing(folder: Path, settings: RecordingSettings, streams: dict[str, Stream]) -> None:

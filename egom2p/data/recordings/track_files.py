@@ -201,6 +201,11 @@ def check_times(times: np.ndarray, positions: list[str], path: Path) -> None:
         raise ValueError(f"{positions[row]}: time {times[row]} follows {times[row - 1]}; times must increase")
 
 
+def visible(folder: Path) -> list[Path]:
+    """Entries of a folder, sorted; names that begin with a dot (a system's own notes) are not there."""
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+
+
 def read_text(path: Path) -> str:
     """Text of a file. Raises ValueError naming it when it is not UTF-8."""
     content = path.read_bytes()

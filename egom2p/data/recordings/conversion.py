@@ -103,8 +103,8 @@ def _refuse_products(source: Path) -> None:
             )
             if found is not None:
                 raise ValueError(
-                    f"{source}: found {found.name}: a recording of {product}, of which its videos alone would lose gaze "
-                    f"and poses; wanted one of the formats {sorted(FORMATS)}, or a plain folder made of it (README_DATA)"
+                    f"{source}: found {found.name}: a recording of {product}, of which its videos alone would lose "
+                    f"gaze and poses; wanted one of the formats {sorted(FORMATS)}, or a plain folder made of it"
                 )
 
 

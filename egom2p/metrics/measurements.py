@@ -134,7 +134,8 @@ def _row(measured: Measured, method: Method, seed: int) -> Row:
                 against[metric.key] = _compare(method, best, metric, measured.recordings, seed)
     first, compared = _of_first_checkpoint(measured, method), None
     if first is not None:
-        found = {m.key: _compare(method, first, m, measured.recordings, seed) for m in measured.metrics}
+        shared = [metric for metric in metrics if metric.key in first.values]
+        found = {metric.key: _compare(method, first, metric, measured.recordings, seed) for metric in shared}
         compared = CheckpointComparison(first.checkpoint or "", found)
     return Row(
         method.label,

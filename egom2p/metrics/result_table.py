@@ -102,6 +102,15 @@ class CheckpointComparison:
 
 
 @dataclass(frozen=True)
+class Difference:
+    """Paired differences of two rows, metric by metric, of tables that compare more than model and baseline."""
+
+    minuend: str
+    subtrahend: str
+    values: Mapping[str, Interval]
+
+
+@dataclass(frozen=True)
 class Row:
     """What is concluded of a method; `against_baseline` has an entry per metric that a baseline has a value of."""
 
@@ -145,11 +154,19 @@ class ResultTable:
     rows: tuple[Row, ...]
     token_losses: tuple[TokenLoss, ...] = ()
     uncertainty: tuple[Uncertainty, ...] = ()
+    differences: tuple[Difference, ...] = ()
 
     @classmethod
     def from_plain(cls, found: Mapping[str, Any]) -> "ResultTable":
         """From the values of `asdict`, as results.json has them."""
-        return cls(**common_from_plain(found) | {"rows": tuple(Row.from_plain(row) for row in found["rows"])})
+        differences = (
+            Difference(
+                one["minuend"], one["subtrahend"], {key: Interval(**value) for key, value in one["values"].items()}
+            )
+            for one in found.get("differences", ())
+        )
+        rows = tuple(Row.from_plain(row) for row in found["rows"])
+        return cls(**common_from_plain(found) | {"rows": rows, "differences": tuple(differences)})
 
     @property
     def primary(self) -> Metric:

@@ -16,6 +16,7 @@ from PIL import Image
 
 from egom2p.anytoany.types import KINDS
 from egom2p.metrics.caption import words_of
+from egom2p.metrics.result_table import ResultTable
 from egom2p.viewing import page, plots
 from egom2p.viewing.plots import enlarged, with_gaze
 
@@ -29,31 +30,30 @@ _CODE_COLOURS = ("#a6cee3", "#fdbf6f", "#b2df8a", "#fb9a99", "#cab2d6", "#ffff99
 _CODE_COLOURS += ("#dfc27d", "#7fbfff", "#ffffff", "#c7e9b4")
 
 
-def answered_questions(folder: Path, table: Mapping[str, Any], key: str, samples: Sequence[Mapping[str, Any]]) -> str:
+def answered_questions(folder: Path, table: ResultTable, samples: Sequence[Mapping[str, Any]]) -> str:
     """HTML of the questions of a set of which pictures were kept; empty without any.
 
     folder    of the evaluation: pictures lie in shown/
-    key       metric of which 1 means right
+    table     its first metric is 1 where an answer is right
     samples   lines of samples.jsonl
     """
     cards = []
-    for sample in (sample for sample in samples if sample["table"] == table["name"]):
-        files = [
-            folder / "shown" / f"{table['name']}-{sample['row']}-{item}.npz" for item in range(len(sample["media"]))
-        ]
+    for sample in (sample for sample in samples if sample["table"] == table.task):
+        files = [folder / "shown" / f"{table.task}-{sample['row']}-{item}.npz" for item in range(len(sample["media"]))]
         if not files[0].is_file():
             continue
         pictures = "".join(picture_of(file, media) for file, media in zip(files, sample["media"], strict=True))
         asked = _PLACEHOLDER.sub(r"<span class='kind'>\1</span> ", escape(sample["question"])).replace("\n", "<br>")
         words = f"<p>{asked}</p><p><span class='small'>right:</span> <b>{escape(sample['reference'])}</b></p>"
         words += page.table(
-            ["shown", "output", ""], [("", _answer(output, key, sample["reference"])) for output in sample["answers"]]
+            ["shown", "output", ""],
+            [("", _answer(output, table.primary.key, sample["reference"])) for output in sample["answers"]],
         )
         head = f'<div class="small">{escape(sample["key"])}</div>'
         cards.append(page.card(f'{head}<div class="pair"><div>{pictures}</div><div>{words}</div></div>'))
     if not cards:
         return ""
-    about = f"{len(cards)} of {table['num_samples']}, evenly spread over the set, whatever the answers were."
+    about = f"{len(cards)} of {table.num_clips}, evenly spread over the set, whatever the answers were."
     return "<h3>Questions</h3>" + page.note(about) + "".join(cards)
 
 
@@ -70,7 +70,11 @@ def _answer(output: Mapping[str, Any], key: str, reference: str) -> list[str]:
     f1 = output["values"].get("token_f1")
     score = f'<span class="interval">token F1 {f1:.2f}</span>' if f1 is not None and not is_right else ""
     answer = f'<span class="{colour}" style="white-space: normal; overflow-wrap: anywhere">{text}</span>'
-    return [labelled(output), answer, f'<span class="{colour}">{"✓" if is_right else "✗"}</span> {score}']
+    return [
+        labelled(output["model"], output["control"]),
+        answer,
+        f'<span class="{colour}">{"✓" if is_right else "✗"}</span> {score}',
+    ]
 
 
 def _printable(text: str) -> str:
@@ -78,10 +82,9 @@ def _printable(text: str) -> str:
     return "".join(letter if letter.isprintable() or letter in "\n\t" else "\ufffd" for letter in text)
 
 
-def labelled(row: Mapping[str, Any]) -> str:
+def labelled(model: str, control: str) -> str:
     """A model's name with the control as a chip."""
-    name = escape(row["model"])
-    return f'{name}<span class="kind">{escape(row["control"])}</span>' if row["control"] else name
+    return f'{escape(model)}<span class="kind">{escape(control)}</span>' if control else escape(model)
 
 
 def picture_of(file: Path, media: Mapping[str, str]) -> str:

@@ -10,15 +10,13 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from egom2p.anytoany.evaluation.report import model_and_control
 from egom2p.config import run_main, strict
 from egom2p.metrics.bootstrap import Interval
-from egom2p.metrics.result_table import Metric, ResultTable, Row
-from egom2p.storage import load_json
+from egom2p.metrics.measurements import verdict
+from egom2p.metrics.result_table import Difference, Results, ResultTable, Row, format_interval
 from egom2p.viewing import page, plots
 from egom2p.viewing.answered_questions import answered_questions, labelled
-
-_LOWER_IS_BETTER = ("nats_per_token", "nats_per_character")
-_TRUE = ("true", "text")
 
 
 @strict
@@ -53,19 +51,17 @@ def write_anytoany_page(config: AnyToAnyPageConfig) -> Path:
     for folder in config.folders:
         if not (folder / "results.json").is_file():
             raise ValueError(f"{folder}: no results.json; wanted a folder that the evaluation wrote")
-        results = load_json(folder / "results.json")
-        models = results["about"]["config"]["models"]
+        results = Results.read(folder)
+        models = results.about["config"]["models"]
         samples = _samples(folder)
-        for table in results["tables"]:
-            title = _words(table["name"]) if len(config.folders) == 1 else f"{folder.name}: {_words(table['name'])}"
+        for table in results.tables:
+            title = _words(table.task) if len(config.folders) == 1 else f"{folder.name}: {_words(table.task)}"
             cards += _glance(table, title, list(models))
-            shown = answered_questions(
-                folder, table, _metric(table).key, [row for row in samples if row["table"] == table["name"]]
-            )
+            shown = answered_questions(folder, table, [row for row in samples if row["table"] == table.task])
             sections.append((f"set-{len(sections)}", title, _measured(table, models) + shown))
         trained |= {label: log for label, about in models.items() if (log := _training_log(about["directory"]))}
-        machines.append(results["about"].get("machine", "unknown machine"))
-        seconds += sum(results["about"]["seconds"].values())
+        machines.append(results.about.get("machine", "unknown machine"))
+        seconds += sum(results.about["seconds"].values())
     num_sets = len(sections)
     sections.insert(0, ("glance", "At a glance", _glance_section(cards)))
     if trained:
@@ -83,12 +79,6 @@ def _samples(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
 
 
-def _metric(table: Mapping[str, Any]) -> Metric:
-    """The first metric of a set, as the plots want it."""
-    name = next(iter(table["rows"][0]["values"]))
-    return Metric(name, _words(name), "", "", higher_is_better=name not in _LOWER_IS_BETTER, is_primary=True)
-
-
 def _words(name: str) -> str:
     return name.replace("_", " ")
 
@@ -101,103 +91,85 @@ def _glance_section(cards: Sequence[str]) -> str:
     return note + f'<div class="cards">{"".join(cards)}</div>'
 
 
-def _glance(table: Mapping[str, Any], title: str, labels: Sequence[str]) -> list[str]:
+def _glance(table: ResultTable, title: str, labels: Sequence[str]) -> list[str]:
     """Per model that was asked with controls a card; one card for all models that were asked texts."""
-    key = _metric(table).key
-    of_text = [row for row in table["rows"] if row["control"] == "text"]
+    metric = table.primary
+    of_text = [row for row in table.rows if row.label == "text"]
     if of_text:
-        lines = [f"{escape(row['model'])} {row['values'][key]['mean']:.3f}" for row in of_text]
-        head = f'<h3>{escape(title)}</h3><div class="small">{escape(_words(key))}</div>'
+        lines = [f"{escape(row.checkpoint or '')} {row.mean(metric):.3f}" for row in of_text]
+        head = f'<h3>{escape(title)}</h3><div class="small">{escape(metric.label)}</div>'
         return [page.card(f"{head}<p>{'<br>'.join(lines)}</p>")]
     cards = []
     for label in labels:
-        main = next(row for row in table["rows"] if (row["model"], row["control"]) == (label, "true"))
-        parts = [f'<h3>{escape(title)}</h3><div class="small">{escape(label)}, {escape(_words(key))}</div>']
-        parts.append(f'<div class="big">{main["values"][key]["mean"]:.3f}</div>')
-        parts += [_owed(row["values"][key]) for row in table["differences"] if _is_owed(row, label)]
-        others = [row for row in table["rows"] if row is not main and (row["model"] == label or not row["control"])]
-        lines = [f"{escape(_title(row))} {row['values'][key]['mean']:.3f}" for row in others]
+        main = next(row for row in table.rows if (row.checkpoint, row.label) == (label, "true"))
+        parts = [f'<h3>{escape(title)}</h3><div class="small">{escape(label)}, {escape(metric.label)}</div>']
+        parts.append(f'<div class="big">{main.mean(metric):.3f}</div>')
+        parts += [_owed(row.values[metric.key]) for row in table.differences if _is_owed(row, label)]
+        others = [row for row in table.rows if row is not main and row.checkpoint in (label, None)]
+        lines = [f"{escape(_title(row))} {row.mean(metric):.3f}" for row in others]
         cards.append(page.card("".join(parts) + f'<p class="small">{"<br>".join(lines)}</p>'))
     return cards
 
 
-def _title(row: Mapping[str, Any]) -> str:
-    return f"{row['control']} features" if row["control"] else row["model"]
+def _title(row: Row) -> str:
+    return f"{row.label} features" if row.checkpoint else row.label
 
 
-def _is_owed(difference: Mapping[str, Any], label: str) -> bool:
-    return (difference["minuend"], difference["subtrahend"]) == (f"{label}, true", f"{label}, shuffled")
+def _is_owed(difference: Difference, label: str) -> bool:
+    return (difference.minuend, difference.subtrahend) == (f"{label}, true", f"{label}, shuffled")
 
 
-def _owed(interval: Mapping[str, Any]) -> str:
-    low, high = interval["low"], interval["high"]
-    if low is None:
+def _owed(difference: Interval) -> str:
+    if difference.low is None:
         return ""
-    how = "better" if low > 0 else "worse" if high < 0 else "tie"
+    how = verdict(difference, higher_is_better=True)
     words = {"better": "✓ owed to perception", "worse": "✗ worse than with shuffled features"}
     note = words.get(how, "≈ nothing shown to be owed to perception")
-    return f'<div class="verdict {how}">{note}: {interval["mean"]:+.3f} [{low:+.3f}, {high:+.3f}]</div>'
+    return f'<div class="verdict {how}">{note}: {format_interval(difference, 3, sign="+")}</div>'
 
 
-def _measured(table: Mapping[str, Any], models: Mapping[str, Any]) -> str:
+def _measured(table: ResultTable, models: Mapping[str, Any]) -> str:
     """Plot and tables of a set."""
-    metric = _metric(table)
     colours = dict(zip(models, plots.COLOURS * 10, strict=False))
-    names = list(dict.fromkeys(name for row in table["rows"] for name in (*row["values"], *row["of_the_set"])))
+    names = list(dict.fromkeys(name for row in table.rows for name in (*row.values, *row.of_the_set)))
     cells = [
-        ("model" if row["control"] in _TRUE else "bound", [labelled(row), *[_value(row, name) for name in names]])
-        for row in table["rows"]
+        (
+            "model" if row.kind == "model" else "bound",
+            [labelled(*model_and_control(row)), *[_value(row, name) for name in names]],
+        )
+        for row in table.rows
     ]
-    content = page.figure(plots.forest_plot(_as_results(table, metric), colours)) if _is_scored(table, metric) else ""
+    is_scored = any(row.mean(table.primary) is not None for row in table.rows)
+    content = page.figure(plots.forest_plot(table, colours)) if is_scored else ""
     content += page.table(["features", *[_words(name) for name in names]], cells)
-    content += page.note(f"{table['num_samples']} questions in {table['num_groups']} groups.")
-    if table["differences"]:
-        shared = [name for name in names if any(name in row["values"] for row in table["differences"])]
+    content += page.note(f"{table.num_clips} questions in {table.num_recordings} groups.")
+    if table.differences:
+        shared = [name for name in names if any(name in row.values for row in table.differences)]
         lines = [
             (
                 "",
-                [f"{escape(row['minuend'])} minus {escape(row['subtrahend'])}", *[_value(row, n, "+") for n in shared]],
+                [
+                    f"{escape(row.minuend)} minus {escape(row.subtrahend)}",
+                    *[_interval(row.values.get(n), "+") for n in shared],
+                ],
             )
-            for row in table["differences"]
+            for row in table.differences
         ]
         content += page.details("paired differences", page.table(["", *[_words(name) for name in shared]], lines))
     return page.card(content)
 
 
-def _as_results(table: Mapping[str, Any], metric: Metric) -> ResultTable:
-    """The set as the plots want it: a row per model and control, other controls than the true ones as baselines."""
-    rows = tuple(
-        Row(
-            label=row["control"] or row["model"],
-            kind="model" if row["control"] in _TRUE else "baseline",
-            checkpoint=row["model"] if row["control"] else None,
-            values={
-                name: Interval(value["mean"], value["low"], value["high"], table["num_samples"])
-                for name, value in row["values"].items()
-            },
-            against_baseline={},
-            failures={},
-            of_the_set=row["of_the_set"],
-        )
-        for row in table["rows"]
-    )
-    return ResultTable(table["name"], "text", table["num_samples"], table["num_groups"], "", (metric,), rows)
+def _value(row: Row, name: str) -> str:
+    return f"{row.of_the_set[name]:.3f}" if name in row.of_the_set else _interval(row.values.get(name))
 
 
-def _is_scored(table: Mapping[str, Any], metric: Metric) -> bool:
-    return any(row["values"].get(metric.key, {}).get("mean") is not None for row in table["rows"])
-
-
-def _value(row: Mapping[str, Any], name: str, sign: str = "") -> str:
-    if name in row.get("of_the_set", {}):
-        return f"{row['of_the_set'][name]:.3f}"
-    found = row["values"].get(name)
-    if found is None or found["mean"] is None:
+def _interval(found: Interval | None, sign: str = "") -> str:
+    if found is None or found.mean is None:
         return ""
-    mean = f"{found['mean']:{sign}.3f}"
-    if found["low"] is None:
+    mean = f"{found.mean:{sign}.3f}"
+    if found.low is None:
         return mean
-    return f'{mean} <span class="interval">[{found["low"]:{sign}.3f}, {found["high"]:{sign}.3f}]</span>'
+    return f'{mean} <span class="interval">[{found.low:{sign}.3f}, {found.high:{sign}.3f}]</span>'
 
 
 def _training_log(directory: str) -> list[dict[str, Any]]:
@@ -229,7 +201,7 @@ def _training(trained: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
 def _run(folders: Sequence[Path]) -> str:
     content = page.note("The config of each evaluation; all answers are in samples.jsonl beside its results.")
     for folder in folders:
-        text = json.dumps(load_json(folder / "results.json")["about"]["config"], indent=2)
+        text = json.dumps(Results.read(folder).about["config"], indent=2)
         content += page.details(folder.name, f"<pre>{escape(text)}</pre>")
     return page.card(content)
 

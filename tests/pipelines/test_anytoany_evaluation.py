@@ -15,7 +15,7 @@ from egom2p.anytoany.connectors import ConnectorConfig
 from egom2p.anytoany.evaluation.anytoany_evaluation import MediaFrames, evaluate_anytoany, load_evaluated
 from egom2p.anytoany.evaluation.harness import answer_config, lmms_adapter, run_lm_eval, run_lmms_eval
 from egom2p.anytoany.evaluation.questions import letters_of
-from egom2p.anytoany.evaluation.report import glance
+from egom2p.anytoany.evaluation.report import glance, model_and_control
 from egom2p.anytoany.evaluation.settings import AnyToAnyEvaluationConfig, EvaluatedModelConfig, HarnessConfig
 from egom2p.anytoany.language.language_model import LanguageModelConfig
 from egom2p.anytoany.language.language_tokenizer import train_tokenizer
@@ -30,7 +30,7 @@ from egom2p.anytoany.world.factor_world import factor_clip, factor_rows, factor_
 from egom2p.config import from_plain, to_plain
 from egom2p.contracts import AlignedClip, Provenance, Stream
 from egom2p.data.clips.clip_store import write_clips
-from egom2p.storage import load_json
+from egom2p.metrics.result_table import Results
 
 SPECS = [spec.to_dict() for spec in factor_specs()]
 TINY = {
@@ -113,23 +113,23 @@ def config_of(world: Path, output: Path, **changes) -> AnyToAnyEvaluationConfig:
 @pytest.mark.filterwarnings("ignore:.*:UserWarning:torch")
 def test_a_report_has_every_control_interval_difference_and_file(world, tmp_path):
     results = evaluate_anytoany(config_of(world, tmp_path / "out"))
-    tables = {table["name"]: table for table in results["tables"]}
+    tables = {table.task: table for table in results.tables}
     assert set(tables) == {"looked_at", "passages", "choices", "completions"}
-    rows = {(row["model"], row["control"]): row["values"] for row in tables["looked_at"]["rows"]}
+    rows = {model_and_control(row): row.values for row in tables["looked_at"].rows}
     assert set(rows) == {
         *(("rgb", control) for control in ("true", "shuffled", "zero")),
         *(("rgb+gaze", control) for control in ("true", "shuffled code_gaze", "without code_gaze")),
         ("commonest answer", ""),
     }
     assert set(rows["rgb", "true"]) > {"exact_match", "cider_d", "embedding_cosine"}
-    assert tables["looked_at"]["num_samples"] == 6 and 1 < tables["looked_at"]["num_groups"] < 6
-    differences = {(row["minuend"], row["subtrahend"]) for row in tables["looked_at"]["differences"]}
+    assert tables["looked_at"].num_clips == 6 and 1 < tables["looked_at"].num_recordings < 6
+    differences = {(row.minuend, row.subtrahend) for row in tables["looked_at"].differences}
     assert ("rgb, true", "rgb, zero") in differences and ("rgb+gaze, true", "rgb, true") in differences
     assert ("rgb+gaze, shuffled code_gaze", "rgb, true") in differences
-    perplexity = tables["passages"]["rows"][0]["of_the_set"]["perplexity"]
-    assert perplexity == pytest.approx(np.exp(tables["passages"]["rows"][0]["values"]["nats_per_token"]["mean"]))
+    passages = tables["passages"].rows[0]
+    assert passages.of_the_set["perplexity"] == pytest.approx(np.exp(passages.values["nats_per_token"].mean))
 
-    assert load_json(tmp_path / "out/results.json")["tables"] == json.loads(json.dumps(results["tables"]))
+    assert Results.read(tmp_path / "out").tables == results.tables
     text = (tmp_path / "out/results.md").read_text()
     assert "| rgb+gaze | shuffled code_gaze |" in text and "| rgb+gaze, true minus rgb, true |" in text
     with (tmp_path / "out/per_sample.csv").open() as opened:
@@ -137,9 +137,9 @@ def test_a_report_has_every_control_interval_difference_and_file(world, tmp_path
     own = [row for row in samples if row["control"] == "true" and row["metric"] == "exact_match"]
     assert len(own) == 6 and all(row["reference"].startswith("the ") for row in own)
     mean = np.mean([float(row["value"]) for row in own])
-    assert rows["rgb", "true"]["exact_match"]["mean"] == pytest.approx(mean)
+    assert rows["rgb", "true"]["exact_match"].mean == pytest.approx(mean)
     assert all((row["output"] == row["reference"]) == (float(row["value"]) == 1) for row in own)
-    told = glance(results["tables"])
+    told = glance(results.tables)
     assert "looked_at: exact match, 6 in" in told and "true minus this +" in told
     assert max(len(line) for line in told.splitlines()) < 160, "wide tables are for results.md"
 
@@ -221,8 +221,8 @@ def test_a_model_of_plain_transformers_answers_texts_and_no_questions(world, tmp
     save_merged(load_anytoany(world / "rgb"), tmp_path / "plain")
     models = {"base": {"directory": str(tmp_path / "plain")}, "rgb": {"directory": str(world / "rgb")}}
     config = config_of(world, tmp_path / "out", models=models, questions={}, embedding=None)
-    tables = {table["name"]: table for table in evaluate_anytoany(config)["tables"]}
-    base, own = (row["values"]["nats_per_token"]["mean"] for row in tables["passages"]["rows"])
+    tables = {table.task: table for table in evaluate_anytoany(config).tables}
+    base, own = (row.values["nats_per_token"].mean for row in tables["passages"].rows)
     assert base == pytest.approx(own, abs=1e-4), "merging changes no text"
     with pytest.raises(ValueError, match="can only answer `texts`"):
         evaluate_anytoany(replace(config, questions=config_of(world, tmp_path).questions))

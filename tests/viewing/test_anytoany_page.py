@@ -6,22 +6,18 @@ import re
 import numpy as np
 import pytest
 
+from egom2p.metrics.bootstrap import Interval
+from egom2p.metrics.result_table import Difference, Metric, Results, ResultTable, Row
 from egom2p.storage import save_json
 from egom2p.viewing.anytoany_page import AnyToAnyPageConfig, write_anytoany_page
 
 EVIL = "<script>alert('x')</script>"
 
 
-def interval(mean):
-    return {"mean": mean, "low": mean - 0.1, "high": mean + 0.1}
-
-
 def row(model, control, mean, metric="exact_match"):
-    return {"model": model, "control": control, "values": {metric: interval(mean)}, "of_the_set": {}}
-
-
-def difference(minuend, subtrahend, mean, metric="exact_match"):
-    return {"minuend": minuend, "subtrahend": subtrahend, "values": {metric: interval(mean)}}
+    kind, checkpoint = "model" if control in ("true", "text") else "baseline", model if control else None
+    values = {metric: Interval(mean, mean - 0.1, mean + 0.1, 9)}
+    return Row(control or model, kind, checkpoint, values, {}, {}, {})
 
 
 def answer(model, control, said, is_right):
@@ -37,14 +33,15 @@ def folder(tmp_path):
     log.append({"kind": "evaluation", "step": 3, "held/loss": 0.4, "held, shuffled features/loss": 0.9})
     (run / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
     rows = [row("m", "true", 0.8), row("m", "shuffled", 0.3), row("commonest answer", "", 0.2)]
-    asked = {"name": "looked_at", "num_samples": 9, "num_groups": 3, "rows": rows}
-    texts = {"name": "passages", "num_samples": 2, "num_groups": 2, "differences": []}
-    tables = [
-        {**asked, "differences": [difference("m, true", "m, shuffled", 0.5)]},
-        {**texts, "rows": [row("m", "text", 6.5, "nats_per_token")]},
-    ]
+    owed = Difference("m, true", "m, shuffled", {"exact_match": Interval(0.5, 0.4, 0.6, 9)})
+    right, nats = Metric("exact_match", "exact match", "", "", True), Metric("nats_per_token", "nats per token", "", "")
+    texts = (row("m", "text", 6.5, "nats_per_token"),)
+    tables = (
+        ResultTable("looked_at", "text", 9, 3, "", (right,), tuple(rows), differences=(owed,)),
+        ResultTable("passages", "text", 2, 2, "", (nats,), texts),
+    )
     about = {"config": {"models": {"m": {"directory": str(run / "final")}}}, "seconds": {"m": 2.0}, "machine": "CPU"}
-    save_json(folder / "results.json", {"about": about, "tables": tables})
+    save_json(folder / "results.json", Results("", tables, about).to_plain())
     (folder / "shown").mkdir()
     frames = np.random.default_rng(0).integers(0, 255, (4, 16, 20, 3), dtype=np.uint8)
     np.savez(
@@ -99,7 +96,7 @@ def test_several_evaluations_make_one_page(folder, tmp_path):
 def test_what_is_missing_is_left_out_or_named(folder, tmp_path):
     (folder / "samples.jsonl").unlink()  # of an evaluation made before there were any
     results = json.loads((folder / "results.json").read_text())
-    results["about"]["config"]["models"]["m"]["directory"] = str(tmp_path / "gone" / "final")
+    results["config"]["models"]["m"]["directory"] = str(tmp_path / "gone" / "final")
     save_json(folder / "results.json", results)
     html = write_anytoany_page(AnyToAnyPageConfig(evaluation=str(folder))).read_text()
     assert 'id="training"' not in html and "What is looked at?" not in html

@@ -25,7 +25,7 @@ from egom2p.anytoany.evaluation.questions import (
     draw_samples,
     text_task,
 )
-from egom2p.anytoany.evaluation.report import Table, glance, summarise, write_report
+from egom2p.anytoany.evaluation.report import DESCRIPTION, Table, conclude_table, glance, write_report
 from egom2p.anytoany.evaluation.settings import AnyToAnyEvaluationConfig, EvaluatedModelConfig
 from egom2p.anytoany.model import AnyToAny, AnyToAnyConfig, build_anytoany
 from egom2p.anytoany.perception.feature_store import FeatureLookup, perceived_names
@@ -41,13 +41,14 @@ from egom2p.data.clips.video_files import VIDEO_SUFFIXES
 from egom2p.jobs.progress import progress_bar, say
 from egom2p.jobs.workers import choose_device
 from egom2p.metrics.caption import Encoder
+from egom2p.metrics.result_table import Results
 from egom2p.storage import atomic_file, only_writer
 
 _MAX_FRAMES, _MAX_HEIGHT = 6, 128
 Arrays = dict[str, np.ndarray]
 
 
-def evaluate_anytoany(config: AnyToAnyEvaluationConfig) -> dict[str, Any]:
+def evaluate_anytoany(config: AnyToAnyEvaluationConfig) -> Results:
     """Evaluate, write results.json, results.md, per_sample.csv, samples.jsonl and shown/ below `config.output`.
 
     Models are loaded one after the other; all answer the same questions. Returns the results. One process writes to an
@@ -57,7 +58,7 @@ def evaluate_anytoany(config: AnyToAnyEvaluationConfig) -> dict[str, Any]:
         return _evaluate(config)
 
 
-def _evaluate(config: AnyToAnyEvaluationConfig) -> dict[str, Any]:
+def _evaluate(config: AnyToAnyEvaluationConfig) -> Results:
     device, folder = choose_device(config.device), Path(config.output)
     check_installed(config)
     samples = {name: draw_samples(name, part, seed=config.seed) for name, part in config.questions.items()}
@@ -78,13 +79,13 @@ def _evaluate(config: AnyToAnyEvaluationConfig) -> dict[str, Any]:
         del model
     tables = [_question_table(name, config, samples[name], rows[name]) for name in config.questions]
     tables += [Table(name, text_keys[name], text_keys[name], rows[name]) for name in config.texts]
-    summaries = [summarise(table, seed=config.seed) for table in tables]
     about = {"config": to_plain(config), "seconds": seconds, "harness": harness, "machine": _machine(device)}
-    write_report(folder, tables, summaries, about)
+    results = Results(DESCRIPTION, tuple(conclude_table(table, seed=config.seed) for table in tables), about)
+    write_report(folder, tables, results)
     write_samples(folder, tables, samples)
     roots = {name: part.clip_roots for name, part in config.questions.items()}
     write_pictures(folder, samples, roots, count=config.num_shown, frames=MediaFrames(config.models))
-    return {"about": about, "tables": summaries}
+    return results
 
 
 def load_evaluated(about: EvaluatedModelConfig, *, device: torch.device, is_for_texts: bool) -> AnyToAny:
@@ -158,8 +159,8 @@ def _machine(device: torch.device) -> str:
 
 def main(config: AnyToAnyEvaluationConfig) -> None:
     results = evaluate_anytoany(config)
-    say(glance(results["tables"]))
-    for label, found in results["about"]["harness"].items():
+    say(glance(results.tables))
+    for label, found in results.about["harness"].items():
         say(f"{label}: {found}")
     say(f"{config.output}: results.json, results.md, per_sample.csv, samples.jsonl")
     say(f"page with pictures: python -m egom2p.viewing.anytoany_page evaluation={config.output}")

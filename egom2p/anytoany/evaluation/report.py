@@ -2,17 +2,21 @@
 
 import csv
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from egom2p.anytoany.evaluation.questions import Scores
-from egom2p.metrics.bootstrap import bootstrap_interval, paired_difference_interval
+from egom2p.metrics.bootstrap import Interval, paired_difference_interval
+from egom2p.metrics.measurements import Measured, Method, conclude
+from egom2p.metrics.result_table import Difference, Metric, Results, ResultTable, Row, format_interval
 from egom2p.storage import atomic_file, save_json
 
-_TRUE = ("true", "text")
+TRUE = ("true", "text")
+DESCRIPTION = "Means with 95 % bootstrap intervals; what belongs together is drawn together."
+_LOWER_IS_BETTER = ("nats_per_token", "nats_per_character")
 
 
 @dataclass(frozen=True)
@@ -31,52 +35,44 @@ class Table:
     references: Sequence[str] = ()
 
 
-def summarise(table: Table, *, seed: int) -> dict[str, Any]:
-    """Plain values of a table: intervals of every row, and paired differences.
+def conclude_table(table: Table, *, seed: int) -> ResultTable:
+    """Intervals of every row, and paired differences; a row's label is its control, its checkpoint the model.
 
     Differences are taken within a model (true features minus each control) and between models (each minus the first).
     """
-    rows = [
-        {
-            "model": row.model,
-            "control": row.control,
-            "values": {
-                name: asdict(bootstrap_interval(values, np.random.default_rng(seed), groups=table.groups))
-                for name, values in row.values.items()
-            },
-            "of_the_set": dict(row.whole or {}),
-        }
+    names = list(dict.fromkeys(name for row in table.rows for name in row.values))
+    metrics = [Metric(name, name.replace("_", " "), "", "", name not in _LOWER_IS_BETTER) for name in names]
+    methods = [
+        Method(
+            row.control or row.model,
+            "model" if row.control in TRUE else "baseline",
+            row.values,
+            row.model if row.control else None,
+            of_the_set=dict(row.whole or {}),
+        )
         for row in table.rows
     ]
+    concluded = conclude(Measured(table.name, "text", table.keys, table.groups, metrics, methods), seed=seed)
     differences = []
     for minuend, subtrahend in _pairs(table.rows):
-        shared = [name for name in minuend.values if name in subtrahend.values]
         values = {
-            name: asdict(
-                paired_difference_interval(
-                    minuend.values[name], subtrahend.values[name], np.random.default_rng(seed), groups=table.groups
-                )
+            name: paired_difference_interval(
+                minuend.values[name], subtrahend.values[name], np.random.default_rng(seed), groups=table.groups
             )
-            for name in shared
+            for name in minuend.values
+            if name in subtrahend.values
         }
-        differences.append({"minuend": _title(minuend), "subtrahend": _title(subtrahend), "values": values})
-    return {
-        "name": table.name,
-        "num_samples": len(table.keys),
-        "num_groups": len(set(table.groups)),
-        "rows": rows,
-        "differences": differences,
-    }
+        differences.append(Difference(_title(minuend), _title(subtrahend), values))
+    return replace(concluded, differences=tuple(differences))
 
 
-def write_report(
-    folder: Path, tables: Sequence[Table], summaries: Sequence[Mapping[str, Any]], about: Mapping[str, Any]
-) -> None:
+def write_report(folder: Path, tables: Sequence[Table], results: Results) -> None:
     """results.json, results.md and per_sample.csv."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_json(folder / "results.json", {"about": about, "tables": list(summaries)})
+    save_json(folder / "results.json", results.to_plain())
     with atomic_file(folder / "results.md") as unfinished:
-        unfinished.write_text(markdown(summaries) + _harness_lines(about["harness"]), encoding="utf-8")
+        text = markdown(results.tables) + _harness_lines(results.about["harness"])
+        unfinished.write_text(text, encoding="utf-8")
     with atomic_file(folder / "per_sample.csv") as unfinished, unfinished.open("w", newline="") as opened:
         writer = csv.writer(opened)
         writer.writerow(["table", "model", "control", "sample", "group", "reference", "output", "metric", "value"])
@@ -84,11 +80,11 @@ def write_report(
             writer.writerows(_sample_rows(table))
 
 
-def markdown(summaries: Sequence[Mapping[str, Any]]) -> str:
+def markdown(tables: Sequence[ResultTable]) -> str:
     """All tables as text."""
-    lines = ["# Evaluation", "", "Means with 95 % bootstrap intervals; what belongs together is drawn together.", ""]
-    for table in summaries:
-        lines += [f"## {table['name']}", "", f"{table['num_samples']} samples in {table['num_groups']} groups.", ""]
+    lines = ["# Evaluation", "", DESCRIPTION, ""]
+    for table in tables:
+        lines += [f"## {table.task}", "", f"{table.num_clips} samples in {table.num_recordings} groups.", ""]
         lines += _value_table(table)
         lines += _difference_table(table)
     return "\n".join(lines)
@@ -106,22 +102,21 @@ def _harness_lines(harness: Mapping[str, Mapping[str, Mapping[str, Mapping[str, 
     return "\n".join([*lines, ""]) if lines else ""
 
 
-def glance(summaries: Sequence[Mapping[str, Any]]) -> str:
+def glance(tables: Sequence[ResultTable]) -> str:
     """The first metric of every set, aligned for a terminal, with the differences that each row has a part in."""
     blocks = []
-    for table in summaries:
-        metric = next(iter(table["rows"][0]["values"]))
+    for table in tables:
+        metric = table.primary
         beside: dict[str, list[str]] = {}
-        for row in table["differences"]:
-            found, (model, other) = _cell(row["values"].get(metric), sign="+"), (row["minuend"], row["subtrahend"])
+        for row in table.differences:
+            found, (model, other) = _cell(row.values.get(metric.key), sign="+"), (row.minuend, row.subtrahend)
             is_control = model.rpartition(", ")[0] == other.rpartition(", ")[0]
             beside.setdefault(other if is_control else model, []).append(
                 f"true minus this {found}" if is_control else f"this minus {other} {found}"
             )
-        lines = [[row["model"], row["control"], _cell(row["values"].get(metric))] for row in table["rows"]]
+        lines = [[*model_and_control(row), _cell(row.values.get(metric.key))] for row in table.rows]
         widths = [max(len(line[column]) for line in lines) for column in range(3)]
-        title = f"{table['name']}: {metric.replace('_', ' ')}, {table['num_samples']} in {table['num_groups']} groups"
-        blocks.append(title)
+        blocks.append(f"{table.task}: {metric.label}, {table.num_clips} in {table.num_recordings} groups")
         for line in lines:
             cells = [cell.ljust(width) for cell, width in zip(line, widths, strict=True)]
             reported = "; ".join(beside.get(f"{line[0]}, {line[1]}", ()))
@@ -129,50 +124,51 @@ def glance(summaries: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(blocks)
 
 
+def model_and_control(row: Row) -> tuple[str, str]:
+    """Who was asked, and what was shown instead; a row without a model, e.g. the commonest answer, has no control."""
+    return (row.checkpoint, row.label) if row.checkpoint else (row.label, "")
+
+
 def _pairs(rows: Sequence[Scores]) -> list[tuple[Scores, Scores]]:
     """What is subtracted from what."""
-    true = {row.model: row for row in rows if row.control in _TRUE}
-    pairs = [(true[row.model], row) for row in rows if row.model in true and row.control not in _TRUE]
+    true = {row.model: row for row in rows if row.control in TRUE}
+    pairs = [(true[row.model], row) for row in rows if row.model in true and row.control not in TRUE]
     if true:
         first, *others = true.values()
         pairs += [(row, first) for row in others]
         # A control of another model against the first model: shuffled gaze against no gaze.
-        pairs += [(row, first) for row in rows if row.control not in (*_TRUE, "") and row.model != first.model]
+        pairs += [(row, first) for row in rows if row.control not in (*TRUE, "") and row.model != first.model]
     return pairs
 
 
-def _value_table(table: Mapping[str, Any]) -> list[str]:
-    names = list(dict.fromkeys(name for row in table["rows"] for name in row["values"]))
-    whole = list(dict.fromkeys(name for row in table["rows"] for name in row["of_the_set"]))
+def _value_table(table: ResultTable) -> list[str]:
+    names = [metric.key for metric in table.metrics]
+    whole = list(dict.fromkeys(name for row in table.rows for name in row.of_the_set))
     lines = [
         "| model | perception features | " + " | ".join([*names, *whole]) + " |",
         "|---" * (2 + len(names) + len(whole)) + "|",
     ]
-    for row in table["rows"]:
-        cells = [_cell(row["values"].get(name)) for name in names]
-        cells += [f"{row['of_the_set'][name]:.3f}" if name in row["of_the_set"] else "" for name in whole]
-        lines.append(f"| {row['model']} | {row['control'] or 'none'} | " + " | ".join(cells) + " |")
+    for row in table.rows:
+        model, control = model_and_control(row)
+        cells = [_cell(row.values.get(name)) for name in names]
+        cells += [f"{row.of_the_set[name]:.3f}" if name in row.of_the_set else "" for name in whole]
+        lines.append(f"| {model} | {control or 'none'} | " + " | ".join(cells) + " |")
     return [*lines, ""]
 
 
-def _difference_table(table: Mapping[str, Any]) -> list[str]:
-    if not table["differences"]:
+def _difference_table(table: ResultTable) -> list[str]:
+    if not table.differences:
         return []
-    names = list(dict.fromkeys(name for row in table["differences"] for name in row["values"]))
+    names = list(dict.fromkeys(name for row in table.differences for name in row.values))
     lines = ["| difference | " + " | ".join(names) + " |", "|---" * (1 + len(names)) + "|"]
-    for row in table["differences"]:
-        cells = [_cell(row["values"].get(name), sign="+") for name in names]
-        lines.append(f"| {row['minuend']} minus {row['subtrahend']} | " + " | ".join(cells) + " |")
+    for row in table.differences:
+        cells = [_cell(row.values.get(name), sign="+") for name in names]
+        lines.append(f"| {row.minuend} minus {row.subtrahend} | " + " | ".join(cells) + " |")
     return [*lines, ""]
 
 
-def _cell(interval: Mapping[str, Any] | None, *, sign: str = "") -> str:
-    if interval is None or interval["mean"] is None:
-        return ""
-    mean = f"{interval['mean']:{sign}.3f}"
-    if interval["low"] is None:
-        return mean
-    return f"{mean} [{interval['low']:{sign}.3f}, {interval['high']:{sign}.3f}]"
+def _cell(interval: Interval | None, *, sign: str = "") -> str:
+    return "" if interval is None or interval.mean is None else format_interval(interval, 3, sign=sign)
 
 
 def _title(row: Scores) -> str:

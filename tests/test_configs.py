@@ -48,8 +48,8 @@ def test_the_released_recipe_has_the_published_numbers():
         assert dataset.shards.startswith("tokens/train/[")
     length = config.training.length()
     rate = config.training.learning_rate(length, world_size=256)
-    slots_per_step = 256 * 4 * 4096
+    budget_per_step = 256 * 4 * 4096
     assert rate.peak == pytest.approx(4e-4)
-    assert length.unit == "slots" and length.total / slots_per_step == pytest.approx(119209, abs=1)
-    assert length.warmup / slots_per_step == pytest.approx(2384, abs=1)
+    assert length.unit == "token_budget" and length.total / budget_per_step == pytest.approx(119209, abs=1)
+    assert length.warmup / budget_per_step == pytest.approx(2384, abs=1)
     assert config.model.mlp_dim == 2048 and config.model.encoder_depth == config.model.decoder_depth == 12

@@ -99,8 +99,8 @@ class Sampler:
         Of a sequence: of its words and eos, each after the true ones before it.
         Raises ValueError for a prompt that holds the target: the model would see the answer.
         """
-        if told := [prompt.key for prompt in prompts if plan.target in prompt.tokens]:
-            raise ValueError(f"clip {told[0]}: the prompt holds {plan.target}, whose likelihood is asked")
+        if holding := [prompt.key for prompt in prompts if plan.target in prompt.tokens]:
+            raise ValueError(f"clip {holding[0]}: the prompt holds {plan.target}, whose likelihood is asked")
         spec = next((spec for spec in self.specs if spec.name == plan.target), None)
         if spec is not None and spec.kind == "sequence":
             truths = [_beginning(np.asarray(truth), spec) for truth in truths]
@@ -116,7 +116,7 @@ class Sampler:
         positions: Sequence[np.ndarray],
         truths: Sequence[np.ndarray] | None = None,
     ) -> list[Query]:
-        """truths: (L,) per clip; the decoder of a sequence is fed with them, one place late."""
+        """truths: (L,) per clip; the decoder of a sequence is fed with them, one position late."""
         queries = []
         states = self._states(prompts, [plan], [0] * len(prompts))
         spec = next(spec for spec in self.specs if spec.name == plan.target)

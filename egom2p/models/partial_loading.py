@@ -108,7 +108,7 @@ def _differing(theirs: ModelConfig, ours: ModelConfig) -> list[str]:
 def _check(report: LoadReport, policy: LoadPolicy) -> None:
     if policy == "strict":
         problems = [f"{key} is not there" for key in report.fresh] + list(report.mismatched)
-        problems += [f"{key} has no place" for key in report.unused]
+        problems += [f"{key} has no counterpart here" for key in report.unused]
         problems += [f"model.{line}" for line in report.settings]
         if problems:
             more = f"; and {len(problems) - 4} more" if len(problems) > 4 else ""

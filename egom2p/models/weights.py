@@ -104,7 +104,7 @@ def from_reference_state_dict(model: nn.Module, tensors: Mapping[str, Tensor]) -
         state[ours] = torch.cat([remaining.pop(name).reshape(-1, shape[-1]) for name in theirs]).reshape(shape)
     unknown = [name for name, tensor in remaining.items() if not _is_redundant(name, tensor)]
     if unknown:
-        raise ValueError(f"the model has no place for the reference weights {', '.join(unknown[:5])}")
+        raise ValueError(f"the model has no parameter for the reference weights {', '.join(unknown[:5])}")
     load_strictly(model, state, source="the reference weights")
 
 

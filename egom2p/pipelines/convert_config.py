@@ -188,7 +188,7 @@ def _length(
         if total <= 0:
             raise ValueError(f"{config.main}: neither epochs nor total_tokens says how long to train")
         warmup = warmup_tokens * 1e9 if warmup_tokens >= 0 else max(warmup_epochs, 0) * budget_per_epoch
-        return {"total_slots": int(total * 1e9), "warmup": warmup}
+        return {"total_token_budget": int(total * 1e9), "warmup": warmup}
     in_tokens = warmup_tokens >= 0 and budget_per_epoch > 0
     warmup = warmup_tokens * 1e9 / budget_per_epoch if in_tokens else max(warmup_epochs, 0)
     return {"epochs": epochs, "warmup": warmup, **({"epoch_clips": epoch_clips} if epoch_clips else {})}

@@ -3,7 +3,7 @@
 `step-00000100/` has the files of `Task.export`, and beside them
     training.safetensors   all parameters and buffers, optimizer moments and moving averages by parameter name, sums
                            since the last log line
-    training.json          progress (steps, clips, tokens, slots), name of the optimizer, loss scale, launch
+    training.json          progress (steps, clips, tokens, token budget), name of the optimizer, loss scale, launch
 Written to a temporary sibling and renamed, so a folder with this name is complete. Tensors are whole, so a checkpoint
 does not depend on the number of ranks or on what each of them holds.
 """

@@ -152,7 +152,7 @@ class _Run:
             if num_stopping:
                 return True
             before = self.progress
-            after = before.advanced(clips=size.clips, tokens=size.tokens, slots=size.slots)
+            after = before.advanced(clips=size.clips, tokens=size.tokens, token_budget=size.token_budget)
             unit = self.length.unit
             rate = self.learning_rate.at(before.amount(unit), after.amount(unit) - before.amount(unit))
             self.profiler.before_step(before.step)

@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 @strict
 class ParallelConfig:
-    """What each of several processes holds. One process alone holds everything, whatever is said here.
+    """What each of several processes holds. One process alone holds everything, whatever the config says.
 
     kind                    ddp: weights, gradients and moments are whole on every rank. fsdp: every rank keeps a part
     shard_size              fsdp: ranks that share one copy, neighbours first (null: all). Smaller than the number of

@@ -72,12 +72,12 @@ class RunLog:
         )
 
     def evaluation(self, progress: Progress, measurements: Sequence[Measurement]) -> None:
-        """Measurements as entries and as a table; a loss stands beside its place marginal."""
+        """Measurements as entries and as a table; a loss stands beside its unigram baseline per position."""
         values: dict[str, float] = {}
         for item in measurements:
             values[f"{item.group}/{item.name}"] = item.value
-            if item.marginal is not None:
-                values[f"{item.group}/{item.name}/unigram_baseline"] = item.marginal
+            if item.unigram_baseline is not None:
+                values[f"{item.group}/{item.name}/unigram_baseline"] = item.unigram_baseline
         self._write("evaluation", progress, values)
         title = f"validation after {progress.step} steps, {progress.clips} clips"
         show_measurements(title, measurements, self._console)
@@ -95,7 +95,7 @@ class RunLog:
             "step": progress.step,
             "clips": progress.clips,
             "tokens": progress.tokens,
-            "slots": progress.slots,
+            "token_budget": progress.token_budget,
             "seconds": round(progress.seconds, 3),
             "time": round(time.time(), 3),
             **values,
@@ -122,19 +122,19 @@ def _console() -> Console:
 
 
 def _table(title: str, measurements: Sequence[Measurement]) -> Table:
-    has_marginals = any(item.marginal is not None for item in measurements)
+    has_baselines = any(item.unigram_baseline is not None for item in measurements)
     table = Table(title=title, title_justify="left")
     table.add_column("task")
     table.add_column("measured")
-    table.add_column("loss (nats)" if has_marginals else "value", justify="right")
-    if has_marginals:
+    table.add_column("loss (nats)" if has_baselines else "value", justify="right")
+    if has_baselines:
         table.add_column("unigram baseline per position", justify="right")
         table.add_column("gained from input", justify="right")
     previous = None
     for item in measurements:
         cells = [item.group if item.group != previous else "", item.name, f"{item.value:.4g}"]
-        if has_marginals and item.marginal is not None:
-            cells += [f"{item.marginal:.4g}", f"{item.marginal - item.value:+.3f}"]
+        if has_baselines and item.unigram_baseline is not None:
+            cells += [f"{item.unigram_baseline:.4g}", f"{item.unigram_baseline - item.value:+.3f}"]
         table.add_row(*cells)
         previous = item.group
     return table

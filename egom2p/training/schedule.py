@@ -1,10 +1,10 @@
-"""How long to train, and the learning rate on the way, in steps, slots, tokens or clips alike."""
+"""How long to train, and the learning rate on the way, in steps, token budgets, tokens or clips alike."""
 
 import math
 from dataclasses import dataclass
 from typing import Literal
 
-Unit = Literal["steps", "slots", "tokens", "clips"]
+Unit = Literal["steps", "token_budget", "tokens", "clips"]
 Shape = Literal["cosine", "constant", "inverse_sqrt", "warmup_stable_decay"]
 
 
@@ -15,15 +15,17 @@ class Progress:
     step: int = 0
     clips: int = 0
     tokens: int = 0
-    slots: int = 0
+    token_budget: int = 0
     seconds: float = 0.0
 
     def amount(self, unit: Unit) -> int:
         return self.step if unit == "steps" else getattr(self, unit)
 
-    def advanced(self, *, clips: int, tokens: int, slots: int) -> "Progress":
+    def advanced(self, *, clips: int, tokens: int, token_budget: int) -> "Progress":
         """After one more optimizer step."""
-        return Progress(self.step + 1, self.clips + clips, self.tokens + tokens, self.slots + slots, self.seconds)
+        return Progress(
+            self.step + 1, self.clips + clips, self.tokens + tokens, self.token_budget + token_budget, self.seconds
+        )
 
 
 @dataclass(frozen=True)
@@ -36,9 +38,11 @@ class Length:
 
     def __post_init__(self) -> None:
         if self.total < 0:
-            raise ValueError(f"the training length must not be negative, got {self.total} {self.unit}")
+            raise ValueError(f"the training length must not be negative, got {self.total} {_words(self.unit)}")
         if not 0 <= self.warmup <= self.total:
-            raise ValueError(f"warmup must lie within the {self.total:g} {self.unit} of training, got {self.warmup:g}")
+            raise ValueError(
+                f"warmup must lie within the {self.total:g} {_words(self.unit)} of training, got {self.warmup:g}"
+            )
 
     def is_reached(self, progress: Progress) -> bool:
         return progress.amount(self.unit) >= self.total
@@ -71,7 +75,8 @@ class LearningRate:
         after_warmup = self.length.total - self.length.warmup
         if not 0 <= self.cooldown <= after_warmup:
             raise ValueError(
-                f"cooldown must lie within the {after_warmup:g} {self.length.unit} after warm-up, got {self.cooldown:g}"
+                f"cooldown must lie within the {after_warmup:g} {_words(self.length.unit)} after warm-up, got "
+                f"{self.cooldown:g}"
             )
         if self.shape == "inverse_sqrt" and self._timescale <= 0:
             raise ValueError("schedule inverse_sqrt without warm-up needs a timescale")
@@ -114,3 +119,7 @@ class WeightDecay:
 def half_cosine(first: float, last: float, part: float) -> float:
     """From `first` at 0 to `last` at 1."""
     return last + 0.5 * (first - last) * (1 + math.cos(math.pi * part))
+
+
+def _words(unit: Unit) -> str:
+    return unit.replace("_", " ")

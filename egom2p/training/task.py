@@ -22,17 +22,17 @@ from egom2p.training.frozen import FrozenPhase
 class BatchSize:
     """How much one batch holds, known on the CPU.
 
-    clips   clips of the batch
-    tokens  real tokens (input and target)
-    slots   slots of the published "total tokens": the sum of the clips' budgets, filled or not
-    flops   floating-point operations the model needs for it, forward and backward; 0: not known
-    rows    tokens it has room for, in batches of a fixed shape; 0: no more than it holds
-    trimmed tokens left out to meet a fixed shape
+    clips          clips of the batch
+    tokens         real tokens (input and target)
+    token_budget   the published "total tokens": the sum of the clips' budgets, filled or not
+    flops          floating-point operations the model needs for it, forward and backward; 0: not known
+    rows           tokens it has room for, in batches of a fixed shape; 0: no more than it holds
+    trimmed        tokens left out to meet a fixed shape
     """
 
     clips: int
     tokens: int = 0
-    slots: int = 0
+    token_budget: int = 0
     flops: int = 0
     rows: int = 0
     trimmed: int = 0
@@ -45,17 +45,17 @@ class BatchSize:
 class Measurement:
     """One number of an evaluation.
 
-    group     evaluation task, e.g. `rgb2depth`
-    name      what was measured in it, e.g. a modality
-    value     a loss in nats, or an error in the unit its name ends in
-    marginal  losses only: cross entropy of the training tokens' marginals per position on the same tokens, which is
-              what a model that ignores its input can reach
+    group              evaluation task, e.g. `rgb2depth`
+    name               what was measured in it, e.g. a modality
+    value              a loss in nats, or an error in the unit its name ends in
+    unigram_baseline   losses only: cross entropy, on the same tokens, of how often an id occurs at a position in
+                       training: what a model that ignores its input can reach
     """
 
     group: str
     name: str
     value: float
-    marginal: float | None = None
+    unigram_baseline: float | None = None
 
 
 def kept_state(model: nn.Module) -> dict[str, Tensor]:

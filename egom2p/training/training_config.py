@@ -51,7 +51,7 @@ class ProfileConfig:
             raise ValueError(f"start must not be negative and steps at least 1, got {self.start} and {self.steps}")
 
 
-_LENGTHS = ("num_steps", "total_slots", "total_tokens", "epochs")
+_LENGTHS = ("num_steps", "total_token_budget", "total_tokens", "epochs")
 _LR_BATCH = 256  # `blr` is the learning rate of a batch of this many clips
 
 
@@ -59,14 +59,14 @@ _LR_BATCH = 256  # `blr` is the learning rate of a batch of this many clips
 class TrainingConfig:
     """Length, learning rate, batch, precision, logging and checkpoints of a run.
 
-    Exactly one of `num_steps`, `total_slots` (the published "total tokens": budgets, filled or not), `total_tokens`
-    (real tokens) and `epochs` (of `epoch_clips` clips) says how long; `warmup` is in the same unit.
+    Exactly one of `num_steps`, `total_token_budget` (the published "total tokens": budgets, filled or not),
+    `total_tokens` (real tokens) and `epochs` (of `epoch_clips` clips) says how long; `warmup` is in the same unit.
     Exactly one of `lr` and `blr` (learning rate per 256 clips of a step) says how fast.
     """
 
     # length
     num_steps: int | None = None
-    total_slots: int | None = None
+    total_token_budget: int | None = None
     total_tokens: int | None = None
     epochs: float | None = None
     epoch_clips: int | None = None  # null: the clips of the training data
@@ -136,8 +136,8 @@ class TrainingConfig:
         """Length and warm-up; `num_train_clips` is the size of an epoch where the config does not say it."""
         if self.num_steps is not None:
             return Length("steps", self.num_steps, self.warmup)
-        if self.total_slots is not None:
-            return Length("slots", self.total_slots, self.warmup)
+        if self.total_token_budget is not None:
+            return Length("token_budget", self.total_token_budget, self.warmup)
         if self.total_tokens is not None:
             return Length("tokens", self.total_tokens, self.warmup)
         epoch_clips = self.epoch_clips or num_train_clips

@@ -86,7 +86,7 @@ def plain_self_attention(state, name, rows, may_see, config):
 
 
 def plain_position(position, length, config, grid):
-    """The sin-cos code of one place of a text or track, and of a (t, h, w) grid."""
+    """The sin-cos code of one position of a text or track, and of a (t, h, w) grid."""
     period, scale, dim = config.position_period, config.position_scale, config.dim
     code = torch.zeros(dim)
     if len(grid) == 1:

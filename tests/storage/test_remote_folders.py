@@ -13,7 +13,7 @@ from botocore.exceptions import (  # noqa: E402
     ResponseStreamingError,
 )
 
-from egom2p.data.shards.shard_writer import read_card  # noqa: E402
+from egom2p.data.shards.shard_files import read_card  # noqa: E402
 from egom2p.storage import RemoteConfig, RemoteError, configure_remote, open_binary  # noqa: E402
 from egom2p.storage import remote as remote_module  # noqa: E402
 from egom2p.storage.remote import list_names, upload, write_bytes  # noqa: E402

@@ -134,7 +134,7 @@ class SlurmCluster:
         self._outer.wait()
 
     def call(self, *command: str, **environment: str) -> str:
-        """Output of a command run on the head; AssertionError with what it said when it fails."""
+        """Output of a command run on the head; AssertionError with its output when it fails."""
         done = self._run(*command, **environment)
         assert done.returncode == 0, f"{' '.join(command)}: {done.stdout}{done.stderr}\n{self.logs()}"
         return done.stdout

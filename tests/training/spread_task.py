@@ -67,7 +67,7 @@ class SpreadTask(Task):
         return batch.head_counts
 
     def size(self, batch: PackedBatch) -> BatchSize:
-        return BatchSize(clips=batch.num_clips, tokens=batch.num_tokens, slots=batch.token_budget)
+        return BatchSize(clips=batch.num_clips, tokens=batch.num_tokens, token_budget=batch.token_budget)
 
     def loss(self, model: torch.nn.Module, batch: PackedBatch) -> LossOutput:
         output = model(batch)

@@ -85,7 +85,7 @@ def test_the_numbers_arrive(trio, capsys):
     convert_config(trio)
     config = load_config(PretrainConfig, trio.output)
     length = config.training.length()
-    assert (length.unit, length.total, length.warmup) == ("slots", 500e9, 10e9)
+    assert (length.unit, length.total, length.warmup) == ("token_budget", 500e9, 10e9)
     assert config.training.learning_rate(length, 256).peak == pytest.approx(4e-4)
     assert config.model.dim == 768 and config.model.encoder_depth == 12 and not config.model.use_bias
     assert config.training.evaluate_every == 976 and config.training.checkpoint_every == 1952

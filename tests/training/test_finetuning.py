@@ -198,7 +198,7 @@ def test_a_model_is_measured_without_training(tokens, first, tmp_path):
     }  # fmt: skip
     for item in result.measurements:
         assert item.value == pytest.approx(logged[f"{item.group}/{item.name}"], abs=1e-6)
-        assert item.marginal == pytest.approx(logged[f"{item.group}/{item.name}/unigram_baseline"])
+        assert item.unigram_baseline == pytest.approx(logged[f"{item.group}/{item.name}/unigram_baseline"])
     written = load_json(tmp_path / "measured" / "evaluation.json")
     assert len(written["measurements"]) == 3 and written["model"].endswith("first/final")
     assert [path.name for path in (tmp_path / "measured").iterdir()] == ["evaluation.json"]

@@ -21,13 +21,13 @@ def read_log(folder: Path, kind: str = "train") -> list[dict]:
 
 
 def loss_curve(folder: Path) -> list[tuple[float, ...]]:
-    keys = ("step", "clips", "tokens", "slots", "loss", "loss/first", "loss/second", "lr", "grad_norm")
+    keys = ("step", "clips", "tokens", "token_budget", "loss", "loss/first", "loss/second", "lr", "grad_norm")
     return [tuple(entry[key] for key in keys) for entry in read_log(folder)]
 
 
 def test_it_learns_logs_and_exports(tmp_path):
     result = run_toy(tmp_path, num_steps=60)
-    assert result.progress.step == 60 and result.progress.clips == 240 and result.progress.slots == 2400
+    assert result.progress.step == 60 and result.progress.clips == 240 and result.progress.token_budget == 2400
     curve = read_log(tmp_path)
     assert len(curve) == 60 and curve[-1]["loss"] < 0.6 * curve[0]["loss"]
     assert {"loss/first", "loss/second", "lr", "grad_norm", "tokens_per_s", "clips_per_s"} <= set(curve[0])
@@ -39,9 +39,9 @@ def test_it_learns_logs_and_exports(tmp_path):
     assert load_json(tmp_path / "config.json")["num_steps"] == 60
 
 
-@pytest.mark.parametrize("length", [{"num_steps": 10}, {"total_slots": 400}, {"epochs": 5, "epoch_clips": 8}])
+@pytest.mark.parametrize("length", [{"num_steps": 10}, {"total_token_budget": 400}, {"epochs": 5, "epoch_clips": 8}])
 def test_lengths_in_other_units_agree(tmp_path, length):
-    per_step = {"num_steps": 1, "total_slots": 40, "epochs": 0.5}[next(iter(length))]
+    per_step = {"num_steps": 1, "total_token_budget": 40, "epochs": 0.5}[next(iter(length))]
     run_toy(tmp_path / "a", num_steps=10, warmup=4)
     run_toy(tmp_path / "b", **({"num_steps": None} | length), warmup=4 * per_step)
     assert loss_curve(tmp_path / "a") == loss_curve(tmp_path / "b")
@@ -155,8 +155,8 @@ def test_library_does_not_touch_the_callers_randomness(tmp_path):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"lr": 1e-3}, "exactly one of num_steps, total_slots, total_tokens, epochs"),
-        ({"lr": 1e-3, "num_steps": 3, "total_slots": 3}, "num_steps and total_slots"),
+        ({"lr": 1e-3}, "exactly one of num_steps, total_token_budget, total_tokens, epochs"),
+        ({"lr": 1e-3, "num_steps": 3, "total_token_budget": 3}, "num_steps and total_token_budget"),
         ({"num_steps": 3}, "exactly one of lr, blr"),
         ({"lr": 1e-3, "num_step": 3}, "did you mean `num_steps`"),
         ({"lr": 1e-3, "num_steps": 3, "batch_size": 0}, "batch_size must be at least 1"),

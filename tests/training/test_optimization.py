@@ -16,9 +16,9 @@ from egom2p.training.training_config import TrainingConfig
 
 @pytest.mark.parametrize("amount", [1, 4096])
 def test_cosine_with_warmup_is_the_published_one(parity_dir, amount):
-    """25 warm-up steps of 120, to 4e-4; counted in steps or in slots of equal steps."""
+    """25 warm-up steps of 120, to 4e-4; counted in steps or in token budgets of equal steps."""
     wanted = load_tensors(parity_dir / "misc" / "schedules_and_posemb.safetensors")["cosine_warmup_steps"].numpy()
-    rate = LearningRate(Length("slots", 120 * amount, 25 * amount), 4e-4)
+    rate = LearningRate(Length("token_budget", 120 * amount, 25 * amount), 4e-4)
     found = [rate.at(step * amount, amount) for step in range(120)]
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-12)
 
@@ -30,9 +30,9 @@ def test_cosine_with_ends_is_the_published_one(parity_dir):
 
 
 def test_learning_rate_per_256_clips():
-    config = TrainingConfig(total_slots=500_000_000_000, warmup=10e9, blr=1e-4, batch_size=4)
+    config = TrainingConfig(total_token_budget=500_000_000_000, warmup=10e9, blr=1e-4, batch_size=4)
     length = config.length()
-    assert length == Length("slots", 500e9, 10e9)
+    assert length == Length("token_budget", 500e9, 10e9)
     assert config.learning_rate(length, world_size=256).peak == pytest.approx(4e-4)
 
 

@@ -54,7 +54,7 @@ def test_a_sound_plan(tokens, tmp_path):
 
 def test_the_plan_is_what_the_run_then_does(tokens, tmp_path):
     """Steps exactly; tokens and FLOPs are means of drawn masks, here within a tenth."""
-    training = {"num_steps": None, "total_slots": 36 * 4 * 30, "log_every": 30}
+    training = {"num_steps": None, "total_token_budget": 36 * 4 * 30, "log_every": 30}
     plan = planned(tokens, tmp_path, **training)
     values = pretrain_values(tokens, tmp_path / "run", **training)
     pretrain(from_plain(PretrainConfig, values))
@@ -125,14 +125,14 @@ def test_weights_to_start_from_are_compared(tokens, tmp_path):
 
 
 def test_the_released_recipe_without_its_data(tmp_path, monkeypatch):
-    """All missing files are named; what needs no data is told all the same."""
+    """All missing files are named; what needs no data is reported all the same."""
     monkeypatch.chdir(tmp_path)
     config = load_config(PretrainConfig, cfgs_root() / RELEASED, ["plan.num_gpus=256", "plan.memory_gb=[]"])
     plan = plan_pretraining(config)
     for name in [*config.data.datasets, *config.tokenizers]:
         assert any(name in problem for problem in plan.problems), name
     assert any("train/depth/h2o/shard-000000.tar" in problem for problem in plan.problems)
-    assert fact(plan, "the run").startswith("119,210 steps, 5e+11 slots")
+    assert fact(plan, "the run").startswith("119,210 steps, a token budget of 5e+11")
     assert fact(plan, "learning rate").startswith("0.0004")
     assert fact(plan, "parameters") == "396.2 M"
 

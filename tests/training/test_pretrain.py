@@ -51,8 +51,8 @@ def test_it_learns_from_its_input_and_exports_a_loadable_model(tokens, tmp_path)
     measured = {(item.group, item.name): item for item in result.measurements}
     assert set(measured) == {("mix", "tok_smell"), ("mix", "tok_drift"), ("smell2drift", "tok_drift")}
     drift = measured["smell2drift", "tok_drift"]
-    assert 1.6 < drift.marginal < 2.5  # 7 ids, all but one equally likely, 16 clips under the counts of 48
-    assert drift.value < drift.marginal - 0.3
+    assert 1.6 < drift.unigram_baseline < 2.5  # 7 ids, all but one equally likely, 16 clips under the counts of 48
+    assert drift.value < drift.unigram_baseline - 0.3
     model = load_model(tmp_path / "final")
     assert [spec.name for spec in model.specs] == ["tok_drift", "tok_smell"]
     assert model.specs[0].tokenizer_fingerprint == "sha256:b"

@@ -17,7 +17,7 @@ PEAK, END = 1.0, 0.1
 def course(shape, *, amount=1, total=100, warmup=10, **settings):
     """Learning rate of every step of a run of `total` equal steps, counted in units of `amount`."""
     in_units = {name: value * amount for name, value in settings.items()}
-    rate = LearningRate(Length("slots", total * amount, warmup * amount), PEAK, end=END, shape=shape, **in_units)
+    rate = LearningRate(Length("token_budget", total * amount, warmup * amount), PEAK, end=END, shape=shape, **in_units)
     return [rate.at(step * amount, amount) for step in range(total)]
 
 
@@ -95,7 +95,7 @@ def test_what_has_no_meaning_is_refused(values, message):
 
 
 def test_parts_longer_than_the_run_are_refused():
-    with pytest.raises(ValueError, match="cooldown must lie within the 90 slots after warm-up, got 95"):
+    with pytest.raises(ValueError, match="cooldown must lie within the 90 token budget after warm-up, got 95"):
         course("warmup_stable_decay", cooldown=95)
     with pytest.raises(ValueError, match="without warm-up needs a timescale"):
         course("inverse_sqrt", warmup=0)

@@ -130,7 +130,7 @@ def test_the_curve_continues_through_a_chain_of_interruptions(cluster, config_fi
     found = run.curve()
     assert [entry["step"] for entry in found] == list(range(LOG_EVERY, NUM_STEPS + 1, LOG_EVERY))
     wanted = uninterrupted(config_file, tmp_path / "whole")
-    for key in ("step", "clips", "tokens", "slots", "lr", "loss", "grad_norm"):
+    for key in ("step", "clips", "tokens", "token_budget", "lr", "loss", "grad_norm"):
         assert [entry[key] for entry in found] == pytest.approx([entry[key] for entry in wanted], rel=1e-5), key
 
 

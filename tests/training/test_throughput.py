@@ -28,7 +28,7 @@ def test_waiting_for_the_device_is_training_and_a_pause_is_not():
     throughput.begin(progress)
     for _ in range(2):
         clock.now += 0.5  # the host hands out work
-        progress = throughput.counted(progress.advanced(clips=4, tokens=80, slots=90), size)
+        progress = throughput.counted(progress.advanced(clips=4, tokens=80, token_budget=90), size)
     clock.now += 3.0  # and waits for it
     progress = throughput.counted(progress)
     assert progress.seconds == 4.0, "the wait was lost"
@@ -40,7 +40,9 @@ def test_waiting_for_the_device_is_training_and_a_pause_is_not():
     with throughput.paused():
         clock.now += 50.0
     clock.now += 1.0
-    progress = throughput.counted(progress.advanced(clips=4, tokens=80, slots=90), replace(size, rows=100, trimmed=20))
+    progress = throughput.counted(
+        progress.advanced(clips=4, tokens=80, token_budget=90), replace(size, rows=100, trimmed=20)
+    )
     values, seconds_left = throughput.since_last_line(progress)
     assert progress.seconds == 5.0 and seconds_left == 7.0
     assert values["tokens_per_s"] == 80.0 and values["fill"] == 0.8 and values["trimmed"] == 0.2

@@ -43,7 +43,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(tokens, tmp_path):
     (tmp_path / "parts" / "final").rename(tmp_path / "unused")
     run(tokens, tmp_path / "parts", num_steps=6)
     whole, parts = log_of(tmp_path / "whole"), log_of(tmp_path / "parts")
-    for key in ("step", "clips", "tokens", "slots", "loss", "grad_norm", "fill", "trimmed"):
+    for key in ("step", "clips", "tokens", "token_budget", "loss", "grad_norm", "fill", "trimmed"):
         assert [entry[key] for entry in whole] == [entry[key] for entry in parts], key
     wanted = load_tensors(tmp_path / "whole" / "final" / "model.safetensors")
     found = load_tensors(tmp_path / "parts" / "final" / "model.safetensors")
@@ -70,7 +70,7 @@ def test_two_processes_are_one_with_twice_the_batches(tokens, tmp_path):
         code, output = finish(start([*command, f"training.accumulation={accumulation}"]))
         assert code == 0, output
     one, two = log_of(tmp_path / "one"), log_of(tmp_path / "two")
-    for key in ("clips", "tokens", "slots"):
+    for key in ("clips", "tokens", "token_budget"):
         assert [entry[key] for entry in one] == [entry[key] for entry in two]
     assert [entry["loss"] for entry in one] == pytest.approx([entry["loss"] for entry in two], abs=1e-6)
     states = [

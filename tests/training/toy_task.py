@@ -84,7 +84,7 @@ class ToyTask(Task):
         return batch.counts
 
     def size(self, batch: ToyBatch) -> BatchSize:
-        return BatchSize(clips=batch.num_clips, tokens=len(batch.targets), slots=10 * batch.num_clips)
+        return BatchSize(clips=batch.num_clips, tokens=len(batch.targets), token_budget=10 * batch.num_clips)
 
     def loss(self, model: nn.Module, batch: ToyBatch) -> LossOutput:
         return model(batch)
@@ -100,7 +100,7 @@ class ToyTask(Task):
         assert not model.training
         output = model(make_batch(list(range(10_000, 10_016))))
         for name, total, count in zip(output.names, output.sums.tolist(), output.counts, strict=True):
-            yield Measurement("toy", name, total / count, marginal=1.6)
+            yield Measurement("toy", name, total / count, unigram_baseline=1.6)
 
     def check_checkpoint(self, directory: Path) -> None:
         pass

@@ -10,9 +10,8 @@ import numpy as np
 
 from egom2p.contracts import plain_name
 from egom2p.data.shards.array_files import decode_array
-from egom2p.data.shards.shard_files import split_folders
+from egom2p.data.shards.shard_files import CARD_NAME, read_card, split_folders
 from egom2p.data.shards.shard_set import ShardSet, check_same_keys
-from egom2p.data.shards.shard_writer import CARD_NAME, read_card
 
 
 class FolderSet:

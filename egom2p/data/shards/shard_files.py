@@ -11,12 +11,14 @@ import threading
 from collections import OrderedDict
 from glob import glob
 from itertools import product
-from pathlib import PurePosixPath
-from typing import BinaryIO, NamedTuple
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO, NamedTuple
 
 from egom2p.contracts import plain_name
-from egom2p.storage import is_remote, open_binary
+from egom2p.storage import is_remote, open_binary, parse_json
+from egom2p.storage.remote import read_bytes
 
+CARD_NAME = "card.json"
 _MAX_OPEN_FILES = 128
 _FOLDERS = re.compile(r"\[([^\[\]]*)\]")
 _BRACES = re.compile(r"\{([^{}]*)\}")
@@ -172,3 +174,15 @@ def _alternatives(inside: str, pattern: str) -> list[str]:
         raise ValueError(f"{pattern}: the range {{{inside}}} ends before it starts")
     width = len(first)
     return [f"{number:0{width}d}" for number in range(int(first), int(last) + 1)]
+
+
+def read_card(directory: str | Path) -> dict[str, Any]:
+    """The card beside the clips of one folder, local or in an object store; empty where there is none."""
+    path = f"{directory}/{CARD_NAME}"
+    try:
+        card = parse_json(read_bytes(path), path)
+    except FileNotFoundError:
+        return {}
+    if not isinstance(card, dict):
+        raise ValueError(f"{path}: a card is a mapping, found {type(card).__name__}")
+    return card

@@ -13,8 +13,16 @@ from typing import Any
 import numpy as np
 
 from egom2p.data.shards.array_files import decode_array, encode_array
-from egom2p.data.shards.shard_files import Member, OpenShards, expand_files, read_index, split_folders
-from egom2p.data.shards.shard_writer import CARD_NAME, ShardWriter, read_card
+from egom2p.data.shards.shard_files import (
+    CARD_NAME,
+    Member,
+    OpenShards,
+    expand_files,
+    read_card,
+    read_index,
+    split_folders,
+)
+from egom2p.data.shards.shard_writer import ShardWriter
 
 __all__ = ["CARD_NAME", "ShardSet", "ShardWriter", "decode_array", "encode_array", "read_card", "shard_pattern"]
 

@@ -13,24 +13,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from egom2p.contracts import plain_name
-from egom2p.data.shards.shard_files import read_index
-from egom2p.storage import errors_name, inside, parse_json, save_json
-from egom2p.storage.remote import read_bytes
+from egom2p.data.shards.shard_files import CARD_NAME, read_index
+from egom2p.storage import errors_name, inside, save_json
 
-CARD_NAME = "card.json"
 _ALL = 10**9
-
-
-def read_card(directory: str | Path) -> dict[str, Any]:
-    """The card beside the clips of one folder, local or in an object store; empty where there is none."""
-    path = f"{directory}/{CARD_NAME}"
-    try:
-        card = parse_json(read_bytes(path), path)
-    except FileNotFoundError:
-        return {}
-    if not isinstance(card, dict):
-        raise ValueError(f"{path}: a card is a mapping, found {type(card).__name__}")
-    return card
 
 
 class ShardWriter:

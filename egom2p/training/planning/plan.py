@@ -129,7 +129,7 @@ def _add_cost(plan: Plan, config: PretrainConfig, specs: tuple[ModalitySpec, ...
     weights = [weight for weight, _, _ in drawn]
     inputs = _average([_rows(clip.input_ids) for _, _, clip in drawn], weights)
     targets = _average([_rows(clip.target_ids) for _, _, clip in drawn], weights)
-    slots = float(np.average([dataset.token_budget for _, dataset, _ in drawn], weights=weights))
+    budget = float(np.average([dataset.token_budget for _, dataset, _ in drawn], weights=weights))
     flops = _average_flops(model, [clip for _, _, clip in drawn], weights)
     tokens = sum(inputs.values()) + sum(targets.values())
     per_step = _clips_per_step(config, plan.num_gpus, tokens_per_clip=tokens)
@@ -138,7 +138,7 @@ def _add_cost(plan: Plan, config: PretrainConfig, specs: tuple[ModalitySpec, ...
         ("parameters", f"{count_parameters(model, training.optimizer).trainable / 1e6:.1f} M"),
         (
             "a clip",
-            f"{sum(inputs.values()):.0f} input + {sum(targets.values()):.0f} target tokens of {slots:.0f} slots",
+            f"{sum(inputs.values()):.0f} input + {sum(targets.values()):.0f} target tokens of a budget of {budget:.0f}",
         ),
         (
             "FLOPs",
@@ -151,13 +151,15 @@ def _add_cost(plan: Plan, config: PretrainConfig, specs: tuple[ModalitySpec, ...
     except ValueError as error:
         plan.problems.append(str(error))
     else:
-        amount = {"steps": 1, "slots": per_step * slots, "tokens": per_step * tokens, "clips": per_step}[length.unit]
+        amount = {"steps": 1, "token_budget": per_step * budget, "tokens": per_step * tokens, "clips": per_step}[
+            length.unit
+        ]
         steps = -(-length.total // max(amount, 1e-9))
         rate = training.learning_rate(length, plan.num_gpus)
         clips = steps * per_step
         plan.facts += [
             ("learning rate", f"{rate.peak:.3g}, warm-up of {length.warmup / max(amount, 1e-9):,.0f} steps"),
-            ("the run", f"{steps:,.0f} steps, {clips * slots:.3g} slots, {clips * tokens:.3g} tokens"),
+            ("the run", f"{steps:,.0f} steps, a token budget of {clips * budget:.3g}, {clips * tokens:.3g} tokens"),
             ("hours", _hours(config, clips * flops, plan.num_gpus)),
         ]
         if num_clips:
@@ -312,7 +314,9 @@ def plan_tokenizer(config: TokenizerTrainingConfig) -> Plan:
     try:
         length = training.length(num_clips or None)
         tokens_per_step = per_step * network.spec.num_tokens
-        amount = {"steps": 1, "slots": tokens_per_step, "tokens": tokens_per_step, "clips": per_step}[length.unit]
+        amount = {"steps": 1, "token_budget": tokens_per_step, "tokens": tokens_per_step, "clips": per_step}[
+            length.unit
+        ]
         steps = -(-length.total // amount)
         epochs = f", {steps * per_step / num_clips:.3g} epochs of {num_clips:,} clips" if num_clips else ""
         plan.facts.append(("the run", f"{steps:,.0f} steps{epochs}"))

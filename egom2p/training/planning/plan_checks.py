@@ -6,9 +6,8 @@ from pathlib import Path
 
 from egom2p.contracts import ModalitySpec
 from egom2p.data.modality_info import PUBLISHED_MODALITIES, build_specs
-from egom2p.data.shards.shard_files import expand_files, read_index, split_folders
+from egom2p.data.shards.shard_files import CARD_NAME, expand_files, read_card, read_index, split_folders
 from egom2p.data.shards.shard_set import check_same_keys
-from egom2p.data.shards.shard_writer import CARD_NAME, read_card
 from egom2p.data.token_set import TokenSet
 from egom2p.data.unified_datasets import DataConfig, DatasetConfig, data_specs
 from egom2p.storage import is_remote, load_json

@@ -102,7 +102,7 @@ class AnyToAnyTask(Task):
 
     def size(self, batch: LanguageBatch) -> BatchSize:
         flops = self._flops.training(batch)
-        return BatchSize(clips=batch.num_clips, tokens=batch.num_tokens, slots=batch.ids.numel(), flops=flops)
+        return BatchSize(clips=batch.num_clips, tokens=batch.num_tokens, token_budget=batch.ids.numel(), flops=flops)
 
     def loss(self, model: nn.Module, batch: LanguageBatch) -> LossOutput:
         return model(batch)

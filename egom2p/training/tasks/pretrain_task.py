@@ -98,7 +98,7 @@ class PretrainTask(Task):
         return BatchSize(
             clips=batch.num_clips,
             tokens=batch.num_tokens - num_register_rows,
-            slots=batch.token_budget,
+            token_budget=batch.token_budget,
             flops=self._flops.training(batch),
             rows=batch.num_rows - num_register_rows if batch.num_filler_clips else 0,
             trimmed=batch.num_trimmed,
@@ -152,7 +152,12 @@ class PretrainTask(Task):
             "started_from": config.finetune,
             "seed": config.seed,
             "measured": [
-                {"task": item.group, "modality": item.name, "nats": item.value, "unigram_baseline": item.marginal}
+                {
+                    "task": item.group,
+                    "modality": item.name,
+                    "nats": item.value,
+                    "unigram_baseline": item.unigram_baseline,
+                }
                 for item in self.measurements
             ],
         }

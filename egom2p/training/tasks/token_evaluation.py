@@ -37,7 +37,7 @@ class TokenEvaluationConfig:
     tasks: dict[str, TransferTaskConfig] = field(default_factory=dict)
     num_clips: int | None = None  # of each set and task; null: data.num_validation_clips
     batch_size: int | None = None  # null: that of training
-    marginal_clips: int = 4096  # training clips, spread evenly, whose tokens make the marginals
+    baseline_clips: int = 4096  # training clips, spread evenly, whose tokens make the unigram baseline
 
 
 class TokenEvaluation:
@@ -58,8 +58,8 @@ class TokenEvaluation:
         ranks: Ranks,
     ) -> None:
         self._specs, self._ranks, self._data = tuple(specs), ranks, data
-        self._marginal_clips = config.marginal_clips
-        self._marginal_nats: dict[str, tuple[float | None, ...]] = {}
+        self._baseline_clips = config.baseline_clips
+        self._baseline_nats: dict[str, tuple[float | None, ...]] = {}
         self._training_counts: dict[tuple[str, ...], csr_array] = {}
         self._training_clips: dict[str, ShardSet | FolderSet] = {}
         self._loaders: dict[str, tuple[str, EvalLoader]] = {}
@@ -114,16 +114,16 @@ class TokenEvaluation:
                 counts = [a + b for a, b in zip(counts, output.counts, strict=True)]
             sums_K = self._ranks.sum_tensor(sums).tolist()
             counts_K = self._ranks.sum_ints(counts)
-            marginals_K = self._marginals(group, set_name, loader, counts_K)
-            for spec, total, count, marginal in zip(self._specs, sums_K, counts_K, marginals_K, strict=True):
+            baselines_K = self._baselines(group, set_name, loader, counts_K)
+            for spec, total, count, baseline in zip(self._specs, sums_K, counts_K, baselines_K, strict=True):
                 if count:
-                    yield Measurement(group, spec.name, total / count, marginal)
+                    yield Measurement(group, spec.name, total / count, baseline)
 
-    def _marginals(
+    def _baselines(
         self, group: str, set_name: str, loader: EvalLoader, counts: Sequence[int]
     ) -> tuple[float | None, ...]:
         """Unigram-baseline cross entropy of the same target rows; computed once, the rows never change."""
-        if group not in self._marginal_nats:
+        if group not in self._baseline_nats:
             # Statistics of the training set of that name, else of all training sets.
             sources = self._data.datasets
             sources = {set_name: sources[set_name]} if set_name in sources else sources
@@ -138,8 +138,8 @@ class TokenEvaluation:
                 table = self._counts_in_training(sources, spec)
                 nats = self._ranks.sum_floats(unigram_nats(table, ids_N, positions_N).tolist())
                 values.append(min(nats) / count)
-            self._marginal_nats[group] = tuple(values)
-        return self._marginal_nats[group]
+            self._baseline_nats[group] = tuple(values)
+        return self._baseline_nats[group]
 
     def _counts_in_training(self, sources: Mapping[str, DatasetConfig], spec: ModalitySpec) -> csr_array:
         """Counts (L, V) of a modality in those training sets that have it; kept, as several groups ask for them."""
@@ -152,7 +152,7 @@ class TokenEvaluation:
                     self._training_clips[set_name] = open_clips(dataset.shards)
                 clips = self._training_clips[set_name]
                 if folder in clips.folders:
-                    counts = counts + position_counts(clips, replace(spec, folder=folder), self._marginal_clips)
+                    counts = counts + position_counts(clips, replace(spec, folder=folder), self._baseline_clips)
             self._training_counts[name] = counts
         return self._training_counts[name]
 

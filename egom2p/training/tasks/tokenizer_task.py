@@ -66,7 +66,7 @@ class TokenizerTask(Task):
 
     def size(self, batch: TokenizerBatch) -> BatchSize:
         tokens = batch.num_clips * self.network.spec.num_tokens
-        return BatchSize(clips=batch.num_clips, tokens=tokens, slots=tokens)
+        return BatchSize(clips=batch.num_clips, tokens=tokens, token_budget=tokens)
 
     def loss(self, model: nn.Module, batch: TokenizerBatch) -> LossOutput:
         return model(batch)

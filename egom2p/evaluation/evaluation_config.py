@@ -1,4 +1,4 @@
-"""What an evaluation is told: checkpoints, clips, tasks, estimators, protocol."""
+"""What an evaluation is asked: checkpoints, clips, tasks, estimators, protocol."""
 
 from dataclasses import field
 

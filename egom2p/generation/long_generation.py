@@ -227,7 +227,7 @@ class _Sequences:
     def __init__(
         self, checkpoint: Checkpoint, segment: Segment, specs: Sequence[ModalitySpec], stitching: StitchConfig
     ) -> None:
-        self._checkpoint, self._stretch, self._specs, self._stitching = checkpoint, segment, specs, stitching
+        self._checkpoint, self._segment, self._specs, self._stitching = checkpoint, segment, specs, stitching
         self._streams = {spec.name: stream_of(checkpoint, spec) for spec in specs}
         self._made: dict[str, JoinedStream] = {}
         self._given: dict[str, JoinedStream] = {}
@@ -241,7 +241,7 @@ class _Sequences:
         found = {}
         for spec in self._specs:
             sequence = self._made.get(spec.name)
-            start = self._stretch.first_sample(window, spec.rate_hz or 1.0)
+            start = self._segment.first_sample(window, spec.rate_hz or 1.0)
             if sequence is None or sequence.end <= start:
                 continue
             values, is_valid = sequence.part(start, sequence.end)
@@ -269,18 +269,18 @@ class _Sequences:
         for spec in self._specs:
             rate_hz = spec.rate_hz or 1.0
             if spec.name not in self._made:
-                length = self._stretch.num_samples(rate_hz)
+                length = self._segment.num_samples(rate_hz)
                 self._made[spec.name] = joined_stream(spec.signal, length, self._stitching)
-            self._made[spec.name].add(self._stretch.first_sample(window, rate_hz), *values[spec.name])
+            self._made[spec.name].add(self._segment.first_sample(window, rate_hz), *values[spec.name])
         for name in self._kept & set(clip.streams):
             stream = clip.streams[name]
             if stream.values.dtype.kind not in "fiub":
                 continue  # captions: text has no clock to be joined on
             if name not in self._given:
-                length = self._stretch.num_samples(self._rate_hz(name))
+                length = self._segment.num_samples(self._rate_hz(name))
                 self._given[name] = joined_stream(quantity_of_stream(name), length, _AS_IS)
                 self._units[name] = stream.unit
-            start = self._stretch.first_sample(window, self._rate_hz(name))
+            start = self._segment.first_sample(window, self._rate_hz(name))
             self._given[name].add(start, stream.values, stream.is_valid)
 
     def result(self, tokens: Sequence[TokenClip]) -> LongResult:
@@ -297,7 +297,7 @@ class _Sequences:
         stacked = {name: np.stack([clip.tokens[name] for clip in tokens]) for name in sorted(shared)}
         given = tuple(name for name in stacked if name not in made)
         extra = dict(self._first.extra) | {"given": list(given), "made": list(made)}
-        clip = replace(self._first, key=self._stretch.key, streams=streams, extra=extra)
+        clip = replace(self._first, key=self._segment.key, streams=streams, extra=extra)
         return LongResult(
             Generated(
                 clip,
@@ -307,16 +307,16 @@ class _Sequences:
                 tuple(self._streams[name] for name in made),
             ),
             overlaps={self._streams[name]: tuple(sequence.reports) for name, sequence in self._made.items()},
-            windows_s=tuple(window.start_s for window in self._stretch.windows),
+            windows_s=tuple(window.start_s for window in self._segment.windows),
         )
 
     def _stream(self, sequence: JoinedStream, rate_hz: float, unit: str) -> Stream:
         values, is_valid = sequence.part(0, sequence.end)
-        return Stream(values, is_valid, self._stretch.start_s + np.arange(len(values)) / rate_hz, unit)
+        return Stream(values, is_valid, self._segment.start_s + np.arange(len(values)) / rate_hz, unit)
 
     def _rate_hz(self, stream: str) -> float:
-        config = self._stretch.config
+        config = self._segment.config
         return config.video_rate_hz if stream in PICTURE_STREAMS else config.track_rate_hz
 
     def _num_samples(self, spec: ModalitySpec) -> int:
-        return round(self._stretch.config.duration_s * (spec.rate_hz or 1.0))
+        return round(self._segment.config.duration_s * (spec.rate_hz or 1.0))

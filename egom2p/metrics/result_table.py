@@ -232,8 +232,8 @@ class ResultTable:
             lines.append(f"| {row.title} | {row.kind} | " + " | ".join(cells) + " |")
         protocol = "; ".join(f"{metric.label}: {metric.protocol}" for metric in self.metrics)
         lines += ["", f"Columns: {protocol}.", "", self.medians(), ""]
-        told = [*self.checkpoints_compared(), *self.token_losses, *self.uncertainty, *self.set_distances()]
-        lines += [f"- {sentence}" for sentence in told]
+        reported = [*self.checkpoints_compared(), *self.token_losses, *self.uncertainty, *self.set_distances()]
+        lines += [f"- {sentence}" for sentence in reported]
         failures = sum(len(row.failures) for row in self.rows)
         return [*lines, "", f"Clips that could not be scored, over all methods: {failures}.", ""]
 

@@ -76,6 +76,7 @@ def guidance_passes(plan: TargetPlan, conditions: Sequence[str]) -> list[tuple[f
     """Visible conditions and weight of each pass; weights sum to 1, the unconditional pass last."""
     everything, nothing = frozenset(conditions), frozenset()
     if plan.guidance_weights is None:
+        # uncond + s (cond - uncond), written as weights of the two.
         passes = [(everything, plan.guidance), (nothing, 1 - plan.guidance)]
     else:
         unknown = set(plan.guidance_weights) - everything
@@ -87,6 +88,7 @@ def guidance_passes(plan: TargetPlan, conditions: Sequence[str]) -> list[tuple[f
         passes.append((nothing, 1 - sum(plan.guidance_weights.values())))
     if not conditions:
         return [(nothing, 1.0)]
+    # A pass without weight would cost as much as any other: no guidance (1) is one pass, not two.
     return [(visible, weight) for visible, weight in passes if weight != 0]
 
 
@@ -113,6 +115,7 @@ def writing_order(
     if plan.scheme == "autoregressive":
         return list(np.split(unknown, len(unknown))) if len(unknown) else []
     if plan.scheme == "frames":
+        # Positions are row-major with time first, so a frame is a run of them; of a partial prompt some are missing.
         starts = np.flatnonzero(np.diff(unknown // frame_size)) + 1
         frames = np.split(unknown, starts) if len(unknown) else []
         return [positions for frame in frames for positions in _at_random(plan, frame, rng)]
@@ -122,6 +125,7 @@ def writing_order(
 def _at_random(plan: TargetPlan, unknown: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
     """Some positions in `num_steps` steps, in random order."""
     counts = token_counts(plan.token_schedule, num_steps=plan.num_steps, num_tokens=len(unknown))
+    # In a single step everything is asked at once, whatever the order, so none is drawn.
     positions = rng.permutation(unknown) if len(counts) > 1 else unknown
     return np.split(positions, np.cumsum(counts)[:-1]) if counts else []
 
@@ -142,6 +146,7 @@ def token_counts(schedule: TokenSchedule, *, num_steps: int, num_tokens: int) ->
         counts = _cosine_counts(num_steps, num_tokens)
     else:
         raise ValueError(f"token_schedule must be linear or cosine, got {schedule!r}")
+    # A step that writes nothing would still run the model once.
     return tuple(count for count in counts if count > 0)
 
 
@@ -163,6 +168,7 @@ def step_temperatures(schedule: str, *, temperature: float, counts: tuple[int, .
     with the share that is left after the step; `onex:<min>:<power>`: starts near `temperature` and falls like
     1/x**power to `min` (the published schedule of 4M).
     """
+    # Shares of tokens, not of steps: how much is still open says how much a wrong draw can be made up for.
     total = max(sum(counts), 1)
     before = [1 - sum(counts[:step]) / total for step in range(len(counts))]
     after = [1 - sum(counts[: step + 1]) / total for step in range(len(counts))]

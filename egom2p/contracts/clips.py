@@ -104,6 +104,7 @@ class Recording:
 
     gaze_size    width and height of the picture that gaze belongs to, where its source states them
     unused       names of files beside the recording that no stream was made from
+    notes        what a person should know of its material (interlaced, HDR)
     """
 
     name: str
@@ -112,6 +113,7 @@ class Recording:
     provenance: Provenance
     gaze_size: tuple[int, int] | None = None
     unused: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def span_s(self) -> tuple[float, float]:

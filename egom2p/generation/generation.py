@@ -132,6 +132,8 @@ class _Job:
         keys: dict[str, None] = {}
         too_short: list[RecordingTooShort] = []
         for number, recording in enumerate(islice(recordings, config.max_clips)):
+            if recording.notes:
+                say(f"note on {recording.name}: {'; '.join(recording.notes)}")
             try:
                 segments = plan_segments(recording, clip_config, overlap_s=overlap_s)
             except RecordingTooShort as error:

@@ -10,11 +10,11 @@ import numpy as np
 from egom2p.contracts import AlignedClip, Provenance, Recording, Stream, TokenClip, check_fingerprint
 from egom2p.data.clips.clip_alignment import ClipConfig, RecordingTooShort, clip_config_for, cut_clips
 from egom2p.data.clips.clip_store import ClipStore, stored_datasets
-from egom2p.data.clips.image_files import RgbImages, list_images
+from egom2p.data.clips.image_files import RgbImages, frame_ticks, image_sequence, list_images, times_in_names
 from egom2p.data.clips.video_files import VIDEO_SUFFIXES, video_recording
 from egom2p.data.recordings.conversion import convert, detect_format
 from egom2p.data.recordings.plain_folder import PlainFolderReader
-from egom2p.data.recordings.track_files import load_npz
+from egom2p.data.recordings.track_files import load_npz, visible
 from egom2p.data.shards.folder_set import open_clips
 from egom2p.generation.checkpoints import Checkpoint
 from egom2p.generation.request import Request
@@ -58,7 +58,7 @@ def kind_of_input(source: str) -> InputKind:
         )
     if _format_of(path) in ("rgbd_frames", "aria_mps"):
         return "frames"
-    suffixes = [entry.suffix.lower() for entry in path.iterdir() if entry.is_file()]
+    suffixes = [entry.suffix.lower() for entry in visible(path) if entry.is_file()]
     num_videos = sum(suffix in VIDEO_SUFFIXES for suffix in suffixes)
     tracks = ("trajectory.txt", "trajectory.npz", "gaze.npz", "depth.npz", "recording.yaml")
     has_tracks = bool({".csv", ".npy"} & set(suffixes)) or any((path / name).is_file() for name in tracks)
@@ -72,13 +72,13 @@ def kind_of_input(source: str) -> InputKind:
 def read_recordings(source: str, kind: InputKind, *, rate_hz: float | None = None) -> Iterator[Recording]:
     """Whole recordings of an input that holds some; pictures stay in their files.
 
-    rate_hz   of pictures in a folder, which carry no times
+    rate_hz   of pictures in a folder; None: their names are times
     """
     path = Path(source)
     if kind == "video":
         yield video_recording(path)
     elif kind == "videos":
-        for file in sorted(entry for entry in path.iterdir() if entry.suffix.lower() in VIDEO_SUFFIXES):
+        for file in [entry for entry in visible(path) if entry.suffix.lower() in VIDEO_SUFFIXES]:
             yield video_recording(file)
     elif kind == "pictures":
         yield _picture_recording(path, rate_hz)
@@ -88,7 +88,7 @@ def read_recordings(source: str, kind: InputKind, *, rate_hz: float | None = Non
             convert(path, scratch, **options)
             yield from _plain_recordings(Path(scratch))
     elif kind == "folder":
-        parts = sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+        parts = [entry for entry in visible(path) if entry.is_dir()]
         if (
             parts
             and all(_is_picture_folder(part) for part in parts)
@@ -151,10 +151,12 @@ def clip_config_of(checkpoint: Checkpoint, *, stride_s: float | None = None, spa
 
 
 def _picture_recording(folder: Path, rate_hz: float | None) -> Recording:
-    if rate_hz is None:
+    paths = image_sequence(folder)
+    times_s = times_in_names(paths) if rate_hz is None else frame_ticks(paths) / rate_hz
+    if times_s is None:
         raise ValueError(f"{folder}: found pictures, which carry no times; say how many there are a second: rate_hz=30")
-    images = RgbImages(list_images(folder))
-    stream = Stream(images, np.ones(len(images), bool), np.arange(len(images)) / rate_hz, "uint8")
+    images = RgbImages(paths)
+    stream = Stream(images, np.ones(len(images), bool), times_s, "uint8")
     name = folder.resolve().name
     return Recording(name, {"rgb": stream}, None, Provenance("pictures", name, source=str(folder)))
 
@@ -167,8 +169,7 @@ def _plain_recordings(root: Path) -> Iterator[Recording]:
 
 def _is_picture_folder(folder: Path) -> bool:
     """Nothing but pictures, unlike a recording of the plain layout."""
-    entries = list(folder.iterdir())
-    return bool(list_images(folder)) and len(list_images(folder)) == len([e for e in entries if e.is_file()])
+    return 0 < len(list_images(folder)) == len([entry for entry in visible(folder) if entry.is_file()])
 
 
 def _format_of(path: Path) -> str | None:

@@ -12,7 +12,7 @@ half second), so that the samples of neighbouring windows coincide and nothing i
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from math import gcd
 from typing import Any, Protocol
@@ -21,7 +21,15 @@ import numpy as np
 
 from egom2p.contracts import AlignedClip, ModalitySpec, Recording, Stream, TokenClip, quantity_of_stream
 from egom2p.contracts.quantities import PICTURE_STREAMS
-from egom2p.data.clips.clip_alignment import ClipConfig, RecordingTooShort, Window, clip_key, cut_clip, plan_clips
+from egom2p.data.clips.clip_alignment import (
+    ClipConfig,
+    KeptPictures,
+    RecordingTooShort,
+    Window,
+    clip_key,
+    cut_clip,
+    plan_clips,
+)
 from egom2p.generation.checkpoints import Checkpoint
 from egom2p.generation.clip_generation import Generated, decode_targets, fill_tokens, stream_of
 from egom2p.generation.generation_inputs import tell_too_short
@@ -44,6 +52,7 @@ class Segment:
     config: ClipConfig
     windows: tuple[Window, ...]
     unused_s: float
+    _kept: KeptPictures = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def start_s(self) -> float:
@@ -62,8 +71,8 @@ class Segment:
         return round(self.duration_s * rate_hz)
 
     def clip(self, window: Window) -> AlignedClip:
-        """One window, read when asked for."""
-        clip = cut_clip(self.recording, window, self.config)
+        """One window, read when asked for; in their order, what overlaps is read once."""
+        clip = cut_clip(self.recording, window, self.config, kept=self._kept)
         return replace(clip, key=f"{self.key}_{window.index:06d}")
 
 

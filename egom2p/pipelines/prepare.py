@@ -12,7 +12,15 @@ from typing import Any, Literal
 
 from egom2p.config import strict, to_plain
 from egom2p.contracts import Recording, plain_name
-from egom2p.data.clips.clip_alignment import ClipConfig, RecordingTooShort, Window, clip_key, cut_clip, plan_clips
+from egom2p.data.clips.clip_alignment import (
+    ClipConfig,
+    KeptPictures,
+    RecordingTooShort,
+    Window,
+    clip_key,
+    cut_clip,
+    plan_clips,
+)
 from egom2p.data.clips.clip_store import META, clip_folders, encode_clip
 from egom2p.data.recordings.reader_choice import Reader, SourceConfig, identity, open_reader, outline
 from egom2p.data.shards.shard_set import CARD_NAME
@@ -58,6 +66,7 @@ class PlannedRecording:
     problem: str = ""
     is_too_short: bool = False
     unused_files: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -68,6 +77,7 @@ class PrepareReport:
     absent      stream -> {reason -> number of clips that lack it}; reasons without their numbers
     skipped     recording -> why it gave no clip
     unused_files    recording -> files in it that no stream was made from
+    notes           recording -> what a person should know of its material
     """
 
     datasets: dict[str, dict[str, Any]]
@@ -79,6 +89,7 @@ class PrepareReport:
     absent_examples: dict[str, str] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
     unused_files: dict[str, list[str]] = field(default_factory=dict)
+    notes: dict[str, list[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -141,6 +152,10 @@ def summary(report: PrepareReport) -> str:
         lines.append(f"  not used of {name}: {', '.join(files[:_MAX_LISTED])}{more}")
     if len(report.unused_files) > _MAX_LISTED:
         lines.append(f"  ... files not used in {len(report.unused_files)} recordings in all (the report names them)")
+    for name, notes in list(report.notes.items())[:_MAX_LISTED]:
+        lines.append(f"  note on {name}: {'; '.join(notes)}")
+    if len(report.notes) > _MAX_LISTED:
+        lines.append(f"  ... notes on {len(report.notes)} recordings in all (the report has them)")
     for name, why in list(report.skipped.items())[:_MAX_LISTED]:
         lines.append(f"  skipped {name}: {why}")
     if len(report.skipped) > _MAX_LISTED:
@@ -149,11 +164,12 @@ def summary(report: PrepareReport) -> str:
 
 
 class _Desk:
-    """What one process works with: config, reader, and the recording it read last."""
+    """What one process works with: config, reader, the recording it read last, and the pictures of its last clip."""
 
     config: PrepareConfig
     reader: Reader
     last: tuple[int, Recording] | None = None
+    pictures: KeptPictures
 
     @classmethod
     def open(cls, config: PrepareConfig) -> None:
@@ -162,7 +178,7 @@ class _Desk:
     @classmethod
     def recording(cls, index: int) -> Recording:
         if cls.last is None or cls.last[0] != index:
-            cls.last = index, _kept(cls.reader.read(index), cls.config.streams)
+            cls.last, cls.pictures = (index, _kept(cls.reader.read(index), cls.config.streams)), {}
         return cls.last[1]
 
 
@@ -205,7 +221,9 @@ def _plan_one(index: int) -> PlannedRecording:
         return PlannedRecording(index, name, problem=str(error))
     finally:
         tick()
-    return PlannedRecording(index, name, plan.windows, plan.num_empty, plan.unused_s, unused_files=recording.unused)
+    return PlannedRecording(
+        index, name, plan.windows, plan.num_empty, plan.unused_s, unused_files=recording.unused, notes=recording.notes
+    )
 
 
 def _assign_shards(config: PrepareConfig, plans: Sequence[PlannedRecording]) -> list[_Shard]:
@@ -264,7 +282,7 @@ def _write_planned_shard(shard: _Shard) -> int:
 
 def _encoded_clips(shard: _Shard) -> Iterator[tuple[str, dict[str, bytes]]]:
     for index, window in shard.clips:
-        clip = cut_clip(_Desk.recording(index), window, _Desk.config.clip)
+        clip = cut_clip(_Desk.recording(index), window, _Desk.config.clip, kept=_Desk.pictures)
         yield clip.key, encode_clip(clip)
         tick()
 
@@ -292,4 +310,5 @@ def _report(plans: Sequence[PlannedRecording], shards: Sequence[_Shard]) -> Prep
         absent_examples=examples,
         skipped={plan.name: plan.problem for plan in plans if plan.problem},
         unused_files={plan.name: list(plan.unused_files) for plan in plans if plan.unused_files},
+        notes={plan.name: list(plan.notes) for plan in plans if plan.notes},
     )

@@ -80,11 +80,11 @@ def test_a_run_that_stops_keeps_its_shards_and_continues(root, tmp_path, monkeyp
     cut = prepare_module.cut_clip
     calls = []
 
-    def stop_at_the_fourth(*arguments):
+    def stop_at_the_fourth(*arguments, **more):
         calls.append(1)
         if len(calls) == 4:
             raise KeyboardInterrupt
-        return cut(*arguments)
+        return cut(*arguments, **more)
 
     monkeypatch.setattr(prepare_module, "cut_clip", stop_at_the_fourth)
     with pytest.raises(KeyboardInterrupt):

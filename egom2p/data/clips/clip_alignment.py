@@ -157,10 +157,21 @@ def plan_clips(recording: Recording, config: ClipConfig, *, has_pictures: bool =
     )
 
 
-def cut_clip(recording: Recording, window: Window, config: ClipConfig) -> AlignedClip:
-    """The clip of one window of the recording's plan."""
+# Small pictures by stream and frame number.
+KeptPictures = dict[str, dict[int, np.ndarray]]
+
+
+def cut_clip(
+    recording: Recording, window: Window, config: ClipConfig, *, kept: KeptPictures | None = None
+) -> AlignedClip:
+    """The clip of one window of the recording's plan.
+
+    kept    pictures of the last window, which this one replaces by its own: in windows that are cut in order, what
+            neighbours share is decoded once
+    """
     view = _picture_view(recording, config)
-    streams = {name: _cut_stream(recording, name, window.start_s, config, view) for name in window.streams}
+    kept = {} if kept is None else kept
+    streams = {name: _cut_stream(recording, name, window.start_s, config, view, kept) for name in window.streams}
     intrinsics = recording.intrinsics
     if intrinsics is not None and view is not None:
         intrinsics = view.intrinsics(intrinsics, width=config.width, height=config.height)
@@ -178,8 +189,9 @@ def cut_clip(recording: Recording, window: Window, config: ClipConfig) -> Aligne
 
 def cut_clips(recording: Recording, config: ClipConfig) -> Iterator[AlignedClip]:
     """All clips of a recording, in time order; what is missing in them is in `plan_clips`."""
+    kept: KeptPictures = {}
     for window in plan_clips(recording, config).windows:
-        yield cut_clip(recording, window, config)
+        yield cut_clip(recording, window, config, kept=kept)
 
 
 def _plan_window(
@@ -219,7 +231,9 @@ def _has_depth(stream: Stream, times_s: np.ndarray, config: ClipConfig, view: Vi
     return False
 
 
-def _cut_stream(recording: Recording, name: str, start_s: float, config: ClipConfig, view: View | None) -> Stream:
+def _cut_stream(
+    recording: Recording, name: str, start_s: float, config: ClipConfig, view: View | None, kept: KeptPictures
+) -> Stream:
     stream = recording.streams[name]
     if name == _TEXT:
         caption = np.array([_caption_at(stream, start_s + config.duration_s / 2)])
@@ -229,11 +243,18 @@ def _cut_stream(recording: Recording, name: str, start_s: float, config: ClipCon
         values, is_valid = _track_values(stream, name, times_s, config, view)
         return Stream(values, is_valid, times_s, stream.unit)
     indices, is_valid = nearest_frames(stream, times_s, max_offset_s=config.max_frame_offset_s)
-    pictures = _pictures(stream, indices)
-    if name == "rgb":
-        return Stream(view.rgb(pictures, width=config.width, height=config.height), is_valid, times_s, stream.unit)
-    depth_m = view.depth(pictures, width=config.width, height=config.height)
-    return Stream(depth_m, is_valid & (depth_m > 0).any(axis=(1, 2)), times_s, stream.unit)
+    shrink = view.rgb if name == "rgb" else view.depth
+    before, kept[name] = kept.get(name, {}), {}
+    # One after the other: a window of whole frames takes a hundred times the memory of what it becomes.
+    for index in dict.fromkeys(indices.tolist()):
+        small = before.get(index)
+        if small is None:
+            small = shrink(_pictures(stream, np.array([index])), width=config.width, height=config.height)[0]
+        kept[name][index] = small
+    pictures = np.stack([kept[name][index] for index in indices.tolist()])
+    if name == "depth":
+        is_valid = is_valid & (pictures > 0).any(axis=(1, 2))
+    return Stream(pictures, is_valid, times_s, stream.unit)
 
 
 def _pictures(stream: Stream, indices: np.ndarray) -> np.ndarray:

@@ -1,21 +1,89 @@
 """Folders of images as frame sources, and single pictures.
 
-T frames, H, W pixels.
+Files are in the order of the numbers in their names, and names may hold times. T frames, H, W pixels.
 """
 
-from collections.abc import Sequence
+import re
+import struct
+import warnings
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, ImageSequence, UnidentifiedImageError
 
+from egom2p.data.clips.upright import AS_STORED, OF_EXIF
+
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
 PICTURE_SUFFIXES = (*IMAGE_SUFFIXES, ".gif")
+_ONE_KIND = {".jpeg": ".jpg", ".tiff": ".tif"}
+_ORIENTATION = 0x0112  # of Exif
+# Digits of a time since 1970 in a name: units a second. EuRoC names are nanoseconds.
+_CLOCK_DIGITS = {19: 10**9, 16: 10**6, 13: 10**3}
+_LONGEST_PERIOD_S = 10.0
+_MAX_GAPS = 20  # missing numbers per picture: more are no numbers of frames
 
 
 def list_images(folder: str | Path, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> list[Path]:
-    """Images of a folder sorted by name."""
-    return sorted(path for path in Path(folder).iterdir() if path.suffix.lower() in suffixes)
+    """Images of a folder, numbers in names as numbers; what begins with a dot (a system's own notes) is not there."""
+    found = [p for p in Path(folder).iterdir() if p.suffix.lower() in suffixes and not p.name.startswith(".")]
+    if all(re.fullmatch(r"\d+(\.\d+)?", path.stem) for path in found):
+        return sorted(found, key=lambda path: (_as_decimal(path.stem), path.name))
+    return sorted(found, key=lambda path: _natural(path.name))
+
+
+def image_sequence(folder: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> list[Path]:
+    """The pictures of a folder that are one sequence. Raises ValueError when there are none, or of two kinds."""
+    images = list_images(folder, suffixes)
+    if not images:
+        raise ValueError(f"{folder}: found no images, wanted at least one")
+    kinds = [_ONE_KIND.get(path.suffix.lower(), path.suffix.lower()) for path in images]
+    other = next((path for path, kind in zip(images, kinds, strict=True) if kind != kinds[0]), None)
+    if other is not None:
+        raise ValueError(f"{other}: found {other.suffix} beside {images[0].name}, wanted pictures of one kind")
+    return images
+
+
+def frame_numbers(paths: Sequence[Path]) -> np.ndarray | None:
+    """The last number in each name (T,) int64; None where names are not alike but for it, or it does not increase."""
+    parts = [re.fullmatch(r"(.*?)(\d+)(\D*)", path.stem) for path in paths]
+    if not all(parts) or len({(part[1], part[3]) for part in parts}) > 1 or any(len(part[2]) > 18 for part in parts):
+        return None
+    numbers = np.array([int(part[2]) for part in parts], np.int64)
+    return numbers if (np.diff(numbers) > 0).all() else None
+
+
+def times_in_names(paths: Sequence[Path]) -> np.ndarray | None:
+    """Times (T,) in seconds where names are times: digits since 1970 (EuRoC), or seconds with a point (TUM)."""
+    stems = [path.stem for path in paths]
+    if all(re.fullmatch(r"\d+\.\d+", stem) for stem in stems):
+        times_s = np.array([float(stem) for stem in stems])
+    elif all(stem.isdecimal() and len(stem) == len(stems[0]) for stem in stems) and len(stems[0]) in _CLOCK_DIGITS:
+        times_s = np.array([int(stem) / _CLOCK_DIGITS[len(stem)] for stem in stems])
+    else:
+        return None
+    gaps_s = np.diff(times_s)
+    is_clock = len(gaps_s) == 0 or (gaps_s.min() > 0 and np.median(gaps_s) <= _LONGEST_PERIOD_S)
+    return times_s if is_clock else None
+
+
+def frame_ticks(paths: Sequence[Path]) -> np.ndarray:
+    """How many frames after the first each picture was taken (T,) int64: numbers that are missing are frames that are.
+
+    Numbers in even steps are one frame apart. Raises ValueError when numbers jump too far to be of frames.
+    """
+    numbers = frame_numbers(paths)
+    if numbers is None or len(numbers) < 2:
+        return np.arange(len(paths))
+    ticks = (numbers - numbers[0]) // np.gcd.reduce(np.diff(numbers))
+    if ticks[-1] > _MAX_GAPS * len(ticks):
+        raise ValueError(
+            f"{paths[0].parent}: found the numbers {numbers[0]} to {numbers[-1]} on {len(paths)} pictures, which count "
+            "no frames; say their times in a file rgb_timestamps.txt or depth_timestamps.txt beside the folder"
+        )
+    return ticks
 
 
 def read_picture(path: str | Path) -> np.ndarray:
@@ -23,61 +91,78 @@ def read_picture(path: str | Path) -> np.ndarray:
 
     What is transparent becomes white.
     """
-    try:
-        with Image.open(path) as image:
-            frames = [_opaque(ImageOps.exif_transpose(frame)) for frame in ImageSequence.Iterator(image)]
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path}: not a readable image: {error}") from error
-    return np.stack(frames)
+    with _opened(Path(path)) as image:
+        return np.stack([_rgb(Path(path), frame) for frame in ImageSequence.Iterator(image)])
 
 
 class RgbImages:
-    """RGB pictures, one file per frame; a FrameSource of (N, H, W, 3) uint8."""
+    """RGB pictures, one file per frame, upright as EXIF says; a FrameSource of (N, H, W, 3) uint8."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
+        if not paths:
+            raise ValueError("an image sequence needs at least one file, got none")
         self.paths = list(paths)
-        self.height, self.width = _size(self.paths)
+        with _opened(self.paths[0]) as image:
+            if image.format == "TIFF":
+                image.load()  # turns it, and forgets the note
+            turn = OF_EXIF.get(image.getexif().get(_ORIENTATION), AS_STORED)
+            self.width, self.height = turn.size(image.width, image.height)
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def read(self, indices: np.ndarray) -> np.ndarray:
-        return np.stack([self._frame(self.paths[int(index)]) for index in indices])
+        frames = np.empty((len(indices), self.height, self.width, 3), np.uint8)
+        for row, index in enumerate(indices):
+            path = self.paths[int(index)]
+            with _opened(path) as image:
+                picture = _rgb(path, image)
+            if picture.shape != frames.shape[1:]:
+                height, width = picture.shape[:2]
+                raise ValueError(
+                    f"{path}: found a picture of {width}x{height}, wanted {self.width}x{self.height} as the first of "
+                    "its folder"
+                )
+            frames[row] = picture
+        return frames
 
-    def _frame(self, path: Path) -> np.ndarray:
-        return _checked(path, _load(path, "RGB"), (self.height, self.width, 3))
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """A picture, with one error for all that can be wrong with it: cut, no picture, too large to be meant."""
+    with warnings.catch_warnings():
+        # Pillow warns of half the size that it refuses.
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        try:
+            with Image.open(path) as image:
+                yield image
+        except (
+            *(OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError),
+            *(EOFError, struct.error, zlib.error),
+        ) as error:
+            raise ValueError(f"{path}: not a readable image: {error}") from error
 
 
-def _load(path: Path, mode: str | None) -> np.ndarray:
-    try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert(mode) if mode else image)
-    except (OSError, UnidentifiedImageError) as error:
-        raise ValueError(f"{path}: not a readable image: {error}") from error
-
-
-def _opaque(image: Image.Image) -> np.ndarray:
+def _rgb(path: Path, image: Image.Image) -> np.ndarray:
+    """Pixels (H, W, 3) uint8, upright; the transparent is white, of 16 bits a channel the upper 8 are taken."""
+    image = ImageOps.exif_transpose(image)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image)
     elif image.mode.startswith("I;16"):
         return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[:, :, None], 3, axis=2)
+    elif image.mode in ("I", "F"):
+        raise ValueError(f"{path}: found a picture of 32 bits a pixel, wanted 8 or 16 bits a channel")
     return np.asarray(image.convert("RGB"))
 
 
-def _size(paths: Sequence[Path]) -> tuple[int, int]:
-    """Height and width, from the header of the first file."""
-    if not paths:
-        raise ValueError("an image sequence needs at least one file, got none")
-    try:
-        with Image.open(paths[0]) as image:
-            return image.height, image.width
-    except (OSError, UnidentifiedImageError) as error:
-        raise ValueError(f"{paths[0]}: not a readable image: {error}") from error
+def _natural(name: str) -> list[tuple[int, int, str]]:
+    """A key that sorts runs of digits as numbers."""
+    parts = re.split(r"(\d+)", name)
+    return [(0, int(part), part) if part.isdecimal() else (1, 0, part.lower()) for part in parts if part]
 
 
-def _checked(path: Path, picture: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    if picture.shape != shape:
-        raise ValueError(f"{path}: picture of shape {picture.shape}, wanted {shape} as the first of its folder")
-    return picture
+def _as_decimal(stem: str) -> tuple[int, str]:
+    whole, _, fraction = stem.partition(".")
+    return int(whole), fraction

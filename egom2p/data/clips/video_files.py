@@ -5,7 +5,6 @@ finds other frames in open groups of pictures. T frames of the file, N frames as
 """
 
 import io
-import logging
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -19,7 +18,6 @@ from egom2p.data.clips.video_index import frames_from_key, read_index
 from egom2p.storage import atomic_file
 
 Decoder = Literal["pyav", "decord", "torchcodec"]
-_LOG = logging.getLogger(__name__)
 VIDEO_SUFFIXES = (
     *(".mp4", ".mov", ".m4v", ".3gp", ".mkv", ".webm", ".avi", ".wmv", ".flv", ".ogv"),
     *(".ts", ".mts", ".m2ts", ".mpg", ".mpeg"),
@@ -54,8 +52,6 @@ class VideoFile:
         self.width, self.height = index.turn.size(*self._square)
         self.times_s = (index.pts - index.pts[0]).astype(np.float64) * float(index.time_base)
         self._reset()
-        for note in self.notes:
-            _LOG.warning("%s: %s", self.path, note)
         if decoder != "pyav":
             self._check_other_decoder()
 
@@ -252,7 +248,8 @@ def video_recording(path: str | Path) -> Recording:
     path = Path(path)
     video = open_video(path)
     stream = Stream(video, np.ones(len(video), bool), video.times_s, "uint8")
-    return Recording(path.stem, {"rgb": stream}, None, Provenance("video", path.stem, source=str(path)))
+    where = Provenance("video", path.stem, source=str(path))
+    return Recording(path.stem, {"rgb": stream}, None, where, notes=video.notes)
 
 
 def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: float, *, crf: int = 18) -> Path:

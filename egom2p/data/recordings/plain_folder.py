@@ -15,6 +15,7 @@ Case does not count in names, names that begin with a dot are not there, and fil
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,15 @@ import numpy as np
 
 from egom2p.contracts import Intrinsics, Provenance, Recording, Stream
 from egom2p.data.clips.cropping import upright_intrinsics
-from egom2p.data.clips.image_files import IMAGE_SUFFIXES, RgbImages, list_images
+from egom2p.data.clips.image_files import (
+    IMAGE_SUFFIXES,
+    RgbImages,
+    frame_numbers,
+    frame_ticks,
+    image_sequence,
+    times_in_names,
+)
+from egom2p.data.clips.upright import CLOCKWISE, TurnedFrames
 from egom2p.data.clips.video_files import VIDEO_SUFFIXES, open_video
 from egom2p.data.recordings.depth_files import DEPTH_SUFFIXES, open_depth
 from egom2p.data.recordings.plain_tracks import (
@@ -39,7 +48,8 @@ from egom2p.data.recordings.recording_settings import (
     TrackSettings,
     read_settings,
 )
-from egom2p.data.recordings.track_files import TABLE_SUFFIXES, clock_s, visible
+from egom2p.data.recordings.track_files import TABLE_SUFFIXES, check_times, clock_s, visible
+from egom2p.geometry import CLOCKWISE_TURN, turned_clockwise
 
 _TRACK_SUFFIXES = (*TABLE_SUFFIXES, ".npz")
 _RESERVED = ("depth", "gaze", "trajectory")
@@ -104,14 +114,37 @@ def read_recording(folder: Path, settings: RecordingSettings, *, name: str = "",
     _add(streams, "caption", _captions(settings, streams))
     name = name or folder.name
     files.take_all((SETTINGS_FILE, *_CLOCKS))
-    return Recording(
+    recording = Recording(
         name,
         streams,
         intrinsics,
         Provenance(dataset, name, source=str(folder)),
         gaze_size=(settings.gaze.width, settings.gaze.height) if "gaze" in streams and settings.gaze.width else None,
         unused=files.unused,
+        notes=getattr(streams["rgb"].values, "notes", ()) if "rgb" in streams else (),
     )
+    return _turned(recording, settings) if settings.rgb.rotate else recording
+
+
+def _turned(recording: Recording, settings: RecordingSettings) -> Recording:
+    """A recording whose camera lies on its side, upright: pictures, and what `rgb.rotates` names."""
+    turn, rotates = CLOCKWISE[settings.rgb.rotate], settings.rgb.rotates
+    streams, intrinsics, gaze_size = dict(recording.streams), recording.intrinsics, recording.gaze_size
+    for name in ("rgb", "depth"):
+        if name in streams and (name == "rgb" or name in rotates):
+            streams[name] = replace(streams[name], values=TurnedFrames(streams[name].values, turn))
+    if "gaze" in streams and "gaze" in rotates:
+        gaze = streams["gaze"]
+        points = np.where(gaze.is_valid[:, None], turn.points(np.asarray(gaze.values)), 0.0)
+        streams["gaze"] = replace(gaze, values=points)
+        gaze_size = turn.size(*gaze_size) if gaze_size else None
+    for _ in range(settings.rgb.rotate // 90):
+        # Axes that are `turned` are those of a camera whose picture is upright already.
+        if "camera" in streams and "camera" in rotates and settings.camera.axes != "turned":
+            streams["camera"] = replace(streams["camera"], values=streams["camera"].values @ CLOCKWISE_TURN)
+        if intrinsics is not None and "intrinsics" in rotates:
+            intrinsics = turned_clockwise(intrinsics)
+    return replace(recording, streams=streams, intrinsics=intrinsics, gaze_size=gaze_size)
 
 
 class _Files:
@@ -173,24 +206,27 @@ def _read_rgb(files: _Files, settings: RecordingSettings) -> Stream | None:
     if path is None:
         return None
     if path.is_dir():
-        source: Any = RgbImages(_some_images(path))
-        times_s = read_clock(folder, "rgb", len(source), wanted, path=path)
+        pictures, own_times_s = _pictures_of(files, path, IMAGE_SUFFIXES)
+        source: Any = RgbImages(pictures)
+        ticks = _ticks(folder, "rgb", pictures, own_times_s, wanted.rate_hz)
     else:
-        source = open_video(path, decoder=wanted.decoder)
-        own_times_s = source.times_s + wanted.offset_s
-        times_s = read_clock(folder, "rgb", len(source), wanted, path=path, own_times_s=own_times_s)
+        source, ticks = open_video(path, decoder=wanted.decoder), None
+        own_times_s = source.times_s
+    if own_times_s is not None:
+        own_times_s = own_times_s + wanted.offset_s
+    times_s = read_clock(folder, "rgb", len(source), wanted, path=path, own_times_s=own_times_s, ticks=ticks)
     return Stream(source, np.ones(len(source), bool), times_s, "uint8")
 
 
 def _read_depth(
     files: _Files, wanted: DepthSettings, rgb: Stream | None, intrinsics: Intrinsics | None
 ) -> Stream | None:
-    path = files.take(wanted.file, ("depth", "depth.npy", "depth.npz"))
+    path, folder = files.take(wanted.file, ("depth", "depth.npy", "depth.npz")), files.folder
     if path is None:
         return None
-    pictures = _some_images(path, DEPTH_SUFFIXES) if path.is_dir() else []
+    pictures, own_times_s = _pictures_of(files, path, DEPTH_SUFFIXES) if path.is_dir() else ([], None)
     values, stamps = open_depth(path, pictures, wanted, intrinsics)
-    own_times_s = None
+    ticks = None
     if stamps is not None:
         positions = [f"{path}, row {row}" for row in range(len(stamps))]
         own_times_s = clock_s(
@@ -202,18 +238,84 @@ def _read_depth(
             stream="depth",
             say="depth.time_unit",
         )
-    elif rgb is not None and len(rgb.values) == len(values) and wanted.rate_hz is None:
-        own_times_s = rgb.times_s + wanted.offset_s  # taken together, frame by frame
+    elif own_times_s is not None:
+        own_times_s = own_times_s + wanted.offset_s
+    elif wanted.rate_hz is not None or rgb is None or (folder / "depth_timestamps.txt").is_file():
+        ticks = _ticks(folder, "depth", pictures, None, wanted.rate_hz) if pictures else None
+    else:
+        own_times_s = rgb.times_s[_rows_of_rgb(path, pictures, len(values), rgb)] + wanted.offset_s
     times_s = read_clock(
-        files.folder,
+        folder,
         "depth",
         len(values),
         wanted,
         path=path,
         own_times_s=own_times_s,
         is_own_in_unit=stamps is not None,
+        ticks=ticks,
     )
     return Stream(values, np.ones(len(values), bool), times_s, "m")
+
+
+def _pictures_of(files: _Files, path: Path, suffixes: Sequence[str]) -> tuple[list[Path], np.ndarray | None]:
+    """Files of a folder of pictures, and their times (T,) where `<folder>.txt` (TUM RGB-D) or their names say them."""
+    listing = files.take(None, (f"{path.name.lower()}.txt",)) if path.parent == files.folder else None
+    if listing is None:
+        pictures = image_sequence(path, suffixes)
+        return pictures, times_in_names(pictures)
+    rows = [line.split(maxsplit=1) for line in listing.read_text(encoding="utf-8-sig").splitlines()]
+    rows = [row for row in rows if row and not row[0].startswith("#")]
+    try:
+        times_s = np.array([float(time) for time, _ in rows])
+    except ValueError:
+        raise ValueError(f"{listing}: wanted lines of a time in seconds and a file below {files.folder}") from None
+    check_times(times_s, [f"{listing}, entry {row}" for row in range(len(rows))], listing)
+    pictures = [files.folder / name.strip() for _, name in rows]
+    if missing := [picture for picture in pictures if not picture.is_file()]:
+        raise ValueError(f"{missing[0]}: no such picture; {listing.name} names it")
+    return pictures, times_s
+
+
+def _ticks(
+    folder: Path, name: str, pictures: Sequence[Path], own_times_s: np.ndarray | None, rate_hz: float | None
+) -> np.ndarray | None:
+    """Periods of the rate after the first picture (T,), where the rate makes the times."""
+    is_told = (folder / f"{name}_timestamps.txt").is_file() or (own_times_s is not None and rate_hz is None)
+    return None if is_told else frame_ticks(pictures)
+
+
+def _rows_of_rgb(path: Path, pictures: Sequence[Path], count: int, rgb: Stream) -> np.ndarray:
+    """Which frames of RGB the depth frames belong to (T,): of the same number, never of the same rank.
+
+    Raises ValueError where numbers or counts leave it open.
+    """
+    source, say = rgb.values, "say depth.rate_hz, or the times in depth_timestamps.txt"
+    rgb_paths = source.paths if isinstance(source, RgbImages) else None
+    numbers, rgb_numbers = frame_numbers(pictures) if pictures else None, np.arange(len(source))
+    if rgb_paths is not None and numbers is not None:
+        rgb_numbers = frame_numbers(rgb_paths)
+    if numbers is None or rgb_numbers is None:
+        stems = [picture.stem for picture in pictures]
+        is_alike = not pictures or rgb_paths is None or stems == [picture.stem for picture in rgb_paths]
+        if count == len(source) and is_alike:
+            return np.arange(count)
+        raise ValueError(
+            f"{path}: found {count} depth frames for {len(source)} pictures and no numbers or times; {say}"
+        )
+    if rgb_paths is None and count == len(source) and numbers[-1] - numbers[0] == count - 1:
+        return np.arange(count)  # one for every frame of a video, counted from 0 or 1
+    if not np.isin(numbers, rgb_numbers).all():
+        other = numbers[~np.isin(numbers, rgb_numbers)]
+        raise ValueError(
+            f"{path}: found {count} depth frames with the numbers {numbers[0]} to {numbers[-1]} and {len(source)} "
+            f"pictures with {rgb_numbers[0]} to {rgb_numbers[-1]}; number {other[0]} has no picture; {say}"
+        )
+    if rgb_paths is None and numbers[0] > 0:
+        raise ValueError(
+            f"{path}: found {count} depth frames numbered from {numbers[0]} for the {len(source)} frames of a video, "
+            f"which may count from 0 or 1; {say}"
+        )
+    return np.searchsorted(rgb_numbers, numbers)
 
 
 def _track_paths(files: _Files, settings: RecordingSettings) -> dict[str, Path]:
@@ -245,13 +347,6 @@ def _find_pictures(files: _Files) -> Path | None:
     if len(named) > 1:
         raise ValueError(f"{files.folder}: found {[path.name for path in named]}, wanted one video; say rgb.file")
     return files.take(named[0].name) if named else files.take(None, ("rgb",))
-
-
-def _some_images(folder: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> list[Path]:
-    images = list_images(folder, suffixes)
-    if not images:
-        raise ValueError(f"{folder}: found no images, wanted at least one")
-    return images
 
 
 def is_recording(folder: Path) -> bool:

@@ -280,11 +280,13 @@ def read_clock(
     own_times_s: np.ndarray | None = None,
     stream: str | None = None,
     is_own_in_unit: bool = False,
+    ticks: np.ndarray | None = None,
 ) -> np.ndarray:
     """Times (T,), offset included: `<name>_timestamps.txt`, else the stated rate, else the file's own, else 30 Hz.
 
     own_times_s      the file's own, with the offset; is_own_in_unit: read in the stated unit
     stream           its key in the settings, by default `name`
+    ticks            (T,) where frames are missing: how many periods of the rate each is after the first
     """
     stream = stream or name
     stamps = folder / f"{name}_timestamps.txt"
@@ -300,4 +302,5 @@ def read_clock(
         raise ValueError(f"{path}: {stream}.time_unit has no effect: there is no {stamps.name}")
     if is_own:
         return np.asarray(own_times_s, dtype=np.float64)
-    return np.arange(count) / (wanted.rate_hz or DEFAULT_RATE_HZ) + wanted.offset_s
+    ticks = np.arange(count) if ticks is None else ticks
+    return ticks / (wanted.rate_hz or DEFAULT_RATE_HZ) + wanted.offset_s

@@ -80,6 +80,10 @@ class PictureSettings:
     rate_hz: float | None = None
     offset_s: float = 0.0  # added to the stream's times; brings its clock to the recording's
     decoder: Decoder = "pyav"  # another one refuses videos it is not proven right for
+    # Degrees clockwise that bring the picture upright, for cameras that lie on their side (raw Aria: 90), and what lies
+    # on its side with it. Poses do unless their axes are `turned`.
+    rotate: Literal[0, 90, 180, 270] = 0
+    rotates: tuple[Literal["depth", "gaze", "camera", "intrinsics"], ...] = ("depth", "gaze", "camera", "intrinsics")
 
 
 @strict

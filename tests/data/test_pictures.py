@@ -344,3 +344,17 @@ def test_found_cases_of_picture_folders(name):
         top, left = (height - side) // 2, (width - side) // 2
         square = picture[top : top + side, left : left + side]
         assert (number_of(square), corners_of(square)) == (row, UPRIGHT)
+
+
+def test_windows_that_overlap_read_a_frame_once(tmp_path):
+    write_rgb(tmp_path / "rgb", [f"{number}.png" for number in range(48)])
+    (tmp_path / "recording.yaml").write_text("rgb: {rate_hz: 8}")
+    recording = read_one(tmp_path)
+    images, asked = recording.streams["rgb"].values, []
+    plain_read = images.read
+    images.read = lambda indices: asked.extend(indices) or plain_read(indices)
+    config = ClipConfig(height=48, width=48, stride_s=0.5)
+    clips = list(cut_clips(recording, config))
+    assert asked == list(range(48)) and len(clips) == 9
+    alone = list(cut_clips(recording, ClipConfig(height=48, width=48, stride_s=2.0)))
+    np.testing.assert_array_equal(clips[4].rgb, alone[1].rgb)

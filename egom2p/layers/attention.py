@@ -6,23 +6,28 @@ A segment's queries see that segment's keys. Encoder self-attention: segments ar
 segment is one modality of one clip. Cross-attention: queries and keys of one clip. Zero-length segments are legal;
 queries without keys get 0.
 
-Backends: `varlen` is torch's variable-length flash attention (CUDA, half precision); `padded` works everywhere and is
-free of padding where all segments are equally long; `plain` is slow and obvious, for tests. `auto` chooses.
+Backends: `varlen` is variable-length flash attention (CUDA, half precision); `padded` works everywhere and is free of
+padding where all segments are equally long; `plain` is slow and obvious, for tests. `auto` is `choose_backend`.
 """
 
-import inspect
+import importlib.util
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from egom2p.layers.padding import PaddingPlan, pad_rows, permute_rows, plan_padding, unpad_rows
+from egom2p.layers.padding import PaddingPlan, pad_rows, permute_rows, plan_padding, regular_segments, unpad_rows
 
 Backend = Literal["auto", "varlen", "padded", "plain"]
+
+# Flash kernels work on tiles of this many rows; a longest length rounded up to it costs no tile, and makes few values.
+_TILE = 128
+_WIDEST_FLASH_HEAD, _FLASH_ALIGNMENT = 256, 8
 
 
 @dataclass(frozen=True)
@@ -60,8 +65,19 @@ class AttentionLayout:
 
     @cached_property
     def max_lengths(self) -> tuple[int, int]:
-        """Longest query and longest key segment."""
-        return max(self.query_lengths, default=0), max(self.key_lengths, default=0)
+        """Longest query and longest key segment, rounded up to tiles: kernels are told so that they can stop there."""
+        longest = max(self.query_lengths, default=0), max(self.key_lengths, default=0)
+        return -(-longest[0] // _TILE) * _TILE, -(-longest[1] // _TILE) * _TILE
+
+    @cached_property
+    def is_chosen_rectangle(self) -> bool:
+        """Whether all segments are equally long, and of a length that somebody chose rather than drew at random.
+
+        Kernels that are planned for a shape (cuDNN's, about 40 ms a plan) may then be used: shapes will repeat.
+        """
+        if not regular_segments(self.query_lengths, self.key_lengths):
+            return False
+        return max(self.query_lengths) % _TILE == 0 and max(self.key_lengths) % _TILE == 0
 
     @cached_property
     def sees_anything(self) -> bool:
@@ -105,8 +121,7 @@ def attend(
     if isinstance(layout, MixedLayout):
         return _attend_mixed(query, key, value, layout, backend)
     if backend == "auto":
-        is_half = query.dtype in (torch.bfloat16, torch.float16)
-        backend = "varlen" if query.is_cuda and is_half else "padded"
+        backend = choose_backend(query.device.type, query.dtype, query.shape[-1], layout)
     if not layout.sees_anything:
         # Nobody sees anybody. Still a function of all three, so that every parameter has a (zero) gradient.
         return query * 0 + (key.sum() + value.sum()) * 0
@@ -117,6 +132,41 @@ def attend(
     if backend == "plain":
         return _attend_plain(query, key, value, layout)
     raise ValueError(f"backend must be auto, varlen, padded or plain, got {backend!r}")
+
+
+def choose_backend(device_type: str, dtype: torch.dtype, head_width: int, layout: AttentionLayout) -> Backend:
+    """What `auto` is: the same for the same device, precision, head width and lengths, whatever came before.
+
+    Rectangles go through torch's own attention (`padded` has nothing to pad there), which takes flash or cuDNN.
+    """
+    is_half = dtype in (torch.bfloat16, torch.float16)
+    if device_type != "cuda" or not is_half or head_width > _WIDEST_FLASH_HEAD or layout.is_chosen_rectangle:
+        return "padded"
+    return "varlen"
+
+
+def use_fastest_flash(device: torch.device) -> str:
+    """Make this process use the newest flash attention that is installed for a device; returns which.
+
+    2 comes with torch. 3 (Hopper) and 4 (Blackwell) are packages of their own, about 1.5 times as fast there.
+    """
+    if device.type != "cuda" or torch.version.hip is not None:
+        return "FA2"
+    major = torch.cuda.get_device_capability(device)[0]
+    packages = {9: ("FA3", "flash_attn_interface"), 10: ("FA4", "flash_attn.cute")}
+    name, package = packages.get(major, ("FA2", ""))
+    activate = getattr(torch.nn.attention, "activate_flash_attention_impl", None)
+    if activate is None or not package or not _is_installed(package):
+        return "FA2"
+    activate(name)
+    return name
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ModuleNotFoundError:  # of the package around it
+        return False
 
 
 def _attend_padded(query_NHE: Tensor, key_PHE: Tensor, value_PHE: Tensor, layout: AttentionLayout) -> Tensor:
@@ -168,28 +218,51 @@ def _segments_first(rows_NHE: Tensor, num_segments: int) -> Tensor:
 
 
 def _attend_varlen(query_NHE: Tensor, key_PHE: Tensor, value_PHE: Tensor, layout: AttentionLayout) -> Tensor:
-    from torch.nn.attention.varlen import varlen_attn
-
-    # Not every torch that we support knows groups here. Asked where there are some: nobody else need compile this.
-    if _is_grouped(query_NHE, key_PHE) and "enable_gqa" not in inspect.signature(varlen_attn).parameters:
-        key_PHE, value_PHE = _with_all_heads(query_NHE, key_PHE, value_PHE)
-    max_query, max_key = layout.max_lengths
-    attended_NHE = varlen_attn(
-        query_NHE,
-        key_PHE,
-        value_PHE,
-        layout.query_offsets,
-        layout.key_offsets,
-        max_query,
-        max_key,
-        **({"window_size": (-1, 0)} if layout.is_causal else {}),
-        **({"enable_gqa": True} if _is_grouped(query_NHE, key_PHE) else {}),
-    )
+    width = query_NHE.shape[-1]
+    if width % _FLASH_ALIGNMENT:  # zeros add nothing to a score, and their part of the result is cut off
+        missing = -width % _FLASH_ALIGNMENT
+        query_NHE, key_PHE, value_PHE = (F.pad(rows, (0, missing)) for rows in (query_NHE, key_PHE, value_PHE))
+    attended_NHE = _FlashAttention.apply(query_NHE, key_PHE, value_PHE, layout, width**-0.5)[..., :width]
     if not layout.has_queries_without_keys:
         return attended_NHE
     has_keys_G = layout.key_offsets.diff() > 0
     has_keys_N = torch.repeat_interleave(has_keys_G, layout.query_offsets.diff(), output_size=sum(layout.query_lengths))
     return torch.where(has_keys_N[:, None, None], attended_NHE, 0.0)
+
+
+class _FlashAttention(torch.autograd.Function):
+    """Flash attention over offsets, and nothing else.
+
+    `torch.nn.attention.varlen` takes cuDNN on Hopper where the longest query exceeds 128 rows, and that makes a plan
+    for each new (segments, rows, longest query, longest key), forward and backward: about 40 ms for nearly every
+    ragged batch. Its switches reach the forward pass only. These are the operators beneath it, which packages of newer
+    flash attention replace. It also needs neither a random state nor a custom operator's time on the host.
+    """
+
+    @staticmethod
+    def forward(ctx, query_NHE, key_PHE, value_PHE, layout, scale):
+        sizes, options = _flash_arguments(layout, scale)
+        attended_NHE, normaliser, rng_state, unused, _ = torch.ops.aten._flash_attention_forward(
+            query_NHE, key_PHE, value_PHE, *sizes, 0.0, layout.is_causal, False, **options
+        )
+        ctx.save_for_backward(query_NHE, key_PHE, value_PHE, attended_NHE, normaliser, rng_state, unused)
+        ctx.layout, ctx.scale = layout, scale
+        return attended_NHE
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_NHE):
+        *kept, rng_state, unused = ctx.saved_tensors
+        sizes, options = _flash_arguments(ctx.layout, ctx.scale)
+        grads = torch.ops.aten._flash_attention_backward(
+            grad_NHE.contiguous(), *kept, *sizes, 0.0, ctx.layout.is_causal, rng_state, unused, **options
+        )
+        return (*grads, None, None)
+
+
+def _flash_arguments(layout: AttentionLayout, scale: float) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    window = {"window_size_left": -1, "window_size_right": 0 if layout.is_causal else -1}
+    return (layout.query_offsets, layout.key_offsets, *layout.max_lengths), {"scale": scale, **window}
 
 
 def _attend_plain(query_NHE: Tensor, key_PHE: Tensor, value_PHE: Tensor, layout: AttentionLayout) -> Tensor:

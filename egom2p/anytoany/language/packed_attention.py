@@ -96,7 +96,7 @@ def _attention(
         )
     if dropout > 0:
         raise ValueError("packed attention has no dropout; set attention_dropout of the language model to 0")
-    if softcap is not None or (sliding_window is not None and layout.max_lengths[0] > sliding_window):
+    if softcap is not None or (sliding_window is not None and max(layout.query_lengths, default=0) > sliding_window):
         may_attend = _may_attend(layout, query, sliding_window)
         return _capped(query, key, value, may_attend, scaling=scaling, softcap=softcap), None
     # The layout's attention scales by 1 / sqrt(E).

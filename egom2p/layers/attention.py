@@ -6,24 +6,23 @@ A segment's queries see that segment's keys. Encoder self-attention: segments ar
 segment is one modality of one clip. Cross-attention: queries and keys of one clip. Zero-length segments are legal;
 queries without keys get 0.
 
-Backends: `varlen` is variable-length flash attention (CUDA, half precision); `padded` works everywhere and is free of
-padding where all segments are equally long; `plain` is slow and obvious, for tests. `auto` is `choose_backend`.
+Backends: `flash` is for CUDA and half precision: torch's own attention for rectangles, variable-length flash attention
+for ragged rows. `padded` works everywhere; `plain` is slow and obvious, for tests. `auto` is `choose_backend`.
 """
 
 import importlib.util
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from egom2p.layers.padding import PaddingPlan, pad_rows, permute_rows, plan_padding, regular_segments, unpad_rows
 
-Backend = Literal["auto", "varlen", "padded", "plain"]
+Backend = Literal["auto", "flash", "padded", "plain"]
 
 # Flash kernels work on tiles of this many rows; a longest length rounded up to it costs no tile, and makes few values.
 _TILE = 128
@@ -64,20 +63,22 @@ class AttentionLayout:
         return plan_padding(self.query_lengths, self.key_lengths, device=self.query_offsets.device)
 
     @cached_property
-    def max_lengths(self) -> tuple[int, int]:
-        """Longest query and longest key segment, rounded up to tiles: kernels are told so that they can stop there."""
-        longest = max(self.query_lengths, default=0), max(self.key_lengths, default=0)
-        return -(-longest[0] // _TILE) * _TILE, -(-longest[1] // _TILE) * _TILE
-
-    @cached_property
-    def is_chosen_rectangle(self) -> bool:
-        """Whether all segments are equally long, and of a length that somebody chose rather than drew at random.
-
-        Kernels that are planned for a shape (cuDNN's, about 40 ms a plan) may then be used: shapes will repeat.
-        """
-        if not regular_segments(self.query_lengths, self.key_lengths):
-            return False
-        return max(self.query_lengths) % _TILE == 0 and max(self.key_lengths) % _TILE == 0
+    def flash(self) -> "FlashLayout":
+        """What the flash backend needs to know, as few numbers: compiled code is made for their kinds, not values."""
+        longest = (max(lengths, default=0) for lengths in (self.query_lengths, self.key_lengths))
+        max_query, max_key = (-(-length // _TILE) * _TILE for length in longest)
+        num_segments = regular_segments(self.query_lengths, self.key_lengths)
+        # A rectangle of lengths that somebody chose, not drew at random: its shape will come again.
+        is_chosen = num_segments > 0 and not any(length % _TILE for length in (*self.query_lengths, *self.key_lengths))
+        return FlashLayout(
+            self.query_offsets,
+            self.key_offsets,
+            max_query,
+            max_key,
+            num_segments if is_chosen else 0,
+            self.is_causal,
+            self.has_queries_without_keys,
+        )
 
     @cached_property
     def sees_anything(self) -> bool:
@@ -89,6 +90,24 @@ class AttentionLayout:
     def has_queries_without_keys(self) -> bool:
         pairs = zip(self.query_lengths, self.key_lengths, strict=True)
         return any(num_queries > 0 and num_keys == 0 for num_queries, num_keys in pairs)
+
+
+class FlashLayout(NamedTuple):
+    """A layout as the flash backend takes it.
+
+    max_query, max_key   longest segments, rounded up to tiles: kernels are told so that they can stop there
+    num_segments         above 0: a rectangle of so many segments, which torch's own attention takes: flash or cuDNN.
+                         cuDNN makes a plan for every new shape, about 40 ms; so only for lengths that are whole tiles
+    has_lonely_queries   some segment has queries and no keys
+    """
+
+    query_offsets: Tensor
+    key_offsets: Tensor
+    max_query: int
+    max_key: int
+    num_segments: int
+    is_causal: bool
+    has_lonely_queries: bool
 
 
 @dataclass(frozen=True)
@@ -109,7 +128,7 @@ def attend(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    layout: AttentionLayout | MixedLayout,
+    layout: AttentionLayout | MixedLayout | FlashLayout,
     backend: Backend = "auto",
 ) -> Tensor:
     """Softmax attention inside segments, scaled by 1 / sqrt(E).
@@ -118,31 +137,28 @@ def attend(
 
     Keys and values may have fewer heads, a divisor of H: neighbouring query heads share one (grouped queries).
     """
+    if isinstance(layout, FlashLayout):
+        return _attend_flash(query, key, value, layout)
     if isinstance(layout, MixedLayout):
         return _attend_mixed(query, key, value, layout, backend)
     if backend == "auto":
-        backend = choose_backend(query.device.type, query.dtype, query.shape[-1], layout)
+        backend = choose_backend(query.device.type, query.dtype, query.shape[-1])
     if not layout.sees_anything:
         # Nobody sees anybody. Still a function of all three, so that every parameter has a (zero) gradient.
         return query * 0 + (key.sum() + value.sum()) * 0
     if backend == "padded":
         return _attend_padded(query, key, value, layout)
-    if backend == "varlen":
-        return _attend_varlen(query, key, value, layout)
+    if backend == "flash":
+        return _attend_flash(query, key, value, layout.flash)
     if backend == "plain":
         return _attend_plain(query, key, value, layout)
-    raise ValueError(f"backend must be auto, varlen, padded or plain, got {backend!r}")
+    raise ValueError(f"backend must be auto, flash, padded or plain, got {backend!r}")
 
 
-def choose_backend(device_type: str, dtype: torch.dtype, head_width: int, layout: AttentionLayout) -> Backend:
-    """What `auto` is: the same for the same device, precision, head width and lengths, whatever came before.
-
-    Rectangles go through torch's own attention (`padded` has nothing to pad there), which takes flash or cuDNN.
-    """
+def choose_backend(device_type: str, dtype: torch.dtype, head_width: int) -> Backend:
+    """What `auto` is: the same for the same device, precision and head width, whatever came before."""
     is_half = dtype in (torch.bfloat16, torch.float16)
-    if device_type != "cuda" or not is_half or head_width > _WIDEST_FLASH_HEAD or layout.is_chosen_rectangle:
-        return "padded"
-    return "varlen"
+    return "flash" if device_type == "cuda" and is_half and head_width <= _WIDEST_FLASH_HEAD else "padded"
 
 
 def use_fastest_flash(device: torch.device) -> str:
@@ -214,55 +230,46 @@ def _with_all_heads(query_NHE: Tensor, key_PHE: Tensor, value_PHE: Tensor) -> tu
 
 
 def _segments_first(rows_NHE: Tensor, num_segments: int) -> Tensor:
-    return rearrange(rows_NHE, "(g q) h e -> g h q e", g=num_segments)
+    return rows_NHE.unflatten(0, (num_segments, -1)).transpose(1, 2)
 
 
-def _attend_varlen(query_NHE: Tensor, key_PHE: Tensor, value_PHE: Tensor, layout: AttentionLayout) -> Tensor:
+def _attend_flash(query_NHE: Tensor, key_PHE: Tensor, value_PHE: Tensor, layout: FlashLayout) -> Tensor:
+    if layout.num_segments > 0:
+        attended_GHQE = F.scaled_dot_product_attention(
+            *(_segments_first(rows, layout.num_segments) for rows in (query_NHE, key_PHE, value_PHE)),
+            is_causal=layout.is_causal,
+            enable_gqa=_is_grouped(query_NHE, key_PHE),
+        )
+        return attended_GHQE.transpose(1, 2).flatten(0, 1)
     width = query_NHE.shape[-1]
-    if width % _FLASH_ALIGNMENT:  # zeros add nothing to a score, and their part of the result is cut off
-        missing = -width % _FLASH_ALIGNMENT
+    scale = width**-0.5
+    if missing := -width % _FLASH_ALIGNMENT:  # zeros add nothing to a score, and their part of the result is cut off
         query_NHE, key_PHE, value_PHE = (F.pad(rows, (0, missing)) for rows in (query_NHE, key_PHE, value_PHE))
-    attended_NHE = _FlashAttention.apply(query_NHE, key_PHE, value_PHE, layout, width**-0.5)[..., :width]
-    if not layout.has_queries_without_keys:
+    # The operator beneath torch.nn.attention.varlen, which takes cuDNN on Hopper where the longest query exceeds 128
+    # rows: a plan for every new (segments, rows, longest query, longest key), which is nearly every ragged batch. Its
+    # switches reach the forward pass only. Packages of newer flash attention replace this operator, and it costs the
+    # host less.
+    attended_NHE = torch.ops.aten._flash_attention_forward(
+        query_NHE,
+        key_PHE,
+        value_PHE,
+        layout.query_offsets,
+        layout.key_offsets,
+        layout.max_query,
+        layout.max_key,
+        0.0,
+        layout.is_causal,
+        False,
+        scale=scale,
+        window_size_left=-1,
+        window_size_right=0 if layout.is_causal else -1,
+    )[0][..., :width]
+    if not layout.has_lonely_queries:
         return attended_NHE
     has_keys_G = layout.key_offsets.diff() > 0
-    has_keys_N = torch.repeat_interleave(has_keys_G, layout.query_offsets.diff(), output_size=sum(layout.query_lengths))
+    num_queries_G = layout.query_offsets.diff()
+    has_keys_N = torch.repeat_interleave(has_keys_G, num_queries_G, output_size=query_NHE.shape[0])
     return torch.where(has_keys_N[:, None, None], attended_NHE, 0.0)
-
-
-class _FlashAttention(torch.autograd.Function):
-    """Flash attention over offsets, and nothing else.
-
-    `torch.nn.attention.varlen` takes cuDNN on Hopper where the longest query exceeds 128 rows, and that makes a plan
-    for each new (segments, rows, longest query, longest key), forward and backward: about 40 ms for nearly every
-    ragged batch. Its switches reach the forward pass only. These are the operators beneath it, which packages of newer
-    flash attention replace. It also needs neither a random state nor a custom operator's time on the host.
-    """
-
-    @staticmethod
-    def forward(ctx, query_NHE, key_PHE, value_PHE, layout, scale):
-        sizes, options = _flash_arguments(layout, scale)
-        attended_NHE, normaliser, rng_state, unused, _ = torch.ops.aten._flash_attention_forward(
-            query_NHE, key_PHE, value_PHE, *sizes, 0.0, layout.is_causal, False, **options
-        )
-        ctx.save_for_backward(query_NHE, key_PHE, value_PHE, attended_NHE, normaliser, rng_state, unused)
-        ctx.layout, ctx.scale = layout, scale
-        return attended_NHE
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad_NHE):
-        *kept, rng_state, unused = ctx.saved_tensors
-        sizes, options = _flash_arguments(ctx.layout, ctx.scale)
-        grads = torch.ops.aten._flash_attention_backward(
-            grad_NHE.contiguous(), *kept, *sizes, 0.0, ctx.layout.is_causal, rng_state, unused, **options
-        )
-        return (*grads, None, None)
-
-
-def _flash_arguments(layout: AttentionLayout, scale: float) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    window = {"window_size_left": -1, "window_size_right": 0 if layout.is_causal else -1}
-    return (layout.query_offsets, layout.key_offsets, *layout.max_lengths), {"scale": scale, **window}
 
 
 def _attend_plain(query_NHE: Tensor, key_PHE: Tensor, value_PHE: Tensor, layout: AttentionLayout) -> Tensor:

@@ -186,7 +186,7 @@ def _may_attend(keys_G: np.ndarray, device: torch.device | str) -> Tensor | None
     if keys_G.min() == keys_G.max():
         return None
     may_attend_GK = np.arange(keys_G.max())[None, :] < keys_G[:, None]
-    return torch.from_numpy(may_attend_GK[:, None, None, :]).to(device, non_blocking=True)
+    return _sent(may_attend_GK[:, None, None, :], device)
 
 
 def _padded_rows(lengths: np.ndarray, members: list[np.ndarray], device: torch.device | str) -> PaddedRows:
@@ -206,4 +206,12 @@ def _padded_rows(lengths: np.ndarray, members: list[np.ndarray], device: torch.d
         padding_parts.append(padded[~is_row])
         first += source.size
     arrays = (np.concatenate(source_parts), position, np.concatenate(padding_parts), np.flatnonzero(is_left_out))
-    return PaddedRows(*(torch.from_numpy(array).to(device, non_blocking=True) for array in arrays))
+    return PaddedRows(*(_sent(array, device) for array in arrays))
+
+
+def _sent(array: np.ndarray, device: torch.device | str) -> Tensor:
+    """On the device, without making the host wait there for what the device is still doing."""
+    tensor = torch.from_numpy(array)
+    if torch.device(device).type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)

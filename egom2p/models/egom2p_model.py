@@ -79,6 +79,7 @@ class EgoM2P(nn.Module):
         self.decoder_proj_context = nn.Linear(config.dim, config.dim)
         self.decoder = nn.ModuleList(DecoderBlock(config) for _ in range(config.decoder_depth))
         self.decoder_norm = layer_norm(config.dim, use_bias=config.use_bias)
+        self.compiles_loss = False  # set where blocks are compiled
         self._initialize()
 
     @staticmethod
@@ -109,6 +110,7 @@ class EgoM2P(nn.Module):
             target_ids_M,
             counts=batch.head_counts,
             vocab_sizes=self.vocab_sizes,
+            is_compiled=self.compiles_loss,
         )
         return LossOutput(sums=sums_K, counts=batch.head_counts, names=self.modalities)
 

@@ -3,8 +3,9 @@
 K modalities, M target rows sorted modality-major, D width, V rows of the table of all vocabularies, C rows of a chunk.
 """
 
+import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 import torch
@@ -29,6 +30,7 @@ def modality_cross_entropy(
     counts: Sequence[int],
     vocab_sizes: Sequence[int],
     chunk_elements: int = CHUNK_ELEMENTS,
+    is_compiled: bool = False,
 ) -> Tensor:
     """Summed cross entropy (K,) float32, in nats, of each modality.
 
@@ -36,12 +38,15 @@ def modality_cross_entropy(
     table        (V, D) all heads, one below the other in the order of the modalities
     target_ids   (M,) int64, counted inside the modality's vocabulary
     counts       K ints: rows of each modality
+    is_compiled  what is done to a chunk of logits goes through torch.compile: one reading and one writing of them
     Gradients of hidden and table are made in the same pass over the chunks, so no logits are kept or made twice.
     """
     wants_grad = torch.is_grad_enabled() and (hidden.requires_grad or table.requires_grad)
-    precision = _gemm_dtype(hidden)
+    chunks = tuple(_chunks(counts, vocab_sizes, chunk_elements))
+    error_of = _compiled_error() if is_compiled else _softmax_error
+    sizes = tuple(counts), tuple(vocab_sizes)
     return _ModalityCrossEntropy.apply(
-        hidden, table, target_ids, tuple(counts), tuple(vocab_sizes), chunk_elements, wants_grad, precision
+        hidden, table, target_ids, sizes, chunks, error_of, wants_grad, _gemm_dtype(hidden)
     )
 
 
@@ -100,25 +105,21 @@ def combine_losses(
 
 class _ModalityCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, table, target_ids, counts, vocab_sizes, chunk_elements, wants_grad, precision):
-        sums_K = hidden.new_zeros(len(counts), dtype=torch.float32)
+    def forward(ctx, hidden, table, target_ids, sizes, chunks, error_of, wants_grad, precision):
+        sums_K = hidden.new_zeros(len(sizes[0]), dtype=torch.float32)
         weight_VD = table.to(precision)
         rows_MD = hidden.to(precision)
         grad_hidden = torch.zeros_like(rows_MD) if wants_grad else None
         grad_table = torch.zeros_like(table) if wants_grad else None
-        for modality, rows, columns in _chunks(counts, vocab_sizes, chunk_elements):
-            logits_CV = (rows_MD[rows] @ weight_VD[columns].T).float()
-            targets_C1 = target_ids[rows, None]
-            normaliser_C1 = logits_CV.logsumexp(dim=-1, keepdim=True)
-            sums_K[modality] += (normaliser_C1 - logits_CV.gather(1, targets_C1)).sum()
+        for modality, rows, columns in chunks:
+            loss, error_CV = error_of(rows_MD[rows] @ weight_VD[columns].T, target_ids[rows, None])
+            sums_K[modality] += loss
             if wants_grad:
-                error_CV = logits_CV.sub_(normaliser_C1).exp_()
-                error_CV.scatter_add_(1, targets_C1, error_CV.new_full((1, 1), -1.0).expand_as(targets_C1))
-                error_CV = error_CV.to(precision)
                 torch.mm(error_CV, weight_VD[columns], out=grad_hidden[rows])
                 _add_product(grad_table[columns], error_CV, rows_MD[rows])
+            del error_CV  # before the next chunk is made: there is room for one
         ctx.grads = (grad_hidden, grad_table)
-        ctx.sizes = (counts, vocab_sizes)
+        ctx.sizes = sizes
         return sums_K
 
     @staticmethod
@@ -150,9 +151,45 @@ def _chunks(
         first_column += vocab_size
 
 
+def _softmax_error(logits_CV: Tensor, targets_C1: Tensor) -> tuple[Tensor, Tensor]:
+    """Summed cross entropy (scalar float32) of a chunk, and softmax minus one-hot in its place and precision."""
+    if logits_CV.is_cuda and logits_CV.dtype != torch.float32:
+        # Nine passes over float32 copies of the logits are left out: reads them once, and writes and reads one copy.
+        log_probability_CV = logits_CV.log_softmax(-1, dtype=torch.float32)
+        of_target_C1 = log_probability_CV.gather(1, targets_C1)
+        error_CV = torch.exp(log_probability_CV, out=logits_CV)  # rounded while it is written
+        # Where the target is nearly certain its error is a small difference: taken before rounding.
+        error_CV.scatter_(1, targets_C1, of_target_C1.expm1().to(error_CV.dtype))
+        return -of_target_C1.sum(), error_CV
+    wide_CV = logits_CV.float()
+    normaliser_C1 = wide_CV.logsumexp(dim=-1, keepdim=True)
+    loss = (normaliser_C1 - wide_CV.gather(1, targets_C1)).sum()
+    error_CV = wide_CV.sub_(normaliser_C1).exp_()
+    error_CV.scatter_add_(1, targets_C1, error_CV.new_full((1, 1), -1.0).expand_as(targets_C1))
+    return loss, error_CV.to(logits_CV.dtype)
+
+
+def _softmax_error_to_compile(logits_CV: Tensor, targets_C1: Tensor) -> tuple[Tensor, Tensor]:
+    """The same for a compiler: nothing in place but the last, a comparison instead of scattering."""
+    wide_CV = logits_CV.float()
+    normaliser_C1 = wide_CV.logsumexp(dim=-1, keepdim=True)
+    loss = (normaliser_C1 - wide_CV.gather(1, targets_C1)).sum()
+    is_target_CV = targets_C1 == torch.arange(logits_CV.shape[1], device=logits_CV.device)
+    log_probability_CV = wide_CV - normaliser_C1
+    error_CV = torch.where(is_target_CV, log_probability_CV.expm1(), log_probability_CV.exp())
+    return loss, logits_CV.copy_(error_CV)
+
+
+@functools.cache
+def _compiled_error() -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    return torch.compile(_softmax_error_to_compile, dynamic=True)
+
+
 def _add_product(total_VD: Tensor, error_CV: Tensor, rows_CD: Tensor) -> None:
     if total_VD.dtype == error_CV.dtype:
         total_VD.addmm_(error_CV.T, rows_CD)
+    elif total_VD.is_cuda:  # summed in float32 inside of the product
+        torch.addmm(total_VD, error_CV.T, rows_CD, out_dtype=total_VD.dtype, out=total_VD)
     else:
         total_VD.add_(error_CV.T @ rows_CD)
 

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from egom2p.layers.attention import use_fastest_flash
 from egom2p.storage import (
     atomic_directory,
     load_json,
@@ -40,6 +41,7 @@ from egom2p.training.parallel import (
     prepare_blocks,
     shard,
     sharded_like,
+    wants_compiling,
 )
 from egom2p.training.run_folder import Retention
 from egom2p.training.schedule import Progress
@@ -73,7 +75,11 @@ def make_train_state(model: nn.Module, config: TrainingConfig, *, ranks: Ranks, 
     check_parallel(config.parallel, ranks.world_size)
     model.to(ranks.device)
     model.train()
-    prepare_blocks(model, recompute=config.activation_checkpointing, compile_blocks=config.compile == "blocks")
+    use_fastest_flash(ranks.device)
+    compiles = config.compile == "blocks"
+    if config.compile == "auto":
+        compiles = wants_compiling(model, config.parallel, ranks=ranks)
+    prepare_blocks(model, recompute=config.activation_checkpointing, compile_blocks=compiles)
     if config.parallel.kind == "fsdp" and ranks.world_size > 1:
         shard(model, config.parallel, ranks=ranks, dtype=dtype)
     return TrainState(
@@ -89,6 +95,7 @@ def run_summary(model: nn.Module, config: TrainingConfig, ranks: Ranks, dtype: t
     num_parameters = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     size = (config.batch_size if config.batching == "clips" else config.batch_tokens) * config.accumulation
     where = f"{ranks.world_size} x {ranks.device.type}, {str(dtype).removeprefix('torch.')}"
+    where += ", blocks compiled" if getattr(model, "compiles_loss", False) else ""
     return f"{num_parameters / 1e6:.2f} M parameters, {size * ranks.world_size} {config.batching} a step, {where}"
 
 

@@ -10,7 +10,9 @@ whose batch shows nothing does not look, and ranks must gather in step.
 import contextlib
 import dataclasses
 import functools
+import importlib.util
 import inspect
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
@@ -24,6 +26,7 @@ from egom2p.layers.blocks import compile_block, foreign_blocks, recompute_in_bac
 from egom2p.training.distributed import Ranks
 
 T = TypeVar("T")
+Recompute = Literal[False, True, "mlp"]
 
 
 @strict
@@ -56,15 +59,36 @@ def check_parallel(config: ParallelConfig, world_size: int) -> None:
         )
 
 
-def prepare_blocks(model: nn.Module, *, recompute: bool, compile_blocks: bool) -> None:
+def wants_compiling(model: nn.Module, config: ParallelConfig, *, ranks: Ranks) -> bool:
+    """What `compile=auto` is: blocks of our own on a GPU that Triton serves, whole on every rank."""
+    has_compiler = importlib.util.find_spec("triton") is not None and any(map(shutil.which, ("gcc", "clang", "cc")))
+    is_sharded = config.kind == "fsdp" and ranks.world_size > 1
+    return (
+        ranks.device.type == "cuda"
+        and torch.cuda.get_device_capability(ranks.device) >= (7, 0)
+        and has_compiler
+        and not is_sharded
+        and bool(transformer_blocks(model))
+        and not foreign_blocks(model)
+    )
+
+
+def prepare_blocks(model: nn.Module, *, recompute: Recompute, compile_blocks: bool) -> None:
     """Activation checkpointing of all transformer blocks, regional compilation of our own, in place."""
     own, foreign = transformer_blocks(model), foreign_blocks(model)
     if compile_blocks and not own or recompute and not (own or foreign):
         option = "compile=blocks" if compile_blocks else "activation_checkpointing"
         raise ValueError(f"{option} works on transformer blocks, and {type(model).__name__} has none")
+    if recompute == "mlp":
+        if not own or foreign:
+            raise ValueError(f"activation_checkpointing=mlp works on our own blocks; {type(model).__name__}: say true")
+        for block in own:
+            recompute_in_backward(block, "mlp")
     for block in own if compile_blocks else ():
         compile_block(block)
-    for block in (*own, *foreign) if recompute else ():
+    if compile_blocks and hasattr(model, "compiles_loss"):
+        model.compiles_loss = True
+    for block in (*own, *foreign) if recompute is True else ():
         recompute_in_backward(block)
 
 

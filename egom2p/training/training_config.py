@@ -7,7 +7,7 @@ from egom2p.storage import RemoteConfig
 from egom2p.training.distributed import Dtype
 from egom2p.training.ema import EmaConfig
 from egom2p.training.optim import OptimizerConfig
-from egom2p.training.parallel import ParallelConfig
+from egom2p.training.parallel import ParallelConfig, Recompute
 from egom2p.training.run_log import WandbConfig
 from egom2p.training.schedule import LearningRate, Length, Shape, WeightDecay
 
@@ -95,8 +95,11 @@ class TrainingConfig:
     device: str = "auto"
     dtype: Dtype = "auto"  # auto: bf16 on GPU, fp32 on CPU (where bf16 is slower); weights are fp32 in any case
     parallel: ParallelConfig = ParallelConfig()
-    activation_checkpointing: bool = False  # recompute blocks in the backward pass: less memory, more time
-    compile: Literal[False, "blocks"] = False  # blocks: torch.compile of each transformer block
+    activation_checkpointing: Recompute = (
+        False  # recompute blocks, or mlp, in the backward pass: less memory, more time
+    )
+    compile: Literal[False, "blocks", "auto"] = "auto"  # blocks: torch.compile of each of our transformer blocks and of
+    # the loss; auto: that on a GPU, where a compiler is there, blocks are ours and their weights whole
     num_threads: int | None = None  # null: torch's default, or OMP_NUM_THREADS
 
     # what the run tells and keeps

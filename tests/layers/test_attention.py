@@ -101,10 +101,10 @@ def test_layouts_are_checked():
         attend(torch.ones(1, 1, 1), torch.ones(1, 1, 1), torch.ones(1, 1, 1), layout_of((1,), (1,)), "fast")
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="variable-length flash attention needs a GPU")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="flash attention needs a GPU")
 @pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS.keys())
 @pytest.mark.parametrize("is_causal", [False, True])
-def test_varlen_is_as_close_as_padded_in_half_precision(lengths, is_causal, generator):
+def test_flash_is_as_close_as_padded_in_half_precision(lengths, is_causal, generator):
     query_lengths, key_lengths = (lengths[0], lengths[0]) if is_causal else lengths
     counts = (sum(query_lengths), sum(key_lengths), sum(key_lengths))
     exact = [torch.randn(count, 2, 64, generator=generator).cuda().requires_grad_() for count in counts]
@@ -116,8 +116,8 @@ def test_varlen_is_as_close_as_padded_in_half_precision(lengths, is_causal, gene
     wanted = outputs_and_gradients("padded", layout, exact, upstream)
     half = [tensor.detach().bfloat16().requires_grad_() for tensor in exact]
     errors = {}
-    for backend in ("padded", "varlen"):
+    for backend in ("padded", "flash"):
         found = outputs_and_gradients(backend, layout, half, upstream.bfloat16())
         errors[backend] = [(f.float() - w).norm().item() for f, w in zip(found, wanted, strict=True)]
-    for varlen_error, padded_error in zip(errors["varlen"], errors["padded"], strict=True):
-        assert varlen_error <= 1.5 * padded_error + 1e-3
+    for flash_error, padded_error in zip(errors["flash"], errors["padded"], strict=True):
+        assert flash_error <= 1.5 * padded_error + 1e-3

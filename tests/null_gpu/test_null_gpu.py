@@ -1,0 +1,69 @@
+"""The CUDA code without a GPU: launches, waits, copies and memory of real steps, on a stand-in that computes nothing."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import null_gpu
+import pytest
+
+pytestmark = pytest.mark.skipif(null_gpu.why_not() is not None, reason=str(null_gpu.why_not()))
+
+# Kernels a step may launch, products apart: what it takes today and a tenth. A fusion that is lost shows here.
+LAUNCHES = {
+    "tiny eager": 380,
+    "tiny ragged": 380,
+    "tiny tokens": 400,
+    "tiny fp16": 400,
+    "tiny fp32": 450,
+    "tiny muon": 1100,
+    "tiny options": 520,
+    "tiny recompute": 460,
+    "tiny mlp": 420,
+    "odd heads": 480,
+    "wide heads": 420,
+}
+
+
+@pytest.fixture(scope="session")
+def stand_in(tmp_path_factory) -> dict[str, str]:
+    return null_gpu.environment(tmp_path_factory.mktemp("null_gpu"))
+
+
+def run(environment: dict[str, str], script: str, *cases: str) -> dict[str, dict]:
+    """What a script found, by case."""
+    command = [sys.executable, str(Path(__file__).parent / script), *cases]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert [row["case"] for row in found] == list(cases)
+    return {row["case"]: row for row in found}
+
+
+@pytest.fixture(scope="session")
+def small_steps(stand_in) -> dict[str, dict]:
+    return run(stand_in, "train_steps.py", *LAUNCHES)
+
+
+@pytest.mark.parametrize("case", LAUNCHES)
+def test_a_step_asks_nothing_of_the_device(small_steps, case):
+    found = small_steps[case]
+    assert found["step"]["waits"] == found["step"]["d2h"] == 0
+    assert not found["where"], "torch saw the host wait"
+    assert found["step"]["h2d_pageable"] <= found["step"]["clips"] // 4  # one of a micro-batch of four clips
+    assert found["log_line"]["waits"] == (2 if case == "tiny fp16" else 1)  # the loss's scale is asked for too
+
+
+@pytest.mark.parametrize("case", LAUNCHES)
+def test_a_step_launches_no_more_than_it_did(small_steps, case):
+    assert small_steps[case]["step"]["launch"] <= LAUNCHES[case]
+
+
+@pytest.mark.slow
+def test_compiled_blocks_keep_their_promises(stand_in):
+    found = run(stand_in, "train_steps.py", "tiny")["tiny"]
+    assert found["step"]["waits"] == 0
+    assert not found["where"]
+    assert found["step"]["launch"] <= 320
+    assert any(name.startswith("triton::") for name, _, _ in found["most"])

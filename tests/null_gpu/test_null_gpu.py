@@ -1,4 +1,4 @@
-"""The CUDA code without a GPU: launches, waits, copies and memory of real steps, on a stand-in that computes nothing."""
+"""The CUDA code without a GPU: launches, waits, copies and memory of real steps on a stand-in that computes nothing."""
 
 import json
 import subprocess

@@ -1,25 +1,46 @@
 """Files of strangers: what they say can neither write, read nor run anything that they have no business with."""
 
+import ast
 import io
 import os
 import shutil
 import tarfile
+import tracemalloc
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny_artifacts
+import torch
+from safetensors.torch import save_file
 
+import egom2p
 from egom2p.anytoany.saving import _copy_checkpoint
 from egom2p.contracts import AlignedClip, ModalitySpec, Provenance, TokenClip, TokenGrid, plain_name
-from egom2p.data.clips.clip_store import ClipStore
+from egom2p.data.clips.clip_store import ClipStore, clip_folders, encode_clip
+from egom2p.data.recordings.track_files import load_npz
+from egom2p.data.shards.array_files import decode_array, read_npz
 from egom2p.data.shards.folder_set import FolderSet
-from egom2p.data.shards.shard_set import ShardSet, ShardWriter
+from egom2p.data.shards.shard_set import ShardSet, ShardWriter, read_card
+from egom2p.generation.checkpoints import load_checkpoint
 from egom2p.generation.generation import GenerationConfig, run_generation
 from egom2p.models.weights import tokenizer_locations
 from egom2p.pipelines.token_shards import TokenShards
-from egom2p.storage import atomic_directory, inside, load_json, only_writer, remove_directory, save_json
+from egom2p.storage import (
+    atomic_directory,
+    inside,
+    load_json,
+    load_tensor_metadata,
+    load_tensors,
+    only_writer,
+    remove_directory,
+    save_json,
+    stream_tensors,
+    tensor_shapes,
+)
 from egom2p.storage.hub import pushable_files
+from egom2p.tokenizers.pretrained import load_tokenizer
 
 EVIL_NAMES = [
     "../x",
@@ -273,3 +294,216 @@ def test_files_of_the_hubs_cache_are_pushed(tmp_path):
     (blobs / "1234").write_text("{}")
     (snapshot / "model.json").symlink_to(os.path.relpath(blobs / "1234", snapshot))
     assert list(pushable_files(snapshot)) == ["model.json"]
+
+
+def changed(value, path, new):
+    """Plain values with the value at a path of keys replaced, or with `DROP` left out."""
+    if not path:
+        return new
+    if isinstance(value, list):
+        return [changed(item, path[1:], new) if number == path[0] else item for number, item in enumerate(value)]
+    return {key: changed(item, path[1:], new) if key == path[0] else item for key, item in value.items()} | (
+        {path[0]: new} if len(path) == 1 and path[0] not in value else {}
+    )
+
+
+WRONG_MODELS = {
+    "extra key of a modality": (("modalities", 0, "evil"), 1, "evil"),
+    "no grid": (("modalities", 0, "grid"), None, "grid"),
+    "vocabulary as text": (("modalities", 0, "vocab_size"), "12", "vocab_size"),
+    "vocabulary of a fraction": (("modalities", 0, "vocab_size"), 12.5, "vocab_size"),
+    "vocabulary as truth": (("modalities", 0, "vocab_size"), True, "vocab_size"),
+    "grid of texts": (("modalities", 0, "grid"), ["a"], "grid"),
+    "endless grid": (("modalities", 0, "grid"), [1 << 20, 1 << 20, 1 << 20], "grid"),
+    "name that leads away": (("modalities", 0, "name"), "../x", "plain name"),
+    "folder that leads away": (("modalities", 0, "folder"), "/home", "plain name"),
+    "kind is a list": (("modalities", 0, "kind"), [], "kind"),
+    "rate is nan": (("modalities", 0, "rate_hz"), float("nan"), "rate_hz"),
+    "modality is null": (("modalities", 0), None, "modalities"),
+    "modalities are text": (("modalities",), "x", "modalities"),
+    "no modalities": (("modalities",), [], "modalities"),
+    "model is null": (("model",), None, "model"),
+    "model is a list": (("model",), [1], "model"),
+    "unknown key of the model": (("model", "evil"), 1, "evil"),
+    "width of billions": (("model", "dim"), 2_000_000_000, "dim"),
+    "endless depth": (("model", "encoder_depth"), 100_000_000, "encoder_depth"),
+    "negative depth": (("model", "encoder_depth"), -100_000_000, "encoder_depth"),
+    "tokenizers are a list": (("tokenizers",), ["a"], "tokenizers"),
+    "tokenizer is a number": (("tokenizers", "tok_gaze"), 3, "tokenizers"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_MODELS)
+def test_a_wrong_model_file_is_one_error_with_file_and_key(tiny, tmp_path, case):
+    path, new, said = WRONG_MODELS[case]
+    shutil.copytree(tiny / "model", tmp_path / "model")
+    save_json(tmp_path / "model" / "model.json", changed(load_json(tiny / "model" / "model.json"), path, new))
+    with pytest.raises(ValueError, match=rf"model\.json(?s:.)*{said}"):
+        load_checkpoint(tmp_path / "model", device="cpu")
+
+
+NO_JSON = {
+    "list": b"[]",
+    "null": b"null",
+    "empty": b"",
+    "broken": b"{",
+    "deep": b"[" * 200_000,
+    "digits": b'{"model": ' + b"1" * 5000 + b"}",
+    "not utf-8": b'{"a": "\xff"}',
+    "empty mapping": b"{}",
+}
+
+
+@pytest.mark.parametrize("case", NO_JSON)
+def test_cards_that_are_none_are_named(tiny, tmp_path, case):
+    tokenizer = next(iter(tokenizer_locations(tiny / "model").values()))
+    copies = {
+        "model.json": tiny / "model",
+        "tokenizer.json": Path(tokenizer),
+        "card.json": tiny / "tokens/train/gaze/tiny",
+    }
+    reads = {
+        "model.json": lambda folder: load_checkpoint(folder, device="cpu"),
+        "tokenizer.json": load_tokenizer,
+        "card.json": read_card,
+    }
+    for name, source in copies.items():
+        shutil.copytree(source, tmp_path / name)
+        (tmp_path / name / name).write_bytes(NO_JSON[case])
+        if (name, case) == ("card.json", "empty mapping"):
+            continue  # nothing is said, nothing is wrong
+        with pytest.raises(ValueError, match=name.replace(".", r"\.")):
+            reads[name](tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("path", "new"),
+    [
+        (("config",), []),
+        (("config", "architecture"), ["video_codec"]),
+        (("config", "architecture"), "os.system"),
+        (("config", "folder"), "../../x"),
+        (("config", "dim"), 3_000_000_000),
+        (("config", "encoder_depth"), 5_000),
+        (("fingerprint",), 3),
+        (("checksum",), None),
+    ],
+    ids=str,
+)
+def test_a_wrong_tokenizer_card_is_one_error(tiny, tmp_path, path, new):
+    shutil.copytree(tiny / "tokenizers" / "gaze", tmp_path / "gaze")
+    save_json(tmp_path / "gaze" / "tokenizer.json", changed(load_json(tmp_path / "gaze" / "tokenizer.json"), path, new))
+    with pytest.raises(ValueError, match=rf"tokenizer\.json(?s:.)*{path[-1]}|plain name"):
+        load_tokenizer(tmp_path / "gaze")
+
+
+@pytest.mark.parametrize(
+    "ties",
+    ["[]", "null", "{", "[" * 100_000, '{"b": "c"}', '{"b": 3}', '{"a": "a"}', "1" * 5000],
+    ids=lambda text: text[:12],
+)
+def test_wrong_metadata_of_weights_is_one_error(tmp_path, ties):
+    save_file({"a": torch.zeros(2)}, str(tmp_path / "x.safetensors"), metadata={"tied": ties})
+    for read in (load_tensors, tensor_shapes, load_tensor_metadata, lambda path: list(stream_tensors(path))):
+        with pytest.raises(ValueError, match=r"x\.safetensors"):
+            read(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize("content", [b"", b"\x00" * 7, b"\xff" * 64, b"\x10" + b"\x00" * 7 + b"{" * 16])
+def test_what_is_no_safetensors_file_is_named(tmp_path, content):
+    (tmp_path / "x.safetensors").write_bytes(content)
+    for read in (load_tensors, tensor_shapes, load_tensor_metadata):
+        with pytest.raises(ValueError, match=r"x\.safetensors"):
+            read(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize(
+    "meta",
+    [
+        b"null", b"[]", b"{}", b'{"units": {}}', b"[" * 100_000, b"\xff",
+        b'{"units": {"gaze": 3}, "intrinsics": null, "provenance": {"dataset": "a", "recording": "b"}, "extra": {}}',
+        b'{"units": {}, "intrinsics": null, "provenance": {"dataset": "a", "recording": "b"}, "extra": {}}',
+        b'{"units": {}, "intrinsics": {"width": "x"}, "provenance": {"dataset": "a", "recording": "b"}, "extra": {}}',
+        b'{"units": {}, "intrinsics": null, "provenance": null, "extra": {}}',
+        b'{"units": {}, "intrinsics": null, "provenance": {}, "extra": {}, "evil": 1}',
+    ],
+    ids=lambda text: text[:40],
+)  # fmt: skip
+def test_what_a_clip_says_of_itself_is_checked(tmp_path, meta):
+    contents = encode_clip(tiny_artifacts.invented_clip(0))
+    with ShardWriter(tmp_path, "toy", clip_folders(("gaze",))) as writer:
+        writer.write("a", {"meta": meta, "gaze": contents["gaze"]})
+    with pytest.raises(ValueError, match=r"meta/toy/shard-000000.tar: clip a"):
+        ClipStore(tmp_path, "toy")[0]
+
+
+def bomb(num_bytes: int, *, is_lying: bool = False) -> bytes:
+    """An npz whose array is announced with so many bytes; packed zeros, or nothing at all."""
+    head = io.BytesIO()
+    np.lib.format.write_array_header_1_0(head, {"descr": "|u1", "fortran_order": False, "shape": (num_bytes,)})
+    file = io.BytesIO()
+    with (
+        zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("values.npy", "w", force_zip64=True) as out,
+    ):
+        out.write(head.getvalue())
+        for _ in range(0 if is_lying else num_bytes >> 24):
+            out.write(bytes(1 << 24))
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("is_lying", [False, True], ids=["zeros", "nothing"])
+def test_an_array_that_unpacks_to_gigabytes_is_not_unpacked(tmp_path, is_lying):
+    content = bomb(3 << 30, is_lying=is_lying)
+    assert len(content) < 4 << 20
+    (tmp_path / "a.npz").write_bytes(content)
+    tracemalloc.start()
+    for read in (
+        lambda: decode_array(content, "npz"),
+        lambda: load_npz(tmp_path / "a.npz"),
+        lambda: read_npz(io.BytesIO(content)),
+    ):
+        with pytest.raises(ValueError, match="would take 3221225600 bytes|announces 3221225600 bytes"):
+            read()
+    assert tracemalloc.get_traced_memory()[1] < 64 << 20
+    tracemalloc.stop()
+
+
+def test_no_file_of_a_stranger_can_run_anything():
+    """No unpickling but in the two places that refuse everything, no shell, no code of models, no `eval`."""
+    allowed = {
+        "torch.load(": {"storage/foreign_checkpoints.py"},  # weights_only, tested there
+        "torch.jit.load(": {"storage/torchscript_archives.py"},  # by hash, when asked for
+        "import_module(": {"__init__.py", "anytoany/evaluation/harness.py"},  # names of ours, not of files
+        "import pickle": {"storage/foreign_checkpoints.py", "storage/torchscript_archives.py"},
+    }
+    forbidden = [
+        *allowed,
+        "os.system(",
+        "shell=True",
+        "allow_pickle=True",
+        "trust_remote_code=True",
+        "yaml.load(",
+        "marshal",
+        "dill",
+    ]
+    forbidden += ["import joblib", "shelve", "os.popen(", "import_module(", "__import__(", "extractall(", "unsafe_load"]
+    root = Path(egom2p.__file__).parent
+    for path in sorted([*root.rglob("*.py"), *root.parent.glob("*.py")]):
+        text, name = path.read_text(), path.relative_to(root if path.is_relative_to(root) else root.parent).as_posix()
+        for word in forbidden:
+            assert word not in text or name in allowed.get(word, ()), f"{name}: {word}"
+        for node in ast.walk(ast.parse(text)):
+            if not isinstance(node, ast.Call):
+                continue
+            called = ast.unparse(node.func)
+            assert called not in ("eval", "exec", "compile"), f"{name}: {called}"
+            options = {option.arg: ast.unparse(option.value) for option in node.keywords}
+            if called.startswith("Auto") and called.endswith(("from_pretrained", "from_config")):
+                assert options.get("trust_remote_code") == "False", f"{name}: {ast.unparse(node)}"
+                if called.startswith("AutoModel") and called.endswith("from_pretrained"):
+                    assert options.get("use_safetensors") == "True", f"{name}: {ast.unparse(node)}"
+            if called in ("np.load", "numpy.load", "load"):
+                assert options.get("allow_pickle", "False") == "False", f"{name}: {ast.unparse(node)}"
+            if called == "torch.load":
+                assert options.get("weights_only") == "True", f"{name}: {ast.unparse(node)}"

@@ -39,7 +39,9 @@ def merge(config: MergeConfig) -> float:
     ids_1T, embeddings_1TD = _probe(model)
     before = _logits(model, embeddings_1TD)
     save_merged(model, config.output)
-    plain = AutoModelForCausalLM.from_pretrained(config.output, dtype=model.lm.dtype).eval()
+    plain = AutoModelForCausalLM.from_pretrained(
+        config.output, dtype=model.lm.dtype, trust_remote_code=False, use_safetensors=True
+    ).eval()
     of_embeddings = plain(inputs_embeds=embeddings_1TD, use_cache=False).logits[..., : before.shape[-1]]
     of_ids = (plain.get_input_embeddings()(ids_1T) - embeddings_1TD).abs().max()
     largest = max(1.0, before.abs().max().item())

@@ -32,7 +32,7 @@ from egom2p.tokenizers.pretrained import copy_tokenizer
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_CARD, _PARTS = "anytoany.json", "parts.safetensors"
+_CARD, _PARTS, _CODEBOOKS = "anytoany.json", "parts.safetensors", "codebooks.json"
 _ADAPTER, _ADAPTER_CARD = "adapter_model.safetensors", "adapter_config.json"
 _LANGUAGE_MODEL, _TOKENIZER, _PERCEPTION = "language_model", "tokenizer", "perception"
 _TOWER = "tower.safetensors"
@@ -50,7 +50,7 @@ def write_anytoany_files(model: AnyToAny, folder: Path) -> None:
     of_lm = {name.removeprefix("lm."): tensor for name, tensor in state.items() if name.startswith("lm.")}
     save_json(folder / _CARD, {"config": to_plain(config)})
     save_tensors(folder / _PARTS, {name: state[name] for name in _own_parts(model)})
-    save_json(folder / "codebooks.json", model.codebooks.to_plain())
+    save_json(folder / _CODEBOOKS, model.codebooks.to_plain())
     model.tokenizer.save_pretrained(folder / _TOKENIZER)
     if has_lora(model.lm):
         settings = adapter_settings(model.lm)
@@ -76,13 +76,14 @@ def load_anytoany(directory: str | Path, *, device: torch.device | str = "cpu", 
     live_encoder   a model trained on exported states of an encoder gets the encoder itself, and perceives ids
     """
     directory = Path(directory)
-    if not (directory / _CARD).is_file():
-        raise ValueError(f"{directory}: no {_CARD}; wanted a directory that save_anytoany wrote")
     config = load_config_of(directory)
     if live_encoder:
         config = replace(config, perception=tuple(_live(source) for source in config.perception))
     with torch.random.fork_rng(devices=[]):  # what is drawn for a start is overwritten
         model = build_anytoany(config, device=device)
+    found, wanted = load_json(directory / _CODEBOOKS), model.codebooks.to_plain()
+    if found != wanted:
+        raise ValueError(f"{directory / _CODEBOOKS}: says {found!r:.200}, the tokenizer and config mean {wanted}")
     _load_parts(model, load_tensors(directory / _PARTS), source=directory / _PARTS)
     if has_lora(model.lm):
         load_lora_state(model.lm, load_tensors(directory / _ADAPTER))
@@ -92,8 +93,15 @@ def load_anytoany(directory: str | Path, *, device: torch.device | str = "cpu", 
 def load_config_of(directory: str | Path) -> AnyToAnyConfig:
     """The config of a directory, with what it holds itself in place of the paths it was made from."""
     directory = Path(directory)
-    values = load_json(directory / _CARD)["config"]
-    config = from_plain(AnyToAnyConfig, values, where=str(directory / _CARD))
+    file = directory / _CARD
+    if not file.is_file():
+        raise ValueError(f"{directory}: no {_CARD}; wanted a directory that save_anytoany wrote")
+    card = load_json(file)
+    if not isinstance(card, dict) or "config" not in card:
+        raise ValueError(f"{file}: no `config`; wanted the settings of a model")
+    config = from_plain(AnyToAnyConfig, card["config"], where=str(file))
+    if not (directory / _TOKENIZER).is_dir():
+        raise ValueError(f"{directory}: no folder {_TOKENIZER}; wanted a directory that save_anytoany wrote")
     language_model = replace(config.language_model, tokenizer=str(directory / _TOKENIZER), chat_template="own")
     if (directory / _LANGUAGE_MODEL).is_dir():
         language_model = replace(

@@ -117,7 +117,9 @@ def foreseen(error: Exception) -> str | None:
     """What to tell a person of an error whose cause lies outside the program, and what to do; None for any other."""
     if isinstance(error, ValueError | FileNotFoundError):
         return str(error)
-    if isinstance(error, OSError) and error.errno is not None:
+    if isinstance(error, OSError) and error.errno is None:
+        return str(error)  # a library's own words, such as those of a file that a model lacks
+    if isinstance(error, OSError):
         where = "" if error.filename is None else f"{error.filename}: "
         advice = _ADVICE.get(error.errno, "")
         return f"{where}{error.strerror or error}{f'; {advice}' if advice else ''}"

@@ -34,6 +34,8 @@ class ConfigError(ValueError):
 
 def from_plain(schema: type[SchemaT], values: Mapping[str, Any], *, where: str = "config") -> SchemaT:
     """A schema instance from nested plain values; every problem is listed in one ConfigError that names `where`."""
+    if not isinstance(values, Mapping) or not all(isinstance(key, str) for key in values):
+        raise ConfigError(f"{where}: wanted keys and their values, found {values!r:.80}")
     try:
         return schema(**values)
     except ValidationError as error:

@@ -3,7 +3,7 @@
 L tokens of one modality, V vocabulary size.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -35,6 +35,41 @@ class TokenGrid:
     @property
     def num_tokens(self) -> int:
         return prod(self.shape)
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 1 << 31  # ids are int32
+
+
+def _or_none(is_right: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: value is None or is_right(value)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+_COUNT, _TEXT = (_is_count, "a whole number below 2^31"), (_is_text, "text")
+# What each key of a spec may be in a card; its meaning is checked by the spec itself.
+_FIELDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    "name": _TEXT,
+    "kind": _TEXT,
+    "quantity": _TEXT,
+    "folder": _TEXT,
+    "vocab_size": _COUNT,
+    "num_streams": _COUNT,
+    "pad_id": (_or_none(_is_count), _COUNT[1]),
+    "eos_id": (_or_none(_is_count), _COUNT[1]),
+    "tokenizer_fingerprint": (_or_none(_is_text), "text"),
+    "rate_hz": (_or_none(lambda value: type(value) in (int, float) and 0 < value < 1e9), "a positive number or null"),
+    "grid": (
+        lambda value: isinstance(value, list | tuple) and all(map(_is_count, value)) and prod(value) < 1 << 24,
+        "(length,) or (t, h, w), below 2^24 tokens",
+    ),
+    "sentinel_ids": (lambda value: isinstance(value, list | tuple) and all(map(_is_count, value)), "a list of ids"),
+    "conventions": (lambda value: isinstance(value, Mapping), "words by key"),
+}
+_REQUIRED = ("name", "kind", "quantity", "grid", "vocab_size", "folder")
 
 
 @dataclass(frozen=True)
@@ -130,11 +165,26 @@ class ModalitySpec:
         }
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "ModalitySpec":
+    def from_dict(cls, values: Any, where: object = "modality") -> "ModalitySpec":
+        """The spec of plain values; ValueError names `where` they were read, and the key that is wrong."""
+        if not isinstance(values, Mapping):
+            raise ValueError(f"{where}: a modality is a mapping, found {values!r:.80}")
+        for key in _REQUIRED:
+            if key not in values:
+                raise ValueError(f"{where}: missing key `{key}`")
+        for key, value in values.items():
+            if key not in _FIELDS:
+                raise ValueError(f"{where}: unknown key `{key}`; known are {sorted(_FIELDS)}")
+            is_right, wanted = _FIELDS[key]
+            if not is_right(value):
+                raise ValueError(f"{where}: `{key}` is {value!r:.80}, wanted {wanted}")
         known = dict(values)
-        known["grid"] = TokenGrid(tuple(known["grid"]))
-        known["sentinel_ids"] = tuple(known.get("sentinel_ids", ()))
-        return cls(**known)
+        try:
+            known["grid"] = TokenGrid(tuple(known["grid"]))
+            known["sentinel_ids"] = tuple(known.get("sentinel_ids", ()))
+            return cls(**known)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from egom2p.config import to_plain
 from egom2p.contracts import ModalitySpec, plain_name
-from egom2p.storage import atomic_directory, load_json, load_tensors, save_json, save_tensors
+from egom2p.storage import atomic_directory, check_sizes, load_json, load_tensors, save_json, save_tensors
 from egom2p.storage.hub import fetch
 
 _VOCABULARY_TABLES = (
@@ -65,7 +65,11 @@ def read_model_files(directory: str | Path) -> tuple[dict[str, Any], tuple[Modal
     """Plain values of the config, modalities and weights of a model directory, as they lie there."""
     directory = Path(directory)
     card = _load_card(directory)
-    specs = tuple(ModalitySpec.from_dict(values) for values in card["modalities"])
+    where = f"{directory / _CARD}: modalities"
+    specs = tuple(ModalitySpec.from_dict(values, f"{where}[{n}]") for n, values in enumerate(card["modalities"]))
+    if len({spec.name for spec in specs}) < len(specs) or not specs:
+        raise ValueError(f"{where} are {[spec.name for spec in specs]}, wanted one or several of different names")
+    check_sizes(card["model"], directory / _WEIGHTS, where=f"{directory / _CARD}: model")
     return card["model"], specs, load_tensors(directory / _WEIGHTS)
 
 

@@ -18,6 +18,7 @@ from egom2p.storage.atomic import (
 )
 from egom2p.storage.remote import RemoteConfig, RemoteError, configure_remote, is_remote, open_binary
 from egom2p.storage.tensors import (
+    check_sizes,
     fingerprint_of,
     load_tensor_metadata,
     load_tensors,
@@ -33,6 +34,7 @@ __all__ = [
     "atomic_file",
     "check_link",
     "check_replaceable",
+    "check_sizes",
     "configure_remote",
     "copy_file",
     "errors_name",

@@ -14,9 +14,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from egom2p.storage.atomic import atomic_file
+from egom2p.storage.atomic import atomic_file, parse_json
 
 _TIES = "tied"
+_SMALL_SIZE = 10_000
 _OS_ERROR = re.compile(r"os error (\d+)")
 
 
@@ -75,10 +76,27 @@ def tensor_shapes(path: str | Path) -> dict[str, tuple[int, ...]]:
 
 def load_tensor_metadata(path: str | Path) -> dict[str, str]:
     """The free text stored beside the tensors."""
-    with safe_open(str(path), framework="pt") as opened:
+    with _opened(path) as (opened, _):
         note = dict(opened.metadata() or {})
     note.pop(_TIES, None)
     return note
+
+
+def check_sizes(config: Mapping[str, Any], weights: str | Path, *, where: object) -> None:
+    """ValueError for a size in a network's plain config that the weights beside it cannot mean.
+
+    Asked before anything is built: a number is quickly written into a card, and building what it says takes all memory
+    or for ever. No size is beyond the longest axis of the weights (small ones aside: frames, samples), and there are no
+    more layers than tensors.
+    """
+    shapes = [shape for shape in tensor_shapes(weights).values() if shape and 0 not in shape]
+    longest = max((size for shape in shapes for size in shape), default=0)
+    for name, value in config.items():
+        is_count = name.endswith(("depth", "num_blocks", "num_layers"))
+        most = len(shapes) if is_count else max(longest, _SMALL_SIZE)
+        sizes = value if isinstance(value, list | tuple) else [value]
+        if any(isinstance(size, int | float) and not abs(size) <= most for size in sizes):
+            raise ValueError(f"{where}: `{name}` is {value!r:.80}, but {Path(weights).name} allows for {most} at most")
 
 
 def fingerprint_of(tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> str:
@@ -102,9 +120,20 @@ def _opened(path: str | Path, device: torch.device | str = "cpu") -> Iterator[tu
         raise FileNotFoundError(f"{path}: no such file")
     try:
         with safe_open(str(path), framework="pt", device=str(device)) as opened:
-            yield opened, json.loads((opened.metadata() or {}).get(_TIES, "{}"))
-    except SafetensorError as error:
+            yield opened, _ties_of(opened, path)
+    except (SafetensorError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not a complete safetensors file ({error})") from error
+
+
+def _ties_of(opened: Any, path: Path) -> dict[str, str]:
+    ties = parse_json((opened.metadata() or {}).get(_TIES, "{}"), f"{path}, metadata `{_TIES}`")
+    stored = set(opened.keys())
+    if not isinstance(ties, dict):
+        raise ValueError(f"{path}: metadata `{_TIES}` is {ties!r:.80}, wanted name -> name that is stored")
+    for name, stored_as in ties.items():
+        if not isinstance(stored_as, str) or stored_as not in stored or name in stored:
+            raise ValueError(f"{path}: metadata `{_TIES}` says {name!r:.80} is {stored_as!r:.80}, which is not stored")
+    return ties
 
 
 def _identity(tensor: Tensor) -> tuple[Any, ...]:

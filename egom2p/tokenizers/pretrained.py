@@ -18,10 +18,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from egom2p.config import from_plain, to_plain
-from egom2p.contracts import AlignedClip, ModalitySpec, check_shape
+from egom2p.contracts import AlignedClip, ModalitySpec, check_shape, plain_name
 from egom2p.storage import (
     atomic_directory,
     check_link,
+    check_sizes,
     copy_file,
     fingerprint_of,
     load_json,
@@ -41,6 +42,7 @@ CARD_FILE = "tokenizer.json"
 TokenizerNetworkConfig = Annotated[TrajectoryVqVaeConfig | VideoCodecConfig, Field(discriminator="architecture")]
 """Config of any tokenizer network, chosen by its key `architecture`; for root schemas of jobs."""
 
+_WORDS = {str: "text", dict: "a mapping"}
 # The only classes a card can name.
 _ARCHITECTURES = {
     "trajectory_vqvae": (TrajectoryVqVaeConfig, TrajectoryVqVae),
@@ -161,6 +163,7 @@ def load_tokenizer(
     config = _config_of(card, card_file)
     if isinstance(config, WordPieceConfig):
         return load_text_tokenizer(directory, config)
+    check_sizes(card["config"], weights_file, where=card_file)
     network = build_network(config)
     assert isinstance(network, nn.Module)
     tensors = load_tensors(weights_file)
@@ -205,8 +208,14 @@ def _check_weights(tensors: Mapping[str, Tensor], card: Mapping[str, Any], weigh
 def _config_of(card: Any, card_file: Path) -> Any:
     if not isinstance(card, dict) or not {"fingerprint", "checksum", "config"} <= card.keys():
         raise ValueError(f"{card_file}: a tokenizer card needs the keys fingerprint, checksum and config")
+    for key, kind in (("fingerprint", str), ("checksum", str), ("config", dict)):
+        if not isinstance(card[key], kind):
+            raise ValueError(f"{card_file}: `{key}` is {card[key]!r:.80}, wanted {_WORDS[kind]}")
     architecture = card["config"].get("architecture")
-    if architecture not in _ARCHITECTURES:
+    if not isinstance(architecture, str) or architecture not in _ARCHITECTURES:
         raise ValueError(f"{card_file}: architecture is {architecture!r}, known are {sorted(_ARCHITECTURES)}")
     schema, _ = _ARCHITECTURES[architecture]
-    return from_plain(schema, card["config"], where=str(card_file))
+    config = from_plain(schema, card["config"], where=str(card_file))
+    for key in ("modality", "folder"):  # where tokens are written is decided by them
+        plain_name(getattr(config, key), key, card_file)
+    return config

@@ -90,7 +90,11 @@ def test_the_vocabulary_has_thirty_thousand_ids_where_there_are_as_many_pieces(r
 
 def test_a_folder_stands_alone(tmp_path):
     TOKENIZER.save(tmp_path / "text", training_data={"num_texts": 12}, licence="CC0")
-    assert sorted(path.name for path in (tmp_path / "text").iterdir()) == ["tokenizer.json", "wordpiece.json"]
+    assert sorted(path.name for path in (tmp_path / "text").iterdir()) == [
+        ".egom2p",
+        "tokenizer.json",
+        "wordpiece.json",
+    ]
     loaded = load_tokenizer(tmp_path / "text")
     assert isinstance(loaded, Tokenizer)
     assert loaded.spec == TOKENIZER.spec and loaded.fingerprint == TOKENIZER.fingerprint == loaded.card["fingerprint"]

@@ -83,11 +83,15 @@ def load_language_model(
             attn_implementation=attention,
             device_map=None if device.type == "cpu" else {"": device},
             revision=config.revision or "main",
+            trust_remote_code=False,
+            use_safetensors=True,
         )
     else:
         settings = model_settings(config.architecture or {}, tokenizer)
         with _random_state(config.seed, device), device:
-            model = AutoModelForCausalLM.from_config(settings, dtype=dtype, attn_implementation=attention)
+            model = AutoModelForCausalLM.from_config(
+                settings, dtype=dtype, attn_implementation=attention, trust_remote_code=False
+            )
     if config.gradient_checkpointing:
         # Renamed in transformers 5.2x; the older name warns there.
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable

@@ -102,7 +102,9 @@ def load_text_tokenizer(
     """
     from transformers import AutoTokenizer
 
-    return with_reserved_tokens(AutoTokenizer.from_pretrained(path), template=template, codebooks=codebooks)
+    # Without a question whether code that lies there may run: it may not.
+    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    return with_reserved_tokens(tokenizer, template=template, codebooks=codebooks)
 
 
 def with_reserved_tokens(

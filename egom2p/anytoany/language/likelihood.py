@@ -96,10 +96,12 @@ def folder_embedding(folder: str | Path) -> Callable[[Sequence[str]], np.ndarray
     """Mean last states of a text encoder in a folder of transformers (a sentence encoder, for instance)."""
     from transformers import AutoModel, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(str(folder))
+    tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return _mean_states(AutoModel.from_pretrained(str(folder)).eval(), tokenizer)
+    return _mean_states(
+        AutoModel.from_pretrained(str(folder), trust_remote_code=False, use_safetensors=True).eval(), tokenizer
+    )
 
 
 def _mean_states(encoder: torch.nn.Module, tokenizer) -> Callable[[Sequence[str]], np.ndarray]:

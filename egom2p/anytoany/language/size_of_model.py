@@ -54,7 +54,7 @@ def size_of(config: AnyToAnyConfig) -> ModelSize:
 
     settings = settings_without_weights(config)
     with torch.device("meta"):
-        lm = AutoModelForCausalLM.from_config(settings)
+        lm = AutoModelForCausalLM.from_config(settings, trust_remote_code=False)
     base = _count(lm)
     if config.adapt == "lora":
         with torch.device("meta"):
@@ -95,7 +95,8 @@ def settings_without_weights(config: AnyToAnyConfig) -> "PretrainedConfig":
 
     settings = config.language_model
     if settings.pretrained is not None:
-        return AutoConfig.from_pretrained(settings.pretrained, revision=settings.revision or "main")
+        revision = settings.revision or "main"
+        return AutoConfig.from_pretrained(settings.pretrained, revision=revision, trust_remote_code=False)
     given = dict(settings.architecture or {})
     if "vocab_size" not in given and Path(settings.tokenizer_path).is_dir():
         codebooks = codebook_sizes(config.codebooks)
@@ -156,7 +157,9 @@ def _decoder_without_weights(
         values["layer_types"] = values["layer_types"][:num_blocks]
     fewer = AutoConfig.for_model(values.pop("model_type"), **values)
     with torch.device("meta"):
-        lm = AutoModelForCausalLM.from_config(fewer, dtype=dtype, attn_implementation=packed_attention.register())
+        lm = AutoModelForCausalLM.from_config(
+            fewer, dtype=dtype, attn_implementation=packed_attention.register(), trust_remote_code=False
+        )
         lm.requires_grad_(is_full)
         if lora is not None:
             attach_lora(lm, lora)

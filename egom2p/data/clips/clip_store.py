@@ -18,15 +18,18 @@ from typing import Any
 
 import numpy as np
 
+from egom2p.config import from_plain, strict
 from egom2p.contracts import AlignedClip, Intrinsics, Provenance, Stream, plain_name
+from egom2p.data.shards.array_files import read_npz
 from egom2p.data.shards.folder_set import FolderSet
 from egom2p.data.shards.shard_set import CARD_NAME, ShardSet, ShardWriter, shard_pattern
-from egom2p.storage import is_remote
+from egom2p.storage import is_remote, parse_json
 from egom2p.storage.remote import joined, list_names
 
 META = "meta"
 _ABOUT = (CARD_NAME, "prepare_report.json")  # lie beside clips and describe their making
 _STORED_UNITS = {"depth": "mm"}
+_ARRAYS = ("values", "is_valid", "times_s")
 _MM_PER_M = 1000.0
 _MAX_MM = np.iinfo(np.uint16).max
 
@@ -70,6 +73,16 @@ def write_clips(root: str | Path, dataset: str, clips: Iterable[AlignedClip], *,
     return writer.num_clips
 
 
+@strict
+class _Meta:
+    """What lies beside the streams of a clip, as `encode_clip` writes it."""
+
+    units: dict[str, str]
+    intrinsics: Intrinsics | None
+    provenance: Provenance
+    extra: dict[str, Any]
+
+
 class ClipStore(Sequence[AlignedClip]):
     """Clips of one data set, read by index. Streams other than the asked-for ones are not touched.
 
@@ -111,32 +124,27 @@ class ClipStore(Sequence[AlignedClip]):
             index += len(self)
         key = self._shards.key(index)
         meta = self._load_meta(index)
-        streams = {name: self._load_stream(index, name, meta["units"][name]) for name in self.streams}
-        intrinsics = meta["intrinsics"]
-        return AlignedClip(
-            key=key,
-            streams=streams,
-            intrinsics=_intrinsics(intrinsics) if intrinsics else None,
-            provenance=Provenance(**meta["provenance"]),
-            extra=meta["extra"],
-        )
+        if missing := [name for name in self.streams if name not in meta.units]:
+            raise ValueError(
+                f"{self._shards.where(index, META)}: `units` has no {missing[0]}, found {dict(meta.units)}"
+            )
+        streams = {name: self._load_stream(index, name, meta.units[name]) for name in self.streams}
+        return AlignedClip(key, streams, meta.intrinsics, meta.provenance, meta.extra)
 
     def __iter__(self) -> Iterator[AlignedClip]:
         return (self[index] for index in range(len(self)))
 
-    def _load_meta(self, index: int) -> dict[str, Any]:
-        try:
-            return json.loads(self._shards.read(index, META))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{self._shards.where(index, META)}: not readable JSON: {error}") from error
+    def _load_meta(self, index: int) -> "_Meta":
+        where = self._shards.where(index, META)
+        return from_plain(_Meta, parse_json(self._shards.read(index, META), where), where=where)
 
     def _load_stream(self, index: int, name: str, unit: str) -> Stream:
         content = self._shards.read(index, name)
         try:
-            with np.load(io.BytesIO(content), allow_pickle=False) as archive:
-                values, is_valid, times_s = archive["values"], archive["is_valid"], archive["times_s"]
-        except Exception as error:  # numpy raises many kinds (zip, struct, key, pickle) on foreign bytes
+            arrays = read_npz(io.BytesIO(content), names=_ARRAYS)
+        except ValueError as error:
             raise ValueError(f"{self._shards.where(index, name)}: not a readable stream: {error}") from error
+        values, is_valid, times_s = (arrays[part] for part in _ARRAYS)
         if name == "depth":
             if unit != _STORED_UNITS[name]:
                 raise ValueError(f"{self._shards.where(index, name)}: found depth in {unit!r}, wanted mm")
@@ -197,7 +205,3 @@ def _millimetres(depth_m: np.ndarray) -> np.ndarray:
     millimetres = np.nan_to_num(np.asarray(depth_m, np.float64) * _MM_PER_M, nan=0.0, posinf=0.0, neginf=0.0)
     is_storable = (millimetres > 0) & (millimetres < _MAX_MM)
     return np.where(is_storable, np.maximum(np.rint(millimetres), 1), 0).astype(np.uint16)
-
-
-def _intrinsics(values: dict[str, Any]) -> Intrinsics:
-    return Intrinsics(**{**values, "distortion": tuple(values["distortion"])})

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from egom2p.data.shards.array_files import decode_array, read_npz
 from egom2p.geometry import TimeUnit, check_clock, seconds_from_stamps, stamps_from_text, stated_unit
 
 TABLE_SUFFIXES = (".csv", ".tsv")
@@ -235,14 +236,14 @@ def _read_npz(path: Path, unit: TimeUnit | None, *, offset_s: float, stream: str
 def load_npz(path: Path) -> dict[str, np.ndarray]:
     """All arrays of an npz (or one npy, as `arr_0`); nothing is unpickled. Raises ValueError naming the file."""
     try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return {"arr_0": loaded}
-        with loaded as archive:
-            return {name: archive[name] for name in archive.files}
+        with open(path, "rb") as opened:
+            if opened.read(6) == b"\x93NUMPY":
+                opened.seek(0)
+                return {"arr_0": decode_array(opened.read()).copy()}
+            return read_npz(opened)
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file") from None
-    except Exception as error:  # numpy raises many kinds (zip, struct, key, pickle) on foreign bytes
+    except ValueError as error:
         raise ValueError(f"{path}: not a readable array file: {error}") from error
 
 

@@ -2,12 +2,18 @@
 
 import io
 import struct
+import zipfile
+from collections.abc import Sequence
 from functools import lru_cache
 from math import prod
+from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
 PUBLISHED_NAME = "arr_0"  # what numpy.savez calls an unnamed array; the published token shards hold it
+_MAX_UNPACKED = 1 << 30
+_HEAD_READERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 # Signature, version, flags, method, time, date, checksum, sizes (2), lengths of name and of extra field.
 _ZIP_HEADER = struct.Struct("<4sHHHHHIIIHH")
 
@@ -35,13 +41,48 @@ def decode_array(content: bytes, suffix: str = "npy") -> np.ndarray:
         start = 0 if suffix == "npy" else _start_of_single_member(content)
         if start is not None:
             return _view_npy(content, start)
-        with np.load(io.BytesIO(content), allow_pickle=False) as archive:
-            names = archive.files
-            name = PUBLISHED_NAME if PUBLISHED_NAME in names or len(names) != 1 else names[0]
-            return archive[name]
+        arrays = read_npz(io.BytesIO(content))
+        name = PUBLISHED_NAME if PUBLISHED_NAME in arrays or len(arrays) != 1 else next(iter(arrays))
+        return arrays[name]
     except Exception as error:
-        # numpy and zipfile raise many kinds (struct, key, zip, pickle refused) on foreign bytes.
+        # A header of foreign bytes fails in many ways (struct, key, shape).
         raise ValueError(f"{len(content)} bytes are not a readable {suffix} array: {error}") from error
+
+
+def read_npz(file: BinaryIO | str | Path, *, names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+    """The arrays of an npz, all or the named ones; ValueError for anything else. Nothing is unpickled.
+
+    What the heads of the members announce is compared with their sizes, and with a bound (1 GiB, or a hundred times the
+    size of the file), before anything is unpacked: a file of 1 MB can announce 10 GB, and hold them as zeros.
+    """
+    try:
+        with zipfile.ZipFile(file) as archive:
+            members = {entry.filename.removesuffix(".npy"): entry for entry in archive.infolist()}
+            chosen = members if names is None else {name: members[name] for name in names if name in members}
+            if names is not None and len(chosen) < len(names):
+                raise ValueError(f"it holds {sorted(members)}, wanted {list(names)}")
+            most = max(_MAX_UNPACKED, 100 * sum(entry.compress_size for entry in members.values()))
+            for name, entry in chosen.items():
+                with archive.open(entry) as opened:
+                    version = np.lib.format.read_magic(opened)
+                    head = _HEAD_READERS[version](opened)
+                    announced = opened.tell() + prod(head[0]) * head[2].itemsize
+                if head[2].hasobject:
+                    raise ValueError(f"{name} holds Python objects, which are never loaded")
+                if announced != entry.file_size:
+                    raise ValueError(f"{name} announces {announced} bytes and has {entry.file_size}")
+            if (total := sum(entry.file_size for entry in chosen.values())) > most:
+                raise ValueError(f"its arrays would take {total} bytes, at most {most} are unpacked")
+            arrays = {}
+            for name, entry in chosen.items():
+                with archive.open(entry) as opened:
+                    arrays[name] = np.lib.format.read_array(opened, allow_pickle=False)
+            return arrays
+    except ValueError:
+        raise
+    except Exception as error:
+        # zipfile and numpy raise many kinds (zip, zlib, struct, key, encryption) on foreign bytes.
+        raise ValueError(f"not a readable npz: {type(error).__name__}: {error}") from error
 
 
 def _start_of_single_member(content: bytes) -> int | None:

@@ -21,7 +21,7 @@ class ClipFeatures:
 
     rows        (N, D) one per token, sorted by modality, then position
     modality    (N,) int64 index into the model's modalities
-    position       (N,) int64 position in the grid of the modality
+    position    (N,) int64 position in the grid of the modality
     registers   (R, D)
     pooled      (D,) mean of the rows
     """

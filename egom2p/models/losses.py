@@ -89,7 +89,7 @@ def combine_losses(
     rows_K = torch.as_tensor(denominators, dtype=torch.float32).to(device, non_blocking=True)
     if rows_K.shape != sums.shape:
         raise ValueError(f"{tuple(sums.shape)[0]} losses need as many denominators, got {tuple(rows_K.shape)}")
-    means_K = sums / rows_K.clamp(min=1)
+    means_K = sums / rows_K.clamp(min=1)  # a modality without rows has sum 0, and 0 / 1 keeps its gradient finite
     if loss_type == "token":
         weights_K = rows_K
         if reference_denominator:
@@ -107,6 +107,7 @@ class _ModalityCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, table, target_ids, sizes, chunks, error_of, wants_grad, precision):
         sums_K = hidden.new_zeros(len(sizes[0]), dtype=torch.float32)
+        # Once, where autocast would cast the table again for every chunk.
         weight_VD = table.to(precision)
         rows_MD = hidden.to(precision)
         grad_hidden = torch.zeros_like(rows_MD) if wants_grad else None
@@ -130,6 +131,7 @@ class _ModalityCrossEntropy(torch.autograd.Function):
         grad_hidden, grad_table = ctx.grads
         ctx.grads = None
         counts, vocab_sizes = ctx.sizes
+        # From above comes one number per modality (weight, denominator): a factor of the finished gradients.
         parts = zip(grad_hidden.split(counts), grad_table.split(vocab_sizes), grad_sums.unbind(), strict=True)
         for hidden_part, table_part, grad_sum in parts:
             hidden_part.mul_(grad_sum)

@@ -42,6 +42,7 @@ class Ema:
 
     def update(self, model: nn.Module, step: int) -> None:
         """After the step with this number, the first being 1; the first average is a copy."""
+        # timm moves all tensors in one fused call (foreach): a loop in Python costs more than the arithmetic.
         self._average.update(_parts(model), step=step)
 
     def restart(self, model: nn.Module) -> None:
@@ -53,7 +54,7 @@ class Ema:
         return {name: sharded_like(average, like) for (name, like), average in self._pairs(model)}
 
     @contextlib.contextmanager
-    def in_position_of(self, model: nn.Module) -> Iterator[None]:
+    def put_into(self, model: nn.Module) -> Iterator[None]:
         """The model holds the average inside the block, and its own weights again after it."""
         pairs = [(local_part(tensor), average) for (_, tensor), average in self._pairs(model)]
         _swap(pairs)
@@ -93,6 +94,7 @@ def shown_weights(model: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[N
 
 @torch.no_grad()
 def _swap(pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
+    # Tensor by tensor: a second whole copy of the model may not fit.
     for weights, average in pairs:
         kept = weights.clone()
         weights.copy_(average)

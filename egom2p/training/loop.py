@@ -244,7 +244,7 @@ class _Run:
         model.eval()
         with (
             self.throughput.paused(),
-            ema.in_position_of(model) if wants_average else contextlib.nullcontext(),
+            ema.put_into(model) if wants_average else contextlib.nullcontext(),
             torch.no_grad(),
             seeded(self.seed, 1, device=device),
             autocast(device, self.dtype),

@@ -11,7 +11,7 @@ from egom2p.config import strict
 from egom2p.training.parallel import local_part, part_like, sharded_like, whole_tensor
 
 _QUINTIC = (3.4445, -4.7750, 2.0315)  # coefficients of Jordan et al.: steepest at zero, settles around 1
-_NUM_ITERATIONS = 5
+_NUM_ITERATIONS = 5  # as published: singular values down to 1e-3 of the norm get near 1; three products each
 _EPS = 1e-7
 
 
@@ -50,9 +50,11 @@ def _move(parameter: Tensor, momentum_buffer: Tensor, group: dict[str, Any], is_
         # The momentum moves towards itself, so it stays.
         gradient = torch.where(is_skipped, momentum, gradient)
     momentum.lerp_(gradient, 1 - group["momentum"])
+    # Nesterov: the gradient as it would look after the momentum has moved once more.
     update = sharded_like(gradient.lerp(momentum, group["momentum"]), parameter)
     direction = part_like(orthogonalised(whole_tensor(update)), parameter).to(weight.dtype)
     rows, columns = parameter.shape
+    # Orthonormal columns keep a norm, so over more rows the root mean square falls; the factor undoes that (Jordan).
     moved = (weight * (1 - group["lr"] * group["weight_decay"])).add_(
         direction, alpha=-group["lr"] * math.sqrt(max(1, rows / columns))
     )
@@ -63,7 +65,9 @@ def orthogonalised(matrix: Tensor) -> Tensor:
     """Nearly the orthogonal factor U V^T of a matrix U S V^T, in bfloat16: singular values end between 0.5 and 1.5."""
     linear, cubic, quintic = _QUINTIC
     is_tall = matrix.shape[0] > matrix.shape[1]
+    # Half precision will do: the direction matters, and the polynomial pulls what rounding moved back towards 1.
     wide = matrix.to(torch.bfloat16, copy=True)
+    # The Gram matrix of the shorter side is the smaller one.
     wide = wide.T if is_tall else wide
     wide.div_(wide.norm().clamp(min=_EPS))  # Frobenius, so no singular value exceeds 1
     for _ in range(_NUM_ITERATIONS):

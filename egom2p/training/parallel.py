@@ -109,17 +109,19 @@ def shard(model: nn.Module, config: ParallelConfig, *, ranks: Ranks, dtype: torc
     mesh = init_device_mesh(
         ranks.device.type, sizes if is_hybrid else sizes[1:], mesh_dim_names=names if is_hybrid else names[1:]
     )
+    # float32 sums over ranks: in bfloat16 a hundred ranks' small gradients round away against their sum.
     whole = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
     half = dataclasses.replace(whole, param_dtype=None if dtype == torch.float32 else dtype)
     blocks = foreign_blocks(model) or transformer_blocks(model)
+    # Block by block, so that the next one's weights travel while one computes, and two at most are whole at a time.
     for block in blocks:
         fully_shard(block, mesh=mesh, mp_policy=half, reshard_after_forward=config.reshard_after_forward)
     _know_loss_output()
-    outside = _positions_outside(model, blocks)
+    outside = _parameters_outside(model, blocks)
     # Before torch's own hook, which frees the weights.
     model.register_forward_hook(functools.partial(_touch_root, outside))
     # The root's group is whole all through a step: sharding what is frozen of it would save nothing.
-    frozen = {parameter for position, name in outside if not (parameter := getattr(position, name)).requires_grad}
+    frozen = {parameter for module, name in outside if not (parameter := getattr(module, name)).requires_grad}
     fully_shard(model, mesh=mesh, mp_policy=whole, ignored_params=frozen)
     model.call_with_whole_weights = functools.partial(_call_gathered, model, blocks, config.reshard_after_forward)
     register_fsdp_forward_method(model, "call_with_whole_weights")
@@ -181,15 +183,15 @@ class TouchAll(torch.autograd.Function):
         return gradient, *(zero.to(parameter.dtype).expand(parameter.shape) for parameter in ctx.parameters)
 
 
-def _touch_root(positions: Sequence[tuple[nn.Module, str]], model: nn.Module, inputs: Any, output: LossOutput) -> Any:
+def _touch_root(outside: Sequence[tuple[nn.Module, str]], model: nn.Module, inputs: Any, output: LossOutput) -> Any:
     """Blocks use all of their weights at every pass; what lies outside of them need not be used."""
     if not torch.is_grad_enabled():
         return None
-    parameters = [parameter for module, name in positions if (parameter := getattr(module, name)).requires_grad]
+    parameters = [parameter for module, name in outside if (parameter := getattr(module, name)).requires_grad]
     return dataclasses.replace(output, sums=TouchAll.apply(output.sums, *parameters))
 
 
-def _positions_outside(model: nn.Module, blocks: Sequence[nn.Module]) -> list[tuple[nn.Module, str]]:
+def _parameters_outside(model: nn.Module, blocks: Sequence[nn.Module]) -> list[tuple[nn.Module, str]]:
     """(module, attribute) of every parameter outside of blocks; gathering replaces the parameters themselves."""
     inside = {module for block in blocks for module in block.modules()}
     return [

@@ -85,6 +85,7 @@ class LearningRate:
         """Learning rate of a step that begins after `done` units and consumes `amount` of them."""
         warmup, total = self.length.warmup, self.length.total
         if done < warmup:
+            # Less one step: published warm-ups are a linspace with both ends, so their last step has the peak.
             ramp = min(1.0, done / (warmup - amount)) if warmup > amount else 1.0
             return self.start + (self.peak - self.start) * ramp
         if self.shape == "cosine":
@@ -92,7 +93,7 @@ class LearningRate:
         begin = total - self.cooldown
         if done < begin or not self.cooldown:
             return self._before_cooldown(done - warmup)
-        left = max(0.0, (total - done) / self.cooldown)
+        left = max(0.0, (total - done) / self.cooldown)  # the last step may overshoot a length that is no whole number
         return self.end + (self._before_cooldown(begin - warmup) - self.end) * left
 
     def _before_cooldown(self, done: float) -> float:

@@ -51,7 +51,7 @@ def forward_backward(
     losses, sums = [], []
     for index, batch in enumerate(window):
         batch = batch.to(ranks.device, non_blocking=True)
-        is_last = index == len(window) - 1
+        is_last = index == len(window) - 1  # gradients travel once a step, not once a micro-batch
         with gradient_exchange(model, wanted=is_last):
             with autocast(ranks.device, dtype):
                 output = task.loss(model, batch)
@@ -85,6 +85,7 @@ class StepSums:
         self._values: Tensor | None = None  # loss, gradient norm, skipped steps, then K sums
 
     def add(self, step: StepLosses) -> None:
+        # float64: a log line may be thousands of steps away, and sums of one step reach 1e7 nats.
         values = torch.cat([step.loss.reshape(1), step.loss.new_zeros(2), step.sums]).double()
         self._values = values if self._values is None else self._values + values
         self._counts = [a + b for a, b in zip(self._counts or [0] * len(step.counts), step.counts, strict=True)]

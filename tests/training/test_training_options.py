@@ -84,7 +84,7 @@ def test_tied_weights_are_back_after_the_average_was_shown():
     model["head"].weight.data.add_(1)
     ema.update(model, 2)
     for _ in range(2):
-        with ema.in_position_of(model):
+        with ema.put_into(model):
             torch.testing.assert_close(model["head"].weight, first + 0.25)
         torch.testing.assert_close(model["head"].weight, first + 1)
     for average in ema.tensors(model).values():

@@ -136,8 +136,8 @@ class PretrainTask(Task):
         if self.config.lora is not None:
             save_tensors(directory / "adapter" / "adapter_model.safetensors", lora_state(self.egom2p))
             save_json(directory / "adapter" / "adapter_config.json", adapter_settings(self.egom2p))
-        positions = {name: f"{_TOKENIZERS}/{name}" for name in sources}
-        write_model_files(self.egom2p, directory, positions, state=state, about=self._about())
+        locations = {name: f"{_TOKENIZERS}/{name}" for name in sources}
+        write_model_files(self.egom2p, directory, locations, state=state, about=self._about())
 
     def weights_to_export(self) -> Mapping[str, Tensor]:
         """The model's state dict (adapters merged), by way of the trained module: it may show an average instead."""

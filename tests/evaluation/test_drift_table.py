@@ -9,7 +9,7 @@ import pytest
 from tiny_artifacts import SIZE, make_tiny_world
 
 from egom2p.data.recordings.synthetic import SyntheticReader
-from egom2p.evaluation.drift import DriftConfig, run_drift
+from egom2p.evaluation.drift_evaluation import DriftConfig, run_drift
 
 _WORLD = {"num_rooms": 2, "first_seed": 5, "duration_s": 4.0, "camera": {"height": SIZE, "width": SIZE}}
 

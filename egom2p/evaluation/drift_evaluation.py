@@ -1,6 +1,6 @@
 """The drift table: what becomes of long recordings when windows are joined, and which way of joining is best.
 
-    python -m egom2p.evaluation.drift --config cfgs/default/egom2p/evaluation/drift.yaml
+    python -m egom2p.evaluation.drift_evaluation --config cfgs/default/egom2p/evaluation/drift.yaml
 
 Every row makes the same recordings from the same conditions; rows differ in windows and joining. The truth that went
 through the tokenizers window by window is joined as well: what the model could reach at best.

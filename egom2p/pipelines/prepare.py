@@ -1,32 +1,36 @@
 """Recordings -> aligned clips on disk.
 
-Everything is planned before anything is written, so bad input is an error at once; then shards are made one by one,
-each by one process, and a run that is interrupted continues with the shards that are not there yet.
+Everything is planned before anything is written, so most bad input is an error at once; then shards are made one by
+one, each by one process, and a run that is interrupted continues with the shards that are not there yet. What only
+shows when pictures are decoded stops the run, or leaves the recording out (`bad_recordings=skip`).
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from egom2p.config import strict, to_plain
 from egom2p.contracts import Recording, plain_name
-from egom2p.data.clips.clip_alignment import (
-    ClipConfig,
-    KeptPictures,
-    RecordingTooShort,
-    Window,
-    clip_key,
-    cut_clip,
-    plan_clips,
-)
+from egom2p.data.clips.clip_alignment import ClipConfig, KeptPictures, RecordingTooShort, Window, cut_clip, plan_clips
 from egom2p.data.clips.clip_store import META, clip_folders, encode_clip
 from egom2p.data.recordings.reader_choice import Reader, SourceConfig, identity, open_reader, outline
 from egom2p.data.shards.shard_set import CARD_NAME
-from egom2p.data.shards.shard_writer import check_finished, finished_keys, shard_path, write_shard
+from egom2p.data.shards.shard_writer import write_shard
 from egom2p.jobs.progress import progress_bar, say
 from egom2p.jobs.workers import Workers, tick
+from egom2p.pipelines.prepare_plan import (
+    PlannedRecording,
+    Shard,
+    StorePlan,
+    known_recordings,
+    load_plan,
+    missing_shards,
+    save_plan,
+    signature_of,
+    sizes_of,
+)
 from egom2p.storage import inside, load_json, only_writer, save_json
 
 REPORT_NAME = "prepare_report.json"
@@ -55,21 +59,6 @@ class PrepareConfig:
 
 
 @dataclass(frozen=True)
-class PlannedRecording:
-    """Clips of one recording, or why it gives none."""
-
-    index: int
-    name: str
-    windows: tuple[Window, ...] = ()
-    num_empty: int = 0
-    unused_s: float = 0.0
-    problem: str = ""
-    is_too_short: bool = False
-    unused_files: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
 class PrepareReport:
     """What a run wrote and what it left out.
 
@@ -92,14 +81,12 @@ class PrepareReport:
     notes: dict[str, list[str]] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class _Shard:
-    """One shard to be: its data set, number, streams, and the (recording index, window) of its clips."""
+class _BadRecording(ValueError):
+    """A recording that cannot be cut, by name."""
 
-    dataset: str
-    number: int
-    streams: tuple[str, ...]
-    clips: tuple[tuple[int, Window], ...]
+    def __init__(self, name: str, problem: str) -> None:
+        super().__init__(name, problem)
+        self.name, self.problem = name, problem
 
 
 def prepare(config: PrepareConfig) -> PrepareReport:
@@ -114,17 +101,33 @@ def prepare(config: PrepareConfig) -> PrepareReport:
 
 def _prepare(config: PrepareConfig) -> PrepareReport:
     reader = open_reader(config.source, dataset=config.dataset)
+    plan = load_plan(config.output, config.dataset, clips_per_shard=config.clips_per_shard, kept_streams=config.streams)
+    _check_cards(config, plan)
     with Workers(config.num_workers, _Desk.open, (config,)) as workers:
-        plans = _plan_all(config, reader, workers)
-        shards = _assign_shards(config, plans)
-        report = _report(plans, shards)
-        missing = _missing_shards(config, shards, reader.names)
-        _write_cards(config, report)
-        num_missing = sum(len(shard.clips) for shard in missing)
-        if len(missing) < len(shards):
-            say(f"{len(shards) - len(missing)} of {len(shards)} shards are there already")
-        with progress_bar(f"clips -> {config.output}", num_missing, is_shown=num_missing > 0) as advance:
-            list(workers.run(_write_planned_shard, missing, on_tick=advance))
+        known = known_recordings(plan, reader, is_accepted=lambda recording: _is_accepted(config, recording))
+        plan = plan.with_recordings(_plan_all(config, reader, workers, known), dataset=config.dataset)
+        _check_cards(config, plan)
+        while True:
+            missing = missing_shards(plan, config.output)
+            save_plan(plan, config.output, config.dataset)
+            _write_cards(config, plan)
+            num_missing, num_shards = (
+                sum(len(shard.clips) for shard in missing),
+                sum(bool(s.clips) for s in plan.shards),
+            )
+            if len(missing) < num_shards:
+                say(f"{num_shards - len(missing)} of {num_shards} shards are there already")
+            with progress_bar(f"clips -> {config.output}", num_missing, is_shown=num_missing > 0) as advance:
+                problems: dict[str, str] = {}
+                for found in workers.run(_write_planned_shard, missing, on_tick=advance):
+                    problems |= found
+            if not problems:
+                break
+            plan = plan.without_clips_of(problems)
+    sizes = {file: size for shard in plan.shards for file, size in sizes_of(shard, config.output).items()}
+    plan = replace(plan, sizes=sizes)
+    save_plan(plan, config.output, config.dataset)
+    report = _report(plan, reader.names)
     path = Path(config.output) / META / config.dataset / REPORT_NAME
     save_json(path, {"config": to_plain(config), "report": to_plain(report)})
     say(summary(report) + f"\nreport: {path}")
@@ -191,14 +194,21 @@ def _kept(recording: Recording, streams: Sequence[str] | None) -> Recording:
     return replace(recording, streams=kept)
 
 
-def _plan_all(config: PrepareConfig, reader: Reader, workers: Workers) -> list[PlannedRecording]:
-    with progress_bar(f"reading {config.dataset}", len(reader)) as advance:
-        plans = list(workers.run(_plan_one, range(len(reader)), on_tick=advance))
-    fatal = [
-        plan
-        for plan in plans
-        if plan.problem and not (config.skip_short if plan.is_too_short else config.bad_recordings == "skip")
-    ]
+def _is_accepted(config: PrepareConfig, recording: PlannedRecording) -> bool:
+    """Whether a recording has clips, or may go without them."""
+    if not recording.problem:
+        return True
+    return config.skip_short if recording.is_too_short else config.bad_recordings == "skip"
+
+
+def _plan_all(
+    config: PrepareConfig, reader: Reader, workers: Workers, known: Mapping[str, PlannedRecording]
+) -> list[PlannedRecording]:
+    new = [index for index, name in enumerate(reader.names) if name not in known]
+    with progress_bar(f"reading {config.dataset}", len(new), is_shown=bool(new)) as advance:
+        planned = {plan.name: plan for plan in workers.run(_plan_one, new, on_tick=advance)}
+    plans = [known.get(name) or planned[name] for name in reader.names]
+    fatal = [plan for plan in plans if not _is_accepted(config, plan)]
     if fatal:
         lines = [plan.problem for plan in fatal[:_MAX_LISTED]]
         more = [f"... {len(fatal)} recordings in all"] if len(fatal) > _MAX_LISTED else []
@@ -211,104 +221,108 @@ def _plan_all(config: PrepareConfig, reader: Reader, workers: Workers) -> list[P
 
 def _plan_one(index: int) -> PlannedRecording:
     config, reader = _Desk.config, _Desk.reader
-    name = reader.names[index]
+    name, signature = reader.names[index], signature_of(reader, index)
     try:
         recording = _kept(outline(reader, index), config.streams)
         plan = plan_clips(recording, config.clip, has_pictures=not hasattr(reader, "outline"))
     except RecordingTooShort as error:
-        return PlannedRecording(index, name, problem=str(error), is_too_short=True)
-    except ValueError as error:
-        return PlannedRecording(index, name, problem=str(error))
+        return PlannedRecording(name, problem=str(error), is_too_short=True, signature=signature)
+    except Exception as error:  # noqa: BLE001  memory, codecs, pictures: no recording may cost the others
+        return PlannedRecording(name, problem=_problem(name, error), signature=signature)
     finally:
         tick()
     return PlannedRecording(
-        index, name, plan.windows, plan.num_empty, plan.unused_s, unused_files=recording.unused, notes=recording.notes
+        name,
+        plan.windows,
+        plan.num_empty,
+        plan.unused_s,
+        unused_files=recording.unused,
+        notes=recording.notes,
+        signature=signature,
     )
 
 
-def _assign_shards(config: PrepareConfig, plans: Sequence[PlannedRecording]) -> list[_Shard]:
-    """Clips with the same streams go together; the commonest set of streams (ties: the larger) has the plain name."""
-    groups: dict[tuple[str, ...], list[tuple[int, Window]]] = {}
-    for plan in plans:
-        for window in plan.windows:
-            groups.setdefault(window.streams, []).append((plan.index, window))
-    main = max(groups, key=lambda streams: (len(groups[streams]), len(streams), streams))
-    shards = []
-    for streams, clips in sorted(groups.items()):
-        dataset = config.dataset if streams == main else "-".join([config.dataset, *streams])
-        for number, first in enumerate(range(0, len(clips), config.clips_per_shard)):
-            shards.append(_Shard(dataset, number, streams, tuple(clips[first : first + config.clips_per_shard])))
-    return shards
+def _problem(name: str, error: Exception) -> str:
+    """What is wrong, naming at least the recording; readers name the file in every ValueError of theirs."""
+    if isinstance(error, ValueError) and not isinstance(error, UnicodeError):
+        return str(error) if name in str(error) else f"{name}: {error}"
+    return f"{name}: {type(error).__name__}: {error}"
 
 
-def _missing_shards(config: PrepareConfig, shards: Sequence[_Shard], names: Sequence[str]) -> list[_Shard]:
-    """Shards that are not complete on disk. Raises ValueError when what is there belongs to another configuration."""
-    missing = []
-    for shard in shards:
-        folders = clip_folders(shard.streams)
-        found = finished_keys(config.output, shard.dataset, shard.number, folders)
-        if found is None:
-            missing.append(shard)
-            continue
-        wanted = [clip_key(names[index], window.index) for index, window in shard.clips]
-        check_finished(found, wanted, where=str(shard_path(config.output, META, shard.dataset, shard.number)))
-    for dataset in {shard.dataset for shard in shards}:
-        last = max(shard.number for shard in shards if shard.dataset == dataset)
-        surplus = shard_path(config.output, META, dataset, last + 1)
-        if surplus.is_file():
-            raise ValueError(
-                f"{surplus}: found more shards than the {last + 1} of this configuration; remove the others"
-            )
-    return missing
-
-
-def _write_cards(config: PrepareConfig, report: PrepareReport) -> None:
-    """Say beside the clips what they are cut from, and how. A store that was begun otherwise is not continued."""
-    for dataset, about in report.datasets.items():
+def _check_cards(config: PrepareConfig, plan: StorePlan) -> None:
+    """A store that was begun otherwise is not continued: its cards say what the clips are cut from, and how."""
+    for dataset, wanted in _cards(config, plan).items():
         path = Path(config.output) / META / dataset / CARD_NAME
-        wanted = {"streams": about["streams"], "clip": to_plain(config.clip), "source": identity(config.source)}
         found = load_json(path) if path.is_file() else wanted
         if differing := [key for key in wanted if found.get(key) != wanted[key]]:
             words = "; ".join(f"{key}: found {found.get(key)}, wanted {wanted[key]}" for key in differing)
             raise ValueError(f"{path}: found clips made otherwise; choose another output. {words}")
-        save_json(path, wanted)
 
 
-def _write_planned_shard(shard: _Shard) -> int:
-    return write_shard(
-        _Desk.config.output, shard.dataset, shard.number, clip_folders(shard.streams), _encoded_clips(shard)
-    )
+def _write_cards(config: PrepareConfig, plan: StorePlan) -> None:
+    for dataset, card in _cards(config, plan).items():
+        save_json(Path(config.output) / META / dataset / CARD_NAME, card)
 
 
-def _encoded_clips(shard: _Shard) -> Iterator[tuple[str, dict[str, bytes]]]:
-    for index, window in shard.clips:
-        clip = cut_clip(_Desk.recording(index), window, _Desk.config.clip, kept=_Desk.pictures)
-        yield clip.key, encode_clip(clip)
+def _cards(config: PrepareConfig, plan: StorePlan) -> dict[str, dict[str, Any]]:
+    made_from = {"clip": to_plain(config.clip), "source": identity(config.source)}
+    return {shard.dataset: {"streams": list(shard.streams), **made_from} for shard in plan.shards}
+
+
+def _write_planned_shard(shard: Shard) -> dict[str, str]:
+    """Write one shard; returns the recordings whose clips it lacks since they cannot be cut (name -> why)."""
+    problems: dict[str, str] = {}
+    while True:
+        clips = [clip for clip in shard.clips if clip[0] not in problems]
+        try:
+            write_shard(
+                _Desk.config.output, shard.dataset, shard.number, clip_folders(shard.streams), _encoded_clips(clips)
+            )
+            return problems
+        except _BadRecording as bad:
+            if _Desk.config.bad_recordings == "error":
+                advice = "finished shards are kept; bad_recordings=skip leaves such recordings out"
+                raise ValueError(f"{bad.problem}\n{advice}") from bad
+            problems[bad.name] = bad.problem
+
+
+def _encoded_clips(clips: Sequence[tuple[str, Window]]) -> Iterator[tuple[str, dict[str, bytes]]]:
+    indices = {name: index for index, name in enumerate(_Desk.reader.names)}
+    for name, window in clips:
+        try:
+            clip = cut_clip(_Desk.recording(indices[name]), window, _Desk.config.clip, kept=_Desk.pictures)
+            encoded = encode_clip(clip)
+        except Exception as error:  # as in planning
+            raise _BadRecording(name, _problem(name, error)) from error
+        yield clip.key, encoded
         tick()
 
 
-def _report(plans: Sequence[PlannedRecording], shards: Sequence[_Shard]) -> PrepareReport:
+def _report(plan: StorePlan, names: Sequence[str]) -> PrepareReport:
     datasets: dict[str, dict[str, Any]] = {}
-    for shard in shards:
+    for shard in filter(lambda shard: shard.clips, plan.shards):
         about = datasets.setdefault(shard.dataset, {"streams": list(shard.streams), "num_clips": 0, "num_shards": 0})
         about["num_clips"] += len(shard.clips)
         about["num_shards"] += 1
     absent: Counter[str] = Counter()
     examples: dict[str, str] = {}
-    for plan in plans:
-        for window in plan.windows:
+    recordings = [plan.recordings[name] for name in names]
+    for recording in recordings:
+        for window in recording.windows:
             for stream, why in window.absent.items():
                 absent[stream] += 1
-                examples.setdefault(stream, f"{plan.name} at {window.start_s:.2f} s: {why}")
+                examples.setdefault(stream, f"{recording.name} at {window.start_s:.2f} s: {why}")
     return PrepareReport(
         datasets=datasets,
-        num_recordings=len(plans),
+        num_recordings=len(recordings),
         num_clips=sum(about["num_clips"] for about in datasets.values()),
-        num_empty_windows=sum(plan.num_empty for plan in plans),
-        unused_s=round(sum(plan.unused_s for plan in plans), 6),
+        num_empty_windows=sum(recording.num_empty for recording in recordings),
+        unused_s=round(sum(recording.unused_s for recording in recordings), 6),
         absent=dict(sorted(absent.items())),
         absent_examples=examples,
-        skipped={plan.name: plan.problem for plan in plans if plan.problem},
-        unused_files={plan.name: list(plan.unused_files) for plan in plans if plan.unused_files},
-        notes={plan.name: list(plan.notes) for plan in plans if plan.notes},
+        skipped={recording.name: recording.problem for recording in recordings if recording.problem},
+        unused_files={
+            recording.name: list(recording.unused_files) for recording in recordings if recording.unused_files
+        },
+        notes={recording.name: list(recording.notes) for recording in recordings if recording.notes},
     )

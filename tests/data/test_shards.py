@@ -12,7 +12,7 @@ import webdataset
 
 from egom2p.data.modality_info import default_specs
 from egom2p.data.shards.folder_set import FolderSet, open_clips
-from egom2p.data.shards.shard_files import expand_braces, split_folders
+from egom2p.data.shards.shard_files import expand_braces, read_index, split_folders
 from egom2p.data.shards.shard_set import ShardSet, ShardWriter, decode_array, encode_array, shard_pattern
 
 
@@ -263,3 +263,44 @@ def test_published_example_tokens_are_read(real_data_dir):
     with np.load(path, allow_pickle=False) as archive:
         assert np.array_equal(ids, archive["arr_0"])
     assert ids.size == default_specs()[-1].num_tokens and 0 <= ids.min() and ids.max() < default_specs()[-1].vocab_size
+
+
+def _tar(path, count=13):
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as archive:
+        for number in range(count):
+            entry = tarfile.TarInfo(f"clip_{number:03d}.npy")
+            entry.size = 700
+            archive.addfile(entry, io.BytesIO(bytes([number + 1]) * 700))
+    return path
+
+
+@pytest.mark.parametrize("damage", ["in a header", "between members", "garbage header", "hole", "half an end", "tail"])
+def test_a_tar_that_ends_anywhere_but_at_its_end_mark_is_cut(tmp_path, damage):
+    path = _tar(tmp_path / "shard-000000.tar")
+    assert len(read_index(str(path))) == 13
+    content, member = path.read_bytes(), 512 + 1024  # header and two blocks of data
+    end = 13 * member
+    changed = {
+        "in a header": content[: 5 * member + 200],
+        "between members": content[: 5 * member],
+        "garbage header": content[: 5 * member] + b"\xa5" * 512 + content[5 * member + 512 :],
+        "hole": content[: 5 * member] + bytes(member) + content[6 * member :],
+        "half an end": content[: end + 512],
+        "tail": content[: end + 1024] + b"more",
+    }[damage]
+    path.write_bytes(changed)
+    with pytest.raises(ValueError, match=r"shard-000000\.tar: not a complete tar"):
+        read_index(str(path))
+
+
+def test_the_whole_tar_of_the_door_and_its_cuts(door_dir, tmp_path):
+    content = (door_dir / "cut_tar" / "whole.tar").read_bytes()
+    path = tmp_path / "shard-000000.tar"
+    path.write_bytes(content)
+    whole = read_index(str(path))
+    assert len(whole) == 13
+    for member in whole[1:]:
+        for at in (member.offset - 512, member.offset - 100, member.offset + 10):
+            path.write_bytes(content[:at])
+            with pytest.raises(ValueError, match="not a complete tar"):
+                read_index(str(path))

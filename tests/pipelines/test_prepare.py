@@ -1,15 +1,20 @@
 import json
+import os
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
+import zlib
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from egom2p.config import load_config
 from egom2p.contracts import AlignedClip
+from egom2p.data.clips.clip_alignment import clip_key
 from egom2p.data.clips.clip_store import ClipStore
 from egom2p.data.clips.video_files import write_video
 from egom2p.data.recordings.conversion import convert
@@ -141,6 +146,159 @@ def test_files_that_no_reader_took_are_listed(root, tmp_path, capsys):
     assert report.unused_files == {"a": ["groundtruth.txt"]} == read_report(tmp_path / "clips", "home").unused_files
     shown = capsys.readouterr()
     assert "not used of a: groundtruth.txt" in shown.out + shown.err
+
+
+def _shards(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("*.tar"))}
+
+
+def _make_pictures(root, name, *, broken):
+    folder = root / name / "rgb"
+    folder.mkdir(parents=True)
+    picture = np.random.default_rng(0).integers(0, 255, (24, 32, 3), dtype=np.uint8)
+    for number in range(120):
+        Image.fromarray(picture).save(folder / f"{number:06d}.jpg")
+    if broken is not None:
+        broken(folder)
+
+
+def _cut_a_picture(folder):
+    path = folder / "000090.jpg"
+    path.write_bytes(path.read_bytes()[:300])
+
+
+def _resize_a_picture(folder):
+    Image.new("RGB", (8, 8)).save(folder / "000090.jpg")
+
+
+def _make_a_bomb(folder):
+    # 100 megapixels promised by a header of a few bytes.
+    path = folder / "000090.png"
+    (folder / "000090.jpg").unlink()
+    head = b"\x89PNG\r\n\x1a\n" + struct.pack(">I4sIIBBBBB", 13, b"IHDR", 60_000, 60_000, 8, 2, 0, 0, 0)
+    path.write_bytes(head + struct.pack(">I", zlib.crc32(head[12:])))
+
+
+@pytest.mark.parametrize("break_it", [_cut_a_picture, _resize_a_picture, _make_a_bomb])
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_what_only_shows_when_pictures_are_decoded_leaves_the_recording_out(tmp_path, break_it, num_workers):
+    """Its first clips lie in a shard that was finished before the bad picture was met."""
+    root = tmp_path / "recordings"
+    for name, broken in (("a", None), ("b", break_it), ("c", None)):
+        _make_pictures(root, name, broken=broken)
+    for config in ({}, {"num_workers": num_workers}):
+        with pytest.raises(ValueError, match=r"b.*000090(?s:.*)bad_recordings=skip"):
+            prepare(_config(root, tmp_path / "clips", **config))
+    report = prepare(_config(root, tmp_path / "clips", bad_recordings="skip", num_workers=num_workers))
+    assert report.num_clips == 4 and list(report.skipped) == ["b"] and "000090" in report.skipped["b"]
+    store = ClipStore(tmp_path / "clips", "home")
+    assert store.keys == ["a_000000", "a_000001", "c_000000", "c_000001"] and store.verify() == 4
+    before = _shards(tmp_path / "clips")
+    assert prepare(_config(root, tmp_path / "clips", bad_recordings="skip")).skipped == report.skipped
+    assert _shards(tmp_path / "clips") == before
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("gaze.csv", "timestamps,u,v\n0,0,0\n".encode("utf-16"), "gaze.csv: found UTF-16"),
+        ("gaze.csv", b"timestamps,u,v\n0,\xb0,0\n", "gaze.csv: found no UTF-8"),
+        ("gaze.csv", b'timestamps,u,v\n0,"' + b"9" * 200_000 + b'",0\n', "gaze.csv: not a readable table"),
+        ("recording.yaml", b"rgb: {rate_hz: [", "recording.yaml: not valid YAML"),
+        ("recording.yaml", "gaze: {}".encode("utf-16"), "recording.yaml: not valid YAML"),
+        ("trajectory.txt", b"\xff\xfe0 0", "trajectory.txt: found a binary file"),
+        ("depth.npy", b"\x93NUMPY", "depth.npy: not a readable array"),
+        ("video.mp4", b"nothing", "video.mp4"),
+    ],
+)
+def test_whatever_is_wrong_with_a_recording_is_told_with_its_file_or_skipped(root, tmp_path, name, content, message):
+    (root / "a" / name).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"a/{message}"):
+        prepare(_config(root, tmp_path / "clips"))
+    report = prepare(_config(root, tmp_path / "clips", bad_recordings="skip"))
+    assert report.num_clips == 2 and message in report.skipped["a"]
+
+
+def test_memory_that_runs_out_costs_one_recording_only(root, tmp_path, monkeypatch):
+    cut = prepare_module.cut_clip
+
+    def cut_with_little_memory(recording, *arguments):
+        if recording.name == "a":
+            raise MemoryError("8 GiB")
+        return cut(recording, *arguments)
+
+    monkeypatch.setattr(prepare_module, "cut_clip", cut_with_little_memory)
+    with pytest.raises(ValueError, match="a: MemoryError: 8 GiB"):
+        prepare(_config(root, tmp_path / "clips"))
+    report = prepare(_config(root, tmp_path / "clips", bad_recordings="skip"))
+    assert report.num_clips == 2 and report.skipped == {"a": "a: MemoryError: 8 GiB"}
+
+
+def test_recordings_come_to_a_store_later_wherever_they_sort(root, tmp_path):
+    first = prepare(_config(root, tmp_path / "clips"))
+    before = _shards(tmp_path / "clips")
+    for name in ("0 before all", "a2"):
+        _make(root, name)
+    _make(root, "only video", has_poses=False)
+    report = prepare(_config(root, tmp_path / "clips"))
+    after = _shards(tmp_path / "clips")
+    assert {path: content for path, content in after.items() if path in before} == before
+    assert report.num_clips == first.num_clips + 6 and report.num_recordings == 5
+    store = ClipStore(tmp_path / "clips", "home")
+    assert store.keys[:4] == [f"{name}_00000{k}" for name in ("a", clip_key("b (2)", 0)[:-7]) for k in (0, 1)]
+    assert len(set(store.keys)) == 8 == store.verify()
+    assert ClipStore(tmp_path / "clips", "home-rgb").keys[0].startswith("only-video")
+    # More recordings of the rarer kind do not take the plain name over.
+    for number in range(5):
+        _make(root, f"video {number}", has_poses=False)
+    prepare(_config(root, tmp_path / "clips"))
+    assert len(ClipStore(tmp_path / "clips", "home")) == 8 and len(ClipStore(tmp_path / "clips", "home-rgb")) == 12
+    assert ClipStore(tmp_path / "clips", "home").streams == ("camera", "rgb")
+
+
+def test_a_rerun_with_nothing_to_do_reads_no_recording(root, tmp_path, monkeypatch):
+    (root / "bad").mkdir()
+    (root / "bad" / "gaze.csv").write_text("nothing")
+    config = _config(root, tmp_path / "clips", bad_recordings="skip")
+    first = prepare(config)
+    monkeypatch.setattr(prepare_module, "outline", lambda *_: pytest.fail("a recording was read"))
+    monkeypatch.setattr("egom2p.pipelines.prepare_plan.finished_keys", lambda *_: pytest.fail("a tar was read"))
+    assert prepare(config) == first
+    shutil.copytree(root, tmp_path / "copy")  # a copy with other times of writing is the same recording
+    shutil.rmtree(root)
+    shutil.move(tmp_path / "copy", root)
+    for path in root.rglob("*.*"):
+        os.utime(path, (1, 1))
+    assert prepare(config) == first
+
+
+def test_a_recording_that_changed_is_no_part_of_its_store(root, tmp_path):
+    prepare(_config(root, tmp_path / "clips"))
+    path = root / "a" / "trajectory.txt"
+    path.write_text(path.read_text().replace("1.0", "0.9", 1))
+    with pytest.raises(ValueError, match="a: its files have changed since its clips were cut"):
+        prepare(_config(root, tmp_path / "clips"))
+
+
+def test_a_recording_that_was_mended_gets_its_clips(root, tmp_path):
+    video = (root / "a" / "video.mp4").read_bytes()
+    (root / "a" / "video.mp4").write_bytes(b"nothing")
+    prepare(_config(root, tmp_path / "clips", bad_recordings="skip"))
+    (root / "a" / "video.mp4").write_bytes(video)
+    report = prepare(_config(root, tmp_path / "clips", bad_recordings="skip"))
+    assert report.num_clips == 4 and not report.skipped
+
+
+def test_bad_recordings_of_the_door(door_dir, tmp_path):
+    config = _config(door_dir / "bad_recordings_skip" / "rec", tmp_path / "clips", bad_recordings="skip")
+    report = prepare(config)
+    assert list(report.skipped) == ["b"] and "000034.jpg" in report.skipped["b"]
+    assert {key[0] for key in ClipStore(tmp_path / "clips", "home").keys} == {"a", "c"}
+    (tmp_path / "rot" / "x").mkdir(parents=True)
+    shutil.copy(door_dir / "bad_recordings_skip" / "bitrot.mp4", tmp_path / "rot" / "x" / "video.mp4")
+    shutil.copytree(door_dir / "bad_recordings_skip" / "rec" / "a", tmp_path / "rot" / "a")
+    report = prepare(_config(tmp_path / "rot", tmp_path / "others", bad_recordings="skip"))
+    assert list(report.skipped) in ([], ["x"]) and report.num_clips > 0
 
 
 def test_chosen_streams_only(root, tmp_path):

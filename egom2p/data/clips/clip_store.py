@@ -27,7 +27,8 @@ from egom2p.storage import is_remote, parse_json
 from egom2p.storage.remote import joined, list_names
 
 META = "meta"
-_ABOUT = (CARD_NAME, "prepare_report.json")  # lie beside clips and describe their making
+PLAN_NAME = "prepare_plan.json"
+_ABOUT = (CARD_NAME, "prepare_report.json", PLAN_NAME)  # lie beside clips and describe their making
 _STORED_UNITS = {"depth": "mm"}
 _ARRAYS = ("values", "is_valid", "times_s")
 _MM_PER_M = 1000.0

@@ -1,7 +1,8 @@
 """From a source's config to its reader: the one place that knows every source of recordings.
 
 A reader has `names`, `len(reader)`, `read(index) -> Recording`, and may have `outline(index)`: the same recording with
-empty pictures, cheap to make, for planning clips.
+empty pictures, cheap to make, for planning clips; and `signature(index, is_whole=...)`: whether its files are what they
+were, told without reading them (without one, a recording never changes).
 """
 
 from collections.abc import Callable, Sequence

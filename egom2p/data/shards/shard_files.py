@@ -49,6 +49,21 @@ def split_member_name(name: str) -> tuple[str, str]:
     return "/".join((*path.parts[:-1], stem)), suffix
 
 
+def _check_end(file: BinaryIO, end: int) -> None:
+    """tarfile stops without a word at the first header it cannot read: only two blocks of zeros are the end.
+
+    Raises tarfile.ReadError when they are not there, or anything but zeros follows them.
+    """
+    file.seek(end)
+    found = 0
+    while rest := file.read(1 << 20):
+        if rest.strip(b"\0"):
+            raise tarfile.ReadError(f"found bytes after {end}, which are neither a member nor the end mark")
+        found += len(rest)
+    if found < 2 * tarfile.BLOCKSIZE:
+        raise tarfile.ReadError(f"found {found} bytes of the end mark at {end}, wanted {2 * tarfile.BLOCKSIZE}: cut")
+
+
 def read_index(path: str) -> list[Member]:
     """Members of a tar in order, read once from its headers. Raises ValueError naming the tar.
 
@@ -67,6 +82,7 @@ def read_index(path: str) -> list[Member]:
                         raise tarfile.ReadError(f"member {entry.name} ends after the file does")
                     key, suffix = split_member_name(entry.name)
                     members.append(Member(plain_name(key, "clip key", path), suffix, entry.offset_data, entry.size))
+                _check_end(file, archive.offset)
         except tarfile.TarError as error:
             raise ValueError(f"{path}: not a complete tar: {error}") from error
     seen: set[str] = set()

@@ -222,10 +222,10 @@ def test_whatever_is_wrong_with_a_recording_is_told_with_its_file_or_skipped(roo
 def test_memory_that_runs_out_costs_one_recording_only(root, tmp_path, monkeypatch):
     cut = prepare_module.cut_clip
 
-    def cut_with_little_memory(recording, *arguments):
+    def cut_with_little_memory(recording, *arguments, **keywords):
         if recording.name == "a":
             raise MemoryError("8 GiB")
-        return cut(recording, *arguments)
+        return cut(recording, *arguments, **keywords)
 
     monkeypatch.setattr(prepare_module, "cut_clip", cut_with_little_memory)
     with pytest.raises(ValueError, match="a: MemoryError: 8 GiB"):

@@ -185,9 +185,11 @@ class SpanGrammar:
     def __init__(
         self, codebooks: Codebooks, tokenizer: Any, *, vocab_size: int, spans: Sequence[str] = (), is_free: bool = True
     ) -> None:
+        # Tables instead of a parser per answer: one lookup on the device moves all answers on, the host waits for none.
         self._books = codebooks
         id_of = tokenizer.convert_tokens_to_ids
         text_V = torch.zeros(vocab_size, dtype=torch.bool)
+        # Reserved tokens come by the grammar alone: tags and codes in spans, the media token never.
         text_V[: media_id(tokenizer)] = True
         classes, class_of, follows = [text_V], [0], [_TEXT]
         entry_V = torch.zeros(vocab_size, dtype=torch.int64)
@@ -196,7 +198,7 @@ class SpanGrammar:
             start = id_of(start_tag(kind))
             text_V[start] = True
             entry_V[start] = len(follows)
-            length_V[start] = config.num_tokens + 2
+            length_V[start] = config.num_tokens + 2  # the codes and both tags
             self._add_span(kind, classes, class_of, follows, vocab_size, id_of(end_tag(kind)))
         self.first_state = len(follows) if spans else _TEXT
         for kind in spans:
@@ -205,7 +207,7 @@ class SpanGrammar:
             classes.append(_only(id_of(start_tag(kind)), vocab_size))
             follows.append(len(follows) + 1)
             self._add_span(kind, classes, class_of, follows, vocab_size, id_of(end_tag(kind)))
-            follows[-1] = len(follows)
+            follows[-1] = len(follows)  # from the end tag to the next span that must come
         if spans:
             follows[-1] = _TEXT
         self.num_forced = sum(codebooks.configs[kind].num_tokens + 2 for kind in spans)
@@ -230,6 +232,7 @@ class SpanGrammar:
             return self._classes_CV
         allowed_RV = self._classes_CV[self._class_Z[states]]
         fits_V = self._length_V <= num_left
+        # Inside a span the length was checked when it began.
         return torch.where((states == _TEXT)[:, None], allowed_RV & fits_V, allowed_RV)
 
     def after(self, states: Tensor, ids: Tensor) -> Tensor:

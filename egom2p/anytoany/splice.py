@@ -31,6 +31,7 @@ def splice(
     sizes = check_shape("embeddings", embeddings, "r t d")
     check_shape("ids", ids, "r t", r=sizes["r"], t=sizes["t"])
     check_shape("tokens", tokens, "m d", d=sizes["d"])
+    # Spans are known on the CPU, where they were made: asking the device for them would wait for all work before.
     lengths_I = media_lengths.numpy()
     total = int(lengths_I.sum())
     if total != tokens.shape[0]:
@@ -56,6 +57,7 @@ def _positions(
             f"media item {number} should lie in row {rows_I[number]} at {starts_I[number]} ... {ends_I[number]}, "
             f"but there are {num_rows} rows of {width} positions"
         )
+    # The counter of all positions minus those of the items before is the number inside an item: no loop over items.
     before_I = np.cumsum(lengths_I) - lengths_I
     return np.repeat(rows_I * width + starts_I - before_I, lengths_I) + np.arange(int(lengths_I.sum()))
 
@@ -70,4 +72,5 @@ def _check_ids(ids_N: Tensor, positions_M: Tensor, media_id: int, total: int) ->
             f"the text holds {int(is_media_N.sum())} reserved media ids, the media items' spans cover "
             f"{int(is_written_N.sum())} positions, {int((is_media_N & is_written_N).sum())} of them reserved ids"
         )
+    # On an accelerator reading `fits` would wait; this stops the run without.
     torch._assert_async(fits, "reserved media ids and the spans of media items differ")

@@ -20,13 +20,15 @@ def best_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int]
 
     ValueError for a length beyond the capacity.
     """
+    # Best fit decreasing: at most 11/9 of the fewest rows possible, plus 4 (Johnson et al. 1974). The number breaks
+    # ties, so that every rank packs alike.
     rows: list[list[int]] = []
     room: list[tuple[int, int]] = []  # (free positions, row), ascending
     for index in sorted(range(len(lengths)), key=lambda number: (-lengths[number], number)):
         length = lengths[index]
         if length > capacity:
             raise ValueError(f"a conversation of {length} tokens does not fit a row of {capacity}")
-        at = bisect_left(room, (length, -1))
+        at = bisect_left(room, (length, -1))  # -1 stands before every row: the first one with just enough room
         if at == len(room):
             free, row = capacity, len(rows)
             rows.append([])
@@ -44,6 +46,7 @@ def even_order(lengths: Sequence[int], batch_size: int, *, num_strata: int = 5) 
     """
     by_length = sorted(range(len(lengths)), key=lambda number: (lengths[number], number))
     batches = [by_length[start : start + batch_size] for start in range(0, len(by_length), batch_size)]
+    # Sorted by length, training would see one length at a time.
     stride = -(-len(batches) // num_strata)
     order = [number for first in range(stride) for number in range(first, len(batches), stride)]
     return [index for number in order for index in batches[number]]
@@ -70,6 +73,7 @@ def collate(
     """
     lengths = [sum(len(rendered.ids) for rendered in row) for row in rows]
     positions_T = max(lengths) if num_positions is None else num_positions
+    # Rows of one length, packed, keep every shape static: nothing is compiled or allocated anew.
     shape = (len(rows), positions_T)
     ids_RT = np.full(shape, pad_id, dtype=np.int64)
     labels_RT = np.full(shape, NO_LOSS, dtype=np.int64)
@@ -84,6 +88,8 @@ def collate(
             ids_RT[number, start:end] = rendered.ids
             position_RT[number, start:end] = np.arange(end - start)
             segments_RT[number, start:end] = segment
+            # A label is what comes next. The last token of a conversation has none, or it would be asked for the
+            # first one of its neighbour.
             labels_RT[number, start : end - 1] = np.where(rendered.is_target[1:], rendered.ids[1:], NO_LOSS)
             media += [span.media for span in rendered.spans]
             spans += [(number, start + span.start, span.length) for span in rendered.spans]
@@ -114,6 +120,7 @@ def joined_features(items: Sequence[PerceptionFeatures]) -> dict[str, torch.Tens
     """
     offsets = np.cumsum([0, *(len(item.features) for item in items)], dtype=np.int64)
     width = max((item.features.shape[1] for item in items), default=0)
+    # One array for all sources, one copy to the device: towers cut off the padding.
     features_NW = np.zeros((int(offsets[-1]), width), np.float32)
     for start, item in zip(offsets[:-1].tolist(), items, strict=True):
         features_NW[start : start + len(item.features), : item.features.shape[1]] = item.features

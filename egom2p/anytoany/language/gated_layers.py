@@ -59,6 +59,7 @@ class GatedCrossAttention(nn.Module):
 
     def forward(self, hidden: Tensor, media: MediaMemory) -> Tensor:
         """hidden (R, T, D) -> (R, T, D)."""
+        # These layers train: they are float32 also beside a language model in half precision, where steps would vanish.
         wide = hidden.to(self.norm.weight.dtype)
         sees_media_RT1 = (media.seen >= 0)[:, :, None].to(wide.dtype)
         query_RHTE = rearrange(self.q(self.norm(wide)), "r t (h e) -> r h t e", h=self.num_heads)
@@ -77,10 +78,12 @@ class GatedLayers(nn.Module):
 
     def __init__(self, blocks: nn.ModuleList, *, width: int, memory_width: int, num_heads: int, every: int) -> None:
         super().__init__()
+        # The last block of every group: those before it read text alone.
         chosen = [block for number, block in enumerate(blocks) if number % every == every - 1]
         self.layers = nn.ModuleList(GatedCrossAttention(width, memory_width, num_heads) for _ in chosen)
         self.media: MediaMemory | None = None
         for block, layer in zip(chosen, self.layers, strict=True):
+            # A hook, so that the model stays one that plain transformers saves and loads.
             block.register_forward_pre_hook(_looking(self, layer), with_kwargs=True)
 
     def look_at(self, media: MediaMemory | None) -> None:
@@ -95,9 +98,10 @@ def media_memory(tokens: Tensor, batch: LanguageBatch, tokens_per_item: int) -> 
     order_I = np.lexsort((starts_I, rows_I))
     per_row = np.bincount(rows_I, minlength=num_rows)
     inside_I = np.arange(len(rows_I)) - np.repeat(np.cumsum(per_row) - per_row, per_row)
-    slots = np.zeros((num_rows, max(1, int(per_row.max(initial=0)))), np.int64) - 1
-    slots[rows_I[order_I], inside_I] = order_I
-    owner_RG = torch.from_numpy(slots).to(batch.ids.device)
+    # Items of a row side by side, as many columns as the fullest row has: attention is then one call for all rows.
+    item_RG = np.zeros((num_rows, max(1, int(per_row.max(initial=0)))), np.int64) - 1
+    item_RG[rows_I[order_I], inside_I] = order_I
+    owner_RG = torch.from_numpy(item_RG).to(batch.ids.device)
     items = F.pad(tokens.view(-1, tokens_per_item, tokens.shape[-1]), (0, 0, 0, 0, 0, 1))  # the last one is for -1
     memory_RSC = rearrange(items[owner_RG], "r g p c -> r (g p) c")
     # The number of a position's last start so far, counted in reading order so that a running maximum finds it.

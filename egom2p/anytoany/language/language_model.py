@@ -225,10 +225,12 @@ class _ChunkedLoss(torch.autograd.Function):
     ) -> Tensor:
         total = hidden.new_zeros((), dtype=torch.float32)
         grad_hidden = torch.zeros_like(hidden)
+        # Only what trains: a frozen head of 128k rows has no gradient to hold.
         grads = [torch.zeros_like(parameter) for parameter in parameters]
         for start in range(0, hidden.shape[0], step):
             rows = slice(start, start + step)
             with torch.set_grad_enabled(wants_grad):
+                # A graph of this chunk alone: it is gone, logits and all, before the next one is made.
                 part = hidden[rows].detach().requires_grad_(wants_grad)
                 loss = _summed_loss(head(part), targets[rows], z_loss)
             total += loss.detach()
@@ -245,12 +247,14 @@ class _ChunkedLoss(torch.autograd.Function):
     def backward(ctx: Any, grad_total: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.grads is None:
             raise RuntimeError("the loss of a batch can be differentiated once")
+        # In place: the gradients are as large as the head, and nobody needs them unscaled.
         grad_hidden, *grads = (grad.mul_(grad_total) for grad in ctx.grads)
         ctx.grads = None
         return grad_hidden, None, None, None, None, None, *grads
 
 
 def _summed_loss(logits: Tensor, targets: Tensor, z_loss: float) -> Tensor:
+    # Sums of exponentials over a vocabulary lose the small ones in half precision.
     logits = logits.float()
     loss = F.cross_entropy(logits, targets, reduction="sum")
     if z_loss > 0:

@@ -90,13 +90,14 @@ def make_train_state(model: nn.Module, config: TrainingConfig, *, ranks: Ranks, 
     )
 
 
-def run_summary(model: nn.Module, config: TrainingConfig, ranks: Ranks, dtype: torch.dtype) -> str:
+def run_summary(task: Task, config: TrainingConfig, ranks: Ranks, dtype: torch.dtype) -> str:
     """Sizes of the model and of a step, devices, precision."""
+    model, unit = task.model, task.row_word if config.batching == "clips" else config.batching
     num_parameters = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     size = (config.batch_size if config.batching == "clips" else config.batch_tokens) * config.accumulation
     where = f"{ranks.world_size} x {ranks.device.type}, {str(dtype).removeprefix('torch.')}"
     where += ", blocks compiled" if getattr(model, "compiles_loss", False) else ""
-    return f"{num_parameters / 1e6:.2f} M parameters, {size * ranks.world_size} {config.batching} a step, {where}"
+    return f"{num_parameters / 1e6:.2f} M parameters, {size * ranks.world_size} {unit} a step, {where}"
 
 
 def gradient_scaler(device: torch.device, dtype: torch.dtype) -> torch.amp.GradScaler | None:

@@ -108,11 +108,17 @@ class _Run:
         is_shared = ranks.world_size > 1 and not is_sharded_model(task.model)
         self.model: nn.Module = share_gradients(task.model) if is_shared else task.model
         if ranks.is_first:
-            self.log = RunLog(self.folder, length=self.length, wandb_config=self.config.wandb, settings=settings)
+            self.log = RunLog(
+                self.folder,
+                length=self.length,
+                wandb_config=self.config.wandb,
+                settings=settings,
+                clip_word=task.clip_word,
+            )
             self.log.forget_after(self.progress.step if latest is not None else -1)
             begin = "starting" if latest is None else f"resuming from {latest}"
             details = f"{self.length.total:g} {self.length.unit}, lr {self.learning_rate.peak:.2e}, into {self.folder}"
-            how = run_summary(task.model, self.config, ranks, self.dtype)
+            how = run_summary(task, self.config, ranks, self.dtype)
             for line in (f"{begin}: {how}, {details}", *task.notes):
                 self.log.say(line)
             if latest is not None and (self.folder / "config.json").is_file():
@@ -140,7 +146,7 @@ class _Run:
         self.evaluate()
         export(self.task, self.train_state, final, ranks=self.ranks)
         self._mirror(is_last=True)
-        self.say(f"finished after {self.progress.step} steps, {self.progress.clips} clips: {final}")
+        self.say(f"finished after {self.progress.step} steps, {self.progress.clips} {self.task.clip_word}: {final}")
         return FitResult(self.progress, 0, self.measurements)
 
     def _steps(self, batches: Iterator[Any], stop: StopRequest) -> bool:

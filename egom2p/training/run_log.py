@@ -32,10 +32,18 @@ class WandbConfig:
 class RunLog:
     """Writes to console, `log.jsonl` and wandb; every entry carries what was consumed so far."""
 
-    def __init__(self, folder: Path, *, length: Length, wandb_config: WandbConfig, settings: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        length: Length,
+        wandb_config: WandbConfig,
+        settings: Mapping[str, Any],
+        clip_word: str = "clips",
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._file = folder / "log.jsonl"
-        self._length = length
+        self._length, self._clip_word = length, clip_word
         self._console = _console()
         self._wandb = _start_wandb(folder, wandb_config, settings)
 
@@ -68,7 +76,7 @@ class RunLog:
         self.say(
             f"step {progress.step}{self._of_total()} {100 * self._length.fraction(progress):3.0f} %  "
             f"loss {values['loss']:.4f}  {terms}  lr {values['lr']:.2e}  {tokens_per_s}"
-            f"{values['clips_per_s']:.1f} clips/s  {mfu}left {timedelta(seconds=round(seconds_left))}"
+            f"{values['clips_per_s']:.1f} {self._clip_word}/s  {mfu}left {timedelta(seconds=round(seconds_left))}"
         )
 
     def evaluation(self, progress: Progress, measurements: Sequence[Measurement]) -> None:
@@ -79,7 +87,7 @@ class RunLog:
             if item.unigram_baseline is not None:
                 values[f"{item.group}/{item.name}/unigram_baseline"] = item.unigram_baseline
         self._write("evaluation", progress, values)
-        title = f"validation after {progress.step} steps, {progress.clips} clips"
+        title = f"validation after {progress.step} steps, {progress.clips} {self._clip_word}"
         show_measurements(title, measurements, self._console)
 
     def close(self, *, failed: bool = False) -> None:

@@ -68,12 +68,15 @@ class Task(ABC):
 
     model            the trained module, on the CPU or its device when handed over; the loop wraps it for several ranks
     num_train_clips  size of an epoch; None: not known, a run of epochs must say it
+    clip_word        what lines for people call the clips of the loop; row_word: what `batch_size` counts
     frozen           a first phase in which only a part of the model trains
     notes            lines for the beginning of the log
     """
 
     model: nn.Module
     num_train_clips: int | None = None
+    clip_word: str = "clips"
+    row_word: str = "clips"
     frozen: FrozenPhase | None = None
     notes: Sequence[str] = ()
 

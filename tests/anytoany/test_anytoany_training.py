@@ -71,10 +71,13 @@ def losses(folder):
     return [(entry["loss"], entry["grad_norm"]) for entry in entries if entry["kind"] == "train"]
 
 
-def test_the_published_config_takes_steps_and_resumes_to_the_bit(downloads, tmp_path):
+def test_the_published_config_takes_steps_and_resumes_to_the_bit(downloads, tmp_path, capsys):
     """`finetune-x1` once took no optimizer step, and no run could be continued inside an epoch."""
     result = train_anytoany(config_of(downloads, tmp_path / "whole"))
     assert result.progress.step == 4 and result.progress.clips == 4 * 4 * 2
+    reported = "".join(capsys.readouterr())
+    assert " rows a step" in reported and "finished after 4 steps, 32 conversations" in reported
+    assert "conversations/s" in reported and " clips" not in reported
     adapter = load_tensors(tmp_path / "whole" / "final" / "adapter_model.safetensors")
     assert all(tensor.abs().max() > 0 for name, tensor in adapter.items() if "lora_B" in name)
     assert {name.split(".")[-3] for name in adapter} == {"q_proj", "v_proj"}

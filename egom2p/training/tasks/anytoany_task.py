@@ -62,6 +62,8 @@ def train_anytoany(config: AnyToAnyTrainingConfig) -> FitResult | None:
 class AnyToAnyTask(Task):
     """The language model with its perception as the loop's `Task`. A clip, for the loop, is a conversation."""
 
+    clip_word, row_word = "conversations", "rows"
+
     def __init__(self, config: AnyToAnyTrainingConfig, ranks: Ranks) -> None:
         self.config, self.ranks = config, ranks
         with seeded(config.seed, 0):

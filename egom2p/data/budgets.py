@@ -33,6 +33,7 @@ def draw_budgets(
     concentrations = [alphas[k] for k in drawn]
     shares = [min(share, _LARGEST_SHARE) for share in rng.dirichlet(concentrations).tolist()]
     given = [int(share * total) for share in shares]
+    # Published: each token that flooring lost goes to the largest share of a draw of its own.
     left = total - sum(given)
     for row in rng.dirichlet(concentrations, size=left).argmax(axis=1).tolist():
         given[row] += 1
@@ -49,6 +50,7 @@ def _waterfill(counts: list[int], limits: list[int], shares: list[float], total:
     """Raise counts below their limits, in proportion to shares, until they sum to `total` or nothing has room."""
     counts = list(counts)
     wanted_sum = min(total, sum(limits))
+    # Ends: a round either fills a modality or hands out all that is left; K rounds at most.
     while (surplus := wanted_sum - sum(counts)) > 0:
         rows = [row for row, limit in enumerate(limits) if counts[row] < limit]
         # A share can underflow to 0 at small alphas; such a modality still takes what no other has room for.

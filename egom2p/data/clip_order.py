@@ -38,6 +38,7 @@ class ClipOrder:
 
     def locate(self, position: int) -> int:
         """Clip index at a position of the endless order."""
+        # Every clip once an epoch, whatever the ranks: the position alone decides, nothing is drawn through a buffer.
         epoch, offset = divmod(position, self.num_clips)
         shards, ends = self._shards_of(epoch)
         block = int(np.searchsorted(ends, offset, side="right"))
@@ -57,6 +58,8 @@ class ClipOrder:
         if self._block is None or self._block[0] != (epoch, block):
             members = shards[block * self._shards_per_block : (block + 1) * self._shards_per_block]
             clips = np.concatenate([np.arange(self._starts[shard], self._starts[shard + 1]) for shard in members])
+            # Shuffled inside a block only: a worker holds the indices and open files of a few shards instead of all,
+            # at the price that clips of far shards do not meet in a batch of this epoch.
             rng = clip_rng(self._seed, f"clips of {self._name}", epoch, block)
             self._block = (epoch, block), rng.permutation(clips)
         return self._block[1]
@@ -81,6 +84,8 @@ class MixtureOrder:
         if self._cycle is None or self._cycle[0] != cycle:
             owners = np.repeat(np.arange(len(self._names)), self._counts)
             owners = clip_rng(self._seed, "mixture", cycle).permutation(owners)
+            # How often the owner of a draw came before it in this cycle; counts per cycle are fixed, so a global index
+            # gives the position in the owner's own order without counting from the start.
             ranks = np.empty(len(owners), dtype=np.int64)
             for owner, count in enumerate(self._counts):
                 ranks[owners == owner] = np.arange(count)
@@ -93,6 +98,7 @@ class MixtureOrder:
 def _draws(weights: np.ndarray) -> np.ndarray:
     """Draws per cycle, at least one each, that sum to the cycle (largest remainders)."""
     wanted = weights / weights.sum() * _DRAWS_PER_CYCLE
+    # At least one: a data set with any weight is seen in every cycle.
     counts = np.maximum(np.floor(wanted), 1).astype(np.int64)
     order = np.argsort(counts - wanted, kind="stable")
     left = _DRAWS_PER_CYCLE - int(counts.sum())

@@ -59,9 +59,11 @@ def collate(
         num_filler = _fill_up(inputs, targets, shape, num_modalities, registers, num_clips=len(clips))
         if has_queries:
             queries.append(np.full(targets.num_rows - sum(map(len, queries)), -1, dtype=np.int32))
+    # The smallest type that holds every position: together with int32 ids a clip of full budgets takes <= 32 kB.
     position_type = _position_type(max(num_registers, *(spec.num_tokens for spec in specs)))
     target_modality_M = targets.modality()
-    # Input and target sides have K (+ 1 with registers) and K segments for each clip.
+    # Input and target sides have K (+ 1 with registers) and K segments for each clip, empty ones too: so lengths are
+    # sums over a regular table, and the model learns every length from Python ints without asking the device.
     num_segments = len(clips) + num_filler
     input_lengths_B = inputs.lengths_per_clip(num_segments, num_modalities + (registers is not None))
     segment_lengths = np.array(targets.lengths, dtype=np.int64)
@@ -76,8 +78,10 @@ def collate(
         target_position=targets.positions(position_type),
         target_modality=torch.from_numpy(target_modality_M),
         target_offsets=_offsets(target_lengths_B),
+        # Without texts every query is the mask token: one number repeated by stride 0 costs no memory and no transfer.
         query_ids=_join(queries) if has_queries else torch.full((1,), -1, dtype=torch.int32).expand(num_targets),
         segment_offsets=_offsets(segment_lengths),
+        # Stable, so that inside a modality rows stay in clip order: each head reads one slice, in the order of losses.
         head_order=torch.from_numpy(np.argsort(target_modality_M, kind="stable")),
         head_counts=tuple(np.bincount(target_modality_M, minlength=num_modalities)[:num_modalities].tolist()),
         input_lengths=tuple(input_lengths_B.tolist()),
@@ -109,6 +113,7 @@ def _fill_up(
             f"{num_clips} clips of {shape.num_inputs - left_inputs} inputs and {shape.num_targets - left_targets} "
             f"targets do not fit {shape}"
         )
+    # One segment more than clips: the tail exists in every batch, also where it is empty, or shapes would not be fixed.
     num_filler = shape.num_clips + 1 - num_clips
     for number in range(num_filler):
         is_tail = number == num_filler - 1

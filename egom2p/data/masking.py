@@ -155,6 +155,7 @@ class UnifiedMasking:
         num_input = _request(config.min_input_tokens, config.max_input_tokens, rng)
         num_target = _request(config.min_target_tokens, config.max_target_tokens, rng)
         limits, always, policy = plan.limits, plan.always, config.policy
+        # Half of a modality that is always a target stays free, or an unlucky draw of inputs would leave it none.
         input_limits = [limit // 2 if is_always else limit for limit, is_always in zip(limits, always, strict=True)]
         inputs = draw_budgets(num_input, plan.input_alphas[component], input_limits, policy=policy, rng=rng)
         # Both sides of a text may be long: its hidden words are not lost to the input.
@@ -268,9 +269,11 @@ def draw_split(
     total = num_input + num_target
     if total > num_tokens:
         raise ValueError(f"{num_input} inputs and {num_target} targets do not fit {num_tokens} positions")
+    # All positions on one side, as direct tasks ask: nothing is random, and a range costs a 16th of a draw (5,120).
     if total == num_tokens and (num_input == 0 or num_target == 0):
         positions = np.arange(num_tokens, dtype=np.int32)
         return (positions, positions[:0]) if num_target == 0 else (positions[:0], positions)
+    # One draw without replacement for both sides makes them disjoint; shuffled only where it is cut in two.
     drawn = rng.choice(num_tokens, total, replace=False, shuffle=num_input > 0 and num_target > 0)
     return _ascending(drawn[:num_input], num_tokens), _ascending(drawn[num_input:], num_tokens)
 
@@ -292,10 +295,12 @@ def draw_connected(
     if num_input + num_target > num_tokens:
         raise ValueError(f"{num_input} inputs and {num_target} targets do not fit {num_tokens} positions")
     if positions == "tube":
+        # Cell after cell, each through all times: a prefix of this order is whole tubes and the start of one more.
         num_cells = num_tokens // shape[0]
         rank = (rng.permutation(num_cells)[None] * shape[0] + np.arange(shape[0])[:, None]).reshape(-1)
         order = np.argsort(rank)
     else:
+        # Largest of the distances along the axes (a box, not a ball), so that the nearest positions are a block.
         centre = rng.random(len(shape))
         axes = np.meshgrid(*[(np.arange(size) + 0.5) / size for size in shape], indexing="ij")
         distance = np.max([np.abs(axis - at) for axis, at in zip(axes, centre, strict=True)], axis=0)

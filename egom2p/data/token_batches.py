@@ -15,6 +15,7 @@ from egom2p.contracts import MaskedClip, ModalitySpec
 from egom2p.data.clip_order import clip_rng
 from egom2p.data.collate import BatchShape
 
+# To fill the last percent a clip more would be taken, and nearly all of it left out.
 _FULL = 0.99
 _SAMPLE = 2048  # clips whose sizes decide how the rows are shared out
 
@@ -61,6 +62,7 @@ def choose_shape(size_of: Callable[[int], ClipSize], num_tokens: int) -> BatchSh
     total_inputs, total = sum(size.inputs for size in sizes), sum(size.inputs + size.targets for size in sizes)
     num_inputs = min(max(1, round(num_tokens * total_inputs / total)), num_tokens - 1)
     mean = total / len(sizes)
+    # Twice the mean number of clips and some: a run of small clips must not end for want of segments.
     return BatchShape(num_inputs, num_tokens - num_inputs, num_clips=int(2 * num_tokens / mean) + 8)
 
 
@@ -120,6 +122,7 @@ def _shares(total: int, free: Sequence[int]) -> list[int]:
     """`total` (nothing where it is not positive) shared out in proportion to `free`."""
     if total <= 0:
         return [0] * len(free)
+    # Differences of rounded running sums: whole numbers, in proportion, that sum to the total exactly.
     ends = np.cumsum(free) * total // max(1, sum(free))
     return np.diff(ends, prepend=0).tolist()
 

@@ -260,7 +260,7 @@ def _token_loss(
         accuracy=bootstrap_interval(accuracy, rng, groups=recordings),
         uniform_nats=float(np.log(spec.vocab_size)),
         unigram_nats=baseline,
-        marginal_entropy_nats=entropy,
+        position_entropy_nats=entropy,
         unigram_note=note,
     )
 

@@ -168,6 +168,8 @@ def _group_segments(queries: np.ndarray, keys: np.ndarray, pairs_per_call: int) 
     order = [int(i) for i in np.lexsort((-queries, -keys)) if queries[i] > 0 and keys[i] > 0]
     groups: list[list[int]] = []
     longest_query = longest_key = waste = 0
+    # Longest keys first, so a rectangle's key length is known when it is opened. One pass, not the best cut: plans are
+    # made anew for every batch, of thousands of segments.
     for segment in order:
         num_queries, num_keys = int(queries[segment]), int(keys[segment])
         # A longer query than the group's pads every segment already in it.
@@ -198,6 +200,7 @@ def _padded_rows(lengths: np.ndarray, members: list[np.ndarray], device: torch.d
     for segments in members:
         numbers = np.arange(lengths[segments].max())[None, :]
         is_row = numbers < lengths[segments][:, None]
+        # Padding repeats the last row of its own segment: finite like any row, and one gather without a row of zeros.
         source = starts[segments][:, None] + np.minimum(numbers, lengths[segments][:, None] - 1)
         padded = first + np.arange(source.size).reshape(source.shape)
         position[source[is_row]] = padded[is_row]

@@ -52,7 +52,7 @@ class TokenLoss:
     accuracy: Interval
     uniform_nats: float
     unigram_nats: float | None
-    marginal_entropy_nats: float | None
+    position_entropy_nats: float | None
     unigram_note: str
 
     def __str__(self) -> str:

@@ -112,7 +112,7 @@ def test_an_interrupted_evaluation_goes_on_with_the_missing_tasks(world, evaluat
     interrupt()
     (shards / "gaze" / "tiny" / "shard-000000.tar").touch()
     run_evaluation(config)
-    assert evaluated == ["rgb2gaze", "rgb2camera"], "tokens were written again, so their marginals may differ"
+    assert evaluated == ["rgb2gaze", "rgb2camera"], "tokens were written again, so their unigram baseline may differ"
 
 
 @pytest.mark.parametrize("alignment", ["rotation", "first_pose", "se3", "sim3"])

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pyarrow
@@ -17,6 +18,7 @@ from egom2p.anytoany.conversations.conversation import (
     load_templates,
     template_path,
 )
+from egom2p.anytoany.conversations.conversation_loader import LanguageDataConfig, check_rows
 from egom2p.anytoany.conversations.datasets import (
     CaptionsConfig,
     InstructConfig,
@@ -156,3 +158,72 @@ def test_templates_are_checked(tmp_path):
     assert fill("{video} {q}", {"q": "{video}?"}) == "{video} video?"
     assert len(Templates(TemplateConfig(file="caption_video", limit=5))) == 5
     assert template_path("caption_video").is_file()
+
+
+NO_TEXT = {"null": None, "list": ["x", "y"], "mapping": {"en": "ball"}, "truth": True, "number": 3, "nan": float("nan")}
+
+
+@pytest.mark.parametrize("what", NO_TEXT)
+@pytest.mark.parametrize("kind", ["captions", "instruct", "interleaved", "text", "reference"])
+def test_what_is_no_text_is_refused_with_file_and_row(tmp_path, kind, what):
+    """Models were trained to say `None`, `nan` and `['x', 'y']`."""
+    value = NO_TEXT[what]
+    rows = {
+        "captions": {"clip": "a", "description": value},
+        "reference": {"clip": value, "description": "a ball"},
+        "instruct": {"image": "a", "turns": [{"from": "human", "value": "?"}, {"from": "gpt", "value": value}]},
+        "text": {"turns": [{"from": "human", "value": value}, {"from": "gpt", "value": "yes"}]},
+        "interleaved": {"turns": [{"role": "user", "text": value}], "media": []},
+    }
+    path = lines(tmp_path / "a.jsonl", [rows[kind]])
+    configs = {
+        "captions": CaptionsConfig(files=(path,), ref="clip"),
+        "reference": CaptionsConfig(files=(path,), ref="clip"),
+        "instruct": InstructConfig(files=(path,), turns="turns", ref="image"),
+        "text": TextConfig(files=(path,), turns="turns"),
+        "interleaved": InterleavedConfig(files=(path,)),
+    }
+    data = open_dataset(configs[kind])
+    if (kind, what) == ("reference", "number"):
+        assert data.conversation(0, RNG(0)).media == (Media("video", "3"),)
+        return
+    with pytest.raises(ValueError, match=r"a\.jsonl#0: "):
+        data.conversation(0, RNG(0))
+
+
+def test_null_and_nan_of_parquet_are_refused_too(tmp_path):
+    for name, values in {"null": ["a", None], "nan": [1.5, float("nan")], "list": [["a"], ["b"]]}.items():
+        parquet.write_table(pyarrow.table({"clip": ["a", "b"], "description": values}), tmp_path / f"{name}.parquet")
+        data = open_dataset(CaptionsConfig(files=(str(tmp_path / f"{name}.parquet"),), ref="clip"))
+        with pytest.raises(ValueError, match=rf"{name}\.parquet#1: 'description' is .*, wanted a text"):
+            data.conversation(1, RNG(0))
+
+
+@pytest.mark.parametrize(
+    "row", [{"turns": "x", "media": []}, {"turns": [3], "media": []}, {"turns": [], "media": {"a": 1}}]
+)
+def test_turns_and_media_are_lists_of_mappings(tmp_path, row):
+    data = open_dataset(InterleavedConfig(files=(lines(tmp_path / "a.jsonl", [row]),)))
+    with pytest.raises(ValueError, match=r"a\.jsonl#0: .* wanted a list of"):
+        data.conversation(0, RNG(0))
+
+
+@pytest.mark.parametrize("ref", ["../../etc/passwd", "/etc/passwd", "a//b", "a/../b"])
+def test_a_reference_leads_nowhere_else(tmp_path, ref):
+    path = lines(tmp_path / "a.jsonl", [{"clip": ref, "description": "x"}, {"clip": "deep/b.npy", "description": "x"}])
+    data = open_dataset(CaptionsConfig(files=(path,), ref="clip", folder="media"))
+    with pytest.raises(ValueError, match=r"a\.jsonl#0: .* is not one plain name"):
+        data.conversation(0, RNG(0))
+    assert data.conversation(1, RNG(0)).media[0].ref == "media/deep/b.npy"
+
+
+def test_a_dry_look_sees_every_row_and_says_the_way_out(tmp_path):
+    rows = [{"clip": f"c{n}", "description": "a ball"} for n in range(40)]
+    rows[7]["description"], rows[23]["description"], rows[31]["description"] = None, "a <|media|> ball", " "
+    captions = CaptionsConfig(files=(lines(tmp_path / "a.jsonl", rows),), ref="clip")
+    absent = CaptionsConfig(files=(str(tmp_path / "absent.jsonl"),), ref="clip")
+    config = LanguageDataConfig(datasets={"a": captions, "b": absent})
+    with pytest.raises(ValueError, match=r"(?s)a\.jsonl#7: .*a\.jsonl#23.*a\.jsonl#31.*data\.bad_rows=skip"):
+        check_rows(config, ["<|media|>"])
+    said = check_rows(replace(config, bad_rows="skip"), ["<|media|>"])
+    assert said[0] == "a: 40 rows, 3 of them bad" and "a.jsonl#7" in said[1] and said[-1].startswith("b: not looked at")

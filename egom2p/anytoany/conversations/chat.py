@@ -82,14 +82,12 @@ class ChatRenderer:
         return self._with_spans(conversation, ids_L, is_target_L)
 
     def _text_of(self, turn: Turn, key: str) -> str:
+        refuse_reserved(turn, self._reserved, key)
         texts = []
         for part in turn.parts:
             if isinstance(part, Media):
                 texts.append(media_text(part.kind, 1))  # widened below, where its length is a number
                 continue
-            found = next((token for token in self._reserved if token in part), None)
-            if found is not None:
-                raise ValueError(f"conversation {key}: the text has {found!r}, a token reserved for the model")
             texts.append(part)
         return "".join(texts)
 
@@ -137,3 +135,11 @@ class ChatRenderer:
                 f"the chat template's {{% generation %}} block must hold the answer and the end of turn "
                 f"({self.tokenizer.eos_token!r}); it holds {self.tokenizer.convert_ids_to_tokens(targets)}"
             )
+
+
+def refuse_reserved(turn: Turn, reserved: Sequence[str], key: str) -> None:
+    """ValueError for a text with a word that the tokenizer would take for one of its marks."""
+    for part in turn.parts:
+        found = next((token for token in reserved if isinstance(part, str) and token in part), None)
+        if found is not None:
+            raise ValueError(f"conversation {key}: the text has {found!r}, a token reserved for the model")

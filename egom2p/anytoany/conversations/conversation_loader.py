@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from egom2p.anytoany.conversations.chat import ChatConfig, ChatRenderer
+from egom2p.anytoany.conversations.chat import ChatConfig, ChatRenderer, refuse_reserved
 from egom2p.anytoany.conversations.datasets import ConversationSet, DatasetConfig, open_dataset
 from egom2p.anytoany.conversations.packing import best_fit_decreasing, collate, even_order
 from egom2p.anytoany.types import LanguageBatch, Media, PerceptionFeatures, Rendered
@@ -119,6 +119,40 @@ class LanguageDataConfig:
             raise ValueError(
                 f"row_tokens is {self.row_tokens}, but a conversation may have chat.max_length {self.chat.max_length}"
             )
+
+
+_BAD_ROWS = "data.bad_rows=skip leaves such rows out and counts them"
+_MAX_LISTED = 10
+
+
+def check_rows(config: LanguageDataConfig, reserved: Sequence[str]) -> list[str]:
+    """Look at every row of every data set; a line per data set for people. ValueError lists rows that are bad.
+
+    reserved   words of the tokenizer that no text may hold
+    """
+    said, bad = [], []
+    for name, dataset in config.datasets.items():
+        try:
+            rows = open_dataset(dataset)
+        except FileNotFoundError as error:
+            said.append(f"{name}: not looked at ({error})")
+            continue
+        problems = []
+        for index in range(len(rows)):
+            try:
+                conversation = rows.conversation(index, clip_rng(0, name, index))
+                for turn in conversation.turns:
+                    refuse_reserved(turn, reserved, conversation.key)
+            except ValueError as error:
+                problems.append(str(error))
+        said.append(f"{name}: {len(rows)} rows, {len(problems)} of them bad")
+        bad += problems
+        if problems and config.bad_rows == "skip":
+            said += [f"  left out: {problem}" for problem in problems[:_MAX_LISTED]]
+    if bad and config.bad_rows == "error":
+        more = [f"... {len(bad)} bad rows in all"] if len(bad) > _MAX_LISTED else []
+        raise ValueError("\n".join([*bad[:_MAX_LISTED], *more, _BAD_ROWS]))
+    return said
 
 
 @dataclass(frozen=True)
@@ -248,9 +282,9 @@ class LanguageLoader:
         try:
             conversation = self.datasets[name].conversation(index, clip_rng(self._seed, f"template of {name}", before))
             rendered = self._renderer(name, before).render(conversation)
-        except ValueError:
+        except ValueError as error:
             if self.config.bad_rows == "error":
-                raise
+                raise ValueError(f"{error}. {_BAD_ROWS}") from error
             self.dropped[name, "bad row"] += 1
             return None
         if rendered is None:

@@ -23,6 +23,7 @@ from egom2p.anytoany.conversations.table_files import TableFiles
 from egom2p.anytoany.types import Conversation, Media, MediaKind, Role, Turn
 from egom2p.anytoany.world.world_questions import WorldQuestionsConfig, WorldQuestionSet
 from egom2p.config import strict
+from egom2p.contracts import plain_name
 
 _ROLES: dict[str, Role] = {
     "human": "user",
@@ -140,9 +141,10 @@ class CaptionSet:
     def conversation(self, index: int, rng: np.random.Generator) -> Conversation:
         row, key = self._rows[index], row_name(self._rows, index)
         media = Media(
-            self._config.media, media_ref(row[self._config.ref], self._config.folder) if self._config.ref else key
+            self._config.media, media_ref(row[self._config.ref], self._config.folder, key) if self._config.ref else key
         )
-        return captioned(key, fill(self._templates.draw(rng), {}), [media], str(row[self._config.caption]).strip())
+        caption = plain_text(row[self._config.caption], key, self._config.caption).strip()
+        return captioned(key, fill(self._templates.draw(rng), {}), [media], caption)
 
 
 class InstructSet:
@@ -159,7 +161,7 @@ class InstructSet:
         row, key, config = self._rows[index], row_name(self._rows, index), self._config
         refs = row[config.ref] if config.ref else key
         refs = refs if isinstance(refs, list) else [refs]
-        refs = [media_ref(ref, config.folder) if config.ref else str(ref) for ref in refs]
+        refs = [media_ref(ref, config.folder, key) if config.ref else str(ref) for ref in refs]
         texts = texts_of(row[config.turns], key)
         num_tags = sum(text.count(config.tag) for _, text in texts)
         if num_tags == 0:
@@ -184,11 +186,15 @@ class InterleavedSet:
 
     def conversation(self, index: int, rng: np.random.Generator) -> Conversation:
         row = self._rows[index]
-        key = str(row.get("key", row_name(self._rows, index)))
-        texts = [(_role(turn["role"], key), str(turn["text"])) for turn in row["turns"]]
-        return conversation_of(
-            key, texts, [Media(item["kind"], media_ref(item["ref"], self._folder)) for item in row["media"]]
-        )
+        where = row_name(self._rows, index)
+        turns = rows_of_keys(row["turns"], ("role", "text"), where, "turns")
+        items = rows_of_keys(row["media"], ("kind", "ref"), where, "media")
+        texts = [(_role(turn["role"], where), plain_text(turn["text"], where, "text")) for turn in turns]
+        media = [
+            Media(plain_text(item["kind"], where, "kind"), media_ref(item["ref"], self._folder, where))
+            for item in items
+        ]
+        return conversation_of(str(row.get("key", where)), texts, media)
 
 
 class TextSet:
@@ -203,7 +209,10 @@ class TextSet:
 
     def conversation(self, index: int, rng: np.random.Generator) -> Conversation:
         key, row = row_name(self._rows, index), self._rows[index]
-        turns = row[self._config.turns] if self._config.turns else llama3_turns(row["input"] + row["output"])
+        if self._config.turns:
+            turns = row[self._config.turns]
+        else:
+            turns = llama3_turns("".join(plain_text(row[name], key, name) for name in ("input", "output")))
         texts = texts_of(turns, key)
         return checked(Conversation(key, tuple(Turn(role, (text,)) for role, text in texts)))
 
@@ -214,19 +223,40 @@ def row_name(rows: TableFiles, index: int) -> str:
     return f"{rows.files[number]}#{row}"
 
 
-def media_ref(name: Any, folder: str | None) -> str:
-    """Reference of a media item that a row names."""
-    return str(name) if folder is None else str(Path(folder) / str(name))
+def plain_text(value: Any, key: str, column: str) -> str:
+    """A text that a row holds. Tables are full of null, NaN and lists, which must not be trained on as words."""
+    if not isinstance(value, str):
+        raise ValueError(f"{key}: {column!r} is {'NaN' if value != value else repr(value)[:80]}, wanted a text")
+    return value
 
 
-def texts_of(turns: Sequence[Any], key: str) -> list[tuple[Role, str]]:
+def media_ref(name: Any, folder: str | None, key: str) -> str:
+    """Reference of a media item that a row names: a text or number, and below `folder` no way out of it."""
+    if type(name) is int:
+        name = str(name)
+    name = plain_text(name, key, "reference of a media item")
+    if folder is None:
+        return name
+    for part in name.split("/"):
+        plain_name(part, "part of a reference of a media item", key)
+    return str(Path(folder) / name)
+
+
+def rows_of_keys(value: Any, keys: Sequence[str], key: str, column: str) -> list[dict[str, Any]]:
+    """A list of mappings that have certain keys."""
+    if not isinstance(value, list) or not all(isinstance(item, dict) and set(keys) <= item.keys() for item in value):
+        raise ValueError(f"{key}: {column!r} is {repr(value)[:80]}, wanted a list of {{{', '.join(keys)}}}")
+    return value
+
+
+def texts_of(turns: Any, key: str) -> list[tuple[Role, str]]:
     """(role, text) of turns written as {from, value} or {role, content}."""
     texts = []
-    for turn in turns:
+    for turn in rows_of_keys(turns, (), key, "turns"):
         role, text = (turn.get("from", turn.get("role")), turn.get("value", turn.get("content")))
         if text is None:
             raise ValueError(f"{key}: a turn is {{from, value}} or {{role, content}}, found {sorted(turn)}")
-        texts.append((_role(role, key), str(text)))
+        texts.append((_role(role, key), plain_text(text, key, "text of a turn")))
     return texts
 
 
@@ -236,6 +266,6 @@ def llama3_turns(text: str) -> list[dict[str, str]]:
 
 
 def _role(name: Any, key: str) -> Role:
-    if name not in _ROLES:
+    if not isinstance(name, str) or name not in _ROLES:
         raise ValueError(f"{key}: role must be one of {sorted(_ROLES)}, found {name!r}")
     return _ROLES[name]

@@ -9,7 +9,8 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from egom2p.anytoany.conversations.chat import ChatRenderer
-from egom2p.anytoany.conversations.conversation_loader import LanguageDataConfig, LanguageLoader
+from egom2p.anytoany.conversations.conversation_loader import LanguageDataConfig, LanguageLoader, check_rows
+from egom2p.anytoany.language.language_tokenizer import load_text_tokenizer, reserved_tokens
 from egom2p.anytoany.language.size_of_model import LanguageFlops
 from egom2p.anytoany.model import AnyToAny, AnyToAnyConfig, build_anytoany
 from egom2p.anytoany.perception.feature_store import FeatureLookup, spellings
@@ -32,7 +33,7 @@ class AnyToAnyTrainingConfig:
 
     features   folders of exported features (python -m egom2p.anytoany.perception.export_features); vectors need none
     training   `batch_size` counts rows: packed ones hold several conversations; `epochs` counts conversations
-    dry_run    say what the run would take, and stop: no weights, no data
+    dry_run    look at every row of the data that is here, say what the run would take, and stop: no weights
     """
 
     output_dir: str
@@ -51,12 +52,23 @@ def train_anytoany(config: AnyToAnyTrainingConfig) -> FitResult | None:
     None after a dry run.
     """
     if config.dry_run:
-        sys.stdout.write(estimate_text(config.model, config.data, config.training) + "\n")
+        lines = [
+            *check_rows(config.data, _reserved_words(config.model)),
+            estimate_text(config.model, config.data, config.training),
+        ]
+        sys.stdout.write("\n".join(lines) + "\n")
         return None
     result = train(config, AnyToAnyTask)
     if result.progress.step == 0:
         raise ValueError(f"{config.output_dir}: the run took no optimizer step; make it longer")
     return result
+
+
+def _reserved_words(model: AnyToAnyConfig) -> list[str]:
+    """What no text may hold; of a tokenizer that is not on this disk only the words that are added to any."""
+    path = model.language_model.tokenizer_path
+    known = load_text_tokenizer(path).all_special_tokens if Path(path).is_dir() else []
+    return list(dict.fromkeys([*reserved_tokens(), *known]))
 
 
 class AnyToAnyTask(Task):

@@ -20,6 +20,7 @@ from egom2p.anytoany.types import KINDS, PerceptionFeatures
 from egom2p.config import strict
 from egom2p.layers.attention import AttentionLayout
 from egom2p.layers.blocks import BlockConfig, CrossAttention, Mlp, initialize_linear, layer_norm
+from egom2p.layers.padding import to_device
 
 # Longest wavelength of position codes: grids of features have tens of positions, not thousands.
 _PERIOD = 100.0
@@ -118,7 +119,7 @@ class GlobalMlp(nn.Module):
         num_items = len(rows.lengths)
         owner_N = _repeated(range(num_items), rows.lengths, rows.features.device)
         sums_IW = rows.features.new_zeros(num_items, rows.features.shape[1]).index_add(0, owner_N, rows.features)
-        lengths_I1 = torch.tensor(rows.lengths, dtype=sums_IW.dtype).clamp(min=1)[:, None].to(sums_IW.device)
+        lengths_I1 = to_device(rows.lengths, sums_IW.device, sums_IW.dtype).clamp(min=1)[:, None]
         tokens_PD = self.layers(sums_IW / lengths_I1).unflatten(-1, (self.num_tokens, -1)).flatten(0, 1)
         return tokens_PD[_first_of_each(counts, self.num_tokens, tokens_PD.device)]
 
@@ -188,7 +189,7 @@ class Resampler(nn.Module):
         if max(counts, default=0) > self.num_tokens:
             raise ValueError(f"{max(counts)} perception tokens asked for, the connector has {self.num_tokens}")
         device = context_NC.device
-        number_M = torch.from_numpy(_concatenated([np.arange(count) for count in counts])).to(device)
+        number_M = to_device(_concatenated([np.arange(count) for count in counts]), device)
         hidden_MC = self.queries[number_M].to(context_NC.dtype)
         layout = AttentionLayout(_offsets(counts, device), _offsets(rows.lengths, device), tuple(counts), rows.lengths)
         for block in self.blocks:
@@ -270,7 +271,7 @@ def _first_of_each(counts: Sequence[int], num_tokens: int, device: torch.device)
     if max(counts, default=0) > num_tokens:
         raise ValueError(f"{max(counts)} perception tokens asked for, the connector has {num_tokens}")
     rows = [number * num_tokens + np.arange(count) for number, count in enumerate(counts)]
-    return torch.from_numpy(_concatenated(rows)).to(device)
+    return to_device(_concatenated(rows), device)
 
 
 def _concatenated(parts: Sequence[np.ndarray]) -> np.ndarray:
@@ -278,8 +279,8 @@ def _concatenated(parts: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _repeated(values: Sequence[int], lengths: Sequence[int], device: torch.device) -> Tensor:
-    return torch.from_numpy(np.repeat(np.asarray(values, np.int64), np.asarray(lengths, np.int64))).to(device)
+    return to_device(np.repeat(np.asarray(values, np.int64), np.asarray(lengths, np.int64)), device)
 
 
 def _offsets(lengths: Sequence[int], device: torch.device) -> Tensor:
-    return torch.tensor([0, *lengths]).cumsum(0, dtype=torch.int32).to(device, non_blocking=True)
+    return to_device(np.cumsum([0, *lengths], dtype=np.int32), device)

@@ -30,6 +30,7 @@ from egom2p.anytoany.types import NO_LOSS, LanguageBatch
 from egom2p.config import strict
 from egom2p.contracts import LossOutput
 from egom2p.layers.lora import LoraConfig, attach_lora, has_lora
+from egom2p.layers.padding import to_device
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -232,7 +233,7 @@ class AnyToAny(nn.Module):
         features_NW, source_N = None, batch.source
         owner_N = np.repeat(numbers, lengths)
         for number in sorted(set(numbers)):
-            positions_N = torch.from_numpy(np.flatnonzero(owner_N == number)).to(batch.features.device)
+            positions_N = to_device(np.flatnonzero(owner_N == number), batch.features.device)
             own = [length for length, used in zip(lengths, numbers, strict=True) if used == number]
             part = self._seen_by(number, batch, positions_N, own)
             if features_NW is None:

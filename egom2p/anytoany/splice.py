@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from egom2p.contracts import check_shape
+from egom2p.layers.padding import to_device
 
 
 def splice(
@@ -39,7 +40,7 @@ def splice(
             f"{tokens.shape[0]} perception tokens for {total} reserved positions of {len(lengths_I)} media items"
         )
     positions_M = _positions(media_rows.numpy(), media_starts.numpy(), lengths_I, sizes["r"], sizes["t"])
-    positions_M = torch.from_numpy(positions_M).to(embeddings.device, non_blocking=True)
+    positions_M = to_device(positions_M, embeddings.device)
     _check_ids(ids.flatten(), positions_M, media_id, total)
     spliced = embeddings.flatten(0, 1).index_copy(0, positions_M, tokens.to(embeddings.dtype))
     return spliced.view_as(embeddings)

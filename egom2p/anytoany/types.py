@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from egom2p.contracts import check_shape
+from egom2p.layers.padding import to_device
 
 MediaKind = Literal["video", "image", "audio", "gaze", "cam", "depth"]
 KINDS: tuple[str, ...] = get_args(MediaKind)
@@ -138,7 +139,7 @@ class LanguageBatch:
     row_lengths: tuple[tuple[int, ...], ...] | None = None
 
     def to(self, device: torch.device | str, *, non_blocking: bool = True) -> "LanguageBatch":
-        return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        return self._each(lambda tensor: to_device(tensor, device))
 
     def pin_memory(self) -> "LanguageBatch":
         return self._each(Tensor.pin_memory)

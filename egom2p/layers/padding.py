@@ -100,6 +100,16 @@ def regular_segments(query_lengths: Sequence[int], key_lengths: Sequence[int]) -
     return len(in_use) if len(set(in_use)) == 1 else 0
 
 
+def to_device(
+    values: Tensor | np.ndarray | Sequence[float], device: torch.device | str, dtype: torch.dtype | None = None
+) -> Tensor:
+    """Numbers of the host on the device; the host does not wait until the device gets there."""
+    tensor = torch.as_tensor(values, dtype=dtype)
+    if torch.device(device).type == "cuda" and tensor.device.type == "cpu" and not tensor.is_pinned():
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
 def pad_rows(rows: Tensor, plan: PaddedRows) -> Tensor:
     """(N, ...) -> (R, ...). Padding is finite; its gradient is taken to be zero, as masked attention makes it."""
     return _PadRows.apply(rows, plan.source, plan.position, plan.left_out)
@@ -188,7 +198,7 @@ def _may_attend(keys_G: np.ndarray, device: torch.device | str) -> Tensor | None
     if keys_G.min() == keys_G.max():
         return None
     may_attend_GK = np.arange(keys_G.max())[None, :] < keys_G[:, None]
-    return _sent(may_attend_GK[:, None, None, :], device)
+    return to_device(may_attend_GK[:, None, None, :], device)
 
 
 def _padded_rows(lengths: np.ndarray, members: list[np.ndarray], device: torch.device | str) -> PaddedRows:
@@ -209,12 +219,4 @@ def _padded_rows(lengths: np.ndarray, members: list[np.ndarray], device: torch.d
         padding_parts.append(padded[~is_row])
         first += source.size
     arrays = (np.concatenate(source_parts), position, np.concatenate(padding_parts), np.flatnonzero(is_left_out))
-    return PaddedRows(*(_sent(array, device) for array in arrays))
-
-
-def _sent(array: np.ndarray, device: torch.device | str) -> Tensor:
-    """On the device, without making the host wait there for what the device is still doing."""
-    tensor = torch.from_numpy(array)
-    if torch.device(device).type == "cuda":
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
+    return PaddedRows(*(to_device(array, device) for array in arrays))

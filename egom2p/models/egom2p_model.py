@@ -62,7 +62,12 @@ class ModelConfig(BlockConfig):
 
 
 class EgoM2P(nn.Module):
-    """`specs` fix the order of the modalities; a batch must be collated in that order."""
+    """`specs` fix the order of the modalities; a batch must be collated in that order.
+
+    uses_all_parameters   every parameter has a gradient, if zero, from any batch: ranks need not add zeros to them
+    """
+
+    uses_all_parameters = True
 
     def __init__(self, config: ModelConfig, specs: tuple[ModalitySpec, ...]) -> None:
         super().__init__()

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from egom2p.layers.padding import to_device
+
 LossType = Literal["mod", "token", "weighted_mod"]
 
 # Logits in memory at once: 1024 rows of the published video vocabulary.
@@ -86,7 +88,7 @@ def combine_losses(
     weights rows by their vocabulary size, a published quirk.
     """
     device = sums.device
-    rows_K = torch.as_tensor(denominators, dtype=torch.float32).to(device, non_blocking=True)
+    rows_K = to_device(denominators, device, torch.float32)
     if rows_K.shape != sums.shape:
         raise ValueError(f"{tuple(sums.shape)[0]} losses need as many denominators, got {tuple(rows_K.shape)}")
     means_K = sums / rows_K.clamp(min=1)  # a modality without rows has sum 0, and 0 / 1 keeps its gradient finite
@@ -204,4 +206,4 @@ def _gemm_dtype(hidden: Tensor) -> torch.dtype:
 def _vocabularies(sums: Tensor, vocab_sizes: Sequence[int]) -> Tensor:
     if len(vocab_sizes) != len(sums):
         raise ValueError(f"{len(sums)} losses need as many vocabulary sizes, got {len(vocab_sizes)}")
-    return torch.as_tensor(vocab_sizes, dtype=torch.float32).to(sums.device, non_blocking=True)
+    return to_device(vocab_sizes, sums.device, torch.float32)

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from egom2p.contracts import AlignedClip, LossOutput, ModalitySpec
+from egom2p.layers.padding import to_device
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,7 @@ class TokenizerBatch:
     num_clips: int
 
     def to(self, device: torch.device | str, *, non_blocking: bool = True) -> "TokenizerBatch":
-        moved = {name: tensor.to(device, non_blocking=non_blocking) for name, tensor in self.tensors.items()}
-        return replace(self, tensors=moved)
+        return replace(self, tensors={name: to_device(tensor, device) for name, tensor in self.tensors.items()})
 
     @staticmethod
     def joined(batches: "Sequence[TokenizerBatch]") -> "TokenizerBatch":

@@ -1,14 +1,14 @@
 """AdamW, and Muon for hidden matrices; clipping and skipping decided on the device."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from egom2p.config import strict
-from egom2p.training.parallel import local_part, part_like, sharded_like, whole_tensor
+from egom2p.training.parallel import is_sharded, local_part, part_like, sharded_like, whole_tensor
 
 _QUINTIC = (3.4445, -4.7750, 2.0315)  # coefficients of Jordan et al.: steepest at zero, settles around 1
 _NUM_ITERATIONS = 5  # as published: singular values down to 1e-3 of the norm get near 1; three products each
@@ -35,46 +35,72 @@ class Muon(torch.optim.Optimizer):
         found_inf = getattr(self, "found_inf", None)
         is_skipped = None if found_inf is None else found_inf.bool()
         for group in self.param_groups:
-            for parameter in group["params"]:
+            alike: dict[Any, list[Tensor]] = {}
+            for number, parameter in enumerate(group["params"]):
                 if parameter.grad is None:
                     continue
                 state = self.state[parameter]
                 if "momentum_buffer" not in state:
                     state["momentum_buffer"] = torch.zeros_like(parameter.grad)
-                _move(parameter, state["momentum_buffer"], group, is_skipped)
+                # Matrices of one shape go through their products together; sharded ones are gathered one by one.
+                kind = number if is_sharded(parameter) else (parameter.shape, parameter.dtype, parameter.device)
+                alike.setdefault(kind, []).append(parameter)
+            for parameters in alike.values():
+                _move(parameters, [self.state[p]["momentum_buffer"] for p in parameters], group, is_skipped)
 
 
-def _move(parameter: Tensor, momentum_buffer: Tensor, group: dict[str, Any], is_skipped: Tensor | None) -> None:
-    weight, momentum, gradient = (local_part(tensor) for tensor in (parameter, momentum_buffer, parameter.grad))
+def _move(
+    parameters: Sequence[Tensor], momenta: Sequence[Tensor], group: dict[str, Any], is_skipped: Tensor | None
+) -> None:
+    """Move S matrices of one shape, S >= 1 (or what this rank holds of one)."""
+    like = parameters[0]
+    rows, columns = like.shape
+    weights, momenta, gradients = (
+        [local_part(tensor) for tensor in tensors]
+        for tensors in (parameters, momenta, [parameter.grad for parameter in parameters])
+    )
+    weight_SRC, momentum_SRC, gradient_SRC = (torch.stack(tensors) for tensors in (weights, momenta, gradients))
     if is_skipped is not None:
         # The momentum moves towards itself, so it stays.
-        gradient = torch.where(is_skipped, momentum, gradient)
-    momentum.lerp_(gradient, 1 - group["momentum"])
+        gradient_SRC = torch.where(is_skipped, momentum_SRC, gradient_SRC)
+    momentum_SRC.lerp_(gradient_SRC, 1 - group["momentum"])
+    torch._foreach_copy_(momenta, list(momentum_SRC.unbind()))
     # Nesterov: the gradient as it would look after the momentum has moved once more.
-    update = sharded_like(gradient.lerp(momentum, group["momentum"]), parameter)
-    direction = part_like(orthogonalised(whole_tensor(update)), parameter).to(weight.dtype)
-    rows, columns = parameter.shape
+    update_SRC = gradient_SRC.lerp_(momentum_SRC, group["momentum"])
+    if is_sharded(like):
+        whole = whole_tensor(sharded_like(update_SRC[0], like))
+        direction_SRC = part_like(orthogonalised(whole), like)[None]
+    else:
+        direction_SRC = orthogonalised(update_SRC)
     # Orthonormal columns keep a norm, so over more rows the root mean square falls; the factor undoes that (Jordan).
-    moved = (weight * (1 - group["lr"] * group["weight_decay"])).add_(
-        direction, alpha=-group["lr"] * math.sqrt(max(1, rows / columns))
+    moved_SRC = (weight_SRC * (1 - group["lr"] * group["weight_decay"])).add_(
+        direction_SRC.to(weight_SRC.dtype), alpha=-group["lr"] * math.sqrt(max(1, rows / columns))
     )
-    weight.copy_(moved if is_skipped is None else torch.where(is_skipped, weight, moved))
+    if is_skipped is not None:
+        moved_SRC = torch.where(is_skipped, weight_SRC, moved_SRC)
+    torch._foreach_copy_(weights, list(moved_SRC.unbind()))
 
 
-def orthogonalised(matrix: Tensor) -> Tensor:
-    """Nearly the orthogonal factor U V^T of a matrix U S V^T, in bfloat16: singular values end between 0.5 and 1.5."""
+def orthogonalised(matrices: Tensor) -> Tensor:
+    """Nearly the orthogonal factors U V^T of matrices U S V^T, in bfloat16: singular values end between 0.5 and 1.5.
+
+    matrices   (R, C) or (S, R, C)
+    """
+    if matrices.ndim == 2:
+        return orthogonalised(matrices[None])[0]
     linear, cubic, quintic = _QUINTIC
-    is_tall = matrix.shape[0] > matrix.shape[1]
+    is_tall = matrices.shape[1] > matrices.shape[2]
     # Half precision will do: the direction matters, and the polynomial pulls what rounding moved back towards 1.
-    wide = matrix.to(torch.bfloat16, copy=True)
+    wide = matrices.to(torch.bfloat16, copy=True)
     # The Gram matrix of the shorter side is the smaller one.
-    wide = wide.T if is_tall else wide
-    wide.div_(wide.norm().clamp(min=_EPS))  # Frobenius, so no singular value exceeds 1
+    wide = wide.mT if is_tall else wide
+    # Frobenius, so no singular value exceeds 1.
+    wide.div_(torch.linalg.vector_norm(wide, dim=(1, 2), keepdim=True).clamp(min=_EPS))
     for _ in range(_NUM_ITERATIONS):
-        gram = wide @ wide.T
-        polynomial = torch.addmm(gram, gram, gram, beta=cubic, alpha=quintic)
-        wide = torch.addmm(wide, polynomial, wide, beta=linear)
-    return wide.T if is_tall else wide
+        gram = wide @ wide.mT
+        polynomial = torch.baddbmm(gram, gram, gram, beta=cubic, alpha=quintic)
+        wide = torch.baddbmm(wide, polynomial, wide, beta=linear)
+    return wide.mT if is_tall else wide
 
 
 @strict

@@ -64,7 +64,7 @@ def forward_backward(
             if ranks.world_size > 1:
                 # Gradients are averaged over ranks, but the shares of the ranks are to be summed.
                 loss = loss * ranks.world_size
-                if not is_sharded_model(model):
+                if not is_sharded_model(model) and not getattr(task.model, "uses_all_parameters", False):
                     loss = TouchAll.apply(loss, *_trainable(model))
             (loss if scaler is None else scaler.scale(loss)).backward()
     for parameter in _trainable(model):

@@ -47,7 +47,9 @@ def environment(folder: Path) -> dict[str, str]:
     if not runtime.is_file():
         _build(folder)
     caches = {"TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"), "TRITON_CACHE_DIR": str(folder / "triton")}
-    paths = {"PYTHONPATH": f"{_HERE.parents[1]}:{_HERE}:{_HERE.parent}:{_HERE.parents[1] / 'benchmarks'}"}
+    root = _HERE.parents[1]
+    rooms = (root, _HERE, *(root / name for name in ("tests", "tests/tokenizers", "tests/anytoany", "benchmarks")))
+    paths = {"PYTHONPATH": os.pathsep.join(map(str, rooms))}
     return {
         **os.environ,
         **caches,

@@ -15,7 +15,12 @@ from egom2p.config import ConfigError, from_plain
 from egom2p.contracts import ModalitySpec
 from egom2p.generation.partial_prompts import given_positions
 from egom2p.tokenizers import load_tokenizer, save_tokenizer
-from egom2p.tokenizers.trajectory.track_quantizers import FsqConfig, ResidualVqConfig, with_noise
+from egom2p.tokenizers.trajectory.track_quantizers import (
+    FsqConfig,
+    ResidualVqConfig,
+    replace_dead_codes,
+    with_noise,
+)
 from egom2p.tokenizers.trajectory.trajectory_vqvae import TrajectoryVqVae, TrajectoryVqVaeConfig
 
 PRETRAINED = Path(__file__).resolve().parents[2] / "checkpoints" / "world_small" / "tokenizers"
@@ -153,3 +158,23 @@ def test_streams_of_a_time_step_are_known_together():
     assert is_known_L[:21].all() and not is_known_L[21:].any()
     with pytest.raises(ValueError, match="2 streams do not fit"):
         replace(spec, num_streams=2)
+
+
+@pytest.mark.parametrize("num_samples", [20, 3])
+def test_dead_codes_become_samples_without_asking_how_many(num_samples):
+    from vector_quantize_pytorch import VectorQuantize
+
+    torch.manual_seed(0)
+    codebook = VectorQuantize(4, codebook_size=8, threshold_ema_dead_code=2, use_cosine_sim=True)._codebook
+    codebook.cluster_size[0] = torch.tensor([9.0, 0, 9, 1, 0, 9, 0, 1])
+    before = codebook.embed.clone()
+    samples = torch.randn(1, num_samples, 4)
+    replace_dead_codes(codebook, samples)
+    is_new = (codebook.embed[0] != before[0]).any(-1)
+    assert is_new.sum() == min(5, num_samples)
+    assert not is_new[[0, 2, 5]].any()
+    units = torch.nn.functional.normalize(samples[0], dim=-1)
+    found = (codebook.embed[0][is_new][:, None] - units[None]).abs().amax(-1) < 1e-6
+    assert (found.sum(1) == 1).all() and (found.sum(0) <= 1).all(), "samples are drawn without repetition"
+    assert (codebook.cluster_size[0][is_new] == codebook.reset_cluster_size).all()
+    assert torch.equal(codebook.embed_avg[0][is_new], codebook.embed[0][is_new] * codebook.reset_cluster_size)

@@ -16,6 +16,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from egom2p.anytoany.types import LanguageBatch
+from egom2p.layers.padding import to_device
 
 
 @dataclass(frozen=True)
@@ -101,17 +102,18 @@ def media_memory(tokens: Tensor, batch: LanguageBatch, tokens_per_item: int) -> 
     # Items of a row side by side, as many columns as the fullest row has: attention is then one call for all rows.
     item_RG = np.zeros((num_rows, max(1, int(per_row.max(initial=0)))), np.int64) - 1
     item_RG[rows_I[order_I], inside_I] = order_I
-    owner_RG = torch.from_numpy(item_RG).to(batch.ids.device)
+    owner_RG = to_device(item_RG, batch.ids.device)
     items = F.pad(tokens.view(-1, tokens_per_item, tokens.shape[-1]), (0, 0, 0, 0, 0, 1))  # the last one is for -1
     memory_RSC = rearrange(items[owner_RG], "r g p c -> r (g p) c")
     # The number of a position's last start so far, counted in reading order so that a running maximum finds it.
     rank_RT = torch.full((num_rows, num_positions), -1, dtype=torch.int64)
     rank_RT[torch.from_numpy(rows_I[order_I]), torch.from_numpy(starts_I[order_I])] = torch.arange(len(order_I))
-    rank_RT = rank_RT.cummax(dim=1).values.to(batch.ids.device)
+    rank_RT = to_device(rank_RT.cummax(dim=1).values, batch.ids.device)
     if len(order_I) == 0:
         return MediaMemory(memory_RSC, owner_RG.repeat_interleave(tokens_per_item, 1), rank_RT - 1)
-    order = torch.from_numpy(order_I).to(batch.ids.device)
-    start_rows, starts = (torch.from_numpy(part[order_I]).to(batch.ids.device) for part in (rows_I, starts_I))
+    order, start_rows, starts = (
+        to_device(part, batch.ids.device) for part in (order_I, rows_I[order_I], starts_I[order_I])
+    )
     segment_of_rank = batch.segments[start_rows, starts]
     is_same_RT = (rank_RT >= 0) & (segment_of_rank[rank_RT.clamp(min=0)] == batch.segments)
     # A start of the row before does not reach into this one: ranks run within rows because each row's begin at -1.

@@ -6,11 +6,13 @@ Every time step gets Q ids. They stand one after the other in the token row (B, 
 and all of the same vocabulary, so that a model treats them as a longer track.
 """
 
+import functools
 from dataclasses import dataclass
 from math import prod
 from typing import Annotated, Literal
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -98,8 +100,60 @@ def build_track_quantizer(
         "rotation_trick": False,
     }
     if isinstance(config, ResidualVqConfig):
-        return ResidualCodes(ResidualVQ(num_quantizers=config.num_streams, commitment_weight=1.0, **codebook))
-    return VectorQuantize(use_cosine_sim=True, commitment_weight=0.0, **codebook)
+        books = ResidualVQ(num_quantizers=config.num_streams, commitment_weight=1.0, **codebook)
+        for layer in books.layers:
+            _ask_nothing_of_a_gpu(layer._codebook)
+        return ResidualCodes(books)
+    quantizer = VectorQuantize(use_cosine_sim=True, commitment_weight=0.0, **codebook)
+    _ask_nothing_of_a_gpu(quantizer._codebook)
+    return quantizer
+
+
+def _ask_nothing_of_a_gpu(codebook: nn.Module) -> None:
+    """The library asks the device at every step whether its codebook has begun and whether a code is dead: each time
+    the host waits. On a GPU the first is asked once, and codes are replaced without asking."""
+    codebook.__class__ = _without_questions(type(codebook))
+
+
+@functools.cache
+def _without_questions(kind: type[nn.Module]) -> type[nn.Module]:
+    class Codebook(kind):
+        has_begun = False
+
+        def init_embed_(self, samples: Tensor, mask: Tensor | None = None) -> None:
+            if not (samples.is_cuda and self.has_begun):
+                super().init_embed_(samples, mask=mask)
+                self.has_begun = True
+
+        def expire_codes_(self, samples: Tensor, seq_mask: Tensor | None = None) -> None:
+            # Of several ranks the library draws from the samples of all.
+            is_shared = torch.distributed.is_available() and torch.distributed.is_initialized()
+            if not samples.is_cuda or is_shared or seq_mask is not None:
+                super().expire_codes_(samples, seq_mask=seq_mask)
+            elif self.has_dead_code_replacement and self.training:
+                replace_dead_codes(self, samples)
+
+    return Codebook
+
+
+def replace_dead_codes(codebook: nn.Module, samples: Tensor) -> None:
+    """Codes below the threshold become samples (1, ..., Z) drawn without repetition, as the library does it: the same
+    rule, but shapes do not depend on how many are dead. Where samples are fewer, the rest waits for a later step."""
+    samples_NZ = samples.flatten(0, -2).to(codebook.embed)
+    samples_NZ = F.normalize(samples_NZ, dim=-1) if codebook.use_cosine_sim else samples_NZ
+    num_samples = samples_NZ.shape[0]
+    is_dead_V = codebook.cluster_size[0] < codebook.threshold_ema_dead_code
+    # Dead codes take their turns in a random order, so that none has to wait for ever.
+    turn_V = torch.empty_like(is_dead_V, dtype=torch.int64)
+    order_V = torch.randperm(len(is_dead_V), device=is_dead_V.device)
+    turn_V[order_V] = is_dead_V[order_V].cumsum(0) - 1
+    is_replaced_V1 = (is_dead_V & (turn_V < num_samples))[:, None]
+    drawn_N = torch.randperm(num_samples, device=is_dead_V.device)
+    sampled_VZ = samples_NZ[drawn_N[turn_V.clamp(0, num_samples - 1)]]
+    uses = codebook.reset_cluster_size
+    codebook.embed.data[0] = torch.where(is_replaced_V1, sampled_VZ, codebook.embed[0])
+    codebook.embed_avg.data[0] = torch.where(is_replaced_V1, sampled_VZ * uses, codebook.embed_avg[0])
+    codebook.cluster_size.data[0] = codebook.cluster_size[0].masked_fill(is_replaced_V1[:, 0], uses)
 
 
 class ResidualCodes(nn.Module):

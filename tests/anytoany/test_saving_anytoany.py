@@ -1,5 +1,7 @@
 """On disk and back, in plain peft, and merged into a plain language model."""
 
+import contextlib
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -173,3 +175,33 @@ def test_errors_name_what_is_wrong(tmp_path, folder):
     with pytest.raises(ValueError, match="gated_xattn"):
         merge_into_plain(gated)
     assert toy_config(folder).adapt == "full"
+
+
+@pytest.mark.parametrize("name", ["anytoany.json", "codebooks.json"])
+@pytest.mark.parametrize(
+    "content", ["{}", "[]", "null", "{", '{"config": null}', '{"config": {"perception": null}}', "[" * 99_999]
+)
+def test_a_broken_card_is_named(tmp_path, folder, name, content):
+    """Broken codebooks were not noticed at all."""
+    save_anytoany(toy_model(folder), tmp_path / "saved")
+    assert load_anytoany(tmp_path / "saved") is not None
+    good = (tmp_path / "saved" / name).read_text()
+    if json.loads(good) == {} and content == "{}":
+        content = '{"gaze": 1}'
+    (tmp_path / "saved" / name).write_text(content)
+    with pytest.raises(ValueError, match=name.replace(".", r"\.")):
+        load_anytoany(tmp_path / "saved")
+
+
+def test_code_that_lies_beside_a_tokenizer_never_runs(tmp_path, folder, monkeypatch):
+    """It was asked for with a question that `yes |` answers."""
+    save_anytoany(toy_model(folder), tmp_path / "saved")
+    tokenizer = tmp_path / "saved" / "tokenizer"
+    card = json.loads((tokenizer / "tokenizer_config.json").read_text())
+    card |= {"auto_map": {"AutoTokenizer": ["evil.Evil", "evil.Evil"]}, "tokenizer_class": "Evil"}
+    (tokenizer / "tokenizer_config.json").write_text(json.dumps(card))
+    (tokenizer / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Evil: pass\n")
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    with contextlib.suppress(ValueError, OSError):
+        load_anytoany(tmp_path / "saved")
+    assert not (tmp_path / "ran").exists()

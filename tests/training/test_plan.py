@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -63,6 +64,19 @@ def test_the_plan_is_what_the_run_then_does(tokens, tmp_path):
     assert fact(plan, "the run").startswith(f"{last['step']} steps")
     num_tokens = float(fact(plan, "the run").split(", ")[2].split()[0])
     assert num_tokens == pytest.approx(last["tokens"], rel=0.1)
+
+
+def test_room_for_checkpoints_is_looked_at(tokens, tmp_path, monkeypatch):
+    """Against what a run of the same settings writes."""
+    plan = planned(tokens, tmp_path)
+    pretrain(from_plain(PretrainConfig, pretrain_values(tokens, tmp_path / "run")))
+    (newest,) = (tmp_path / "run" / "checkpoints").glob("step-*")
+    written_gb = sum(path.stat().st_size for path in newest.rglob("*") if path.is_file()) / 1e9
+    assert float(fact(plan, "checkpoints").split()[0]) == pytest.approx(written_gb, rel=0.3) and plan.problems == []
+    full = shutil.disk_usage(tmp_path)._replace(free=int(1.5e9 * written_gb))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: full)
+    (problem,) = planned(tokens, tmp_path / "deep").problems
+    assert "a checkpoint takes" in problem and "two must have room" in problem
 
 
 def test_hours_follow_from_the_assumptions(tokens, tmp_path):

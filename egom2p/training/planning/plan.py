@@ -28,6 +28,7 @@ from egom2p.training.parallel import check_parallel
 from egom2p.training.planning.plan_checks import (
     DatasetFacts,
     check_dataset,
+    check_room,
     check_tokenizers,
     modalities_of,
     planned_specs,
@@ -146,6 +147,10 @@ def _add_cost(plan: Plan, config: PretrainConfig, specs: tuple[ModalitySpec, ...
         ),
         ("a step", f"{per_step:.0f} clips, {per_step * tokens:,.0f} tokens on {plan.num_gpus} devices"),
     ]
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    room, problem = check_room(local_folder(config.output_dir, training.scratch_dir), num_parameters, training)
+    plan.facts.append(("checkpoints", room))
+    plan.problems += [problem] if problem else []
     try:
         length = training.length(num_clips or None)
     except ValueError as error:

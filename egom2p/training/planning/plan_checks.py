@@ -1,5 +1,6 @@
 """Checks of a planned run that collect every problem instead of ending at the first. No device is touched."""
 
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from egom2p.data.token_set import TokenSet
 from egom2p.data.unified_datasets import DataConfig, DatasetConfig, data_specs
 from egom2p.storage import is_remote, load_json
 from egom2p.training.tasks.pretrain_config import differing_fields
+from egom2p.training.training_config import TrainingConfig
 
 _SHOWN = 1  # files named of a longer list
 
@@ -25,6 +27,22 @@ class DatasetFacts:
     num_shards: int = 0
     num_clips: int = 0
     is_estimate: bool = False
+
+
+def check_room(folder: Path, num_parameters: int, training: TrainingConfig) -> tuple[str, str | None]:
+    """Words on the checkpoints of a run and the room for them, and the problem where not even two have room.
+
+    A checkpoint holds the weights twice (to load, to go on) and two moments of each, in float32; one more is there
+    while the oldest is not removed yet.
+    """
+    size = 4 * num_parameters * (4 + (training.ema is not None))
+    kept = training.keep_last + (training.keep_best is not None) + 1
+    there = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
+    free = shutil.disk_usage(there).free
+    said = f"{size / 1e9:.3g} GB each, up to {kept} at a time; {free / 1e9:.3g} GB are free at {there}"
+    if free >= 2 * size:
+        return said, None
+    return said, f"{folder}: a checkpoint takes {size / 1e9:.3g} GB, two must have room, {free / 1e9:.3g} GB are free"
 
 
 def check_dataset(

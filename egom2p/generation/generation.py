@@ -107,7 +107,9 @@ def _recordings(config: GenerationConfig) -> Iterator[Recording]:
         reader = open_reader(config.source, dataset=config.dataset or "")
         yield from (reader.read(index) for index in range(len(reader)))
     elif config.input is not None:
-        yield from read_recordings(config.input, kind_of_input(config.input), rate_hz=config.rate_hz)
+        yield from read_recordings(
+            config.input, kind_of_input(config.input), rate_hz=config.rate_hz, rotate=config.rotate
+        )
 
 
 @dataclass

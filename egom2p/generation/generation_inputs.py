@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -11,6 +12,7 @@ from egom2p.contracts import AlignedClip, Provenance, Recording, Stream, TokenCl
 from egom2p.data.clips.clip_alignment import ClipConfig, RecordingTooShort, clip_config_for, cut_clips
 from egom2p.data.clips.clip_store import ClipStore, stored_datasets
 from egom2p.data.clips.image_files import RgbImages, frame_ticks, image_sequence, list_images, times_in_names
+from egom2p.data.clips.upright import CLOCKWISE, TurnedFrames
 from egom2p.data.clips.video_files import VIDEO_SUFFIXES, video_recording
 from egom2p.data.recordings.conversion import convert, detect_format
 from egom2p.data.recordings.plain_folder import PlainFolderReader
@@ -69,11 +71,28 @@ def kind_of_input(source: str) -> InputKind:
     return "pictures" if num_videos == 0 and not has_tracks and list_images(path) else "folder"
 
 
-def read_recordings(source: str, kind: InputKind, *, rate_hz: float | None = None) -> Iterator[Recording]:
+def read_recordings(
+    source: str, kind: InputKind, *, rate_hz: float | None = None, rotate: int = 0
+) -> Iterator[Recording]:
     """Whole recordings of an input that holds some; pictures stay in their files.
 
     rate_hz   of pictures in a folder; None: their names are times
+    rotate    degrees clockwise that bring videos and pictures upright
     """
+    if rotate and kind in ("frames", "folder"):
+        raise ValueError(
+            f"{source}: rotate={rotate} is for videos and pictures; a recording says it in its recording.yaml, "
+            f"rgb: {{rotate: {rotate}}}, and what turns with them"
+        )
+    for recording in _recordings_as_stored(source, kind, rate_hz):
+        if rotate:
+            rgb = recording.streams["rgb"]
+            rgb = replace(rgb, values=TurnedFrames(rgb.values, CLOCKWISE[rotate]))
+            recording = replace(recording, streams={"rgb": rgb})
+        yield recording
+
+
+def _recordings_as_stored(source: str, kind: InputKind, rate_hz: float | None) -> Iterator[Recording]:
     path = Path(source)
     if kind == "video":
         yield video_recording(path)
@@ -115,7 +134,9 @@ def read_prompts(source: str, checkpoint: Checkpoint, request: Request) -> Itera
     elif kind == "clips":
         yield from ClipStore(path, request.dataset or _only_dataset(path))
     else:
-        yield from recorded_prompts(read_recordings(source, kind, rate_hz=request.rate_hz), checkpoint, request)
+        yield from recorded_prompts(
+            read_recordings(source, kind, rate_hz=request.rate_hz, rotate=request.rotate), checkpoint, request
+        )
 
 
 def recorded_prompts(

@@ -51,7 +51,7 @@ class LoadedModel(Checkpoint):
         `rgb` (F, H, W, 3); what the input holds is kept.
         """
         request.specs(self)  # for its errors, before any work
-        recordings = None if request.join == "none" else _recordings(source, request.rate_hz)
+        recordings = None if request.join == "none" else _recordings(source, request.rate_hz, request.rotate)
         if recordings is None:
             for number, prompt in enumerate(self._prompts(source, request)):
                 yield generate_clips(self, [prompt], request, [clip_seed(request.seed, number)])[0].clip
@@ -77,11 +77,13 @@ def load_model(id_or_path: str | Path | None = None, *, device: str = "auto") ->
     return LoadedModel(**vars(load_checkpoint(id_or_path, device=device)))
 
 
-def _recordings(source: Input, rate_hz: float | None) -> Iterator[Recording] | None:
+def _recordings(source: Input, rate_hz: float | None, rotate: int = 0) -> Iterator[Recording] | None:
     """Recordings of a source that holds some; None for clips and tokens."""
     if isinstance(source, Recording):
         return iter([source])
     if isinstance(source, AlignedClip | TokenClip):
         return None
     kind = kind_of_input(str(source))
-    return read_recordings(str(source), kind, rate_hz=rate_hz) if kind in RECORDED_KINDS else None
+    if kind not in RECORDED_KINDS:
+        return None
+    return read_recordings(str(source), kind, rate_hz=rate_hz, rotate=rotate)

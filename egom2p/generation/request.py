@@ -29,6 +29,7 @@ class Request:
     stride_s     join=none: seconds from one clip to the next; None: clips touch
     dataset      which of stored clips, where there are several
     rate_hz      pictures a second, where the input is a folder of pictures
+    rotate       degrees clockwise that bring videos and pictures upright, where the file does not say it
     batch_size   clips at once; fewer where they would not fit into memory. A clip is the same in any batch
     """
 
@@ -42,6 +43,7 @@ class Request:
     stride_s: float | None = None
     dataset: str | None = None
     rate_hz: float | None = None
+    rotate: Literal[0, 90, 180, 270] = 0
     seed: int = 0
     batch_size: int = not_deciding(8)
 

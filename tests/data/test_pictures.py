@@ -358,3 +358,13 @@ def test_windows_that_overlap_read_a_frame_once(tmp_path):
     assert asked == list(range(48)) and len(clips) == 9
     alone = list(cut_clips(recording, ClipConfig(height=48, width=48, stride_s=2.0)))
     np.testing.assert_array_equal(clips[4].rgb, alone[1].rgb)
+
+
+def test_a_video_that_lies_on_its_side_is_turned_when_told(tmp_path):
+    write_case(tmp_path / "v.mp4", "h264", range(4), matrix=(0, 1 << 16, 0, -(1 << 16), 0, 0, 0, 0, 1 << 30))
+    path = str(tmp_path / "v.mp4")
+    (recording,) = read_recordings(path, "video", rotate=270)
+    rgb = recording.streams["rgb"].values
+    assert (rgb.width, rgb.height) == (128, 96) and corners_of(rgb.read([1])[0]) == UPRIGHT
+    with pytest.raises(ValueError, match="rotate=90 is for videos and pictures; a recording says it"):
+        next(read_recordings(str(tmp_path), "folder", rotate=90))

@@ -175,10 +175,23 @@ def _is_video(path: Path) -> bool:
         return False
 
 
-def frames_right(video: Any, times_s: np.ndarray, rng: np.random.Generator) -> int:
-    """How many frames of a video are right when asked for one by one in any order by their time."""
+def decoded_in_order(path: Path) -> tuple[np.ndarray, list[int]]:
+    """Times (T,) in seconds from the first frame, and numbers, of what FFmpeg decodes from the start of a file."""
+    with av.open(str(path)) as container:
+        frames = [(frame.time, number_of(frame.to_ndarray(format="rgb24"))) for frame in container.decode(video=0)]
+    return np.array([time_s - frames[0][0] for time_s, _ in frames]), [number for _, number in frames]
+
+
+def frames_right(
+    video: Any, times_s: np.ndarray, rng: np.random.Generator, *, numbers: Sequence[int] | None = None
+) -> int:
+    """How many frames of a video are right when asked for one by one in any order by their time.
+
+    times_s    (T,) of the frames that carry `numbers`, by default 0, 1, 2 ...
+    """
     right = 0
-    for number in rng.permutation(len(times_s)):
-        nearest = int(np.argmin(np.abs(video.times_s - times_s[number])))
-        right += number_of(video.read(np.array([nearest]))[0]) == number
+    for row in rng.permutation(len(times_s)):
+        nearest = int(np.argmin(np.abs(video.times_s - times_s[row])))
+        wanted = row if numbers is None else numbers[row]
+        right += number_of(video.read(np.array([nearest]))[0]) == wanted
     return right

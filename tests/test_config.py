@@ -68,6 +68,20 @@ def test_a_pattern_with_brackets_needs_no_quotes(config_file):
 def test_keys_that_no_yaml_names_can_be_set(config_file):
     assert load_config(JobConfig, config_file, ["extra.lr=3", "sets.work.path=x"]).extra.lr == 3
     assert load_config(JobConfig, config_file, ["extra={lr: 4}"]).extra.lr == 4
+
+
+def test_a_set_of_names_that_is_typed_replaces_that_of_the_file(config_file):
+    before = load_config(JobConfig, config_file, []).sets
+    assert "home" in before
+    typed = load_config(JobConfig, config_file, ["sets={mine: {path: x}}"])
+    assert list(typed.sets) == ["mine"] and typed.sets["mine"].path == "x"
+    added = load_config(JobConfig, config_file, ["sets.mine.path=x"])
+    assert list(added.sets) == [*before, "mine"]
+    first, second = "sets={mine: {path: x}}", "sets.mine.path=y"
+    assert load_config(JobConfig, config_file, [first, second]).sets["mine"].path == "y"
+
+
+def test_keys_that_a_yaml_names_can_be_set_too(config_file):
     assert load_config(JobConfig, config_file, ["part@optim=slow"]).optim.lr == 0.1
     assert load_config(JobConfig, config_file, ["sets.home.path='x/[rgb,gaze]/s-{0..2}.tar'"]).sets["home"].path
 

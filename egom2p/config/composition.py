@@ -104,7 +104,22 @@ def prepare_overrides(schema: type, overrides: Sequence[str], file: Path, *, is_
     it as it is typed, whatever it means to Hydra (file names with brackets, commas, letters of any alphabet), except
     that of a sweep commas part the values.
     """
-    return [_prepare_override(schema, override, file, is_sweep) for override in overrides]
+    prepared = []
+    for override in overrides:
+        ready = _prepare_override(schema, override, file, is_sweep)
+        key, _, value = ready.removeprefix("++").partition("=")
+        if ready.startswith("++") and not is_sweep and value.startswith("{") and _is_named_set(schema, key.split(".")):
+            # Hydra merges a mapping into the one that is there. Where its keys are names that people give
+            # (`checkpoints={mine: ...}`), what was typed is the whole of it.
+            prepared.append(f"++{key}=null")
+        prepared.append(ready)
+    return prepared
+
+
+def _is_named_set(schema: type, path: Sequence[str]) -> bool:
+    """Whether the value of a key is a mapping of names to values of one kind, not a schema's own keys."""
+    kinds = [get_origin(kind) or kind for kind in types_at(schema, path)]
+    return any(isinstance(kind, type) and issubclass(kind, Mapping) for kind in kinds)
 
 
 def _prepare_override(schema: type, override: str, file: Path, is_sweep: bool) -> str:

@@ -26,7 +26,7 @@ from egom2p.evaluation.task_evaluation import (
     check_task,
     training_statistics,
 )
-from egom2p.generation.checkpoints import load_checkpoint
+from egom2p.generation.checkpoints import checkpoint_directory, load_checkpoint, unfamiliar_input
 from egom2p.geometry import canonicalise
 from egom2p.jobs.progress import progress_bar, say
 from egom2p.jobs.workers import Workers
@@ -69,7 +69,7 @@ def _run_evaluation(config: EvaluationConfig) -> Evaluation:
     if config.train_tokens is not None:
         open_clips(config.train_tokens)
     checkpoints = {label: _describe(directory, config) for label, directory in config.checkpoints.items()}
-    statistics = None
+    statistics = TrainingStatistics()
     if config.train_clips is not None:
         with _timed(seconds, "baselines from the training split"):
             store = ClipStore(config.train_clips.root, config.train_clips.dataset)
@@ -97,11 +97,11 @@ def _run_evaluation(config: EvaluationConfig) -> Evaluation:
         "config": to_plain(config),
         "hardware": _hardware(config),
         "seconds": {name: round(value, 2) for name, value in seconds.items()},
-        "num_train_clips": statistics.num_clips if statistics else 0,
+        "num_train_clips": statistics.num_clips,
         "checkpoints": checkpoints,
         "shown_clips": list(shown),
     }
-    description = config.description or "Held-out clips, the same for every row."
+    description = " ".join([config.description or "Held-out clips, the same for every row.", *_notes(config)])
     measured = [found[task].measured for task in config.tasks]
     results = write_results(folder, description, about, measured, seed=config.seed)
     _write_shown(folder / "shown", shown)
@@ -163,7 +163,7 @@ class _Local:
     evaluator: TaskEvaluator | None = None
 
 
-def _prepare(config: EvaluationConfig, statistics: TrainingStatistics | None) -> None:
+def _prepare(config: EvaluationConfig, statistics: TrainingStatistics) -> None:
     checkpoints = {
         label: load_checkpoint(directory, device=config.device) for label, directory in config.checkpoints.items()
     }
@@ -227,6 +227,18 @@ def _held_out_clips(config: EvaluationConfig) -> list[AlignedClip]:
     store = ClipStore(config.clips.root, config.clips.dataset)
     count = len(store) if config.num_clips is None else min(config.num_clips, len(store))
     return [store[int(index)] for index in np.linspace(0, len(store) - 1, count).astype(int)]
+
+
+def _notes(config: EvaluationConfig) -> list[str]:
+    """What a reader of the numbers should know of the checkpoints; said on the terminal too."""
+    held_out = ClipStore(config.clips.root, config.clips.dataset, streams=())
+    datasets = {held_out[row].provenance.dataset for row in (0, len(held_out) - 1)}
+    notes = []
+    for label, directory in config.checkpoints.items():
+        if note := unfamiliar_input(checkpoint_directory(directory), datasets, label=label):
+            notes.append(f"{note}.")
+            say(f"note: {note}")
+    return notes
 
 
 def _write_shown(folder: Path, shown: ShownArrays) -> None:

@@ -33,7 +33,7 @@ class EvaluationConfig:
 
     checkpoints      label -> model directory; labels appear in the tables
     clips            held-out clips; the same ones for every method
-    train_clips      training split, for the trivial baselines (None: no baselines)
+    train_clips      training split, for its trivial baselines (None: only those that need no training clips)
     train_tokens     pattern of training token shards, for the unigram baselines per position (None: not shown)
     tasks            `rgb2depth`; several inputs as `rgb+gaze2camera`; names, quantities or folders
     estimators       label -> how a checkpoint's estimate is made

@@ -51,12 +51,17 @@ class ProtocolConfig:
 
 
 class Baselines(Protocol):
-    """Estimates that ignore the input, from one pass over the training clips: what a trained model has to beat."""
+    """Estimates that ignore the input: what a trained model has to beat.
+
+    Most come from one pass over the training clips; some need none, and are there in every evaluation.
+    """
 
     def add(self, stream: Stream) -> None: ...
 
-    def estimates(self, length: int) -> dict[str, np.ndarray]:
-        """Label -> estimate (length, ...) of a stream; empty where nothing valid was added."""
+    def estimates(self, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
+        """Label -> estimate of a stream of this shape (T, ...); only those that need no training clips where none was
+        added.
+        """
         ...
 
 
@@ -173,9 +178,8 @@ class TrackBaselines:
         is_valid = np.repeat(stream.is_valid[:, None], stream.values.shape[1], axis=1)
         self._mean.add(np.where(is_valid, stream.values, 0.0), is_valid)
 
-    def estimates(self, length: int) -> dict[str, np.ndarray]:
+    def estimates(self, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
         mean = self._mean.value()
-        if mean is None:
-            return {}
-        samples = {self._label: mean} | {label: np.asarray(one) for label, one in self._further.items()}
-        return {label: np.tile(one, (length, 1)) for label, one in samples.items()}
+        samples = {} if mean is None else {self._label: mean}
+        samples |= {label: np.asarray(one) for label, one in self._further.items()}
+        return {label: np.tile(one, (shape[0], 1)) for label, one in samples.items()}

@@ -4,7 +4,7 @@ B clips, K samples per clip, L tokens of one modality, T frames or samples of a 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -42,15 +42,17 @@ def check_task(task: str, checkpoint: Checkpoint, streams: Sequence[str], *, whe
 
 @dataclass(frozen=True)
 class TrainingStatistics:
-    """What the training split says by itself: baselines by stream, of `num_clips` clips."""
+    """What can be said without the input: baselines by stream, of `num_clips` training clips (0: those of none)."""
 
-    num_clips: int
-    baselines: Mapping[str, Baselines]
+    num_clips: int = 0
+    baselines: Mapping[str, Baselines] = field(default_factory=dict)
 
     def estimates(self, truth: AlignedClip, stream: str) -> dict[str, np.ndarray]:
-        """Label -> estimate in the shape of the clip's stream, of which only the length is read."""
-        found = self.baselines.get(stream)
-        return {} if found is None else found.estimates(len(truth.streams[stream].values))
+        """Label -> estimate in the shape of the clip's stream, of which only the shape is read."""
+        values = truth.streams[stream].values
+        quantity = quantity_of_stream(stream, is_text=values.dtype.kind == "U")
+        found = self.baselines.get(stream) or SCORING[quantity.name].baselines()
+        return found.estimates(values.shape)
 
 
 def training_statistics(clips: Sequence[AlignedClip], *, max_clips: int | None = None) -> TrainingStatistics:
@@ -76,7 +78,7 @@ class TaskEvaluator:
         config: EvaluationConfig,
         checkpoints: Mapping[str, Checkpoint],
         clips: Sequence[AlignedClip],
-        statistics: TrainingStatistics | None,
+        statistics: TrainingStatistics,
     ) -> None:
         self._config, self._clips, self._statistics = config, clips, statistics
         self._caches = {label: _TokenCache(checkpoint) for label, checkpoint in checkpoints.items()}
@@ -192,12 +194,10 @@ class ClipScorer:
         of_the_set = {} if failures or self._of_the_set is None else self._of_the_set(estimates)
         return Method(label, kind, values, checkpoint, failures, of_the_set)
 
-    def references(self, statistics: TrainingStatistics | None) -> list[Method]:
+    def references(self, statistics: TrainingStatistics) -> list[Method]:
         """Rows that no checkpoint makes: baselines, and about the best any method can do."""
-        rows = []
-        if statistics is not None:
-            estimates = [statistics.estimates(clip, self.stream) for clip in self.clips]
-            rows += [self.method(label, "baseline", [found[label] for found in estimates]) for label in estimates[0]]
+        estimates = [statistics.estimates(clip, self.stream) for clip in self.clips]
+        rows = [self.method(label, "baseline", [found[label] for found in estimates]) for label in estimates[0]]
         return rows + [self.method(label, "bound", found) for label, found in self.scoring.bounds(self.clips).items()]
 
     def spread(self, clip: int, samples: np.ndarray) -> ClipSpread | None:

@@ -1,8 +1,8 @@
 """A trained model together with the tokenizers it names: from signals to tokens and back."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from egom2p.jobs.workers import choose_device
 from egom2p.models.egom2p_model import EgoM2P, load_model
 from egom2p.models.generate import Sampler
 from egom2p.models.weights import tokenizer_locations
-from egom2p.storage import fingerprint_of
+from egom2p.storage import fingerprint_of, load_json
 from egom2p.storage.hub import fetch
 from egom2p.tokenizers.pretrained import load_tokenizer
 
@@ -99,6 +99,40 @@ def load_checkpoint(id_or_path: str | Path | None = None, *, device: str = "auto
             )
             tokenizers[spec.name] = tokenizer
     return Checkpoint(directory, model, Sampler(model, context_bytes=_CONTEXT_BYTES), tokenizers, _CONTEXT_BYTES)
+
+
+def trained_on(directory: Path) -> tuple[str, ...] | None:
+    """Data sets that a model and those it was started from were trained on, by the settings of their runs.
+
+    They lie beside exported models and above those of a run; None where nothing says it.
+    """
+    files = (directory / "training_config.json", directory.parent / "config.json")
+    settings = next((load_json(path) for path in files if path.is_file()), None)
+    patterns = (
+        []
+        if settings is None
+        else [about.get("shards") or "" for about in (settings.get("data") or {}).get("datasets", {}).values()]
+    )
+    names = {PurePosixPath(pattern).parent.name for pattern in patterns if "/" in pattern}
+    if not names:
+        return None
+    base = Path(settings.get("finetune") or "")
+    if settings.get("finetune") and (base / "model.json").is_file():
+        names |= set(trained_on(base) or ())
+    return tuple(sorted(names))
+
+
+def unfamiliar_input(directory: Path, datasets: Iterable[str], *, label: str = "") -> str:
+    """One line for input of data sets that a model was not trained on; empty where it was, or nobody knows."""
+    known = trained_on(directory)
+    unknown = sorted(set(datasets) - set(known or ()))
+    if known is None or not unknown:
+        return ""
+    name = label or directory.name
+    return (
+        f"{name} was trained on {', '.join(known)}; the input ({', '.join(unknown)}) is none of it, so what it makes "
+        f"of it is not to be relied on{'' if not (directory / 'CARD.md').is_file() else ' (see its CARD.md)'}"
+    )
 
 
 def checkpoint_directory(id_or_path: str | Path | None) -> Path:

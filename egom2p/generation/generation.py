@@ -14,7 +14,7 @@ from egom2p.contracts import AlignedClip, Provenance, Recording, TokenClip
 from egom2p.data.clips.clip_alignment import RecordingTooShort
 from egom2p.data.recordings.reader_choice import SourceConfig, open_reader
 from egom2p.data.recordings.track_files import load_npz
-from egom2p.generation.checkpoints import Checkpoint, load_checkpoint
+from egom2p.generation.checkpoints import Checkpoint, load_checkpoint, unfamiliar_input
 from egom2p.generation.clip_generation import Generated, generate_clips
 from egom2p.generation.generation_inputs import (
     RECORDED_KINDS,
@@ -123,6 +123,7 @@ class _Job:
     num_kept: int = 0
     skipped: dict[str, str] = field(default_factory=dict)
     unused_s: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     def run_recordings(self, recordings: Iterator[Recording]) -> list[str]:
         """One result per recording (several where streams miss for a while); keys of what is there afterwards.
@@ -134,6 +135,7 @@ class _Job:
         keys: dict[str, None] = {}
         too_short: list[RecordingTooShort] = []
         for number, recording in enumerate(islice(recordings, config.max_clips)):
+            self._note_unfamiliar(recording.provenance)
             if recording.notes:
                 say(f"note on {recording.name}: {'; '.join(recording.notes)}")
             try:
@@ -183,6 +185,7 @@ class _Job:
         with self._bar("generate clips", config.max_clips) as advance:
             while part := list(islice(prompts, config.batch_size)):
                 for _, prompt in part:
+                    self._note_unfamiliar(_provenance(prompt))
                     _add_new(keys, prompt.key)
                 jobs = [(i, prompt) for i, prompt in part if not self._is_done(prompt.key, _provenance(prompt))]
                 self.num_kept += len(part) - len(jobs)
@@ -190,6 +193,15 @@ class _Job:
                     self._write(made, {})
                 advance(len(part))
         return list(keys)
+
+    def _note_unfamiliar(self, provenance: Provenance | None) -> None:
+        """Say once, on the terminal and for the page, that the model was not trained on such input."""
+        is_world = getattr(self.config.source, "kind", None) == "synthetic"
+        if provenance is None or is_world or self.notes:
+            return
+        if note := unfamiliar_input(self.checkpoint.directory, [provenance.dataset or "recordings"]):
+            self.notes.append(note)
+            say(f"note: {note}")
 
     def _prompts(self) -> Iterator[Prompt]:
         if self.config.input is None:
@@ -227,7 +239,7 @@ class _Job:
             made = {name: note[name] for name in ("given", "made", "made_streams")}
             clips.append({"key": key, **made, "files": files})
         about = {"settings": dict(self.settings), "num_clips": len(clips), "clips": clips}
-        return about | {"skipped": self.skipped, "unused_s": self.unused_s}
+        return about | {"skipped": self.skipped, "unused_s": self.unused_s, "notes": self.notes}
 
 
 class WindowStore:

@@ -40,7 +40,8 @@ def write_generation_page(folder: str | Path, *, max_clips: int = 24) -> Path:
     depths = [arrays["depth"] for arrays in clips.values() if "depth" in arrays]
     range_m = depth_range(depths) if depths else (1.0, 2.0)
     bar = page.figure(plots.depth_colour_bar(*range_m), "Depth, the same scale in every picture.") if depths else ""
-    body = page.card(bar) if depths else ""
+    body = "".join(page.card(page.note(note)) for note in manifest["notes"])
+    body += page.card(bar) if depths else ""
     for clip in shown:
         nothing = "nothing else" if manifest["settings"]["inpainting"] else "nothing"
         words = f"given {', '.join(clip['given']) or nothing}; generated {', '.join(clip['made'])}"

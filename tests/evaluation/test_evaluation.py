@@ -17,7 +17,7 @@ from egom2p.evaluation.evaluation import run_evaluation
 from egom2p.evaluation.evaluation_config import ClipsConfig, EvaluationConfig, split_task
 from egom2p.evaluation.quantities import SCORING
 from egom2p.evaluation.scoring import ProtocolConfig
-from egom2p.evaluation.task_evaluation import TaskEvaluator, training_statistics
+from egom2p.evaluation.task_evaluation import TaskEvaluator, TrainingStatistics, training_statistics
 from egom2p.geometry import canonicalise
 from egom2p.metrics.measurements import Measured, Method, conclude
 from egom2p.metrics.result_table import Metric, Results
@@ -172,7 +172,8 @@ def test_the_same_seed_gives_the_same_numbers_in_other_batches(world, evaluation
         progress=False,
     )
     again = run_evaluation(config).results.to_plain()["tasks"][0]["rows"]
-    wanted = [row for row in evaluation.results.to_plain()["tasks"][2]["rows"] if row["kind"] != "baseline"]
+    # Without training clips there are the baselines that need none.
+    wanted = [row for row in evaluation.results.to_plain()["tasks"][2]["rows"] if row["label"] != "mean gaze"]
     for found, row in zip(again, wanted, strict=True):
         assert found["label"] == row["label"]
         assert found["values"]["distance"]["mean"] == pytest.approx(row["values"]["distance"]["mean"], abs=1e-6)
@@ -201,7 +202,20 @@ def test_baselines_are_what_they_are_called():
     ends_m = [canonicalise(clip.world_from_cam)[-1, :3, 3] for clip in clips]
     np.testing.assert_allclose(np.diff(moving[:, :3, 3], axis=0), [np.mean(ends_m, 0) / (len(moving) - 1)] * 59)
     without = AlignedClip("x", {"rgb": clips[0].streams["rgb"]}, None, clips[0].provenance)
-    assert training_statistics([without]).estimates(clips[0], "gaze") == {}
+    without = training_statistics([without])
+    assert list(without.estimates(clips[0], "gaze")) == ["image centre"]
+
+
+def test_some_baselines_need_no_training_clips():
+    clip = invented_clip(0)
+    found = {stream: TrainingStatistics().estimates(clip, stream) for stream in ("depth", "gaze", "camera", "rgb")}
+    assert {stream: list(rows) for stream, rows in found.items()} == {
+        "depth": ["constant depth, 2 m"], "gaze": ["image centre"], "camera": ["stationary"], "rgb": [],
+    }  # fmt: skip
+    assert (found["depth"]["constant depth, 2 m"] == 2).all()
+    assert found["depth"]["constant depth, 2 m"].shape == clip.depth_m.shape
+    np.testing.assert_array_equal(found["gaze"]["image centre"], np.full((60, 2), 0.5))
+    np.testing.assert_array_equal(found["camera"]["stationary"], np.tile(np.eye(4), (60, 1, 1)))
 
 
 def test_the_mean_of_poses_is_a_pose():

@@ -95,6 +95,19 @@ def test_gaze_and_depth_are_also_written_on_the_original_picture(world):
         assert not depth_mm[:, :, : SIZE // 4].any()
 
 
+def test_input_the_model_was_not_trained_on_is_said_once(world, tmp_path, capsys):
+    model = shutil.copytree(world / "model", tmp_path / "model")
+    shards = "outputs/tokens/train/[rgb,depth]/tiny/shard-*.tar"
+    (model / "training_config.json").write_text(json.dumps({"data": {"datasets": {"any": {"shards": shards}}}}))
+    write_video(tmp_path / "walk.mp4", np.zeros((70, 16, 16, 3), np.uint8), 16.0)
+    for source, is_said in ((tmp_path / "walk.mp4", True), (world / "clips" / "val", False)):
+        config = _config(world, f"unfamiliar {is_said}", checkpoint=str(model), input=str(source), targets=("gaze",))
+        manifest = run_generation(config)
+        shown, page = capsys.readouterr().err, write_generation_page(manifest.parent).read_text()
+        words = "model was trained on tiny; the input (video) is none of it"
+        assert (shown.count(words), page.count(words)) == (int(is_said), int(is_said))
+
+
 def test_finished_clips_are_kept_and_other_settings_make_them_again(world):
     first = run_generation(_config(world, "resume", targets=("gaze",)))
     folder = first.parent / "clip_100"

@@ -46,7 +46,9 @@ def _errors(estimate: np.ndarray, truth: np.ndarray, alignment: str) -> dict[str
 
 
 class _Baselines:
-    """No motion, the mean motion in the axes of the first camera, the mean trajectory relative to the first pose."""
+    """No motion; of training clips the mean motion in the axes of the first camera, and the mean trajectory relative to
+    the first pose.
+    """
 
     def __init__(self) -> None:
         self._trajectories: list[np.ndarray] = []
@@ -60,11 +62,12 @@ class _Baselines:
         poses = np.stack(self._trajectories)
         return mean_poses(poses), poses[:, -1, :3, 3].mean(0) / max(poses.shape[1] - 1, 1)
 
-    def estimates(self, length: int) -> dict[str, np.ndarray]:
-        if not self._trajectories:
-            return {}
-        trajectory, velocity_m = self._means
+    def estimates(self, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
+        length = shape[0]
         stationary = np.tile(np.eye(4), (length, 1, 1))
+        if not self._trajectories:
+            return {"stationary": stationary}
+        trajectory, velocity_m = self._means
         moving = stationary.copy()
         moving[:, :3, 3] = np.arange(length)[:, None] * velocity_m
         return {"stationary": stationary, "mean velocity": moving, "mean trajectory": trajectory[:length]}

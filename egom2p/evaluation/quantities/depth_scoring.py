@@ -13,6 +13,8 @@ from egom2p.metrics.depth import depth_errors
 from egom2p.metrics.drift import scale_drift
 from egom2p.metrics.result_table import Metric
 
+_CONSTANT_M = 2.0  # about how far away indoors is; scaled by the median, any constant is the same
+
 
 def _metrics(protocol: ProtocolConfig) -> tuple[Metric, ...]:
     return tuple(metric for name in protocol.depth_alignments for metric in _aligned(name, protocol))
@@ -40,7 +42,10 @@ def _score(estimate: np.ndarray, truth: AlignedClip, stream: str, protocol: Prot
 
 
 class _Baselines:
-    """Per pixel: the arithmetic mean, best for squared errors, and the geometric one, better for relative ones."""
+    """Per pixel: the arithmetic mean, best for squared errors, and the geometric one, better for relative ones.
+
+    Without training clips: one distance everywhere.
+    """
 
     def __init__(self) -> None:
         self._depth, self._log_depth = Mean(), Mean()
@@ -50,13 +55,14 @@ class _Baselines:
         self._depth.add(stream.values, is_valid)
         self._log_depth.add(np.log(np.where(is_valid, stream.values, 1.0)), is_valid)
 
-    def estimates(self, length: int) -> dict[str, np.ndarray]:
+    def estimates(self, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
+        found = {f"constant depth, {_CONSTANT_M:g} m": np.full(shape, _CONSTANT_M, np.float32)}
         mean_m, log_mean = self._depth.value(), self._log_depth.value()
         if mean_m is None or log_mean is None:
-            return {}
-        return {
-            "per-pixel mean depth": np.repeat(mean_m[None], length, axis=0),
-            "per-pixel geometric mean depth": np.repeat(np.exp(log_mean)[None], length, axis=0),
+            return found
+        return found | {
+            "per-pixel mean depth": np.repeat(mean_m[None], shape[0], axis=0),
+            "per-pixel geometric mean depth": np.repeat(np.exp(log_mean)[None], shape[0], axis=0),
         }
 
 

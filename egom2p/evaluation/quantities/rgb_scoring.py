@@ -52,9 +52,11 @@ class _Baselines:
     def add(self, stream: Stream) -> None:
         self._mean.add(stream.values.astype(np.float64), np.ones(stream.values.shape, bool))
 
-    def estimates(self, length: int) -> dict[str, np.ndarray]:
+    def estimates(self, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
         mean = self._mean.value()
-        return {} if mean is None else {"mean frame": np.repeat(np.round(mean).astype(np.uint8)[None], length, axis=0)}
+        return (
+            {} if mean is None else {"mean frame": np.repeat(np.round(mean).astype(np.uint8)[None], shape[0], axis=0)}
+        )
 
 
 SCORING = Scoring(

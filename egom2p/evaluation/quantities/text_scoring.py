@@ -27,7 +27,7 @@ class _Baselines:
     def add(self, stream: Stream) -> None:
         self._texts[str(stream.values[0])] += 1
 
-    def estimates(self, length: int) -> dict[str, np.ndarray]:
+    def estimates(self, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
         if not self._texts:
             return {}
         return {"most frequent text": np.array([self._texts.most_common(1)[0][0]])}

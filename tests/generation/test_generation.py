@@ -97,6 +97,7 @@ def test_gaze_and_depth_are_also_written_on_the_original_picture(world):
 
 def test_input_the_model_was_not_trained_on_is_said_once(world, tmp_path, capsys):
     model = shutil.copytree(world / "model", tmp_path / "model")
+    shutil.copytree(world / "tokenizers", tmp_path / "tokenizers")
     shards = "outputs/tokens/train/[rgb,depth]/tiny/shard-*.tar"
     (model / "training_config.json").write_text(json.dumps({"data": {"datasets": {"any": {"shards": shards}}}}))
     write_video(tmp_path / "walk.mp4", np.zeros((70, 16, 16, 3), np.uint8), 16.0)

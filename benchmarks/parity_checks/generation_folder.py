@@ -13,8 +13,7 @@ from torch import Tensor
 
 from egom2p.contracts import TokenClip
 from egom2p.models.generate import Sampler
-from egom2p.models.generation_plans import TargetPlan, step_temperatures, token_counts
-from egom2p.models.sampling import keep_likely
+from egom2p.models.sampling import TargetPlan, keep_likely, step_temperatures, token_counts
 from parity_checks.check import Check, Finding, Skipped, count, matched, read_json, read_tensors
 from parity_checks.model_folder import ModelFolder
 

@@ -7,13 +7,12 @@ import numpy as np
 import torch
 
 from egom2p.contracts import AlignedClip, Provenance, Stream
-from egom2p.geometry.rotations import matrix_from_two_columns
-from egom2p.geometry.trajectories import canonicalise
+from egom2p.geometry.poses import canonicalise, matrix_from_two_columns
 from egom2p.metrics.camera import camera_errors
 from egom2p.tokenizers.reference_weights import load_reference_codec, load_reference_trajectory
 from egom2p.tokenizers.trajectory.track_representations import TrackRepresentation, camera_poses
 from egom2p.tokenizers.trajectory.trajectory_vqvae import TrajectoryVqVae, TrajectoryVqVaeConfig
-from egom2p.tokenizers.video.causal_video_layers import haar_patches, haar_video
+from egom2p.tokenizers.video.causal_video_network import haar_patches, haar_video
 from egom2p.tokenizers.video.video_codec import VideoCodec, VideoCodecConfig
 from egom2p.tokenizers.video.video_representations import crop_padding, pad_video
 from parity_checks.check import Check, Finding, Skipped, count, matched, read_json, read_tensors

@@ -24,7 +24,7 @@ from egom2p.data.clips.clip_alignment import RecordingTooShort
 from egom2p.jobs.workers import choose_device
 from egom2p.models.egom2p_model import EgoM2P
 from egom2p.models.generate import generate
-from egom2p.models.generation_plans import TargetPlan
+from egom2p.models.sampling import TargetPlan
 from egom2p.storage import atomic_file
 
 _KIND_OF_QUANTITY = {"rgb": "video", "depth": "depth", "gaze": "gaze", "camera": "cam"}

@@ -37,7 +37,7 @@ from egom2p.jobs.progress import progress_bar, say
 from egom2p.metrics.drift import path_length_m
 from egom2p.metrics.measurements import Measured, Method, write_results
 from egom2p.metrics.result_table import MethodKind
-from egom2p.models.generation_plans import SamplingConfig
+from egom2p.models.sampling import SamplingConfig
 
 
 @strict

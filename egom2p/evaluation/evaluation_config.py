@@ -4,7 +4,7 @@ from dataclasses import field
 
 from egom2p.config import not_deciding, strict
 from egom2p.evaluation.scoring import ProtocolConfig
-from egom2p.models.generation_plans import SamplingConfig
+from egom2p.models.sampling import SamplingConfig
 
 
 @strict

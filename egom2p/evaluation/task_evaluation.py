@@ -20,7 +20,7 @@ from egom2p.metrics.bootstrap import bootstrap_interval
 from egom2p.metrics.calibration import ClipSpread, calibration
 from egom2p.metrics.measurements import Measured, Method
 from egom2p.metrics.result_table import MethodKind, TokenLoss, Uncertainty
-from egom2p.models.generation_plans import SamplingConfig
+from egom2p.models.sampling import SamplingConfig
 
 ShownArrays = dict[str, dict[str, np.ndarray]]
 """Clip key -> array name -> array, kept for the page."""

@@ -14,9 +14,9 @@ from egom2p.contracts import TokenClip
 from egom2p.generation.checkpoints import Checkpoint
 from egom2p.jobs.progress import say
 from egom2p.layers.step_memory import step_memory
-from egom2p.models.generation_plans import TargetPlan
 from egom2p.models.prompt_answers import LOGITS_PER_CHUNK, PromptAnswers, Query
 from egom2p.models.prompt_batches import Shown, state_of
+from egom2p.models.sampling import TargetPlan
 
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")

@@ -9,7 +9,7 @@ from egom2p.contracts import ModalitySpec
 from egom2p.generation.checkpoints import Checkpoint
 from egom2p.generation.partial_prompts import InpaintingMask
 from egom2p.generation.stitching import StitchConfig
-from egom2p.models.generation_plans import SamplingConfig, TargetPlan
+from egom2p.models.sampling import SamplingConfig, TargetPlan
 
 Join = Literal["stitch", "condition", "none"]
 

@@ -5,12 +5,19 @@ from egom2p.geometry.cameras import (
     CLOCKWISE_TURN,
     check_camera_model,
     fisheye624,
+    gaze_angle_deg,
+    gaze_from_pixels,
+    gaze_from_yaw_pitch,
+    gaze_rays,
     is_inside,
     pixel_grid,
+    pixels_from_gaze,
     project,
+    ray_from_yaw_pitch,
     rays,
     turned_clockwise,
     unproject,
+    yaw_of_both_eyes,
 )
 from egom2p.geometry.clocks import (
     LONGEST_SPAN_S,
@@ -21,27 +28,8 @@ from egom2p.geometry.clocks import (
     stated_unit,
     unit_in_name,
 )
-from egom2p.geometry.gaze_rays import (
-    gaze_angle_deg,
-    gaze_from_pixels,
-    gaze_from_yaw_pitch,
-    gaze_rays,
-    pixels_from_gaze,
-    ray_from_yaw_pitch,
-    yaw_of_both_eyes,
-)
-from egom2p.geometry.rotations import (
+from egom2p.geometry.poses import (
     angle_between,
-    matrix_from_quaternion,
-    matrix_from_two_columns,
-    mean_rotation,
-    nearest_rotation,
-    quaternion_from_matrix,
-    rotation_angle,
-    slerp,
-    two_columns_from_matrix,
-)
-from egom2p.geometry.trajectories import (
     canonicalise,
     check_poses,
     frame_to_frame,
@@ -49,8 +37,16 @@ from egom2p.geometry.trajectories import (
     interpolation_weights,
     inverse_poses,
     match_times,
+    matrix_from_quaternion,
+    matrix_from_two_columns,
     mean_poses,
+    mean_rotation,
+    nearest_rotation,
     poses_from_parts,
+    quaternion_from_matrix,
+    rotation_angle,
+    slerp,
+    two_columns_from_matrix,
 )
 from egom2p.geometry.trajectory_files import (
     FORMATS,

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from egom2p.geometry.trajectories import check_poses, inverse_poses
+from egom2p.geometry.poses import check_poses, inverse_poses
 
 ALIGNMENTS = ("none", "first_pose", "se3", "sim3", "rotation")
 

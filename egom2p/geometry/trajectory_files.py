@@ -15,8 +15,13 @@ from typing import NamedTuple
 import numpy as np
 
 from egom2p.geometry.clocks import TimeUnit, check_clock, seconds_from_stamps, stamps_from_text, stated_unit
-from egom2p.geometry.rotations import matrix_from_quaternion, nearest_rotation, quaternion_from_matrix
-from egom2p.geometry.trajectories import check_poses, poses_from_parts
+from egom2p.geometry.poses import (
+    check_poses,
+    matrix_from_quaternion,
+    nearest_rotation,
+    poses_from_parts,
+    quaternion_from_matrix,
+)
 
 _TUM = "timestamp tx ty tz qx qy qz qw"
 _KITTI = "the 12 numbers of a row-major 3x4 matrix"

@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 
 from egom2p.contracts import ModalitySpec, TokenClip
-from egom2p.models.generation_plans import TargetPlan, step_temperatures, writing_order
 from egom2p.models.prompt_answers import PromptAnswers, Query
 from egom2p.models.prompt_batches import UNKNOWN, ClipState, Shown, state_of
-from egom2p.models.sampling import combine_guided
+from egom2p.models.sampling import TargetPlan, combine_guided, step_temperatures, writing_order
 
 Positions = Mapping[str, Sequence[Sequence[np.ndarray]]]
 """Target -> clip -> step -> positions to write."""

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from egom2p.contracts import ModalitySpec
-from egom2p.models.generation_plans import TargetPlan
 from egom2p.models.prompt_batches import PromptRow, pack_prompts
-from egom2p.models.sampling import combine_guided, draw
+from egom2p.models.sampling import TargetPlan, combine_guided, draw
 
 LOGITS_PER_CHUNK = 1 << 24
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from egom2p.contracts import ModalitySpec, PackedBatch, TokenClip, check_fingerprint
-from egom2p.models.generation_plans import TargetPlan, guidance_passes
+from egom2p.models.sampling import TargetPlan, guidance_passes
 
 UNKNOWN = -1  # id of a token that is not known: of a prompt, to be generated; of a query, the mask token is fed
 

@@ -1,12 +1,199 @@
-"""Draw tokens from logits.
+"""How a modality is to be generated: what a user writes in a config, what follows from it, and how tokens are drawn.
 
-R rows, V vocabulary, C candidates (most likely first), P passes of guidance, K draws per row.
+n positions still unknown in one clip; R rows, V vocabulary, C candidates (most likely first), P passes of guidance, K
+draws per row.
 """
 
+import math
 from collections.abc import Sequence
+from dataclasses import fields
+from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from egom2p.config import strict
+
+TokenSchedule = Literal["linear", "cosine"]
+
+
+@strict
+class SamplingConfig:
+    """How tokens of one modality are generated. The defaults are one step, most likely tokens, no guidance.
+
+    scheme                 roar: random positions; maskgit: most confident first; autoregressive: in position order;
+                           frames: one frame (sample) after the other, each in `num_steps` steps as roar
+    temperature            0 takes the most likely token
+    temperature_schedule   constant | linear | decreasing:<min> | onex:<min>:<power>
+    top_k                  0 keeps all; below 1: share of the vocabulary
+    top_p                  1 keeps all
+    guidance               scale s of uncond + s * (cond - uncond): 1 none, >1 stronger, 0..1 weak, <0 away from it
+    guidance_weights       own scale per condition; each is then shown to the model alone. Replaces `guidance`
+    grow_conditioning      modalities generated earlier in the chain count as conditions (hidden from the
+                           unconditional pass); otherwise both passes see them
+    max_condition_tokens   show a random subset of the conditions, as large as the budget the model was trained with
+    rewrite_fraction       maskgit: before each step this share of the tokens written so far, the least certain ones,
+                           is forgotten and decided again in that step
+    max_new_tokens         sequences: stop after so many
+    """
+
+    scheme: Literal["roar", "maskgit", "autoregressive", "frames"] = "roar"
+    num_steps: int = 1
+    token_schedule: Literal["linear", "cosine"] = "linear"
+    temperature: float = 0.0
+    temperature_schedule: str = "constant"
+    top_k: float = 0
+    top_p: float = 1.0
+    guidance: float = 1.0
+    guidance_weights: dict[str, float] | None = None
+    grow_conditioning: bool = True
+    max_condition_tokens: int | None = None
+    rewrite_fraction: float = 0.0
+    max_new_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_steps < 1:
+            raise ValueError(f"num_steps must be at least 1, got {self.num_steps}")
+        if self.temperature < 0:
+            raise ValueError(f"temperature must not be negative, got {self.temperature}")
+        if not 0 <= self.top_p <= 1:
+            raise ValueError(f"top_p must be in [0, 1], got {self.top_p}")
+        if not 0 <= self.rewrite_fraction < 1:
+            raise ValueError(f"rewrite_fraction must be in [0, 1), got {self.rewrite_fraction}")
+        step_temperatures(self.temperature_schedule, temperature=1.0, counts=(1,))
+
+    def plan(self, target: str) -> "TargetPlan":
+        """The same, for a modality."""
+        return TargetPlan(target=target, **{field.name: getattr(self, field.name) for field in fields(SamplingConfig)})
+
+
+@strict
+class TargetPlan(SamplingConfig):
+    """What is generated, and how."""
+
+    target: str
+
+
+def guidance_passes(plan: TargetPlan, conditions: Sequence[str]) -> list[tuple[frozenset[str], float]]:
+    """Visible conditions and weight of each pass; weights sum to 1, the unconditional pass last."""
+    everything, nothing = frozenset(conditions), frozenset()
+    if plan.guidance_weights is None:
+        # uncond + s (cond - uncond), written as weights of the two.
+        passes = [(everything, plan.guidance), (nothing, 1 - plan.guidance)]
+    else:
+        unknown = set(plan.guidance_weights) - everything
+        if unknown:
+            raise ValueError(
+                f"{plan.target}: guidance_weights name {sorted(unknown)}, the conditions are {sorted(everything)}"
+            )
+        passes = [(frozenset([name]), weight) for name, weight in plan.guidance_weights.items()]
+        passes.append((nothing, 1 - sum(plan.guidance_weights.values())))
+    if not conditions:
+        return [(nothing, 1.0)]
+    # A pass without weight would cost as much as any other: no guidance (1) is one pass, not two.
+    return [(visible, weight) for visible, weight in passes if weight != 0]
+
+
+def writing_order(
+    plan: TargetPlan,
+    unknown: np.ndarray,
+    rng: np.random.Generator,
+    given: Sequence[np.ndarray] | None,
+    *,
+    frame_size: int = 1,
+) -> list[np.ndarray]:
+    """Positions written in each step; for maskgit only their number counts.
+
+    frame_size   positions of one frame, or sample of a track
+    """
+    if given is not None:
+        if plan.scheme == "maskgit":
+            raise ValueError(f"{plan.target}: maskgit chooses its positions by confidence; given positions need roar")
+        order = [np.asarray(part, np.int64) for part in given]
+        written = np.concatenate(order) if order else np.zeros(0, np.int64)
+        if not np.array_equal(np.sort(written), unknown):
+            raise ValueError(f"{plan.target}: the given positions must be the {len(unknown)} unknown ones, each once")
+        return order
+    if plan.scheme == "autoregressive":
+        return list(np.split(unknown, len(unknown))) if len(unknown) else []
+    if plan.scheme == "frames":
+        # Positions are row-major with time first, so a frame is a run of them; of a partial prompt some are missing.
+        starts = np.flatnonzero(np.diff(unknown // frame_size)) + 1
+        frames = np.split(unknown, starts) if len(unknown) else []
+        return [positions for frame in frames for positions in _at_random(plan, frame, rng)]
+    return _at_random(plan, unknown, rng)
+
+
+def _at_random(plan: TargetPlan, unknown: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
+    """Some positions in `num_steps` steps, in random order."""
+    counts = token_counts(plan.token_schedule, num_steps=plan.num_steps, num_tokens=len(unknown))
+    # In a single step everything is asked at once, whatever the order, so none is drawn.
+    positions = rng.permutation(unknown) if len(counts) > 1 else unknown
+    return np.split(positions, np.cumsum(counts)[:-1]) if counts else []
+
+
+def token_counts(schedule: TokenSchedule, *, num_steps: int, num_tokens: int) -> tuple[int, ...]:
+    """Tokens written per step; positive, summing to `num_tokens`, so there may be fewer than `num_steps` steps.
+
+    `linear` spreads evenly, the surplus first; `cosine` writes few at both ends and many in the middle.
+    """
+    if num_steps < 1:
+        raise ValueError(f"num_steps must be at least 1, got {num_steps}")
+    if num_tokens < 0:
+        raise ValueError(f"num_tokens must not be negative, got {num_tokens}")
+    if schedule == "linear":
+        base, surplus = divmod(num_tokens, num_steps)
+        counts = [base + (step < surplus) for step in range(num_steps)]
+    elif schedule == "cosine":
+        counts = _cosine_counts(num_steps, num_tokens)
+    else:
+        raise ValueError(f"token_schedule must be linear or cosine, got {schedule!r}")
+    # A step that writes nothing would still run the model once.
+    return tuple(count for count in counts if count > 0)
+
+
+def _cosine_counts(num_steps: int, num_tokens: int) -> list[int]:
+    left = [num_tokens * (1 + math.cos(math.pi * step / num_steps)) / 2 for step in range(num_steps + 1)]
+    counts = [round(before - after) for before, after in zip(left, left[1:], strict=False)]
+    counts[-1] = num_tokens - sum(counts[:-1])
+    if min(counts) <= 0:
+        # Rounding each step by itself can write more tokens than there are; rounding the running total cannot.
+        ends = [round(value) for value in left]
+        counts = [before - after for before, after in zip(ends, ends[1:], strict=False)]
+    return counts
+
+
+def step_temperatures(schedule: str, *, temperature: float, counts: tuple[int, ...]) -> tuple[float, ...]:
+    """Temperature of each step.
+
+    `constant`; `linear`: falls with the share of tokens still to write; `decreasing:<min>`: the same down to `min`,
+    with the share that is left after the step; `onex:<min>:<power>`: starts near `temperature` and falls like
+    1/x**power to `min` (the published schedule of 4M).
+    """
+    # Shares of tokens, not of steps: how much is still open says how much a wrong draw can be made up for.
+    total = max(sum(counts), 1)
+    before = [1 - sum(counts[:step]) / total for step in range(len(counts))]
+    after = [1 - sum(counts[: step + 1]) / total for step in range(len(counts))]
+    name, *numbers = schedule.split(":")
+    if name == "constant" and not numbers:
+        return (temperature,) * len(counts)
+    if name == "linear" and not numbers:
+        return tuple(temperature * share for share in before)
+    if name == "decreasing" and len(numbers) == 1:
+        lowest = float(numbers[0])
+        return tuple(lowest + (temperature - lowest) * share for share in after)
+    if name == "onex" and len(numbers) == 2:
+        lowest, power = float(numbers[0]), float(numbers[1])
+        shape = np.linspace(1, 100, total) ** -power  # one point per token, yet read per step: as published
+        shape = (shape - shape[-1]) / max(shape[0] - shape[-1], 1e-12)
+        return tuple(
+            max(lowest + (temperature - lowest) * float(shape[step]) * share, 0.0) for step, share in enumerate(after)
+        )
+    raise ValueError(
+        f"temperature_schedule must be constant, linear, decreasing:<min> or onex:<min>:<power>, got {schedule!r}"
+    )
+
 
 _FIRST_CANDIDATES = 64
 

@@ -25,8 +25,8 @@ from egom2p.metrics.measurements import Measured, Method, write_results
 from egom2p.metrics.result_table import Metric
 from egom2p.metrics.video import video_errors
 from egom2p.models.generate import Sampler
-from egom2p.models.generation_plans import SamplingConfig
 from egom2p.models.prompt_batches import UNKNOWN
+from egom2p.models.sampling import SamplingConfig
 
 _BATCH = 32
 

@@ -22,7 +22,7 @@ from egom2p.generation.loaded_model import LoadedModel, load_model
 from egom2p.generation.partial_prompts import InpaintingMask
 from egom2p.geometry import canonicalise
 from egom2p.jobs.progress import progress_bar
-from egom2p.models.generation_plans import SamplingConfig, step_temperatures, token_counts
+from egom2p.models.sampling import SamplingConfig, step_temperatures, token_counts
 from egom2p.storage import atomic_file
 from egom2p.viewing import plots
 from egom2p.viewing.plots import coloured_depth, depth_range

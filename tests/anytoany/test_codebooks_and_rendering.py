@@ -11,7 +11,7 @@ from egom2p.anytoany.generate import codebook_of, render, token_clip_of, write_t
 from egom2p.contracts import ModalitySpec, TokenClip, TokenGrid, TokenizerMismatch
 from egom2p.models.egom2p_model import EgoM2P, ModelConfig
 from egom2p.models.generate import generate
-from egom2p.models.generation_plans import TargetPlan
+from egom2p.models.sampling import TargetPlan
 
 SPECS = (
     ModalitySpec("tok_rgb", "grid", "rgb", TokenGrid((2, 3, 2)), 11, "rgb"),

@@ -18,7 +18,7 @@ from egom2p.generation.loaded_model import _recordings
 from egom2p.generation.request import Request
 from egom2p.geometry import read_tum
 from egom2p.models.egom2p_model import load_model
-from egom2p.models.generation_plans import SamplingConfig
+from egom2p.models.sampling import SamplingConfig
 from egom2p.models.weights import save_model, tokenizer_locations
 from egom2p.storage import load_json
 from egom2p.viewing.generation_page import write_generation_page

@@ -28,7 +28,7 @@ from egom2p.generation.long_generation import common_step_s, generate_segment, o
 from egom2p.generation.partial_prompts import InpaintingMask, encode_given, given_positions
 from egom2p.generation.request import Request
 from egom2p.layers.step_memory import LiveBytes
-from egom2p.models.generation_plans import SamplingConfig
+from egom2p.models.sampling import SamplingConfig
 
 HOT = {"default": SamplingConfig(temperature=1.0, num_steps=2)}
 

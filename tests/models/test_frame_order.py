@@ -7,7 +7,7 @@ import torch
 from egom2p.contracts import ModalitySpec, TokenClip, TokenGrid
 from egom2p.models.egom2p_model import EgoM2P, ModelConfig
 from egom2p.models.generate import Sampler
-from egom2p.models.generation_plans import TargetPlan, writing_order
+from egom2p.models.sampling import TargetPlan, writing_order
 
 SPECS = (
     ModalitySpec("tok_smell", "grid", "generic", TokenGrid((3, 2, 4)), 13, "smell"),

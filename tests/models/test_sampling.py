@@ -7,8 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from egom2p.models.generation_plans import step_temperatures, token_counts
-from egom2p.models.sampling import candidates, combine_guided, draw, keep_likely
+from egom2p.models.sampling import candidates, combine_guided, draw, keep_likely, step_temperatures, token_counts
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])

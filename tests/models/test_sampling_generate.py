@@ -7,7 +7,7 @@ from torch import nn
 
 from egom2p.contracts import ModalitySpec, TokenClip, TokenGrid
 from egom2p.models.generate import Sampler
-from egom2p.models.generation_plans import TargetPlan
+from egom2p.models.sampling import TargetPlan
 
 _SPECS = (
     ModalitySpec("tok_smell", "grid", "generic", TokenGrid((3, 2, 4)), 13, "smell"),

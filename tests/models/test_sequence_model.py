@@ -10,7 +10,7 @@ from packing import TINY_SPECS, pack
 from egom2p.contracts import ModalitySpec, TokenClip, TokenGrid
 from egom2p.models.egom2p_model import EgoM2P, ModelConfig
 from egom2p.models.generate import Sampler
-from egom2p.models.generation_plans import TargetPlan
+from egom2p.models.sampling import TargetPlan
 
 TEXT = ModalitySpec(
     "tok_words", "sequence", "text", TokenGrid((9,)), 17, "words", pad_id=0, eos_id=1, sentinel_ids=(2, 3, 4)

@@ -17,7 +17,7 @@ from egom2p.evaluation.evaluation import run_evaluation
 from egom2p.evaluation.evaluation_config import EstimatorConfig, EvaluationConfig
 from egom2p.generation.checkpoints import load_checkpoint
 from egom2p.generation.generation import GenerationConfig, run_generation
-from egom2p.models.generation_plans import SamplingConfig
+from egom2p.models.sampling import SamplingConfig
 from egom2p.pipelines.tokenization import TokenizeConfig, tokenize
 from egom2p.storage import load_json
 from egom2p.tokenizers.pretrained import build_network, save_tokenizer

@@ -6,8 +6,7 @@ from moving_clips import SIZE, moving_clip, with_stream
 from tiny_tokenizers import tiny_codec
 
 from egom2p.tokenizers import load_tokenizer, save_tokenizer
-from egom2p.tokenizers.video.depth_representations import DepthRepresentation
-from egom2p.tokenizers.video.video_representations import VideoRepresentation
+from egom2p.tokenizers.video.video_representations import DepthRepresentation, VideoRepresentation
 
 RANGE_M = (0.1, 20.0)
 KINDS = ("log_metric", "inverse_per_sequence", "relative_inverse")

@@ -8,7 +8,7 @@ from tiny_tokenizers import TINY_CODEC, tiny_codec
 
 from egom2p.config import ConfigError, from_plain
 from egom2p.tokenizers.protocol import TokenizerBatch, TrainableTokenizer
-from egom2p.tokenizers.video.causal_video_layers import haar_patches, haar_video
+from egom2p.tokenizers.video.causal_video_network import haar_patches, haar_video
 from egom2p.tokenizers.video.video_codec import VideoCodec, VideoCodecConfig
 from egom2p.tokenizers.video.video_representations import crop_padding, pad_video
 

@@ -18,15 +18,17 @@ from torch import Tensor, nn
 from egom2p.config import strict
 from egom2p.contracts import AlignedClip, LossOutput, ModalitySpec, TokenGrid, check_shape
 from egom2p.tokenizers.protocol import TokenizerBatch, code_usage, mean_errors
-from egom2p.tokenizers.video.causal_video_layers import pointwise, start_as_zero
 from egom2p.tokenizers.video.causal_video_network import (
     CausalVideoDecoder,
     CausalVideoEncoder,
     CausalVideoNetwork,
     LinearCodec,
+    pointwise,
+    start_as_zero,
 )
-from egom2p.tokenizers.video.depth_representations import DepthKind, DepthRepresentation
 from egom2p.tokenizers.video.video_representations import (
+    DepthKind,
+    DepthRepresentation,
     VideoRepresentation,
     crop_padding,
     depth_frames,
@@ -66,7 +68,7 @@ class VideoCodecConfig:
     latent_channels: int = 16
     frame_multiple: int = 4  # frames are padded to 1 + n * frame_multiple
     pixel_multiple: int = 16  # height and width are padded to a multiple of this
-    depth_representation: DepthKind = "log_metric"  # published: inverse_per_sequence (depth_representations.py)
+    depth_representation: DepthKind = "log_metric"  # published: inverse_per_sequence
     depth_range_m: tuple[float, float] = (0.1, 20.0)  # log-metric depth: these become -1 and 1
     loss: Literal["l1", "mse"] = "l1"
     has_linear_path: bool = False  # beside the network, started as the best linear codec of training clips

@@ -7,6 +7,6 @@ if __name__ == "__main__":
     run_main(
         PrepareConfig,
         prepare,
-        default_config="default/data_preparation/plain_folder.yaml",
+        default_config="default/data_preparation/recordings.yaml",
         description="Cut recordings into aligned clips on disk.",
     )

@@ -15,7 +15,7 @@ from egom2p.config import strict, to_plain
 from egom2p.contracts import Recording, plain_name
 from egom2p.data.clips.clip_alignment import ClipConfig, KeptPictures, RecordingTooShort, Window, cut_clip, plan_clips
 from egom2p.data.clips.clip_store import META, clip_folders, encode_clip
-from egom2p.data.recordings.reader_choice import Reader, SourceConfig, identity, open_reader, outline
+from egom2p.data.recordings.reader_choice import Reader, SourceConfig, identity, open_reader, outline, recognised
 from egom2p.data.shards.shard_set import CARD_NAME
 from egom2p.data.shards.shard_writer import write_shard
 from egom2p.jobs.progress import progress_bar, say
@@ -95,6 +95,7 @@ def prepare(config: PrepareConfig) -> PrepareReport:
     Raises ValueError naming every unreadable or too short recording before anything is written, and when another
     process is preparing this data set.
     """
+    config = replace(config, source=recognised(config.source))
     with only_writer(inside(config.output, META, config.dataset)):
         return _prepare(config)
 

@@ -8,7 +8,14 @@ from scipy.spatial.transform import Rotation
 
 from egom2p.data.clips.video_files import write_video
 from egom2p.data.recordings.plain_folder import PlainFolderReader
-from egom2p.data.recordings.reader_choice import PlainFolderSource, SyntheticSource, open_reader, outline
+from egom2p.data.recordings.reader_choice import (
+    AnySource,
+    PlainFolderSource,
+    SyntheticSource,
+    open_reader,
+    outline,
+    recognised,
+)
 from egom2p.data.recordings.recording_settings import RecordingSettings, read_settings
 from egom2p.geometry import inverse_poses, write_tum
 
@@ -174,6 +181,18 @@ def test_sources_open_by_kind(root):
         assert outlined.streams[name].values.shape == stream.values.shape
         np.testing.assert_array_equal(outlined.streams[name].is_valid, stream.is_valid)
     np.testing.assert_array_equal(outlined.streams["gaze"].values, whole.streams["gaze"].values)
+
+
+def test_a_root_without_kind_is_recognised_and_what_is_left_is_said(root, tmp_path, capsys):
+    (root / "notes.pdf").write_bytes(b"x")
+    source = recognised(AnySource(kind="any", root=str(root)))
+    assert source == PlainFolderSource(kind="plain_folder", root=str(root))
+    said = capsys.readouterr().err
+    assert "source.kind=plain_folder" in said and "no reader takes: notes.pdf" in said
+    assert open_reader(AnySource(kind="any", root=str(root))).names == ("kitchen",)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"found \[\], wanted a folder of recordings, plain or in one of the formats"):
+        recognised(AnySource(kind="any", root=str(tmp_path / "empty")))
 
 
 def test_the_readme_shows_a_recording_yaml_that_is_accepted(tmp_path):

@@ -5,7 +5,7 @@ Each converter knows a format, not a data set, and writes `<out>/<recording>/` a
 
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from egom2p.contracts import Intrinsics
 from egom2p.data.clips.image_files import IMAGE_SUFFIXES, RgbImages
 from egom2p.data.clips.video_files import VIDEO_SUFFIXES, open_video
 from egom2p.data.recordings.aria_mps import MpsRecording, mps_sequences, read_mps
+from egom2p.data.recordings.recording_formats import unused_files
 from egom2p.data.recordings.recording_settings import SETTINGS_FILE
 from egom2p.data.recordings.track_files import visible
 from egom2p.jobs.progress import say
@@ -73,24 +74,6 @@ def convert(source: str | Path, out: str | Path, *, name: str | None = None, **o
         more = f" and {len(unused) - _LISTED} more" if len(unused) > _LISTED else ""
         say(f"not used of {source}: {', '.join(unused[:_LISTED])}{more}")
     return folders
-
-
-def unused_files(source: Path, used: Iterable[Path]) -> list[str]:
-    """Files and folders below a source of which nothing is in `used`; a folder as a whole, with its number of files."""
-    used = set(used)
-    holding = {parent for path in used for parent in path.parents}
-
-    def walk(folder: Path) -> Iterator[str]:
-        for path in visible(folder):
-            if path.is_file() and path not in used:
-                yield str(path.relative_to(source))
-            elif path in holding:
-                yield from walk(path)
-            elif path.is_dir():
-                count = sum(below.is_file() for below in path.rglob("*"))
-                yield f"{path.relative_to(source)}/ ({count} files)"
-
-    return list(walk(source)) if source.is_dir() else []
 
 
 def _refuse_products(source: Path) -> None:

@@ -14,7 +14,6 @@ Case does not count in names, names that begin with a dot are not there, and fil
 `recording.yaml` brings them together. T samples, H, W pixels.
 """
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -42,6 +41,7 @@ from egom2p.data.recordings.plain_tracks import (
     read_further_track,
     read_gaze,
 )
+from egom2p.data.recordings.recording_formats import files_signature
 from egom2p.data.recordings.recording_settings import (
     SETTINGS_FILE,
     DepthSettings,
@@ -53,7 +53,6 @@ from egom2p.data.recordings.track_files import TABLE_SUFFIXES, check_times, cloc
 from egom2p.geometry import CLOCKWISE_TURN, turned_clockwise
 
 _TRACK_SUFFIXES = (*TABLE_SUFFIXES, ".npz")
-_TEXTS, _SMALL_FILE = (*TABLE_SUFFIXES, ".txt", ".yaml", ".tum"), 1 << 22  # bytes
 _RESERVED = ("depth", "gaze", "trajectory")
 _PICTURES = ("rgb", "depth")
 _CLOCKS = ("rgb_timestamps.txt", "depth_timestamps.txt", "trajectory_timestamps.txt")
@@ -94,26 +93,10 @@ class PlainFolderReader:
         return read_recording(folder, read_settings(folder, parent=self.root), name=name, dataset=self.dataset)
 
     def signature(self, index: int, *, is_whole: bool) -> dict[str, str]:
-        """What tells whether a recording's files are what they were: `stamps`, and whole also `content`.
-
-        stamps: names, sizes and times of writing; content: names, sizes, and what small files hold (a copy has it too).
-        """
+        """What tells whether a recording's files are what they were (`recording_formats.files_signature`)."""
         folder = self.root if self._is_one else self.root / self.names[index]
-        paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-        files = [path for path in paths if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
-        files += [path for path in (self.root / SETTINGS_FILE,) if path.is_file() and folder != self.root]
-        stats = [(str(path.relative_to(self.root)), path.stat()) for path in files]
-        stamps = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
-        if not is_whole:
-            return {"stamps": _hash(stamps)}
-        content = [(name, stat.st_size) for name, stat in stats]
-        small = [p for p, (_, stat) in zip(files, stats, strict=True) if stat.st_size <= _SMALL_FILE]
-        held = [hashlib.sha256(path.read_bytes()).hexdigest() for path in small if path.suffix.lower() in _TEXTS]
-        return {"stamps": _hash(stamps), "content": _hash([content, held])}
-
-
-def _hash(values: Any) -> str:
-    return hashlib.sha256(repr(values).encode()).hexdigest()[:32]
+        settings = [self.root / SETTINGS_FILE] if (self.root / SETTINGS_FILE).is_file() and folder != self.root else []
+        return files_signature(self.root, [folder, *settings], is_whole=is_whole)
 
 
 def read_recording(folder: Path, settings: RecordingSettings, *, name: str = "", dataset: str = "") -> Recording:

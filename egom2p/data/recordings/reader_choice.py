@@ -3,18 +3,30 @@
 A reader has `names`, `len(reader)`, `read(index) -> Recording`, and may have `outline(index)`: the same recording with
 empty pictures, cheap to make, for planning clips; and `signature(index, is_whole=...)`: whether its files are what they
 were, told without reading them (without one, a recording never changes).
+
+A format of other people is a line in FORMATS (`recording_formats.FormatReader`).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import reduce
+from operator import or_
+from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import Field
 
 from egom2p.config import strict, to_plain
 from egom2p.contracts import Recording
-from egom2p.data.recordings.plain_folder import PlainFolderReader
+from egom2p.data.recordings.plain_folder import PlainFolderReader, is_recording
+from egom2p.data.recordings.recording_formats import FolderSource, FormatReader
 from egom2p.data.recordings.synthetic import SyntheticReader, SyntheticWorldConfig
+from egom2p.data.recordings.track_files import visible
+from egom2p.jobs.progress import say
+
+# In the order in which a root is tried: a format whose folders hold another's comes before it.
+FORMATS: tuple[type[FormatReader], ...] = ()
+_LISTED = 20
 
 
 class Reader(Protocol):
@@ -36,37 +48,74 @@ class SyntheticSource:
 
 
 @strict
-class PlainFolderSource:
+class PlainFolderSource(FolderSource):
     """A folder of recordings (README_DATA.md says what may lie in it)."""
 
     kind: Literal["plain_folder"]
-    root: str
-    names: tuple[str, ...] | None = None  # only these recordings
 
 
-SourceConfig = Annotated[SyntheticSource | PlainFolderSource, Field(discriminator="kind")]
+@strict
+class AnySource(FolderSource):
+    """A folder whose format is told from what lies in it."""
+
+    kind: Literal["any"]
 
 
-def _open_synthetic(source: SyntheticSource, dataset: str) -> Reader:
-    return SyntheticReader(replace(source.world, dataset=dataset or source.world.dataset))
+_SOURCES = (AnySource, SyntheticSource, PlainFolderSource, *(reader.source for reader in FORMATS))
+SourceConfig = Annotated[reduce(or_, _SOURCES), Field(discriminator="kind")]
 
 
-def _open_plain_folder(source: PlainFolderSource, dataset: str) -> Reader:
-    return PlainFolderReader(source.root, names=source.names, dataset=dataset)
+def open_reader(source: Any, *, dataset: str = "") -> Reader:
+    """The reader of a source (one of SourceConfig); `dataset` goes into the provenance of its recordings."""
+    source = recognised(source)
+    if isinstance(source, SyntheticSource):
+        return SyntheticReader(replace(source.world, dataset=dataset or source.world.dataset))
+    if isinstance(source, PlainFolderSource):
+        return PlainFolderReader(source.root, names=source.names, dataset=dataset)
+    return next(reader for reader in FORMATS if reader.source is type(source))(source, dataset=dataset)
 
 
-_OPENERS: dict[type, Callable[[Any, str], Reader]] = {
-    SyntheticSource: _open_synthetic,
-    PlainFolderSource: _open_plain_folder,
-}
+def recognised(source: Any) -> Any:
+    """The source itself, or for one of any format that which its root is in; what was told and left is said.
+
+    Raises ValueError when the root is in none.
+    """
+    if not isinstance(source, AnySource):
+        return source
+    root = Path(source.root)
+    if not root.is_dir():
+        raise ValueError(f"{root}: no such folder of recordings")
+    for reader_class in FORMATS:
+        if reader_class.find(root):
+            found = reader_class.source(kind=_kind(reader_class.source), root=source.root, names=source.names)
+            reader = reader_class(found)
+            _say_what(root, reader_class.what, _kind(reader_class.source), reader.names, reader.unused)
+            return found
+    if is_recording(root) or any(is_recording(path) for path in visible(root) if path.is_dir()):
+        reader = PlainFolderReader(root, names=source.names)
+        left = [] if is_recording(root) else [path.name for path in visible(root) if not path.is_dir()]
+        _say_what(root, "a plain folder (README_DATA.md)", "plain_folder", reader.names, left)
+        return PlainFolderSource(kind="plain_folder", root=source.root, names=source.names)
+    kinds = sorted(_kind(reader.source) for reader in FORMATS)
+    names = [path.name for path in visible(root)][:_LISTED]
+    raise ValueError(f"{root}: found {names}, wanted a folder of recordings, plain or in one of the formats {kinds}")
 
 
-def open_reader(source: SyntheticSource | PlainFolderSource, *, dataset: str = "") -> Reader:
-    """The reader of a source; `dataset` goes into the provenance of its recordings."""
-    return _OPENERS[type(source)](source, dataset)
+def _kind(source: type[FolderSource]) -> str:
+    """Its `kind`: the only value of the field's Literal."""
+    return source.__annotations__["kind"].__args__[0]
 
 
-def identity(source: SyntheticSource | PlainFolderSource) -> dict[str, Any]:
+def _say_what(root: Path, what: str, kind: str, names: Sequence[str], left: Sequence[str]) -> None:
+    def listed(words: Sequence[str]) -> str:
+        return ", ".join(words[:_LISTED]) + (f" and {len(words) - _LISTED} more" if len(words) > _LISTED else "")
+
+    say(f"{root}: read as {what}, source.kind={kind}: {len(names)} recordings: {listed(names)}")
+    if left:
+        say(f"  no reader takes: {listed(left)}")
+
+
+def identity(source: Any) -> dict[str, Any]:
     """Plain values that decide what a recording of this source holds, given its name.
 
     How many recordings there are is not among them: a store of clips may grow.
@@ -74,7 +123,7 @@ def identity(source: SyntheticSource | PlainFolderSource) -> dict[str, Any]:
     if isinstance(source, SyntheticSource):
         counts = ("num_rooms", "first_seed", "recordings_per_room", "dataset")
         return {"kind": source.kind} | {k: v for k, v in to_plain(source.world).items() if k not in counts}
-    return {"kind": source.kind, "root": source.root}
+    return {key: value for key, value in to_plain(source).items() if key != "names"}
 
 
 def outline(reader: Reader, index: int) -> Recording:

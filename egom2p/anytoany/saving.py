@@ -3,6 +3,7 @@
 A directory holds
   anytoany.json            the config it was made with
   parts.safetensors        connector, new token rows, gated layers, what is trained of the perception towers
+  origin.json              where the pretrained language model came from, as its folder says
   adapter_config.json, adapter_model.safetensors   LoRA in peft's format: loads on the base model with plain peft
   tokenizer/               with reserved tokens and chat template
   codebooks.json           where the codes of modalities lie in the vocabulary
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from egom2p.anytoany.language.packaged_model import origin_of, save_origin
 from egom2p.anytoany.model import AnyToAny, AnyToAnyConfig, build_anytoany
 from egom2p.anytoany.perception.source import PerceptionConfig, TokenConfig, TrainableSource
 from egom2p.anytoany.perception.timm_frames import plain_tower_state
@@ -51,6 +53,9 @@ def write_anytoany_files(model: AnyToAny, folder: Path) -> None:
     save_json(folder / _CARD, {"config": to_plain(config)})
     save_tensors(folder / _PARTS, {name: state[name] for name in _own_parts(model)})
     save_json(folder / _CODEBOOKS, model.codebooks.to_plain())
+    origin = None if config.language_model.pretrained is None else origin_of(config.language_model.pretrained)
+    if origin is not None:
+        save_origin(folder, origin)
     model.tokenizer.save_pretrained(folder / _TOKENIZER)
     if has_lora(model.lm):
         settings = adapter_settings(model.lm)

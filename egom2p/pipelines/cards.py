@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from egom2p.anytoany.language.packaged_model import origin_of
 from egom2p.anytoany.model import AnyToAnyConfig
 from egom2p.config import from_plain
 from egom2p.models.egom2p_model import load_model
@@ -150,9 +151,14 @@ def anytoany_readme(
     """
     config = anytoany_config(directory)
     settings = config.language_model
-    base = base_model or settings.pretrained
+    origin = origin_of(directory)
+    is_stand_in = origin is not None and origin.stand_in
+    base = base_model or (settings.pretrained if origin is None or is_stand_in else origin.model)
+    inherited = None if origin is None or is_stand_in else f"that of the base, {origin.model}: {origin.licence}"
     made = f"on {base}" if base else f"a {settings.architecture['model_type']} model made from a description"
-    on_hub = base if base and not Path(base).exists() else None
+    if is_stand_in:
+        made = "on a stand-in: random weights in place of a pretrained language model, made to try the commands"
+    on_hub = base if base and not is_stand_in and not Path(base).exists() else None
     front = _front(licence, "egocentric-vision", "video-captioning", base_model=on_hub, pipeline_tag="any-to-any")
     # Vectors come from files of vectors; the other sources perceive a video itself.
     is_of_vectors = config.perception[0].source == "vectors"
@@ -188,7 +194,7 @@ def anytoany_readme(
             '(`AutoModelForCausalLM.from_pretrained(..., subfolder="merged")`).',
             "",
         ]
-    return "\n".join([*lines, *_last_evaluation(directory), "## Licence", "", licence or "not stated", ""])
+    return "\n".join([*lines, *_last_evaluation(directory), "## Licence", "", licence or inherited or "not stated", ""])
 
 
 def anytoany_config(directory: Path) -> AnyToAnyConfig:
@@ -213,14 +219,34 @@ def _last_evaluation(directory: Path) -> list[str]:
         group, _, metric = name.rpartition("/")
         if group and isinstance(value, int | float):
             rows.setdefault(group, {})[metric] = value
-    return ["## Measured", "", f"On held-out conversations, after step {found[-1]['step']}.", "", *_scores(rows), ""]
+    seen = trained_on(load_json(log.parent / "config.json")) if (log.parent / "config.json").is_file() else None
+    lines = [f"After step {found[-1]['step']}.", "", *_scores(rows, seen), ""]
+    if seen:
+        lines += ["Rows of the training data show progress, not generalisation.", ""]
+    return ["## Measured", "", *lines]
 
 
-def _scores(rows: Mapping[str, Mapping[str, float]]) -> list[str]:
+def trained_on(run: Mapping[str, Any]) -> set[str]:
+    """Names of the evaluation sets of a run (its config.json) whose rows are training rows: they read the same files.
+
+    Files are compared by path; a copy of the training data under another name is not noticed.
+    """
+    used = {file for dataset in run["data"]["datasets"].values() for file in _rows_of(dataset)}
+    measured = run.get("evaluation", {}).get("datasets", {})
+    return {name for name, dataset in measured.items() if used & _rows_of(dataset)}
+
+
+def _rows_of(dataset: Mapping[str, Any]) -> set[str]:
+    return {str(Path(file).resolve()) for file in (*dataset.get("files", ()), *filter(None, [dataset.get("root")]))}
+
+
+def _scores(rows: Mapping[str, Mapping[str, float]], seen: set[str] | None) -> list[str]:
+    """Rows of a table; `seen`: sets of training rows, None where the run does not say what it was trained on."""
     metrics = ["loss", "exact_match", "token_accuracy"]
-    lines = [f"| set | {' | '.join(metrics)} |", "|---" * (1 + len(metrics)) + "|"]
+    lines = [f"| set | rows | {' | '.join(metrics)} |", "|---" * (2 + len(metrics)) + "|"]
     for group, values in rows.items():
         if "loss" in values:
             cells = [f"{values[name]:.4f}" if name in values else "" for name in metrics]
-            lines.append(f"| {group} | {' | '.join(cells)} |")
+            kind = "not known" if seen is None else "training rows" if group.split(",")[0] in seen else "held out"
+            lines.append(f"| {group} | {kind} | {' | '.join(cells)} |")
     return lines

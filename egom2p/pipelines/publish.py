@@ -17,6 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from egom2p.anytoany.language.packaged_model import origin_of
 from egom2p.models.egom2p_model import load_model
 from egom2p.pipelines.cards import (
     ANYTOANY_CARD,
@@ -73,6 +74,7 @@ def publish(
     notes: tuple[str, ...] = ()
     if card == ANYTOANY_CARD:
         check_anytoany(directory)
+        base_model = base_model or _hub_id_of_base(directory)
         readme = anytoany_readme(directory, repo_id, licence=licence, base_model=base_model, is_merged=merge)
         message = "EgoM2P any-to-any language model"
         notes = _missing_base(directory, base_model)
@@ -161,6 +163,13 @@ def upload(arguments: Sequence[str]) -> list[str]:
 
 def _card_of(directory: Path) -> str | None:
     return next((card for card in _CARDS if (directory / card).is_file()), None)
+
+
+def _hub_id_of_base(directory: Path) -> str | None:
+    """The Hub id that stands for the local folder of a base, as that folder said when the model was trained."""
+    origin, settings = origin_of(directory), anytoany_config(directory).language_model
+    is_stand_in = origin is None or origin.stand_in
+    return None if is_stand_in or settings.pretrained is None else origin.model
 
 
 def _missing_base(directory: Path, base_model: str | None) -> tuple[str, ...]:

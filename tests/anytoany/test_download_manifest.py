@@ -103,7 +103,7 @@ def test_stand_ins_make_room_for_what_they_stood_for(hub, tmp_path, monkeypatch)
     monkeypatch.setattr(module, "build_synthetic", lambda *_: [])
     out = tmp_path / "out"
     (out / "data").mkdir(parents=True)
-    assert any("(made here)" in line for line in download(hub["config"](source="synthetic")))
+    assert any("(stand-in, made here)" in line for line in download(hub["config"](source="synthetic")))
     (out / "data" / "model.safetensors").unlink()
     again = download(hub["config"](source="synthetic"))
     assert again == [f"{out}: everything is there already"]
@@ -111,7 +111,7 @@ def test_stand_ins_make_room_for_what_they_stood_for(hub, tmp_path, monkeypatch)
     told = download(hub["config"](dry_run=True))
     assert sum("make room" in line for line in told) == 2 and (out / "base/model.safetensors").is_file()
     download(hub["config"]())
-    assert sorted(path.name for path in (out / "base").iterdir()) == ["config.json"]
+    assert sorted(path.name for path in (out / "base").iterdir()) == ["config.json", "origin.json"]
     assert (out / "base/config.json").read_text() == "{}"
     assert not any("make room" in line for line in download(hub["config"]()))
     (out / "base/model.safetensors").write_bytes(b"mine")

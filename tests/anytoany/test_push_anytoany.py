@@ -7,6 +7,7 @@ import pytest
 import torch
 from model_toys import toy_batch, toy_model
 
+from egom2p.anytoany.language.packaged_model import Origin, save_origin
 from egom2p.anytoany.saving import load_anytoany, save_anytoany
 from egom2p.pipelines.publish import find_checkpoint, publish, upload
 from egom2p.storage import load_json, save_json
@@ -35,7 +36,10 @@ def model(tmp_path_factory):
 def run(tmp_path, model):
     """A run of two epochs: a checkpoint after the first, and the end."""
     folder = tmp_path / "run"
-    save_json(folder / "config.json", {"training": {"epochs": 2}})
+    captions = {"kind": "captions", "files": [str(folder / "a.jsonl")]}
+    datasets = {"seen": captions, "unseen": {"kind": "captions", "files": [str(folder / "b.jsonl")]}}
+    of_run = {"data": {"datasets": {"captions": captions}}, "evaluation": {"datasets": datasets}}
+    save_json(folder / "config.json", {"training": {"epochs": 2}, **of_run})
     for name in ("checkpoints/step-00000010", "checkpoints/step-00000020", "final"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         save_anytoany(model, folder / name)
@@ -44,7 +48,15 @@ def run(tmp_path, model):
         save_json(state / "training.json", {"progress": {"step": step, "clips": step * 10}})
         (state / "training.safetensors").write_bytes((state / "parts.safetensors").read_bytes())
     rows = [
-        {"kind": "evaluation", "step": step, "unseen/loss": 1.0 / step, "unseen/exact_match": step / 40, "seconds": 1.0}
+        {
+            "kind": "evaluation",
+            "step": step,
+            "seconds": 1.0,
+            "seen/loss": 0.5,
+            "unseen/loss": 1.0 / step,
+            "unseen/exact_match": step / 40,
+            "seen, zero features/loss": 0.75,
+        }
         for step in (10, 20)
     ]
     (folder / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -108,12 +120,25 @@ def test_a_dry_run_says_the_files_and_the_measurements_without_network_or_login(
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
     assert upload(["--ckpt_dir", str(run), "--epoch", "0", "--hf_repo_id", "me/captions", "--dry_run"]) == FILES
     shown = capsys.readouterr().out
-    assert "| unseen | 0.1000 | 0.2500 |" in shown, "the evaluation of this checkpoint, not of the end"
+    assert "| unseen | held out | 0.1000 | 0.2500 |" in shown, "the evaluation of this checkpoint, not of the end"
+    assert "| seen | training rows | 0.5000 |" in shown and "| seen, zero features | training rows | 0.7500 |" in shown
     assert "| connector | resampler, 3 tokens per media item |" in shown and "would push to me/captions" in shown
     assert "training.safetensors" not in shown
     with pytest.raises(SystemExit):
         upload(["--ckpt_dir", str(run), "--epoch", "0", "--hf_repo_id", "me/captions"])
     assert "needs a login: run `hf auth login`, or set HF_TOKEN" in capsys.readouterr().err
+
+
+def test_the_card_names_the_base_its_licence_and_a_stand_in(run, capsys):
+    """From what the folder of the base said when the model was trained, not from a local path."""
+    shown = {}
+    for stand_in in (False, True):
+        save_origin(run / "final", Origin("owner/base-8B", "Base Community License", stand_in=stand_in))
+        shown[stand_in] = publish(run / "final", "me/captions", dry_run=True).readme
+    assert "base_model: owner/base-8B" in shown[False]
+    assert "that of the base, owner/base-8B: Base Community License" in shown[False]
+    assert "owner/base-8B" not in shown[True] and "on a stand-in: random weights" in shown[True]
+    assert "not stated" in shown[True] and "stand-in" not in shown[False]
 
 
 def test_a_broken_or_foreign_folder_is_refused(run):

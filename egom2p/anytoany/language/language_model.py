@@ -40,6 +40,7 @@ class LanguageModelConfig:
                    the vocabulary and the marks follow from the tokenizer
     tokenizer      folder or Hub id; None: that of `pretrained`
     chat_template  see text_tokenizer
+    sizes          what `config.json` of `pretrained` says, as in architecture: for dry_run where the model is not here
     dtype          of weights that are not trained, and of all when nothing of the language model is trained in full
     gradient_checkpointing   keep no activations of the blocks, compute them twice
     seed           of random weights
@@ -48,6 +49,7 @@ class LanguageModelConfig:
     pretrained: str | None = None
     architecture: dict[str, Any] | None = None
     tokenizer: str | None = None
+    sizes: dict[str, Any] | None = None
     chat_template: Template = "auto"
     dtype: Literal["float32", "bfloat16"] = "float32"
     gradient_checkpointing: bool = False
@@ -59,6 +61,8 @@ class LanguageModelConfig:
             raise ValueError("say either pretrained (a folder or Hub id) or architecture (settings for random weights)")
         if self.architecture is not None and "model_type" not in self.architecture:
             raise ValueError("architecture needs a model_type, for example llama or qwen3")
+        if self.sizes is not None and (self.pretrained is None or "model_type" not in self.sizes):
+            raise ValueError("sizes describes a pretrained model, with its model_type")
         if self.architecture is not None and self.tokenizer is None:
             raise ValueError("a model from architecture has no tokenizer of its own; name a folder in tokenizer")
 

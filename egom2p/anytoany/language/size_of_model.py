@@ -18,6 +18,7 @@ from egom2p.anytoany.language import packed_attention
 from egom2p.anytoany.language.gated_layers import GatedCrossAttention
 from egom2p.anytoany.language.language_model import model_settings
 from egom2p.anytoany.language.language_tokenizer import load_text_tokenizer, reserved_tokens
+from egom2p.anytoany.language.packaged_model import origin_of
 from egom2p.anytoany.model import AnyToAny, AnyToAnyConfig
 from egom2p.anytoany.perception.build_perception import build_tower
 from egom2p.anytoany.types import LanguageBatch
@@ -87,7 +88,8 @@ def size_of(config: AnyToAnyConfig) -> ModelSize:
 
 
 def settings_without_weights(config: AnyToAnyConfig) -> "PretrainedConfig":
-    """transformers' config of the language model; of a pretrained one `config.json` is read.
+    """transformers' config of the language model; of a pretrained one `config.json` is read, or `sizes` where it is
+    not here or a stand-in lies in its place.
 
     A described one has the tokenizer's vocabulary, where that lies in a folder here and no other size is given.
     """
@@ -95,6 +97,9 @@ def settings_without_weights(config: AnyToAnyConfig) -> "PretrainedConfig":
 
     settings = config.language_model
     if settings.pretrained is not None:
+        if settings.sizes is not None and not _is_here(settings.pretrained):
+            sizes = dict(settings.sizes)
+            return AutoConfig.for_model(sizes.pop("model_type"), **sizes)
         revision = settings.revision or "main"
         return AutoConfig.from_pretrained(settings.pretrained, revision=revision, trust_remote_code=False)
     given = dict(settings.architecture or {})
@@ -102,6 +107,11 @@ def settings_without_weights(config: AnyToAnyConfig) -> "PretrainedConfig":
         codebooks = codebook_sizes(config.codebooks)
         return model_settings(given, load_text_tokenizer(settings.tokenizer_path, codebooks=codebooks))
     return AutoConfig.for_model(given.pop("model_type"), **given)
+
+
+def _is_here(pretrained: str) -> bool:
+    origin = origin_of(pretrained)
+    return (Path(pretrained) / "config.json").is_file() and not (origin is not None and origin.stand_in)
 
 
 def block_memory(

@@ -13,6 +13,7 @@ import numpy as np
 from egom2p.anytoany.conversations.conversation import load_templates, template_path
 from egom2p.anytoany.language.language_model import LanguageModelConfig, load_language_model
 from egom2p.anytoany.language.language_tokenizer import train_tokenizer
+from egom2p.anytoany.language.packaged_model import Origin, save_origin
 from egom2p.anytoany.perception.feature_store import FeatureWriter
 from egom2p.anytoany.perception.source import CodesConfig
 from egom2p.anytoany.perception.token_features import TokenSource
@@ -76,7 +77,7 @@ def build_like_manifest(tables: Mapping[Path, Sequence[str]], config: SyntheticD
         if path.suffix == ".parquet":
             made.append(_write_vectors(path, columns, config))
         elif path.name == "config.json" and config.architecture is not None:
-            made.append(_write_base(path.parent, config))
+            made.append(write_stand_in(path.parent, config))
     return made
 
 
@@ -179,8 +180,8 @@ def clip_vector(name: str) -> np.ndarray:
     return (vector / np.linalg.norm(vector)).astype(np.float32)
 
 
-def _write_base(folder: Path, config: SyntheticDataConfig) -> Path:
-    """A language model with random weights and the tokenizer of the world, as a folder of transformers."""
+def write_stand_in(folder: Path, config: SyntheticDataConfig) -> Path:
+    """A language model with random weights and the tokenizer of the world, as a folder of transformers; it says so."""
     if not (folder / "config.json").is_file():
         tokenizer = train_tokenizer(world_texts(), config.vocab_size)
         settings = LanguageModelConfig(architecture=config.architecture, tokenizer="none", seed=config.seed)
@@ -188,4 +189,5 @@ def _write_base(folder: Path, config: SyntheticDataConfig) -> Path:
         with atomic_directory(folder) as unfinished:
             model.save_pretrained(unfinished)
             tokenizer.save_pretrained(unfinished)
+            save_origin(unfinished, Origin("none: random weights", "none: nothing was learnt", stand_in=True))
     return folder

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from egom2p.anytoany.conversations.chat import ChatRenderer
 from egom2p.anytoany.conversations.conversation_loader import LanguageDataConfig, LanguageLoader, check_rows
 from egom2p.anytoany.language.language_tokenizer import load_text_tokenizer, reserved_tokens
+from egom2p.anytoany.language.packaged_model import stand_in_note
 from egom2p.anytoany.language.size_of_model import LanguageFlops
 from egom2p.anytoany.model import AnyToAny, AnyToAnyConfig, build_anytoany
 from egom2p.anytoany.perception.feature_store import FeatureLookup, spellings
@@ -56,6 +57,10 @@ def train_anytoany(config: AnyToAnyTrainingConfig) -> FitResult | None:
             *check_rows(config.data, _reserved_words(config.model)),
             estimate_text(config.model, config.data, config.training),
         ]
+        if note := stand_in_note(config.model.language_model.pretrained):
+            lines.append(note)
+            if config.model.language_model.sizes is not None:
+                lines.append("sizes above are those of the real model, as the config says them")
         sys.stdout.write("\n".join(lines) + "\n")
         return None
     result = train(config, AnyToAnyTask)
@@ -104,6 +109,8 @@ class AnyToAnyTask(Task):
             nested=tuple(nested.values()),
         )
         self.num_train_clips = self.loader.num_conversations
+        note = stand_in_note(config.model.language_model.pretrained)
+        self.notes = () if note is None else (note,)
         self.evaluation = LanguageEvaluation(
             config.evaluation, self.renderer, self.lookup.features, seed=config.seed, ranks=ranks, nested=nested
         )

@@ -48,7 +48,7 @@ def modality_cross_entropy(
     error_of = _compiled_error() if is_compiled else _softmax_error
     sizes = tuple(counts), tuple(vocab_sizes)
     return _ModalityCrossEntropy.apply(
-        hidden, table, target_ids, sizes, chunks, error_of, wants_grad, _gemm_dtype(hidden)
+        hidden, table, target_ids, sizes, chunks, error_of, wants_grad, product_dtype(hidden)
     )
 
 
@@ -64,7 +64,7 @@ def row_cross_entropy(
 ) -> Tensor:
     """Cross entropy (M,) float32 of every row, without gradient; arguments as `modality_cross_entropy`."""
     losses_M = hidden.new_zeros(hidden.shape[0], dtype=torch.float32)
-    weight_VD = table.to(_gemm_dtype(hidden))
+    weight_VD = table.to(product_dtype(hidden))
     for _, rows, columns in _chunks(counts, vocab_sizes, chunk_elements):
         logits_CV = (hidden[rows].to(weight_VD.dtype) @ weight_VD[columns].T).float()
         losses_M[rows] = F.cross_entropy(logits_CV, target_ids[rows], reduction="none")
@@ -198,7 +198,8 @@ def _add_product(total_VD: Tensor, error_CV: Tensor, rows_CD: Tensor) -> None:
         total_VD.add_(error_CV.T @ rows_CD)
 
 
-def _gemm_dtype(hidden: Tensor) -> torch.dtype:
+def product_dtype(hidden: Tensor) -> torch.dtype:
+    """Precision of matrix products here: that of autocast, or of the rows."""
     device = hidden.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
 

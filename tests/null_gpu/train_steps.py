@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import torch
+import torch._dynamo
 from loader import published_mixture, write_random_tokens
 from null_gpu import Counts, Traffic, waits
 
@@ -49,6 +50,8 @@ CASES = {
     "b8 muon": {"batch_size": 8, "optimizer": {"kind": "muon"}},
     "tokens 32768": {"batching": "tokens", "batch_tokens": 32768, **RAGGED},
     "tiny": SMALL,
+    "tiny varied": {**SMALL, **RAGGED, "num_steps": 16},
+    "tiny varied tokens": {**SMALL, **RAGGED, "num_steps": 16, "batching": "tokens", "batch_tokens": 2048},
     "tiny eager": {**SMALL, "compile": False},
     "tiny muon": {**SMALL, "optimizer": {"kind": "muon"}, "ema": True, "accumulation": 2},
     "tiny fp16": {**SMALL, "dtype": "fp16"},
@@ -123,6 +126,7 @@ def run(
             row["most"] = [
                 (name, round(size / 1e9, 2), traffic.calls[name]) for name, size in traffic.bytes.most_common(40)
             ]
+        row["graphs"] = torch._dynamo.utils.counters["stats"]["unique_graphs"]
         rows.append(row)
 
     def counted_log_line(self, rate):
@@ -156,6 +160,7 @@ def run(
         "host_ms": min(row["host_ms"] for row in rows[1 : num_steps - 1]),
         "peak_gb": round(peak / 1e9, 3),
         "log_line": rows[num_steps],
+        "graphs": [row["graphs"] for row in rows[:num_steps]],
         **{key: last[key] for key in ("where", "gigabytes", "most")},
     }
 

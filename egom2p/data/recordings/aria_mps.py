@@ -31,7 +31,7 @@ from egom2p.geometry import (
 _TRAJECTORY = "closed_loop_trajectory.csv"
 _CALIBRATION = "online_calibration.jsonl"
 # Personal calibration first; then with vergence depth; then the older layouts.
-_GAZE_FILES = (
+GAZE_FILES = (
     "personalized_eye_gaze.csv",
     "general_eye_gaze.csv",
     "generalized_gaze.csv",
@@ -62,11 +62,12 @@ class MpsRecording:
     gaze: np.ndarray | None
     gaze_is_valid: np.ndarray | None
     intrinsics: Intrinsics
+    world_from_device: np.ndarray
     files: tuple[Path, ...]
 
 
 @dataclass(frozen=True)
-class _Calibration:
+class AriaCalibration:
     """Online calibration of the RGB camera: times (K,), device_from_cam (K, 4, 4), 15 or 16 parameters each."""
 
     times_us: np.ndarray
@@ -99,27 +100,28 @@ def read_mps(folder: Path, *, image_size: int | None = None, device_size: str = 
     """
     if device_size not in _DEVICE_FROM_CPF_POSITION:
         raise ValueError(f"device_size must be one of {sorted(_DEVICE_FROM_CPF_POSITION)}, got {device_size!r}")
-    trajectory, calibration_path = _find(folder, (_TRAJECTORY,)), _find(folder, (_CALIBRATION,))
+    trajectory, calibration_path = find_file(folder, (_TRAJECTORY,)), find_file(folder, (_CALIBRATION,))
     if trajectory is None or calibration_path is None:
         raise ValueError(f"{folder}: found no {_TRAJECTORY if trajectory is None else _CALIBRATION}")
-    calibration = _read_calibration(calibration_path)
-    times_us, world_from_device = _read_device_poses(trajectory)
+    calibration = read_calibration(calibration_path)
+    times_us, world_from_device = read_device_poses(trajectory)
     device_from_cam = calibration.device_from_cam[nearest_index(calibration.times_us, times_us)]
     size = image_size or _nearest_size(calibration.parameters[0])
-    gaze_path = _find(folder, _GAZE_FILES)
+    gaze_path = find_file(folder, GAZE_FILES)
     times_and_gaze = (None, None, None)
     if gaze_path is not None:
-        times_and_gaze = _read_gaze(gaze_path, calibration, size, _device_from_cpf(device_size))
+        times_and_gaze = read_gaze_angles(gaze_path, calibration, size, design_device_from_cpf(device_size))
     return MpsRecording(
         times_us * _SECONDS,
         world_from_device @ device_from_cam @ CLOCKWISE_TURN,
         *times_and_gaze,
         intrinsics=turned_clockwise(fisheye624(calibration.parameters[0], size, size)),
+        world_from_device=world_from_device,
         files=tuple(path for path in (trajectory, calibration_path, gaze_path) if path is not None),
     )
 
 
-def _read_device_poses(path: Path) -> tuple[np.ndarray, np.ndarray]:
+def read_device_poses(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Times (T,) and world_from_device (T, 4, 4)."""
     position = [f"t{axis}_world_device" for axis in "xyz"]
     quaternion = [f"q{axis}_world_device" for axis in "xyzw"]
@@ -131,7 +133,7 @@ def _read_device_poses(path: Path) -> tuple[np.ndarray, np.ndarray]:
     return columns["tracking_timestamp_us"], poses_from_parts(matrix_from_quaternion(values[:, 3:]), values[:, :3])
 
 
-def _read_calibration(path: Path) -> _Calibration:
+def read_calibration(path: Path) -> AriaCalibration:
     times_us, rotations, positions, parameters = [], [], [], []
     for line, text in enumerate(read_text(path).splitlines(), start=1):
         if not text.strip():
@@ -152,7 +154,7 @@ def _read_calibration(path: Path) -> _Calibration:
         raise ValueError(f"{path}: found no calibration of {_CAMERA}, wanted at least one line")
     _refuse_other_generations(path, labels, parameters[0])
     poses = poses_from_parts(matrix_from_quaternion(np.array(rotations)), np.array(positions))
-    return _Calibration(np.array(times_us), poses, parameters)
+    return AriaCalibration(np.array(times_us), poses, parameters)
 
 
 def _refuse_other_generations(path: Path, labels: list[str], parameters: list[float]) -> None:
@@ -166,8 +168,8 @@ def _refuse_other_generations(path: Path, labels: list[str], parameters: list[fl
     raise ValueError(f"{path}: found {why}: a device of another generation; wanted Aria Gen 1")
 
 
-def _read_gaze(
-    path: Path, calibration: _Calibration, size: int, device_from_cpf: np.ndarray
+def read_gaze_angles(
+    path: Path, calibration: AriaCalibration, size: int, device_from_cpf: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Times (G,) seconds, gaze (G, 2) and validity (G,); a missing depth counts as 1 m, as in Aria's own tools."""
     wanted = ["tracking_timestamp_us", "pitch_rads_cpf"]
@@ -226,7 +228,7 @@ def _read_columns(path: Path, wanted: list[str], optional: list[str] | None = No
     return {name: table[:, i] for i, name in enumerate(names)}
 
 
-def _device_from_cpf(device_size: str) -> np.ndarray:
+def design_device_from_cpf(device_size: str) -> np.ndarray:
     rotation = nearest_rotation(np.array(_DEVICE_FROM_CPF_ROTATION))
     return poses_from_parts(rotation, np.array(_DEVICE_FROM_CPF_POSITION[device_size]))
 
@@ -236,7 +238,7 @@ def _nearest_size(parameters: list[float]) -> int:
     return min(_IMAGE_SIZES, key=lambda size: abs(size / 2 - centre))
 
 
-def _find(folder: Path, names: tuple[str, ...]) -> Path | None:
+def find_file(folder: Path, names: tuple[str, ...]) -> Path | None:
     """The first of the names that lies anywhere below a folder. Raises ValueError when it lies there twice."""
     for name in names:
         found = [path for path in sorted(folder.rglob(name)) if not _is_hidden(path, folder)]

@@ -18,6 +18,8 @@ from pydantic import Field
 
 from egom2p.config import strict, to_plain
 from egom2p.contracts import Recording
+from egom2p.data.recordings.adt import AdtReader
+from egom2p.data.recordings.hot3d import Hot3dAriaReader, Hot3dQuestReader
 from egom2p.data.recordings.plain_folder import PlainFolderReader, is_recording
 from egom2p.data.recordings.recording_formats import FolderSource, FormatReader
 from egom2p.data.recordings.synthetic import SyntheticReader, SyntheticWorldConfig
@@ -25,7 +27,11 @@ from egom2p.data.recordings.track_files import visible
 from egom2p.jobs.progress import say
 
 # In the order in which a root is tried: a format whose folders hold another's comes before it.
-FORMATS: tuple[type[FormatReader], ...] = ()
+FORMATS: tuple[type[FormatReader], ...] = (
+    Hot3dAriaReader,
+    Hot3dQuestReader,
+    AdtReader,
+)
 _LISTED = 20
 
 

@@ -5,13 +5,19 @@ A format is one file beside this one with one subclass of `FormatReader` and its
 """
 
 import hashlib
+import json
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
+
 from egom2p.config import strict
-from egom2p.contracts import Intrinsics, Provenance, Recording, Stream
-from egom2p.data.recordings.track_files import TABLE_SUFFIXES, visible
+from egom2p.contracts import FrameSource, Intrinsics, Provenance, Recording, Stream
+from egom2p.data.recordings.track_files import TABLE_SUFFIXES, check_times, read_text, visible
+from egom2p.geometry import check_poses
 
 _TEXTS, _SMALL_FILE = (*TABLE_SUFFIXES, ".txt", ".yaml", ".tum", ".json", ".jsonl", ".log"), 1 << 22  # bytes
 
@@ -153,3 +159,68 @@ def unused_files(source: Path, used: Iterable[Path]) -> list[str]:
                 yield f"{path.relative_to(source)}/ ({count} files)"
 
     return list(walk(source)) if source.is_dir() and source not in used else []
+
+
+def track_stream(
+    times_s: np.ndarray, values: np.ndarray, unit: str, *, where: Path, is_valid: np.ndarray | None = None
+) -> Stream:
+    """A track (T, ...) on its clock; samples with a number that is not finite are invalid and become 0.
+
+    Raises ValueError naming the file and row where times do not increase.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    if len(times_s) != len(values):
+        raise ValueError(f"{where}: found {len(times_s)} times for {len(values)} samples of {unit}, wanted one each")
+    check_times(times_s, [f"{where}, sample {row}" for row in range(len(times_s))], where)
+    finite = np.isfinite(values.reshape(len(values), -1)).all(axis=1)
+    is_valid = finite if is_valid is None else finite & is_valid
+    return Stream(np.where(is_valid.reshape(-1, *[1] * (values.ndim - 1)), values, 0.0), is_valid, times_s, unit)
+
+
+def pose_stream(
+    times_s: np.ndarray, world_from_cam: np.ndarray, *, where: Path, is_valid: np.ndarray | None = None
+) -> Stream:
+    """Camera poses (T, 4, 4), OpenCV axes; a pose that is not finite is invalid and becomes the identity.
+
+    Raises ValueError naming the file where a pose is no rigid motion.
+    """
+    stream = track_stream(times_s, world_from_cam, "world_from_cam", where=where, is_valid=is_valid)
+    poses = np.where(stream.is_valid[:, None, None], world_from_cam, np.eye(4))
+    return replace(stream, values=check_poses(str(where), poses))
+
+
+def frame_stream(frames: FrameSource, times_s: np.ndarray, unit: str, *, where: Path) -> Stream:
+    """Pictures on their clock. Raises ValueError when there is not one time for each."""
+    if len(frames) != len(times_s):
+        raise ValueError(f"{where}: found {len(frames)} pictures, wanted {len(times_s)}, one for each time")
+    return Stream(frames, np.ones(len(frames), bool), np.asarray(times_s, dtype=np.float64), unit)
+
+
+def read_numbers(path: Path, shape: tuple[int, ...] | None = None, *, delimiter: str | None = None) -> np.ndarray:
+    """Numbers of a text file; all of them in `shape` where given, else as rows. Raises ValueError naming the file."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of an empty file, which is refused below
+            found = np.loadtxt(path, delimiter=delimiter, ndmin=2, encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: not a file of numbers: {error}") from None
+    if shape is not None and found.size != np.prod(shape):
+        raise ValueError(f"{path}: found {found.size} numbers, wanted {int(np.prod(shape))}")
+    if not found.size:
+        raise ValueError(f"{path}: found no numbers")
+    return found if shape is None else found.reshape(shape)
+
+
+def read_npy(path: Path) -> np.ndarray:
+    """One array of numbers, nothing unpickled. Raises ValueError naming the file."""
+    try:
+        return np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise ValueError(f"{path}: not a readable array file: {error}") from None
+
+
+def read_json(path: Path) -> Any:
+    try:
+        return json.loads(read_text(path))
+    except (OSError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: not a readable JSON file: {error}") from None

@@ -1,0 +1,178 @@
+"""HOT3D and ADT against real files and the official numbers beside them."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from scipy.spatial.transform import Rotation
+
+from egom2p.data.recordings.adt import AdtReader, AdtSource
+from egom2p.data.recordings.aria_mps import read_gaze_angles
+from egom2p.data.recordings.hot3d import Hot3dAriaReader, Hot3dAriaSource, Hot3dQuestReader, Hot3dQuestSource
+from egom2p.data.recordings.reader_choice import AnySource, open_reader, recognised
+from egom2p.geometry import is_inside, pixels_from_gaze, project
+
+TURN = np.array([[0, 1, 0, 0], [-1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]])
+
+
+def fisheye624(point, parameters):
+    """The formula of the documentation, term by term."""
+    fx, fy, cx, cy, *k = parameters
+    a, b = point[0] / point[2], point[1] / point[2]
+    r = np.hypot(a, b)
+    theta = np.arctan(r)
+    bent = theta * (1 + sum(k[i] * theta ** (2 * i + 2) for i in range(6)))
+    x, y = bent * a / r, bent * b / r
+    n, (p0, p1, s0, s1, s2, s3) = x * x + y * y, k[6:]
+    dot = 2 * (x * p0 + y * p1)
+    u = x + dot * x + n * p0 + s0 * n + s1 * n * n
+    v = y + dot * y + n * p1 + s2 * n + s3 * n * n
+    return np.array([fx * u + cx, fy * v + cy])
+
+
+def se3(quaternion_wxyz, position):
+    pose = np.eye(4)
+    pose[:3, :3] = Rotation.from_quat([*quaternion_wxyz[1:], quaternion_wxyz[0]]).as_matrix()
+    pose[:3, 3] = position
+    return pose
+
+
+@pytest.mark.parametrize("stream", ["1201-1", "1201-2"])
+def test_quest_objects_are_where_the_documented_camera_sees_them(real_data_dir, stream):
+    root = real_data_dir / "hot3d_quest3_sample"
+    reader = Hot3dQuestReader(Hot3dQuestSource(kind="hot3d_quest", root=str(root), camera=stream), dataset="hot3d")
+    recording = reader.read(0)
+    camera, intrinsics = recording.streams["camera"], recording.intrinsics
+    assert (intrinsics.width, intrinsics.height) == (1024, 1280)  # upright
+    assert camera.times_s[0] == 43124.4 and camera.is_valid.all() and len(camera.times_s) == 15
+    np.testing.assert_allclose(np.diff(camera.times_s), 1 / 30, atol=1e-6)
+    model = next(c for c in json.loads((root / "camera_models.json").read_text()) if c["stream_id"] == stream)
+    pose = model["T_Device_Camera"]
+    device_from_raw = se3(pose["quaternion_wxyz"], pose["translation_xyz"])
+    head = [line.split(",") for line in (root / "headset_trajectory.csv").read_text().splitlines()[1:]]
+    num_inside = 0
+    for line in (root / "dynamic_objects.csv").read_text().splitlines()[1:]:
+        _, stamp, *numbers = line.split(",")
+        row = next(i for i, cells in enumerate(head) if cells[1] == stamp)
+        values = [float(cell) for cell in head[row][2:]]
+        point = np.array([*map(float, numbers[:3]), 1.0])
+        in_raw = np.linalg.inv(se3(values[3:], values[:3]) @ device_from_raw) @ point
+        u, v = fisheye624(in_raw[:3], model["projectionParams"])
+        in_cam = np.linalg.inv(camera.values[row]) @ point
+        pixel, is_seen = project(in_cam[:3], intrinsics)
+        assert is_seen
+        np.testing.assert_allclose(pixel, [1024 - 1 - v, u], atol=1e-6)
+        num_inside += bool(is_inside(pixel, intrinsics))
+    assert num_inside > 0.8 * len(head)
+    # Gravity is down in the upright picture: the world's y axis points to its top.
+    assert (camera.values[:, 1, 1] < -0.3).all()
+
+
+@pytest.fixture
+def aria_replica(real_data_dir, tmp_path):
+    """The real MPS sample laid out as a HOT3D recording; headset rows are rows of it on another clock."""
+    folder = tmp_path / "P0001_replica"
+    for source, target in (("trajectory", "slam"), ("eye_gaze_vergence", "eye_gaze")):
+        shutil.copytree(real_data_dir / "aria_mps_sample" / source, folder / "mps" / target)
+    (folder / "mps/eye_gaze/generalized_gaze.csv").rename(folder / "mps/eye_gaze/general_eye_gaze.csv")
+    (folder / "metadata.json").write_text('{"headset": "Aria", "participant_id": "P0001"}')
+    rows = (folder / "mps/slam/closed_loop_trajectory.csv").read_text().splitlines()
+    header, offset_ns = rows[0].split(","), 56_833_060_907_000
+    lines = ["object_uid,timestamp[ns],t_wo_x[m],t_wo_y[m],t_wo_z[m],q_wo_w,q_wo_x,q_wo_y,q_wo_z"]
+    hands, device = [], []
+    for row in rows[100:-100:33]:
+        cells = dict(zip(header, row.split(","), strict=True))
+        t = [cells[f"t{a}_world_device"] for a in "xyz"]
+        q = [cells[f"q{a}_world_device"] for a in "wxyz"]
+        stamp = int(cells["tracking_timestamp_us"]) * 1000 + offset_ns
+        lines.append(",".join(["1", str(stamp), *t, *q]))
+        wrists = {
+            side: {"wrist_xform": {"t_xyz": [0.1, 0.2, float(side)], "q_wxyz": [0.6, 0, 0.8, 0]}} for side in "01"
+        }
+        hands.append(json.dumps({"timestamp_ns": stamp, "hand_poses": wrists if len(hands) != 3 else {}}))
+        device.append(int(cells["tracking_timestamp_us"]) * 1e-6)
+    (folder / "headset_trajectory.csv").write_text("\n".join(lines) + "\n")
+    (folder / "mano_hand_pose_trajectory.jsonl").write_text("\n".join(hands) + "\n")
+    return folder, np.array(device)
+
+
+def test_hot3d_aria_is_on_the_clock_of_the_device(aria_replica, real_data_dir):
+    folder, device_times_s = aria_replica
+    recording = Hot3dAriaReader(Hot3dAriaSource(kind="hot3d_aria", root=str(folder.parent))).read(0)
+    assert recording.name == "P0001_replica" and recording.streams.keys() == {"camera", "gaze", "hands"}
+    reference = np.load(real_data_dir / "aria_mps_sample/reference_cam2world_30fps.npz")
+    camera = recording.streams["camera"]
+    nearest = np.abs(camera.times_s[:, None] * 1e6 - reference["grid_us"]).argmin(axis=0)
+    near = np.abs(camera.times_s[nearest] * 1e6 - reference["grid_us"]) < 50
+    assert near.sum() > 5
+    np.testing.assert_allclose(
+        camera.values[nearest][near], reference["T_world_camera_opencv"][near], atol=2e-3
+    )  # within 50 us
+    hands = recording.streams["hands"]
+    np.testing.assert_allclose(hands.times_s, device_times_s, atol=1e-6)
+    assert hands.is_valid.sum() == len(hands.times_s) - 1 and not hands.is_valid[3]
+    row = 10
+    world_from_cam = camera.values[np.abs(camera.times_s - hands.times_s[row]).argmin()]
+    wrist = np.linalg.inv(world_from_cam) @ se3([0.6, 0, 0.8, 0], [0.1, 0.2, 1.0])
+    np.testing.assert_allclose(hands.values[row, 9:], [*wrist[:3, 3], *wrist[:3, 0], *wrist[:3, 1]], atol=1e-6)
+    assert recording.unused == ("mps/slam/summary.json",)
+
+
+def test_hot3d_clocks_that_do_not_meet_are_refused(aria_replica):
+    folder, _ = aria_replica
+    path = folder / "headset_trajectory.csv"
+    lines = path.read_text().splitlines()
+    rows = [line.split(",") for line in lines[1:]]
+    slow = [",".join([row[0], str(int(int(row[1]) * 1.02)), *row[2:]]) for row in rows]
+    path.write_text("\n".join([lines[0], *slow]))
+    with pytest.raises(ValueError, match=r"headset_trajectory\.csv: found .* poses that are in mps/slam"):
+        Hot3dAriaReader(Hot3dAriaSource(kind="hot3d_aria", root=str(folder))).read(0)
+
+
+@pytest.mark.parametrize(("sample", "kind"), [("hot3d_quest3_sample", "hot3d_quest"), ("aria_adt_sample", "adt")])
+def test_recognised(real_data_dir, capsys, sample, kind):
+    source = recognised(AnySource(kind="any", root=str(real_data_dir / sample)))
+    assert source.kind == kind and f"source.kind={kind}" in capsys.readouterr().err
+
+
+def test_adt_gives_the_official_poses_depth_and_gaze(real_data_dir):
+    pytest.importorskip("projectaria_tools", reason="the pictures of ADT are read by projectaria-tools")
+    root = real_data_dir / "aria_adt_sample"
+    reference = json.loads((root / "reference.json").read_text())
+    recording = open_reader(AnySource(kind="any", root=str(root)), dataset="adt").read(0)
+    streams, intrinsics = recording.streams, recording.intrinsics
+    assert streams.keys() == {"rgb", "depth", "gaze", "camera"}
+    for row, pose in enumerate(reference["poses"]):
+        assert abs(streams["camera"].times_s[row] * 1e9 - pose["device_time_ns"]) < 1e3
+        np.testing.assert_allclose(streams["camera"].values[row], pose["T_world_camera_opencv"], atol=1e-6)
+    np.testing.assert_allclose(streams["rgb"].times_s * 1e9, reference["rgb_timestamps_ns"], atol=1e2)
+    np.testing.assert_allclose(streams["depth"].times_s * 1e9, reference["depth_timestamps_ns"], atol=1e2)
+    depth = streams["depth"].values.read(np.array([0]))[0]
+    assert depth.shape == (1408, 1408) and np.median(depth[depth > 0]) == pytest.approx(1.884, abs=1e-6)
+    from PIL import Image
+
+    stored = np.asarray(Image.open(next((root / "derived").glob("depth_0_*.png"))))
+    np.testing.assert_allclose(depth, stored[::-1].T / 1000, atol=1e-6)  # rows from the bottom become columns
+    picture = np.asarray(Image.open(next((root / "derived").glob("rgb_0_*.jpg"))))[::-1].swapaxes(0, 1)
+    assert np.abs(streams["rgb"].values.read(np.array([0]))[0].astype(int) - picture).mean() < 3  # JPEG
+    # A gaze without distance is taken at 1 m, as in the official numbers; one with its distance is where it meets.
+    gaze = pixels_from_gaze(streams["gaze"].values, intrinsics.width, intrinsics.height)
+    official = np.array([row["gaze_px_upright"] for row in reference["gaze_projected_at_1m"]])
+    distances = np.array([row["depth_m"] for row in reference["gaze_projected_at_1m"]], dtype=float)
+    assert distances[0] == 0
+    np.testing.assert_allclose(gaze[0], official[0], atol=0.01)
+    assert 0.1 < np.abs(gaze[1:] - official[1:]).max() < 60
+    from egom2p.data.recordings.aria_vrs import read_vrs_camera
+
+    vrs = read_vrs_camera(root / "video.vrs")
+    at_one_metre = root / "mps/eye_gaze/general_eye_gaze.csv"
+    _, gaze, is_valid = read_gaze_angles(at_one_metre, vrs.calibration, 1408, vrs.device_from_cpf)
+    np.testing.assert_allclose(pixels_from_gaze(gaze, 1408, 1408), official, atol=0.01)
+    assert is_valid.all()
+
+
+def test_adt_without_pictures(real_data_dir):
+    pytest.importorskip("projectaria_tools", reason="the calibration of ADT is in its VRS file")
+    source = AdtSource(kind="adt", root=str(real_data_dir / "aria_adt_sample"), pictures=False)
+    assert AdtReader(source).read(0).streams.keys() == {"gaze", "camera"}

@@ -26,8 +26,8 @@ from egom2p.data.unified_datasets import DataConfig, DatasetConfig
 from egom2p.layers.attention import AttentionLayout, attend
 from egom2p.models.egom2p_model import EgoM2P, ModelConfig
 from egom2p.models.generate import Sampler
-from egom2p.models.generation_plans import SamplingConfig
 from egom2p.models.losses import modality_cross_entropy
+from egom2p.models.sampling import SamplingConfig
 from egom2p.storage import save_tensors
 from egom2p.training.checkpoint import make_train_state
 from egom2p.training.distributed import ranks_of_launch

@@ -20,6 +20,9 @@ from egom2p.tokenizers.pretrained import load_tokenizer
 _CONTEXT_BYTES = 256 << 20
 _PRETRAINED = "world_small"
 _PRETRAINED_NAMES = (_PRETRAINED, f"checkpoints/{_PRETRAINED}")
+# Data sets of the embedded world in the configs of the project, and what files that belong to no data set are called.
+_EMBEDDED_WORLDS = {"world", "synthetic"}
+_OF_PLAIN_FILES = {"video", "pictures", "texts", "recordings"}
 
 
 @dataclass(frozen=True)
@@ -123,10 +126,18 @@ def trained_on(directory: Path) -> tuple[str, ...] | None:
 
 
 def unfamiliar_input(directory: Path, datasets: Iterable[str], *, label: str = "") -> str:
-    """One line for input of data sets that a model was not trained on; empty where it was, or nobody knows."""
+    """One line for input of data sets that a model was not trained on; empty where it was, or nobody knows.
+
+    Plain files have no data set of their own; they are none of the embedded world, which is all that some models know.
+    """
     known = trained_on(directory)
-    unknown = sorted(set(datasets) - set(known or ()))
-    if known is None or not unknown:
+    if known is None:
+        return ""
+    strange = set(datasets) - set(known)
+    if not set(known) <= _EMBEDDED_WORLDS:
+        strange -= _OF_PLAIN_FILES
+    unknown = sorted(strange)
+    if not unknown:
         return ""
     name = label or directory.name
     return (

@@ -12,6 +12,7 @@ import numpy as np
 
 from egom2p.contracts import AlignedClip, Stream, TokenClip
 from egom2p.data.clips.cropping import depth_on_source, view_of_note
+from egom2p.data.clips.upright import CLOCKWISE
 from egom2p.data.clips.video_files import write_video
 from egom2p.geometry import pixels_from_gaze, write_tum
 from egom2p.storage import atomic_directory, save_json
@@ -32,7 +33,7 @@ def write_generated(
     gaze.<video> (the point drawn on rgb), gaze.csv, camera.tum (world_from_cam), <track>.csv of any other track that
     was made, <stream>.txt of a text, clip.json (what was given and made, and which part of the source's picture the
     clip shows)
-    gaze_source.csv   gaze in pixels of the source's picture, (0, 0) the centre of its first pixel
+    gaze_source.csv   gaze in pixels of the picture as the source's file shows it, (0, 0) the centre of its first pixel
     depth_source.npz  `depth_mm` (F, H', W') uint16 over the whole source picture, to be resized onto it; 0: not known
     """
     picture = clip.extra.get("picture")
@@ -50,7 +51,10 @@ def write_generated(
             write_video(unfinished / f"depth.{video}", grey, rates["depth"])
             note = note | {"depth_video_m": {"white": near_m, "black": far_m}}
             if picture:
-                depth_mm = np.clip(np.rint(depth_on_source(clip.depth_m, view_of_note(picture)) * 1000), 0, 65535)
+                on_source_m = depth_on_source(clip.depth_m, view_of_note(picture))
+                # Back to how the file shows it: `rgb.rotate` turned its pictures clockwise.
+                on_source_m = CLOCKWISE[picture["rotated_deg"]].inverse.frames(on_source_m)
+                depth_mm = np.clip(np.rint(on_source_m * 1000), 0, 65535)
                 np.savez_compressed(
                     unfinished / "depth_source.npz",
                     depth_mm=depth_mm.astype(np.uint16),
@@ -61,7 +65,9 @@ def write_generated(
             _write_gaze_csv(unfinished / "gaze.csv", stream, ("u", "v"))
             if picture:
                 gaze, exists = view_of_note(picture).source_gaze(stream.values)
-                pixels = pixels_from_gaze(gaze, picture["source_width"], picture["source_height"])
+                back = CLOCKWISE[picture["rotated_deg"]].inverse
+                size = back.size(picture["source_width"], picture["source_height"])
+                pixels = pixels_from_gaze(back.points(gaze), *size)
                 on_source = replace(stream, values=pixels, is_valid=stream.is_valid & exists)
                 _write_gaze_csv(unfinished / "gaze_source.csv", on_source, ("x_px", "y_px"))
             if "rgb" in clip:

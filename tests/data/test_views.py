@@ -9,6 +9,7 @@ import pytest
 from egom2p.contracts import Intrinsics, Provenance, Recording, Stream
 from egom2p.data.clips.clip_alignment import ClipConfig, RectifyConfig, cut_clips, plan_clips
 from egom2p.data.clips.cropping import depth_on_source, view_of_note
+from egom2p.data.clips.upright import CLOCKWISE
 from egom2p.data.clips.video_files import write_video
 from egom2p.data.recordings.plain_folder import PlainFolderReader
 from egom2p.geometry import CLOCKWISE_TURN, pixel_grid, project, rays
@@ -104,6 +105,20 @@ def test_the_note_of_a_clip_leads_back_to_the_source(config):
     np.testing.assert_allclose(back, recording.streams["gaze"].values[:60], atol=1e-6)
     if config.rectify is None:
         assert (note["left"], note["top"], note["width"], note["height"]) == (20, 0, 120, 120)
+
+
+@pytest.mark.parametrize("degrees", [0, 90, 180, 270])
+def test_the_note_of_a_clip_knows_the_turn_that_a_person_added(tmp_path, degrees):
+    write_video(tmp_path / "r" / "video.mp4", np.zeros((75, 18, 32, 3), np.uint8), 30)
+    (tmp_path / "r" / "gaze.csv").write_text("\n".join(["timestamps,u,v", *(f"{k / 60},0.6,0.3" for k in range(150))]))
+    (tmp_path / "r" / "recording.yaml").write_text(f"rgb: {{rotate: {degrees}}}")
+    clip = next(cut_clips(PlainFolderReader(tmp_path / "r").read(0), ClipConfig(height=16, width=16)))
+    note = clip.extra["picture"]
+    assert note["rotated_deg"] == degrees
+    back = CLOCKWISE[degrees].inverse
+    assert back.size(note["source_width"], note["source_height"]) == (32, 18)
+    gaze, _ = view_of_note(note).source_gaze(clip.gaze.astype(np.float64))
+    np.testing.assert_allclose(back.points(gaze), np.tile([0.6, 0.3], (60, 1)), atol=1e-6)
 
 
 @pytest.mark.parametrize("config", [RECTIFIED, ClipConfig(height=48, width=48)], ids=["pinhole", "crop"])

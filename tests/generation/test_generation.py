@@ -98,14 +98,19 @@ def test_gaze_and_depth_are_also_written_on_the_original_picture(world):
 def test_input_the_model_was_not_trained_on_is_said_once(world, tmp_path, capsys):
     model = shutil.copytree(world / "model", tmp_path / "model")
     shutil.copytree(world / "tokenizers", tmp_path / "tokenizers")
-    shards = "outputs/tokens/train/[rgb,depth]/tiny/shard-*.tar"
-    (model / "training_config.json").write_text(json.dumps({"data": {"datasets": {"any": {"shards": shards}}}}))
     write_video(tmp_path / "walk.mp4", np.zeros((70, 16, 16, 3), np.uint8), 16.0)
-    for source, is_said in ((tmp_path / "walk.mp4", True), (world / "clips" / "val", False)):
-        config = _config(world, f"unfamiliar {is_said}", checkpoint=str(model), input=str(source), targets=("gaze",))
+    video, clips = tmp_path / "walk.mp4", world / "clips" / "val"
+    for source, dataset, is_said in (
+        (video, "world", True), (clips, "tiny", False), (clips, "world", True), (video, "tiny", False),
+    ):  # fmt: skip
+        shards = f"outputs/tokens/train/[rgb,depth]/{dataset}/shard-*.tar"
+        (model / "training_config.json").write_text(json.dumps({"data": {"datasets": {"any": {"shards": shards}}}}))
+        config = _config(
+            world, f"unfamiliar {source.name} {dataset}", checkpoint=str(model), input=str(source), targets=("gaze",)
+        )
         manifest = run_generation(config)
         shown, page = capsys.readouterr().err, write_generation_page(manifest.parent).read_text()
-        words = "model was trained on tiny; the input (video) is none of it"
+        words = f"model was trained on {dataset}; the input ({'video' if source == video else 'tiny'}) is none of it"
         assert (shown.count(words), page.count(words)) == (int(is_said), int(is_said))
 
 

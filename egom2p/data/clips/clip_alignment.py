@@ -17,6 +17,7 @@ from egom2p.contracts import AlignedClip, Recording, Stream, quantity_of_stream
 from egom2p.contracts.quantities import PICTURE_STREAMS
 from egom2p.data.clips.cropping import Crop, Rectification, centre_crop, check_same_aspect, pinhole_view
 from egom2p.data.clips.resampling import nearest_frames, poses_at, sample_period_s, track_at
+from egom2p.data.clips.upright import AS_STORED, CLOCKWISE
 from egom2p.geometry import LONGEST_SPAN_S
 
 _TEXT = "caption"
@@ -177,7 +178,9 @@ def cut_clip(
         intrinsics = view.intrinsics(intrinsics, width=config.width, height=config.height)
     extra = {"video_rate_hz": config.video_rate_hz, "track_rate_hz": config.track_rate_hz}
     if view is not None:
-        extra["picture"] = view.note()
+        pictures = next((recording.streams[name].values for name in PICTURE_STREAMS if name in recording.streams), None)
+        turn = getattr(pictures, "added_turn", AS_STORED)
+        extra["picture"] = view.note() | {"rotated_deg": next(deg for deg, known in CLOCKWISE.items() if known == turn)}
     return AlignedClip(
         key=clip_key(recording.name, window.index),
         streams=streams,

@@ -37,6 +37,11 @@ class Turn:
         u, v = (points[..., 1], points[..., 0]) if self.swaps else (points[..., 0], points[..., 1])
         return np.stack([1 - u if self.mirrors else u, 1 - v if self.flips else v], axis=-1)
 
+    @property
+    def inverse(self) -> "Turn":
+        """From the upright picture back to the stored one."""
+        return Turn(True, self.flips, self.mirrors) if self.swaps else self
+
     def size(self, width: int, height: int) -> tuple[int, int]:
         """Width and height of the upright picture."""
         return (height, width) if self.swaps else (width, height)
@@ -80,10 +85,10 @@ def turn_of_matrix(matrix: Sequence[int], *, where: str) -> Turn:
 
 
 class TurnedFrames:
-    """A FrameSource or array of pictures (T, H, W, ...), each of them turned."""
+    """A FrameSource or array of pictures (T, H, W, ...), each of them turned by `added_turn`."""
 
     def __init__(self, stored: object, turn: Turn) -> None:
-        self._stored, self._turn = stored, turn
+        self._stored, self.added_turn = stored, turn
         width, height = (
             (stored.shape[2], stored.shape[1]) if hasattr(stored, "shape") else (stored.width, stored.height)
         )
@@ -94,4 +99,4 @@ class TurnedFrames:
 
     def read(self, indices: np.ndarray) -> np.ndarray:
         is_array = isinstance(self._stored, np.ndarray)
-        return self._turn.frames(self._stored[indices] if is_array else self._stored.read(indices))
+        return self.added_turn.frames(self._stored[indices] if is_array else self._stored.read(indices))

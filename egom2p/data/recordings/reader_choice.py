@@ -19,11 +19,16 @@ from pydantic import Field
 from egom2p.config import strict, to_plain
 from egom2p.contracts import Recording
 from egom2p.data.recordings.adt import AdtReader
+from egom2p.data.recordings.euroc import EurocReader
 from egom2p.data.recordings.hot3d import Hot3dAriaReader, Hot3dQuestReader
+from egom2p.data.recordings.neon import NeonReader
 from egom2p.data.recordings.plain_folder import PlainFolderReader, is_recording
+from egom2p.data.recordings.pupil_core import PupilCoreReader
 from egom2p.data.recordings.recording_formats import FolderSource, FormatReader
+from egom2p.data.recordings.stray_scanner import StrayScannerReader
 from egom2p.data.recordings.synthetic import SyntheticReader, SyntheticWorldConfig
 from egom2p.data.recordings.track_files import visible
+from egom2p.data.recordings.tum_rgbd import TumRgbdReader
 from egom2p.jobs.progress import say
 
 # In the order in which a root is tried: a format whose folders hold another's comes before it.
@@ -31,6 +36,11 @@ FORMATS: tuple[type[FormatReader], ...] = (
     Hot3dAriaReader,
     Hot3dQuestReader,
     AdtReader,
+    EurocReader,
+    TumRgbdReader,
+    NeonReader,
+    PupilCoreReader,
+    StrayScannerReader,
 )
 _LISTED = 20
 

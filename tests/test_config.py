@@ -156,8 +156,20 @@ def test_the_task_receives_the_config(config_file):
 
 def test_multirun_runs_every_combination(config_file, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    configs = run(config_file, "--multirun", "seed=3,4", "optim.lr=1,2")
+    configs = run(config_file, "--multirun", "seed=3,4", "optim.lr=1,2", "output_dir=out-${seed}-${optim.lr}")
     assert [(config.seed, config.optim.lr) for config in configs] == [(3, 1), (3, 2), (4, 1), (4, 2)]
+
+
+def test_runs_of_a_sweep_do_not_share_a_folder(config_file, tmp_path, monkeypatch, capsys):
+    """The second would go on from the first. Nothing is begun, nor where a later combination is invalid."""
+    monkeypatch.chdir(tmp_path)
+    for arguments, message in (
+        (["optim.lr=1,2"], "two runs of this sweep have the output_dir out"),
+        (["optim.lr=1,-2", "output_dir=out-${optim.lr}"], "lr must be positive, got -2"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            run(config_file, "--multirun", *arguments)
+        assert ended.value.code == 2 and message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("flags", [["--cfg", "job"], ["--info", "defaults"], ["--help"], ["--cfg", "job", "--resolve"]])

@@ -11,11 +11,13 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import hydra
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
 from egom2p.config.composition import (
@@ -179,6 +181,9 @@ def _run_hydra(
         except Exception as error:
             raise _TaskFailed from error
 
+    if given.multirun:
+        _check_sweep(schema, file, overrides)
+
     flags = ["--config-path", str(file.parent), "--config-name", file.stem, "--config-dir", str(cfgs_root())]
     # Of a sweep Hydra wants to keep its own settings, which every run's config.json has already.
     sweep_dir = tempfile.TemporaryDirectory()
@@ -196,6 +201,25 @@ def _run_hydra(
     finally:
         sys.argv = before
         sweep_dir.cleanup()
+
+
+def _check_sweep(schema: type, file: Path, overrides: list[str]) -> None:
+    """Every run of a sweep composed and validated before the first begins. ConfigError where two share a folder.
+
+    The second would go on from the first, or find it finished and train nothing.
+    """
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    runs = BasicSweeper.split_arguments(parsed, max_batch_size=None)
+    folders: dict[str, Sequence[str]] = {}
+    for run in (run for batch in runs for run in batch):
+        config = build(schema, compose(file, run), where=str(file))
+        folder = str(getattr(config, "output_dir", len(folders)))
+        if folder in folders:
+            raise ConfigError(
+                f"two runs of this sweep have the output_dir {folder} ({' '.join(folders[folder])}, and "
+                f"{' '.join(run)}); put what differs into it, for instance 'output_dir={folder}-${{training.lr}}'"
+            )
+        folders[folder] = run
 
 
 def _help_template(schema: type, description: str) -> str:

@@ -21,7 +21,7 @@ from egom2p.training.distributed import Ranks, StopRequest, autocast, choose_dty
 from egom2p.training.optim import set_weight_decay
 from egom2p.training.parallel import is_sharded_model, share_gradients, with_whole_weights
 from egom2p.training.run_folder import BestCheckpoint, Retention, RunFolder
-from egom2p.training.run_log import RunLog, changed_settings
+from egom2p.training.run_log import RunLog, changed_settings, check_same_run
 from egom2p.training.schedule import LearningRate, Length, Progress, WeightDecay
 from egom2p.training.step import StepSums, apply_gradients, forward_backward
 from egom2p.training.task import BatchSize, Measurement, Task, seeded
@@ -96,15 +96,18 @@ class _Run:
         task, ranks = self.task, self.ranks
         self.train_state = make_train_state(task.model, self.config, ranks=ranks, dtype=self.dtype)
         self.sums = StepSums(ranks)
-        latest = ranks.from_first(self.checkpoints.latest())
+        latest, changes = ranks.from_first(self.checkpoints.latest()), []
         if latest is not None and not self.config.resume:
             raise ValueError(
                 f"{self.folder} already holds {latest.name}, and resume is false; choose another output_dir"
             )
         if latest is not None:
             task.check_checkpoint(latest)
+            changes = ranks.from_first(self._changes(settings))
+            check_same_run(self.folder, changes)
             self.progress, unlogged = restore(latest, self.train_state)
             self.sums.load(unlogged)
+        is_finished = latest is not None and self.length.is_reached(self.progress) and (self.folder / "final").is_dir()
         is_shared = ranks.world_size > 1 and not is_sharded_model(task.model)
         self.model: nn.Module = share_gradients(task.model) if is_shared else task.model
         if ranks.is_first:
@@ -121,10 +124,14 @@ class _Run:
             how = run_summary(task, self.config, ranks, self.dtype)
             for line in (f"{begin}: {how}, {details}", *task.notes):
                 self.log.say(line)
-            if latest is not None and (self.folder / "config.json").is_file():
-                for change in changed_settings(load_json(self.folder / "config.json"), settings):
-                    self.log.say(f"  changed since the run began: {change}")
-            save_json(self.folder / "config.json", settings)
+            for change in changes:
+                self.log.say(f"  changed since the run began: {change}")
+            if not is_finished:  # else it says what the weights beside it were made by
+                save_json(self.folder / "config.json", settings)
+
+    def _changes(self, settings: Mapping[str, Any]) -> list[str]:
+        file = self.folder / "config.json"
+        return changed_settings(load_json(file), settings) if file.is_file() else []
 
     def train(self, stop: StopRequest) -> FitResult:
         if self.config.evaluate_at_start and self.progress.step == 0:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -191,3 +192,29 @@ def changed_settings(old: Any, new: Any, name: str = "") -> list[str]:
         changes = [changed_settings(old.get(key), new.get(key), f"{name}.{key}" if name else key) for key in keys]
         return [line for lines in changes for line in lines]
     return [] if old == new else [f"{name}: {old} -> {new}"]
+
+
+# What a run is: a run that goes on with another of these is a mixture that no config describes. Its length, its batch
+# (other machines have other ranks), what is told and kept, and where things lie may change on the way.
+_OF_THE_RUN = re.compile(
+    r"(seed|model|network|(training\.)?(lr|blr|schedule|warmup_start_lr|min_lr|optimizer|ema|batching|reference_denominator))"
+    r"(\..+)?"
+)
+_PATHS = ("checkpoint", "pretrained", "tokenizer", "tower_weights", "finetune")
+
+
+def check_same_run(folder: Path, changes: Sequence[str]) -> None:
+    """ValueError where settings that make the run what it is have changed; `changes`: as `changed_settings` says."""
+    parted = [(change.partition(": ")[0], change) for change in changes]
+    wrong = [
+        change
+        for key, change in parted
+        if _OF_THE_RUN.fullmatch(key)
+        and key.rpartition(".")[2] not in _PATHS
+        and not change.startswith(f"{key}: None ->")
+    ]
+    if wrong:
+        raise ValueError(
+            f"{folder}: holds a run with other settings ({'; '.join(wrong)}); choose another output_dir, or set them "
+            "back: a run goes on with another length, batch or machine, not as another one"
+        )

@@ -144,6 +144,25 @@ def test_checkpoint_of_another_model_is_named(tmp_path):
         run_toy(tmp_path, num_steps=4, resume=False)
 
 
+@pytest.mark.parametrize("num_steps", [2, 4])
+def test_a_run_does_not_go_on_as_another_one(tmp_path, num_steps):
+    """config.json says what made the weights beside it, whatever a later command says."""
+    run_toy(tmp_path, num_steps=2, lr=1e-3)
+    before = (tmp_path / "config.json").read_bytes()
+    with pytest.raises(ValueError, match=r"other settings \(lr: 0.001 -> 0.009\); choose another output_dir"):
+        run_toy(tmp_path, num_steps=num_steps, lr=9e-3)
+    assert (tmp_path / "config.json").read_bytes() == before
+
+
+def test_a_finished_run_keeps_its_config(tmp_path):
+    run_toy(tmp_path, num_steps=2)
+    before = (tmp_path / "config.json").read_bytes()
+    assert run_toy(tmp_path, num_steps=2, log_every=7).progress.step == 2
+    assert (tmp_path / "config.json").read_bytes() == before
+    run_toy(tmp_path, num_steps=3)  # a longer run is a new one of the same settings
+    assert load_json(tmp_path / "config.json")["num_steps"] == 3
+
+
 def test_library_does_not_touch_the_callers_randomness(tmp_path):
     torch.manual_seed(5)
     wanted = torch.rand(3)

@@ -21,14 +21,17 @@ from egom2p.contracts import Recording
 from egom2p.data.recordings.adt import AdtReader
 from egom2p.data.recordings.euroc import EurocReader
 from egom2p.data.recordings.hot3d import Hot3dAriaReader, Hot3dQuestReader
+from egom2p.data.recordings.kitti import KittiReader
 from egom2p.data.recordings.neon import NeonReader
 from egom2p.data.recordings.plain_folder import PlainFolderReader, is_recording
 from egom2p.data.recordings.pupil_core import PupilCoreReader
+from egom2p.data.recordings.record3d import Record3dReader
 from egom2p.data.recordings.recording_formats import FolderSource, FormatReader
 from egom2p.data.recordings.stray_scanner import StrayScannerReader
 from egom2p.data.recordings.synthetic import SyntheticReader, SyntheticWorldConfig
 from egom2p.data.recordings.track_files import visible
 from egom2p.data.recordings.tum_rgbd import TumRgbdReader
+from egom2p.data.recordings.unscaled_poses import ColmapReader, NerfstudioReader
 from egom2p.jobs.progress import say
 
 # In the order in which a root is tried: a format whose folders hold another's comes before it.
@@ -41,6 +44,10 @@ FORMATS: tuple[type[FormatReader], ...] = (
     NeonReader,
     PupilCoreReader,
     StrayScannerReader,
+    Record3dReader,
+    NerfstudioReader,
+    ColmapReader,
+    KittiReader,
 )
 _LISTED = 20
 

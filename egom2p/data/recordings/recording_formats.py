@@ -73,13 +73,18 @@ class FormatReader:
         """Files and folders that belong to one recording; by default what lies below its path."""
         return (self.paths[name],)
 
+    def notes(self, name: str) -> tuple[str, ...]:
+        """What a person should know of a recording beside what its pictures say."""
+        return ()
+
     def read(self, index: int) -> Recording:
         name = self.names[index]
         streams, intrinsics, used = self.open(name, self.paths[name])
         unused = tuple(file for path in self.files(name) for file in unused_files(path, used))
         provenance = Provenance(self.dataset, name, source=str(self.paths[name]))
         notes = getattr(streams["rgb"].values, "notes", ()) if "rgb" in streams else ()
-        return Recording(name, streams, intrinsics, provenance, unused=unused, notes=tuple(notes))
+        notes = (*notes, *self.notes(name))
+        return Recording(name, streams, intrinsics, provenance, unused=unused, notes=notes)
 
     def signature(self, index: int, *, is_whole: bool) -> dict[str, str]:
         return files_signature(self.root, self.files(self.names[index]), is_whole=is_whole)

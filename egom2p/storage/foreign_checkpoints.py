@@ -58,6 +58,55 @@ def read_foreign_checkpoint(path: str | Path) -> dict[str, Any]:
     return _plain(content)
 
 
+def read_foreign_array(path: str | Path) -> Any:
+    """What an `.npy` file holds: an array, or for one of objects the dict, list or value that was saved in it.
+
+    ValueError names the file, and the thing that it wanted to load when it holds more than plain values and arrays.
+    """
+    path = Path(path)
+    try:
+        with open(path, "rb") as opened:
+            version = np.lib.format.read_magic(opened)
+            read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else None
+            _, _, dtype = (read_header or np.lib.format.read_array_header_2_0)(opened)
+            if not dtype.hasobject:
+                return np.load(path, allow_pickle=False)
+            held = _PlainUnpickler(opened).load()
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path}: refused, {error}; only plain values and arrays are read from files of others"
+        ) from None
+    except (OSError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: not a readable array file ({_first_line(error)})") from None
+    return held.item() if isinstance(held, np.ndarray) and held.ndim == 0 else held
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Builds arrays and plain values only; every other name is refused before it is looked up."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in (("numpy", "ndarray"), ("numpy", "dtype")):
+            return getattr(np, name)
+        if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name in ("_reconstruct", "scalar"):
+            return _ARRAY if name == "_reconstruct" else _plain_scalar
+        if (module, name) == ("_codecs", "encode"):
+            return _latin_bytes
+        raise pickle.UnpicklingError(f"it wants to load {module}.{name}")
+
+
+def _plain_scalar(dtype: np.dtype, content: Any = None) -> Any:
+    if dtype.hasobject:  # NumPy would unpickle its bytes
+        raise pickle.UnpicklingError("it holds a scalar of objects")
+    return _SCALAR(dtype, content)
+
+
+def _latin_bytes(text: str, codec: str) -> bytes:
+    """How pickles of old protocols hold bytes."""
+    if codec != "latin1":
+        raise pickle.UnpicklingError(f"it wants the codec {codec}")
+    return text.encode("latin1")
+
+
 def foreign_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Weights by name, and the settings (`args`) stored beside them ({} without any).
 

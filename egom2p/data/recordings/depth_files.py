@@ -12,6 +12,7 @@ from PIL import Image
 
 from egom2p.contracts import FrameSource, Intrinsics, check_shape
 from egom2p.data.clips.image_files import IMAGE_SUFFIXES
+from egom2p.data.clips.video_files import VideoFile
 from egom2p.data.recordings.recording_settings import SETTINGS_FILE, DepthSettings
 from egom2p.data.recordings.track_files import load_npz
 from egom2p.geometry import pixel_grid, rays
@@ -60,6 +61,36 @@ class DepthFrames:
         if isinstance(self._frames, np.ndarray):
             return np.asarray(self._frames[index])
         return read_depth_picture(self._frames[index])
+
+
+class DepthVideo(VideoFile):
+    """Depth in metres of a video of 16-bit grey (FFV1 and the like); a FrameSource of (N, H, W) float32.
+
+    Raises ValueError for a video of fewer bits or of colours, whose numbers are no distances.
+    """
+
+    def __init__(self, path: Path, *, metres_per_unit: float, invalid_values: Sequence[float] = (0, 65535)) -> None:
+        super().__init__(path)
+        self._metres_per_unit, self._invalid_values = np.float32(metres_per_unit), list(invalid_values)
+        self.read(np.zeros(1, np.int64))
+
+    def read(self, indices: np.ndarray) -> np.ndarray:
+        frames = np.empty((len(indices), self.stored_height, self.stored_width), np.float32)
+        for position in np.argsort(indices, kind="stable"):
+            frames[position] = self._metres(int(indices[position]))
+        return frames
+
+    def _metres(self, row: int) -> np.ndarray:
+        if self._last is None or self._last[0] != row:
+            frame = self._find(row)
+            if not frame.format.name.startswith("gray16"):
+                raise ValueError(f"{self.path}: found pictures of {frame.format.name}, wanted 16-bit grey (gray16le)")
+            if frame.is_corrupt or (frame.width, frame.height) != (self.stored_width, self.stored_height):
+                raise ValueError(f"{self.path}: frame {row} of {len(self)} is damaged, or of another size")
+            stored = frame.to_ndarray(format="gray16le")
+            metres = stored.astype(np.float32) * self._metres_per_unit
+            self._last = row, np.where(np.isin(stored, self._invalid_values), np.float32(0.0), metres)
+        return self._last[1]
 
 
 class DepthAlongAxis:

@@ -19,7 +19,10 @@ from pydantic import Field
 from egom2p.config import strict, to_plain
 from egom2p.contracts import Recording
 from egom2p.data.recordings.adt import AdtReader
+from egom2p.data.recordings.arctic import ArcticReader
 from egom2p.data.recordings.euroc import EurocReader
+from egom2p.data.recordings.h2o import H2oReader
+from egom2p.data.recordings.holoassist import HoloAssistReader
 from egom2p.data.recordings.hot3d import Hot3dAriaReader, Hot3dQuestReader
 from egom2p.data.recordings.kitti import KittiReader
 from egom2p.data.recordings.neon import NeonReader
@@ -29,6 +32,7 @@ from egom2p.data.recordings.record3d import Record3dReader
 from egom2p.data.recordings.recording_formats import FolderSource, FormatReader
 from egom2p.data.recordings.stray_scanner import StrayScannerReader
 from egom2p.data.recordings.synthetic import SyntheticReader, SyntheticWorldConfig
+from egom2p.data.recordings.taco import TacoReader
 from egom2p.data.recordings.track_files import visible
 from egom2p.data.recordings.tum_rgbd import TumRgbdReader
 from egom2p.data.recordings.unscaled_poses import ColmapReader, NerfstudioReader
@@ -39,6 +43,10 @@ FORMATS: tuple[type[FormatReader], ...] = (
     Hot3dAriaReader,
     Hot3dQuestReader,
     AdtReader,
+    H2oReader,
+    TacoReader,
+    HoloAssistReader,
+    ArcticReader,
     EurocReader,
     TumRgbdReader,
     NeonReader,

@@ -16,8 +16,9 @@ import numpy as np
 
 from egom2p.config import strict
 from egom2p.contracts import FrameSource, Intrinsics, Provenance, Recording, Stream
+from egom2p.data.clips.image_files import frame_numbers, image_sequence
 from egom2p.data.recordings.track_files import TABLE_SUFFIXES, check_times, read_text, visible
-from egom2p.geometry import check_poses
+from egom2p.geometry import check_poses, interpolate_poses, inverse_poses, is_inside, pixel_grid, project, unproject
 
 _TEXTS, _SMALL_FILE = (*TABLE_SUFFIXES, ".txt", ".yaml", ".tum", ".json", ".jsonl", ".log"), 1 << 22  # bytes
 
@@ -229,3 +230,63 @@ def read_json(path: Path) -> Any:
         return json.loads(read_text(path))
     except (OSError, json.JSONDecodeError) as error:
         raise ValueError(f"{path}: not a readable JSON file: {error}") from None
+
+
+def numbered_frames(folder: Path, suffixes: Sequence[str], rate_hz: float) -> tuple[list[Path], np.ndarray]:
+    """Pictures of a folder and their times (T,): the number in a name over the rate. ValueError: names have none."""
+    paths = image_sequence(folder, suffixes)
+    numbers = frame_numbers(paths)
+    if numbers is None:
+        raise ValueError(f"{folder}: found names like {paths[0].name}, wanted names that differ by their number")
+    return paths, numbers / rate_hz
+
+
+def pinhole_from_matrix(path: Path, matrix: np.ndarray, width: int, height: int, **distorted: Any) -> Intrinsics:
+    """Intrinsics of a 3x3 matrix. Raises ValueError where its centre is not near that of the picture."""
+    fx, fy, cx, cy = (float(value) for value in (matrix[0, 0], matrix[1, 1], matrix[0, 2], matrix[1, 2]))
+    if not (min(fx, fy) > 0 and 0.25 * width < cx < 0.75 * width and 0.25 * height < cy < 0.75 * height):
+        raise ValueError(
+            f"{path}: found fx {fx:g}, fy {fy:g} and the centre ({cx:g}, {cy:g}), wanted a camera of the {width}x"
+            f"{height} picture"
+        )
+    return Intrinsics(width, height, fx, fy, cx, cy, **distorted)
+
+
+_STEP_PX, _MOVED_M, _PAIR = 8, 0.02, 30
+
+
+def check_pose_direction(streams: Mapping[str, Stream], intrinsics: Intrinsics, *, where: Path) -> None:
+    """Raise ValueError when depth fits the inverse of the poses much better than the poses.
+
+    The first depth picture is seen from a later one, at most 30 on, from which the camera has moved the most.
+    """
+    depth, camera = streams["depth"], streams["camera"]
+    rows = np.arange(min(len(depth.values), _PAIR + 1))
+    poses, is_known = interpolate_poses(
+        camera.times_s, camera.values, depth.times_s[rows], max_gap_s=0.2, is_valid=camera.is_valid
+    )
+    moved_m = np.where(is_known & is_known[0], np.linalg.norm(poses[:, :3, 3] - poses[0, :3, 3], axis=1), 0.0)
+    last = int(np.argmax(moved_m))
+    if moved_m[last] < _MOVED_M:
+        return
+    first_m, last_m = depth.values.read(np.array([0, last]))
+    own = intrinsics.resized(first_m.shape[1], first_m.shape[0])
+    pixels = pixel_grid(own)[::_STEP_PX, ::_STEP_PX]
+    points, is_valid = unproject(pixels, first_m[::_STEP_PX, ::_STEP_PX], own)
+
+    def error_m(last_from_first: np.ndarray) -> float:
+        seen = points[is_valid] @ last_from_first[:3, :3].T + last_from_first[:3, 3]
+        landed, is_seen = project(seen, own)
+        is_seen &= is_inside(landed, own)
+        u, v = np.round(landed[is_seen]).astype(int).T
+        there_m = last_m[np.clip(v, 0, own.height - 1), np.clip(u, 0, own.width - 1)]
+        differs_m = np.abs(seen[is_seen, 2] - there_m)[there_m > 0]
+        return float(np.median(differs_m)) if len(differs_m) else np.inf
+
+    as_read_m = error_m(inverse_poses(poses[last]) @ poses[0])
+    inverted_m = error_m(poses[last] @ inverse_poses(poses[0]))
+    if as_read_m > 2 * inverted_m + 0.01:
+        raise ValueError(
+            f"{where}: depth of pictures 0 and {last} differs by {as_read_m:.3f} m with the poses and by "
+            f"{inverted_m:.3f} m with their inverse; wanted poses in the direction its format documents"
+        )

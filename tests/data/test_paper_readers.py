@@ -1,0 +1,241 @@
+"""Data sets of the paper on miniature replicas, made here from their documented formats.
+
+The scene is a wall in the world, whose depth is worked out from poses and intrinsics without the readers' code; a
+reader that takes poses, axes, units or clocks otherwise finds another wall.
+"""
+
+import json
+import pickle
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.spatial.transform import Rotation
+
+from egom2p.data.recordings.reader_choice import AnySource, open_reader, recognised
+
+T, H, W = 70, 36, 64
+K = np.array([[60.0, 0, 31.5], [0, 60.0, 17.5], [0, 0, 1]])
+
+
+def trajectory(count=T):
+    """world_from_cam: walks to the right and turns, looking along the world's z."""
+    poses = np.tile(np.eye(4), (count, 1, 1))
+    k = np.arange(count)
+    poses[:, :3, :3] = Rotation.from_euler("yx", np.stack([0.004 * k, 0.1 + 0 * k], 1)).as_matrix()
+    poses[:, 0, 3], poses[:, 2, 3] = 0.01 * k, 0.002 * k
+    return poses
+
+
+def wall_depth(world_from_cam, wall_z=2.0):
+    """z depth (H, W) of the plane z = wall_z of the world, ray by ray."""
+    u, v = np.meshgrid(np.arange(W), np.arange(H))
+    rays = np.stack([(u - K[0, 2]) / K[0, 0], (v - K[1, 2]) / K[1, 1], np.ones_like(u)], -1)
+    world = rays @ world_from_cam[:3, :3].T
+    return (wall_z - world_from_cam[2, 3]) / world[..., 2]
+
+
+def write_video(path, count=T, rate=30, depth=None, pix_fmt="yuv420p"):
+    """Grey level 2k in frame k; or 16-bit depth with FFV1."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264" if depth is None else "ffv1", rate=rate)
+        stream.width, stream.height, stream.pix_fmt = W, H, pix_fmt if depth is None else "gray16le"
+        for k in range(count):
+            if depth is None:
+                frame = av.VideoFrame.from_ndarray(np.full((H, W, 3), 2 * k, np.uint8), format="rgb24")
+            else:
+                frame = av.VideoFrame.from_ndarray(depth[k], format="gray16le")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+def read_any(root, kind, tmp_path, **options):
+    """Recognised without a kind, and read."""
+    source = recognised(AnySource(kind="any", root=str(root)))
+    assert source.kind == kind
+    reader = open_reader(type(source)(kind=kind, root=str(root), **options), dataset="d")
+    return reader.read(0)
+
+
+def check_wall(recording, poses, depth_atol):
+    """Poses are the walk's, and depth is the wall's."""
+    camera = recording.streams["camera"]
+    np.testing.assert_allclose(camera.values, poses, atol=1e-6)
+    depth = recording.streams["depth"]
+    for row in (0, 30):
+        pose = camera.values[np.abs(camera.times_s - depth.times_s[row]).argmin()]
+        np.testing.assert_allclose(depth.values.read(np.array([row]))[0], wall_depth(pose), atol=depth_atol)
+
+
+@pytest.fixture
+def h2o(tmp_path):
+    folder = tmp_path / "h2o/subject1/h1/0/cam4"
+    for name in ("rgb", "depth", "cam_pose", "hand_pose"):
+        (folder / name).mkdir(parents=True)
+    (folder / "cam_intrinsics.txt").write_text(f"60 60 31.5 17.5 {W} {H}")
+    for k, pose in enumerate(trajectory()):
+        Image.fromarray(np.full((H, W, 3), 2 * k, np.uint8)).save(folder / f"rgb/{k:06d}.png")
+        Image.fromarray(np.round(wall_depth(pose) * 1000).astype(np.uint16)).save(folder / f"depth/{k:06d}.png")
+        (folder / f"cam_pose/{k:06d}.txt").write_text(" ".join(f"{x:.9f}" for x in pose.ravel()))
+        hand = [1.0, *np.tile([0.1, 0.2, 0.5], 21)]
+        hands = [*hand, *(hand if k != 5 else [0.0] * 64)]
+        (folder / f"hand_pose/{k:06d}.txt").write_text(" ".join(map(str, hands)))
+    (tmp_path / "h2o/subject1/h1/0/cam0").mkdir()
+    return tmp_path / "h2o"
+
+
+def test_h2o(h2o, tmp_path):
+    recording = read_any(h2o, "h2o", tmp_path)
+    assert recording.name == "subject1_h1_0"
+    check_wall(recording, trajectory(), 6e-4)
+    rgb, hands = recording.streams["rgb"], recording.streams["hands"]
+    assert rgb.times_s[30] == 1.0 and (rgb.values.read(np.array([7]))[0] == 14).all()
+    assert hands.values.shape == (T, 126) and not hands.is_valid[5] and hands.is_valid.sum() == T - 1
+    assert recording.intrinsics.fx == 60
+
+
+def test_poses_the_wrong_way_round_are_refused(h2o, tmp_path):
+    for file in (h2o / "subject1/h1/0/cam4/cam_pose").iterdir():
+        pose = np.loadtxt(file).reshape(4, 4)
+        np.savetxt(file, np.linalg.inv(pose).reshape(1, 16))
+    with pytest.raises(ValueError, match=r"cam_pose: depth of pictures 0 and 30 differs by .* with their inverse"):
+        read_any(h2o, "h2o", tmp_path)
+
+
+@pytest.fixture
+def taco(tmp_path):
+    root, below = tmp_path / "taco", "(dust, roller, pan)/20230927_032"
+    cameras = root / "Egocentric_Camera_Parameters" / below
+    cameras.mkdir(parents=True)
+    np.savetxt(cameras / "egocentric_intrinsic.txt", K)
+    np.save(cameras / "egocentric_frame_extrinsic.npy", np.linalg.inv(trajectory()))
+    write_video(root / "Egocentric_RGB_Videos" / below / "color.mp4")
+    depth = [np.round(wall_depth(pose) * 4000).astype(np.uint16) for pose in trajectory()]
+    write_video(root / "Egocentric_Depth_Videos" / below / "egocentric_depth.avi", depth=depth)
+    (root / "Hand_Poses").mkdir()
+    (root / "Hand_Poses/x.npy").write_bytes(b"")
+    return root
+
+
+def test_taco(taco, tmp_path, capsys):
+    recording = read_any(taco, "taco", tmp_path)
+    assert recording.name == "(dust, roller, pan)_20230927_032" and recording.unused == ()
+    assert "no reader takes: Hand_Poses/ (1 files)" in capsys.readouterr().err
+    check_wall(recording, trajectory(), 2e-4)
+    rgb = recording.streams["rgb"]
+    np.testing.assert_allclose(rgb.times_s, np.arange(T) / 30, atol=1e-3)
+    assert abs(rgb.values.read(np.array([40]))[0].mean() - 80) < 3
+
+
+def test_taco_refuses_other_counts_and_eight_bit_depth(taco, tmp_path):
+    below = "(dust, roller, pan)/20230927_032"
+    write_video(taco / "Egocentric_Depth_Videos" / below / "egocentric_depth.avi")
+    with pytest.raises(ValueError, match=r"egocentric_depth\.avi: found pictures of yuv420p, wanted 16-bit grey"):
+        read_any(taco, "taco", tmp_path)
+    np.save(taco / "Egocentric_Camera_Parameters" / below / "egocentric_frame_extrinsic.npy", trajectory(5))
+    with pytest.raises(ValueError, match=r"extrinsic\.npy: found 5 poses, wanted 70 as frames of"):
+        read_any(taco, "taco", tmp_path)
+
+
+@pytest.fixture
+def holoassist(tmp_path):
+    root = tmp_path / "holo/R007-7July-DSLR"
+    folder = root / "Export_py"
+    for name in ("Video", "Eyes", "AhatDepth"):
+        (folder / name).mkdir(parents=True)
+    write_video(folder / "Video_pitchshift.mp4", count=64, rate=28)
+    start = 637_933_536_001_234_567  # beyond what float64 counts exactly
+    (folder / "Video/VideoMp4Timing.txt").write_text(f"{start}\n{start + 22_500_000}\n")
+    (folder / "Video/Instrinsincs.txt").write_text("\t".join(map(str, [*K.ravel(), *[0] * 14, 1, W, H])) + "\n")
+    # psi's axes: x forward, y left, z up, each written in those of OpenCV.
+    psi_in_opencv = np.array([[0.0, 0, 1], [-1, 0, 0], [0, -1, 0]]).T  # rows: forward, left, up
+    opencv_from_psi = np.eye(4)
+    opencv_from_psi[:3, :3] = np.stack([psi_in_opencv[:, 0], psi_in_opencv[:, 1], psi_in_opencv[:, 2]], axis=1)
+    poses, eyes = [], []
+    for k, pose in enumerate(trajectory()):
+        ticks = start + round(k * 1e7 / 30)
+        psi = pose @ opencv_from_psi
+        poses.append([k / 30, ticks, *psi.ravel()])
+        origin = pose @ [0.01, -0.02, 0.0, 1]
+        aim = pose[:3, :3] @ (np.array([0.1, 0.05, 1.0]) / np.linalg.norm([0.1, 0.05, 1.0]))
+        eyes.append([k / 30, ticks, *(origin[:3] if k != 9 else [np.nan] * 3), *aim, 1])
+    for name, rows in (("Video/Pose_sync.txt", poses), ("Eyes/Eyes_sync.txt", eyes)):
+        (folder / name).write_text("".join("\t".join(repr(x) for x in map(_plain, row)) + "\n" for row in rows))
+    (folder / "AhatDepth/000000.png").write_bytes(b"")
+    return root.parent
+
+
+def _plain(value):
+    return value if isinstance(value, int) else float(value)
+
+
+def test_holoassist(holoassist, tmp_path):
+    recording = read_any(holoassist, "holoassist", tmp_path)
+    camera, gaze, rgb = (recording.streams[name] for name in ("camera", "gaze", "rgb"))
+    np.testing.assert_allclose(camera.values, trajectory(), atol=1e-9)
+    np.testing.assert_allclose(camera.times_s, np.arange(T) / 30, atol=1e-7)
+    np.testing.assert_allclose(rgb.times_s, np.arange(64) / 28, atol=1e-3)
+    point = np.array([0.01, -0.02, 0]) + 0.5 * np.array([0.1, 0.05, 1.0]) / np.linalg.norm([0.1, 0.05, 1.0])
+    u, v, w = K @ point
+    expected = [(u / w + 0.5) / W, (v / w + 0.5) / H]
+    np.testing.assert_allclose(gaze.values[gaze.is_valid], np.tile(expected, (T - 1, 1)), atol=1e-9)
+    assert not gaze.is_valid[9]
+    assert recording.unused == ("Export_py/AhatDepth/ (1 files)",)
+
+
+def test_holoassist_of_another_rate_is_refused(holoassist, tmp_path):
+    with pytest.raises(ValueError, match=r"Pose_sync\.txt: found rows 0\.03333 s apart, wanted 10 a second"):
+        read_any(holoassist, "holoassist", tmp_path, rate_hz=10.0)
+
+
+@pytest.fixture
+def arctic(tmp_path):
+    root = tmp_path / "arctic"
+    (root / "raw_seqs/s01").mkdir(parents=True)
+    (root / "meta").mkdir()
+    (root / "meta/misc.json").write_text(json.dumps({"s01": {"ioi_offset": 3, "gender": "female"}}))
+    cam_from_world = np.linalg.inv(trajectory())
+    held = {"R_k_cam_np": cam_from_world[:, :3, :3], "T_k_cam_np": cam_from_world[:, :3, 3:], "intrinsics": K}
+    held["dist8"] = np.array([0.01, -0.02, 0.001, 0.002, 0.0, 0.1, 0.0, 0.0])
+    held |= {"K_markers": [1, 2], "R0": np.eye(3), "count": np.int64(4)}
+    np.save(root / "raw_seqs/s01/box_grab_01.egocam.dist.npy", held, allow_pickle=True)
+    folder = root / "images/s01/box_grab_01/0"
+    folder.mkdir(parents=True)
+    for k in range(1, T + 3):
+        Image.fromarray(np.full((H, W, 3), k, np.uint8)).save(folder / f"{k:05d}.jpg")
+    return root
+
+
+def test_arctic(arctic, tmp_path):
+    recording = read_any(arctic, "arctic", tmp_path)
+    camera, rgb = recording.streams["camera"], recording.streams["rgb"]
+    np.testing.assert_allclose(camera.values, trajectory(), atol=1e-9)
+    row = int(np.abs(rgb.times_s - camera.times_s[10]).argmin())
+    assert abs(rgb.values.read(np.array([row]))[0].mean() - 13) < 2  # pose 10 is of picture 13
+    assert recording.intrinsics.model == "opencv" and recording.intrinsics.distortion[5] == 0.1
+
+
+def test_arctic_runs_no_code_of_its_files(arctic, tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "owned"), "w"))
+
+    path = arctic / "raw_seqs/s01/box_grab_01.egocam.dist.npy"
+    for value in (Evil(), {"R_k_cam_np": Evil()}):
+        np.save(path, value, allow_pickle=True)
+        with pytest.raises(ValueError, match=r"refused, it wants to load (_?io|builtins)\.open"):
+            read_any(arctic, "arctic", tmp_path)
+        assert not (tmp_path / "owned").exists()
+    hidden = pickle.dumps(Evil())
+    scalar = np.float64(0).__reduce__()[0]
+
+    class Nested:
+        def __reduce__(self):
+            return (scalar, (np.dtype("O"), hidden))
+
+    np.save(path, {"intrinsics": Nested()}, allow_pickle=True)
+    with pytest.raises(ValueError, match="scalar of objects"):
+        read_any(arctic, "arctic", tmp_path)
+    assert not (tmp_path / "owned").exists()

@@ -3,7 +3,7 @@
 Reads manifest.json and every clip.npz; writes index.html beside them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from egom2p.viewing import page, plots
 from egom2p.viewing.plots import coloured_depth, depth_range, enlarged, samples_at_frames, side_by_side, with_gaze
 
 _PANEL_HEIGHT = 224
+_FRAMES_AT_ONCE = 32
 _OVERLAPS = {  # of a joined result, as `stitching` reports them -> unit
     "overlap_m": "m", "overlap_deg": "deg", "overlap_log_aligned": "log", "overlap": "image sizes",
 }  # fmt: skip
@@ -90,23 +91,26 @@ def _windows(note: Mapping[str, Any]) -> str:
 
 def _clip(arrays: dict[str, Any], range_m: tuple[float, float], made: Sequence[str]) -> str:
     """Pictures side by side with the gaze point, then tracks as plots."""
-    panels: dict[str, np.ndarray] = {}
-    if "rgb" in arrays:
-        rgb = enlarged(arrays["rgb"], _PANEL_HEIGHT)
-        if "gaze" in arrays:
-            at = samples_at_frames(_from_start(arrays["gaze_times_s"]), _from_start(arrays["rgb_times_s"]))
-            is_valid = arrays["gaze_is_valid"][at]
-            name = f"rgb with {_origin('gaze', made)} gaze"
-            panels[name] = with_gaze(rgb, arrays["gaze"][at], is_valid, plots.COLOURS[0], filled=True)
-        else:
-            panels[f"{_origin('rgb', made)} rgb"] = rgb
+    panels: dict[str, Callable[[slice], np.ndarray]] = {}
+    if "rgb" in arrays and "gaze" in arrays:
+        panels[f"rgb with {_origin('gaze', made)} gaze"] = lambda rows: _rgb_with_gaze(arrays, rows)
+    elif "rgb" in arrays:
+        panels[f"{_origin('rgb', made)} rgb"] = lambda rows: enlarged(arrays["rgb"][rows], _PANEL_HEIGHT)
     if "depth" in arrays:
-        panels[f"{_origin('depth', made)} depth"] = enlarged(coloured_depth(arrays["depth"], *range_m), _PANEL_HEIGHT)
+        panels[f"{_origin('depth', made)} depth"] = lambda rows: enlarged(
+            coloured_depth(arrays["depth"][rows], *range_m), _PANEL_HEIGHT
+        )
     content = ""
     if panels:
         times_s = arrays["rgb_times_s" if "rgb" in arrays else "depth_times_s"]
         rate_hz = (len(times_s) - 1) / float(times_s[-1] - times_s[0]) if len(times_s) > 1 else 8.0
-        content += page.video(encode_webm(side_by_side(list(panels.values())), rate_hz), list(panels))
+        num_frames = min(len(arrays[name]) for name in ("rgb", "depth") if name in arrays)
+        # Part by part: enlarged, the frames of two minutes are hundreds of megabytes.
+        parts = [
+            slice(first, min(first + _FRAMES_AT_ONCE, num_frames)) for first in range(0, num_frames, _FRAMES_AT_ONCE)
+        ]
+        frames = (frame for rows in parts for frame in side_by_side([panel(rows) for panel in panels.values()]))
+        content += page.video(encode_webm(frames, rate_hz), list(panels))
     if "camera" in arrays:
         content += page.figure(
             plots.trajectory_plot(canonicalise(arrays["camera"]), {}, label=_origin("camera", made)),
@@ -125,6 +129,12 @@ def _clip(arrays: dict[str, Any], range_m: tuple[float, float], made: Sequence[s
     texts = [name for name, values in arrays.items() if values.dtype.kind == "U" and f"{name}_times_s" in arrays]
     words = [f"<p><b>{_origin(name, made)} {escape(name)}:</b> {escape(str(arrays[name][0]))}</p>" for name in texts]
     return "".join(words) + f'<div class="pair">{content}</div>'
+
+
+def _rgb_with_gaze(arrays: dict[str, Any], rows: slice) -> np.ndarray:
+    at = samples_at_frames(_from_start(arrays["gaze_times_s"]), _from_start(arrays["rgb_times_s"]))[rows]
+    rgb = enlarged(arrays["rgb"][rows], _PANEL_HEIGHT)
+    return with_gaze(rgb, arrays["gaze"][at], arrays["gaze_is_valid"][at], plots.COLOURS[0], filled=True)
 
 
 def _origin(stream: str, made: Sequence[str]) -> str:

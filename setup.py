@@ -85,6 +85,7 @@ setup(
     packages=[*find_packages(include=["egom2p", "egom2p.*"]), *DATA],
     package_dir=DATA,
     package_data={package: files_of(folder) for package, folder in DATA.items()},
+    entry_points={"console_scripts": ["egom2p = egom2p.__main__:main"]},
     install_requires=BASE,
     extras_require=EXTRAS,
 )

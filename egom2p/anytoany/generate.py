@@ -7,8 +7,9 @@ answer are written as an input of EgoM2P's generation, or rendered here: EgoM2P 
 import resource
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from egom2p.anytoany.answers.answer_generation import Answer, AnswerConfig, Ques
 from egom2p.anytoany.answers.inference import Inference, PerceivedClip, caption_windows, joined, typed_prompt
 from egom2p.anytoany.codebooks import CodebookConfig, Codebooks
 from egom2p.anytoany.conversations.conversation import PLACEHOLDER
+from egom2p.anytoany.language.packaged_model import stand_in_note
 from egom2p.anytoany.types import KINDS, PerceptionFeatures
 from egom2p.config import run_main, strict
 from egom2p.contracts import ModalitySpec, TokenClip
@@ -25,7 +27,7 @@ from egom2p.jobs.workers import choose_device
 from egom2p.models.egom2p_model import EgoM2P
 from egom2p.models.generate import generate
 from egom2p.models.sampling import TargetPlan
-from egom2p.storage import atomic_file
+from egom2p.storage import atomic_file, load_json
 
 _KIND_OF_QUANTITY = {"rgb": "video", "depth": "depth", "gaze": "gaze", "camera": "cam"}
 Files = str | tuple[str, ...]
@@ -104,6 +106,35 @@ class GenerateConfig:
             raise ValueError(f"model: {self.model} is no any-to-any directory (it has no anytoany.json)")
 
 
+def unfamiliar_note(model: str | Path, files: Sequence[str]) -> str | None:
+    """One line for files of one's own: what the model was trained on, by the settings of its run beside it.
+
+    None where every file is an item of the training or evaluation data.
+    """
+    folder = Path(model)
+    settings = next(
+        (load_json(path) for path in (up / "config.json" for up in folder.parents[:2]) if path.is_file()), {}
+    )
+    sets = {**settings.get("data", {}).get("datasets", {}), **settings.get("evaluation", {}).get("datasets", {})}
+    known = [Path(part).resolve() for about in sets.values() for part in _places(about)]
+    known += [Path(part).resolve() for part in settings.get("features", ())]
+    paths = [Path(file.partition("#")[0]).resolve() for file in files]
+    if not paths or all(any(path.is_relative_to(place) for place in known) for path in paths):
+        return None
+    if not sets:
+        return f"nothing beside {model} says what it was trained on; what it says of files of your own may be wrong"
+    names = ", ".join(dict.fromkeys(settings["data"]["datasets"]))
+    made = all(
+        about.get("kind") == "world" or any("synthetic" in part for part in _places(about)) for about in sets.values()
+    )
+    where = "made-up scenes alone" if made else "other data"
+    return f"the model was trained on {where} ({names}); a file of your own is none of it, and the answer is a guess"
+
+
+def _places(dataset: Mapping[str, Any]) -> list[str]:
+    return [*dataset.get("files", ()), *filter(None, (dataset.get("root"), dataset.get("folder")))]
+
+
 def question_of_files(inference: Inference, config: GenerateConfig) -> Question:
     """The prompt about the first clip of each file."""
     media = [(kind, _first(_clips(inference, kind, file, config.stride_s), file)) for kind, file in config.files()]
@@ -115,6 +146,8 @@ def main(config: GenerateConfig) -> None:
     from egom2p.anytoany.saving import load_anytoany
 
     config.check_paths()
+    notes = (unfamiliar_note(config.model, [file for _, file in config.files()]), stand_in_note(config.model))
+    sys.stderr.writelines(f"note: {note}\n" for note in notes if note)
     device = choose_device(config.device)
     times_s = [time.perf_counter()]
     inference = Inference(load_anytoany(config.model, device=device))

@@ -10,13 +10,14 @@ from tiny_artifacts import make_tiny_world
 
 from egom2p.anytoany.answers.answer_generation import AnswerConfig
 from egom2p.anytoany.answers.inference import Inference
-from egom2p.anytoany.generate import GenerateConfig, main, question_of_files
+from egom2p.anytoany.generate import GenerateConfig, main, question_of_files, unfamiliar_note
 from egom2p.anytoany.model import build_anytoany
 from egom2p.anytoany.perception.media_files import features_of_vectors
 from egom2p.anytoany.perception.source import EncoderConfig
 from egom2p.anytoany.saving import save_anytoany
 from egom2p.config import load_config
 from egom2p.data.clips.video_files import write_video
+from egom2p.storage import save_json
 
 ANSWER = AnswerConfig(max_new_tokens=10)
 
@@ -115,3 +116,19 @@ def test_a_video_file_and_its_windows(tmp_path, capsys):
     with pytest.raises(ValueError, match="perceives video as vectors"):
         vectors = toy_model(tmp_path)
         list(Inference(vectors).perceive_file("video", str(tmp_path / "walk.mp4")))
+
+
+def test_files_of_ones_own_are_told_from_what_was_trained(tmp_path):
+    """By the run that made the model; an item of its data needs no word."""
+    final = tmp_path / "run" / "final"
+    final.mkdir(parents=True)
+    own, item = str(tmp_path / "walk.mp4"), str(tmp_path / "synthetic" / "a.npy")
+    assert "nothing beside" in unfamiliar_note(final, [own]) and unfamiliar_note(final, []) is None
+    captions = {"kind": "captions", "files": [str(tmp_path / "synthetic" / "rows.jsonl")], "folder": None}
+    datasets = {"captions": captions, "rooms": {"kind": "world", "root": str(tmp_path / "clips")}}
+    save_json(tmp_path / "run/config.json", {"data": {"datasets": datasets}, "features": [str(tmp_path / "synthetic")]})
+    assert "made-up scenes alone (captions, rooms)" in unfamiliar_note(final, [own])
+    assert unfamiliar_note(final, [item + "#3"]) is None and unfamiliar_note(final, [item, own]) is not None
+    datasets["coco"] = {"kind": "instruct", "files": ["coco.parquet"]}
+    save_json(tmp_path / "run/config.json", {"data": {"datasets": datasets}})
+    assert "trained on other data (captions, rooms, coco)" in unfamiliar_note(final, [own])

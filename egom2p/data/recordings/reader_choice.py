@@ -25,6 +25,7 @@ from egom2p.data.recordings.h2o import H2oReader
 from egom2p.data.recordings.holoassist import HoloAssistReader
 from egom2p.data.recordings.hot3d import Hot3dAriaReader, Hot3dQuestReader
 from egom2p.data.recordings.kitti import KittiReader
+from egom2p.data.recordings.lerobot import LeRobotReader
 from egom2p.data.recordings.neon import NeonReader
 from egom2p.data.recordings.plain_folder import PlainFolderReader, is_recording
 from egom2p.data.recordings.pupil_core import PupilCoreReader
@@ -56,6 +57,7 @@ FORMATS: tuple[type[FormatReader], ...] = (
     NerfstudioReader,
     ColmapReader,
     KittiReader,
+    LeRobotReader,
 )
 _LISTED = 20
 

@@ -1,7 +1,7 @@
 """Record3D's `.r3d`: a zip of `metadata` (JSON) and `rgbd/N.{jpg,depth,conf}`.
 
 Poses are world_from_cam in OpenGL axes, `qx, qy, qz, qw, tx, ty, tz`, metres, in the world of the first pose (without
-gravity). K is stored by columns, for the picture's size. Depth is LZFSE of float32 in metres along z (package pyliblzfse),
+gravity). K is stored by columns, for the size of pictures. Depth is LZFSE of float32 in metres along z (pyliblzfse),
 `dh` rows of `dw`; another number of bytes (float16 is reported, not seen) is refused. Format: what the app's maintainer
 says in its issues; held by a replica only. The first pose and the numbers of pictures, poses and times are checked.
 """

@@ -6,6 +6,7 @@ reader that takes poses, axes, units or clocks otherwise finds another wall.
 
 import json
 import pickle
+import shutil
 
 import av
 import numpy as np
@@ -13,7 +14,10 @@ import pytest
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
+from egom2p.config import load_config
+from egom2p.data.clips.clip_store import ClipStore
 from egom2p.data.recordings.reader_choice import AnySource, open_reader, recognised
+from egom2p.pipelines.prepare import PrepareConfig, prepare
 
 T, H, W = 70, 36, 64
 K = np.array([[60.0, 0, 31.5], [0, 60.0, 17.5], [0, 0, 1]])
@@ -239,3 +243,159 @@ def test_arctic_runs_no_code_of_its_files(arctic, tmp_path):
     with pytest.raises(ValueError, match="scalar of objects"):
         read_any(arctic, "arctic", tmp_path)
     assert not (tmp_path / "owned").exists()
+
+
+def test_hoi4d(tmp_path):
+    folder = tmp_path / "hoi4d/ZY20210800001/H1/C1/N19/S100/s02/T1"
+    (folder / "3Dseg").mkdir(parents=True)
+    camera = tmp_path / "hoi4d/camera_params/ZY20210800001"
+    camera.mkdir(parents=True)
+    np.save(camera / "intrin.npy", K)
+    write_video(folder / "align_rgb/image.mp4", rate=15)
+    depth = [np.round(wall_depth(pose) * 1000).astype(np.uint16) for pose in trajectory()]
+    write_video(folder / "align_depth/depth_video.avi", depth=depth, rate=15)
+    lines = []
+    for k, pose in enumerate(trajectory()):
+        lines += [f"{k}\t{k}\t{k + 1}", *(" ".join(f"{x:.8f}" for x in row) for row in pose)]
+    (folder / "3Dseg/output.log").write_text("\n".join(lines) + "\n")
+    recording = read_any(tmp_path / "hoi4d", "hoi4d", tmp_path)
+    assert recording.name == "ZY20210800001_H1_C1_N19_S100_s02_T1" and recording.intrinsics.fx == 60
+    check_wall(recording, trajectory(), 6e-4)
+    np.testing.assert_allclose(recording.streams["camera"].times_s, np.arange(T) / 15)
+    with pytest.raises(ValueError, match=r"output\.log: found 70 poses, 2\.33 s at 30 a second, wanted 4\.60 s"):
+        read_any(tmp_path / "hoi4d", "hoi4d", tmp_path, rate_hz=30.0)
+
+
+ASE = [297.6375381033778, 357.6599197217746, 349.1922497127481, 0.3650890375644368, -0.1738082418112771]
+ASE += [-0.7534945484033189, 2.434788882752295, -2.57786220300886, 0.8788483538598834]
+ASE_TANGENTIAL = 0.0008005198595407136, -0.000294237814554143
+
+
+def ase_pixel(points, side):
+    """Pixels of points (N, 3) of the camera as stored, by the documented formula, at a picture of this side."""
+    a, b = points[:, 0] / points[:, 2], points[:, 1] / points[:, 2]
+    r = np.hypot(a, b)
+    theta = np.arctan(r)
+    bent = theta * (1 + sum(k * theta ** (2 * i + 2) for i, k in enumerate(ASE[3:])))
+    x, y = bent * a / r, bent * b / r
+    n, dot = x * x + y * y, 2 * (x * ASE_TANGENTIAL[0] + y * ASE_TANGENTIAL[1])
+    u = ASE[0] * (x + dot * x + n * ASE_TANGENTIAL[0]) + ASE[1]
+    v = ASE[0] * (y + dot * y + n * ASE_TANGENTIAL[1]) + ASE[2]
+    return (np.stack([u, v], 1) + 0.5) * side / 704 - 0.5
+
+
+def test_ase_distances_along_rays_become_depth(tmp_path):
+    from scipy.interpolate import griddata
+
+    root, side, count = tmp_path / "ase/12", 88, 24
+    for name in ("rgb", "depth"):
+        (root / name).mkdir(parents=True)
+    device_from_raw = np.eye(4)
+    rotation = Rotation.from_quat([0.32640934382849085, 0.029274992008313648, 0.03336105995653155, 0.9441858687689326])
+    device_from_raw[:3, :3] = rotation.as_matrix()
+    device_from_raw[:3, 3] = -0.007530096566173914, -0.01090854984158026, -0.003598063315542823
+    # x down, y left, z forward, in axes x right, y down, z forward
+    upright_from_raw = np.array([[0.0, -1, 0, 0], [1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+    header = "graph_uid,tracking_timestamp_us,utc_timestamp_ns"
+    for name, axes in (("t", "xyz"), ("q", "xyzw")):
+        header += "," + ",".join(f"{name}{axis}_world_device" for axis in axes)
+    lines, poses = [header], trajectory(count)
+    wall = np.stack(np.meshgrid(np.linspace(-9, 9, 181), np.linspace(-9, 9, 181)), -1).reshape(-1, 2)
+    wall = np.concatenate([wall + 0.013, np.full((len(wall), 1), 2.0), np.ones((len(wall), 1))], 1)
+    grid = np.stack(np.meshgrid(np.arange(side), np.arange(side)), -1)
+    for k, pose in enumerate(poses):
+        device = pose @ upright_from_raw @ np.linalg.inv(device_from_raw)
+        q = Rotation.from_matrix(device[:3, :3]).as_quat()
+        lines.append(f"g,{k},-1," + ",".join(repr(float(x)) for x in [*device[:3, 3], *q]))
+        stored = np.zeros((side, side), np.uint16)
+        if k in (0, 20, 23):
+            raw = (wall @ np.linalg.inv(pose @ upright_from_raw).T)[:, :3]
+            raw = raw[raw[:, 2] > 0.1]
+            distance = np.linalg.norm(raw, axis=1)
+            found = griddata(ase_pixel(raw, side), distance, grid, fill_value=0)
+            stored = np.where(found < 6, np.round(found * 1000), 0).astype(np.uint16)
+        Image.fromarray(stored).save(root / f"depth/depth{k:07d}.png")
+        Image.fromarray(np.full((side, side, 3), [4 * k, 0, 0], np.uint8)).save(root / f"rgb/vignette{k:07d}.jpg")
+    (root / "trajectory.csv").write_text("\n".join(lines) + "\n")
+    recording = read_any(tmp_path / "ase", "ase", tmp_path)
+    assert recording.name == "12"
+    np.testing.assert_allclose(recording.streams["camera"].values, poses, atol=1e-9)
+    assert recording.streams["camera"].times_s[20] == 2.0
+    depth = recording.streams["depth"].values.read(np.array([20]))[0]
+    rng = np.random.default_rng(0)
+    for x, y in rng.uniform(-0.8, 0.8, (20, 2)):
+        point = np.linalg.inv(poses[20]) @ [poses[20, 0, 3] + x, y, 2.0, 1]  # in the upright camera
+        u, v = ase_pixel((np.linalg.inv(upright_from_raw) @ point)[None, :3], side)[0]
+        right, down = side - 1 - v, u
+        assert depth[round(down), round(right)] == pytest.approx(point[2], abs=0.03)
+
+
+@pytest.fixture
+def egoexo4d(tmp_path, real_data_dir):
+    root, sample = tmp_path / "egoexo", real_data_dir / "aria_mps_sample"
+    take = root / "takes/cmu_bike01_5"
+    shutil.copytree(sample / "trajectory", take / "trajectory")
+    shutil.copytree(sample / "eye_gaze", take / "eye_gaze")
+    write_video(take / "frame_aligned_videos/aria01_214-1.mp4", count=64)
+    stamps = [149_300_000_001 + round(i * 1e9 / 30) for i in range(90)]
+    (root / "captures/cmu_bike01").mkdir(parents=True)
+    rows = ["cam01_pts,aria01_214-1_capture_timestamp_ns", *(f"{i},{ns}" for i, ns in enumerate(stamps))]
+    (root / "captures/cmu_bike01/timesync.csv").write_text("\n".join(rows) + "\n")
+    about = {"take_name": "cmu_bike01_5", "timesync_start_idx": 5, "timesync_end_idx": 70}
+    (root / "takes.json").write_text(json.dumps([about | {"capture": {"capture_name": "cmu_bike01"}}]))
+    return root, np.array(stamps), sample
+
+
+def test_egoexo4d(egoexo4d, tmp_path):
+    root, stamps, sample = egoexo4d
+    recording = read_any(root, "egoexo4d", tmp_path)
+    rgb, camera = recording.streams["rgb"], recording.streams["camera"]
+    np.testing.assert_allclose(rgb.times_s, stamps[6:70] / 1e9, atol=1e-9)
+    reference = np.load(sample / "reference_cam2world_30fps.npz")
+    from egom2p.geometry import interpolate_poses
+
+    poses, is_known = interpolate_poses(camera.times_s, camera.values, reference["grid_us"] / 1e6, max_gap_s=0.1)
+    assert is_known.sum() > 330
+    np.testing.assert_allclose(poses[is_known], reference["T_world_camera_opencv"][is_known], atol=1e-4)
+    assert recording.streams["gaze"].is_valid.any()
+    other = read_any(root, "egoexo4d", tmp_path, first_row="start")
+    np.testing.assert_allclose(other.streams["rgb"].times_s, stamps[5:69] / 1e9, atol=1e-9)
+
+
+def test_egoexo4d_refuses_other_counts_and_several_headsets(egoexo4d, tmp_path):
+    root, _, _ = egoexo4d
+    takes = json.loads((root / "takes.json").read_text())
+    (root / "takes.json").write_text(json.dumps([takes[0] | {"timesync_end_idx": 80}]))
+    with pytest.raises(ValueError, match=r"aria01_214-1\.mp4: found 64 frames, wanted 74 as rows 5 to 80"):
+        read_any(root, "egoexo4d", tmp_path)
+    video = root / "takes/cmu_bike01_5/frame_aligned_videos/aria01_214-1.mp4"
+    shutil.copy(video, video.with_name("aria02_214-1.mp4"))
+    with pytest.raises(ValueError, match=r"say source\.camera to choose one"):
+        read_any(root, "egoexo4d", tmp_path)
+
+
+def test_egogen_turns_the_axes_of_opengl(tmp_path, real_data_dir):
+    root = tmp_path / "egogen"
+    (root / "cam").mkdir(parents=True)
+    published = np.load(real_data_dir / "egom2p_example_data/cam.npy")  # OpenCV axes, z up
+    opengl = published.copy()
+    opengl[:, :3, 1:3] *= -1  # y up and z back
+    np.savez(root / "cam/walk_0.npz", opengl)
+    write_video(root / "rgb/walk_0.mp4", count=60)
+    recording = read_any(root, "egogen", tmp_path)
+    np.testing.assert_allclose(recording.streams["camera"].values, published, atol=1e-12)
+    assert recording.name == "walk_0" and len(recording.streams["rgb"].values) == 60
+    np.savez(root / "cam/walk_0.npz", np.linalg.inv(opengl))
+    other = read_any(root, "egogen", tmp_path, maps="cam_from_world")
+    np.testing.assert_allclose(other.streams["camera"].values, published, atol=1e-9)
+
+
+def test_clips_of_h2o_have_its_hands(h2o, tmp_path):
+    overrides = [f"source.root={h2o}", f"output={tmp_path}/clips", "dataset=h2o", "num_workers=0", "clip.height=36"]
+    config = load_config(PrepareConfig, "default/data_preparation/h2o.yaml", [*overrides, "clip.width=36"])
+    report = prepare(config)
+    assert report.num_clips == 1 and report.absent == {}
+    clip = ClipStore(tmp_path / "clips", "h2o")[0]
+    assert set(clip.streams) == {"rgb", "depth", "camera", "hands"}
+    assert clip.streams["hands"].values.shape == (60, 126) and clip.streams["hands"].unit == "m, in the camera"
+    assert clip.streams["hands"].is_valid[8] and np.allclose(clip.streams["hands"].values[8, :3], [0.1, 0.2, 0.5])

@@ -20,8 +20,12 @@ from egom2p.config import strict, to_plain
 from egom2p.contracts import Recording
 from egom2p.data.recordings.adt import AdtReader
 from egom2p.data.recordings.arctic import ArcticReader
+from egom2p.data.recordings.ase import AseReader
+from egom2p.data.recordings.egoexo4d import EgoExo4dReader
+from egom2p.data.recordings.egogen import EgoGenReader
 from egom2p.data.recordings.euroc import EurocReader
 from egom2p.data.recordings.h2o import H2oReader
+from egom2p.data.recordings.hoi4d import Hoi4dReader
 from egom2p.data.recordings.holoassist import HoloAssistReader
 from egom2p.data.recordings.hot3d import Hot3dAriaReader, Hot3dQuestReader
 from egom2p.data.recordings.kitti import KittiReader
@@ -48,6 +52,10 @@ FORMATS: tuple[type[FormatReader], ...] = (
     TacoReader,
     HoloAssistReader,
     ArcticReader,
+    Hoi4dReader,
+    AseReader,
+    EgoExo4dReader,
+    EgoGenReader,
     EurocReader,
     TumRgbdReader,
     NeonReader,

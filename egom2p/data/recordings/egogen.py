@@ -1,0 +1,68 @@
+"""EgoGen as EgoM2P packs it: camera poses of synthetic walks, with videos where they lie beside.
+
+    cam/[<folder>/]<window>.npz    rgb/[<folder>/]<window>.mp4
+
+`arr_0` (T, 4, 4) of each npz is world_from_cam with OpenGL axes (x right, y up, z back), metres, world z up; windows
+are 4 s at 30 Hz. Format: github.com/ligengen/EgoM2P, its loader and example; tried on a replica with the poses of that
+example. Not confirmed: the names inside the published archives (`source.axes`, `source.maps` and the two folders above
+are what its code reads). Depth of EgoM2P's archives is relative brightness, not metres, and is left out.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from egom2p.config import strict
+from egom2p.contracts import Intrinsics, Stream, check_shape
+from egom2p.data.clips.video_files import VideoFile
+from egom2p.data.recordings.recording_formats import FolderSource, FormatReader, frame_stream, pose_stream
+from egom2p.data.recordings.track_files import load_npz
+from egom2p.geometry import inverse_poses
+
+_OPENGL_FROM_OPENCV = np.diag([1.0, -1.0, -1.0, 1.0])
+
+
+@strict
+class EgoGenSource(FolderSource):
+    """rate_hz: poses a second. maps, axes: direction of the poses, and the camera's axes."""
+
+    kind: Literal["egogen"]
+    rate_hz: float = 30.0
+    maps: Literal["world_from_cam", "cam_from_world"] = "world_from_cam"
+    axes: Literal["opengl", "opencv"] = "opengl"
+
+
+class EgoGenReader(FormatReader):
+    source, what = EgoGenSource, "EgoGen, as EgoM2P packs it"
+
+    @classmethod
+    def find(cls, root: Path) -> Mapping[str, Path]:
+        found = [*root.glob("cam/*.npz"), *root.glob("cam/*/*.npz")]
+        return {"_".join(path.relative_to(root / "cam").with_suffix("").parts): path for path in sorted(found)}
+
+    def files(self, name: str) -> Sequence[Path]:
+        video = self._video(self.paths[name])
+        return [self.paths[name], *([video] if video.is_file() else [])]
+
+    def _video(self, path: Path) -> Path:
+        return (self.root / "rgb" / path.relative_to(self.root / "cam")).with_suffix(".mp4")
+
+    def open(self, name: str, path: Path) -> tuple[Mapping[str, Stream], Intrinsics | None, Iterable[Path]]:
+        arrays, video = load_npz(path), self._video(path)
+        if "arr_0" not in arrays:
+            raise ValueError(f"{path}: found arrays {sorted(arrays)}, wanted arr_0 (T, 4, 4)")
+        poses = np.asarray(arrays["arr_0"], dtype=np.float64)
+        check_shape(f"{path}: arr_0", poses, "t 4 4")
+        world_from_cam = poses if self.config.maps == "world_from_cam" else inverse_poses(poses)
+        if self.config.axes == "opengl":
+            world_from_cam = world_from_cam @ _OPENGL_FROM_OPENCV
+        times_s = np.arange(len(poses)) / self.config.rate_hz
+        streams = {"camera": pose_stream(times_s, world_from_cam, where=path)}
+        if video.is_file():
+            rgb = VideoFile(video)
+            if abs(rgb.times_s[-1] - times_s[-1]) > 0.5:
+                raise ValueError(f"{video}: found {rgb.times_s[-1]:.2f} s, wanted {times_s[-1]:.2f} s as in {path}")
+            streams["rgb"] = frame_stream(rgb, rgb.times_s, "uint8", where=video)
+        return streams, None, [path, video]

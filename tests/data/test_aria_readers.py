@@ -2,9 +2,11 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from scipy.spatial.transform import Rotation
 
 from egom2p.data.recordings.adt import AdtReader, AdtSource
@@ -13,7 +15,12 @@ from egom2p.data.recordings.hot3d import Hot3dAriaReader, Hot3dAriaSource, Hot3d
 from egom2p.data.recordings.reader_choice import AnySource, open_reader, recognised
 from egom2p.geometry import is_inside, pixels_from_gaze, project
 
-TURN = np.array([[0, 1, 0, 0], [-1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]])
+
+def copied(source, target):
+    """A copy that may be written, of files that may not."""
+    shutil.copytree(source, target, copy_function=shutil.copyfile)
+    for folder in (target, *filter(Path.is_dir, target.rglob("*"))):
+        folder.chmod(0o755)
 
 
 def fisheye624(point, parameters):
@@ -69,12 +76,34 @@ def test_quest_objects_are_where_the_documented_camera_sees_them(real_data_dir, 
     assert (camera.values[:, 1, 1] < -0.3).all()
 
 
+def test_quest_pictures_taken_out_of_the_vrs_file_are_turned(real_data_dir, tmp_path):
+    root = tmp_path / "P0002_273c2819"
+    copied(real_data_dir / "hot3d_quest3_sample", root)
+    folder = root / "images/1201-1"
+    folder.mkdir(parents=True)
+    for k in range(15):
+        picture = np.zeros((4, 5), np.uint8)
+        picture[3, 0] = 200 + k  # the lower left corner as stored is the upper left one upright
+        Image.fromarray(picture).save(folder / f"{k}.png")
+    mask = root / "masks/mask_headset_pose_available.csv"
+    mask.write_text(mask.read_text().replace("43124433333333,1201-1,True", "43124433333333,1201-1,False"))
+    recording = Hot3dQuestReader(Hot3dQuestSource(kind="hot3d_quest", root=str(tmp_path))).read(0)
+    rgb, camera = recording.streams["rgb"], recording.streams["camera"]
+    np.testing.assert_allclose(rgb.times_s, camera.times_s, atol=1e-6)
+    pictures = rgb.values.read(np.array([0, 7]))
+    assert pictures.shape == (2, 5, 4, 3) and pictures[0, 0, 0, 0] == 200 and pictures[1, 0, 0, 0] == 207
+    assert list(np.flatnonzero(~camera.is_valid)) == [1]
+    (folder / "14.png").unlink()
+    with pytest.raises(ValueError, match="1201-1: found 14 pictures, wanted 15, one for each time"):
+        Hot3dQuestReader(Hot3dQuestSource(kind="hot3d_quest", root=str(tmp_path))).read(0)
+
+
 @pytest.fixture
 def aria_replica(real_data_dir, tmp_path):
     """The real MPS sample laid out as a HOT3D recording; headset rows are rows of it on another clock."""
     folder = tmp_path / "P0001_replica"
     for source, target in (("trajectory", "slam"), ("eye_gaze_vergence", "eye_gaze")):
-        shutil.copytree(real_data_dir / "aria_mps_sample" / source, folder / "mps" / target)
+        copied(real_data_dir / "aria_mps_sample" / source, folder / "mps" / target)
     (folder / "mps/eye_gaze/generalized_gaze.csv").rename(folder / "mps/eye_gaze/general_eye_gaze.csv")
     (folder / "metadata.json").write_text('{"headset": "Aria", "participant_id": "P0001"}')
     rows = (folder / "mps/slam/closed_loop_trajectory.csv").read_text().splitlines()
@@ -150,8 +179,6 @@ def test_adt_gives_the_official_poses_depth_and_gaze(real_data_dir):
     np.testing.assert_allclose(streams["depth"].times_s * 1e9, reference["depth_timestamps_ns"], atol=1e2)
     depth = streams["depth"].values.read(np.array([0]))[0]
     assert depth.shape == (1408, 1408) and np.median(depth[depth > 0]) == pytest.approx(1.884, abs=1e-6)
-    from PIL import Image
-
     stored = np.asarray(Image.open(next((root / "derived").glob("depth_0_*.png"))))
     np.testing.assert_allclose(depth, stored[::-1].T / 1000, atol=1e-6)  # rows from the bottom become columns
     picture = np.asarray(Image.open(next((root / "derived").glob("rgb_0_*.jpg"))))[::-1].swapaxes(0, 1)

@@ -7,6 +7,7 @@ reader that takes poses, axes, units or clocks otherwise finds another wall.
 import json
 import pickle
 import shutil
+from pathlib import Path
 
 import av
 import numpy as np
@@ -21,6 +22,13 @@ from egom2p.pipelines.prepare import PrepareConfig, prepare
 
 T, H, W = 70, 36, 64
 K = np.array([[60.0, 0, 31.5], [0, 60.0, 17.5], [0, 0, 1]])
+
+
+def copied(source, target):
+    """A copy that may be written, of files that may not."""
+    shutil.copytree(source, target, copy_function=shutil.copyfile)
+    for folder in (target, *filter(Path.is_dir, target.rglob("*"))):
+        folder.chmod(0o755)
 
 
 def trajectory(count=T):
@@ -334,8 +342,8 @@ def test_ase_distances_along_rays_become_depth(tmp_path):
 def egoexo4d(tmp_path, real_data_dir):
     root, sample = tmp_path / "egoexo", real_data_dir / "aria_mps_sample"
     take = root / "takes/cmu_bike01_5"
-    shutil.copytree(sample / "trajectory", take / "trajectory")
-    shutil.copytree(sample / "eye_gaze", take / "eye_gaze")
+    copied(sample / "trajectory", take / "trajectory")
+    copied(sample / "eye_gaze", take / "eye_gaze")
     write_video(take / "frame_aligned_videos/aria01_214-1.mp4", count=64)
     stamps = [149_300_000_001 + round(i * 1e9 / 30) for i in range(90)]
     (root / "captures/cmu_bike01").mkdir(parents=True)

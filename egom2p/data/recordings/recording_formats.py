@@ -6,6 +6,7 @@ A format is one file beside this one with one subclass of `FormatReader` and its
 
 import hashlib
 import json
+import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -101,16 +102,26 @@ def folders_with(root: Path, *markers: str, depth: int = 1) -> dict[str, Path]:
 
     A folder is called by its path below the root, parts joined by `_`; the root by its own name.
     """
-    if all(any(root.glob(marker)) for marker in markers):
+
+    def holds_all(folder: Path) -> bool:
+        return all(any(folder.glob(marker)) for marker in markers)
+
+    if holds_all(root):
         return {root.resolve().name: root}
     found: dict[str, Path] = {}
-    for below in range(1, depth + 1):
-        for folder in sorted(root.glob("/".join("*" * below))):
-            is_hidden = any(part.startswith(".") for part in folder.relative_to(root).parts)
-            is_held = any(held in folder.parents for held in found.values())
-            if folder.is_dir() and not is_hidden and not is_held and all(any(folder.glob(m)) for m in markers):
-                _add_named(found, "_".join(folder.relative_to(root).parts), folder)
+    level = [root]
+    for _ in range(depth):
+        # Folders only, told without a look at each file: a level may hold a million pictures.
+        level = [Path(entry.path) for folder in level for entry in _folders(folder)]
+        for folder in [folder for folder in level if holds_all(folder)]:
+            _add_named(found, "_".join(folder.relative_to(root).parts), folder)
+        level = [folder for folder in level if folder not in found.values()]
     return found
+
+
+def _folders(folder: Path) -> list[os.DirEntry]:
+    with os.scandir(folder) as entries:
+        return sorted((e for e in entries if e.is_dir() and not e.name.startswith(".")), key=lambda e: e.name)
 
 
 def _add_named(found: dict[str, Path], name: str, path: Path) -> None:

@@ -46,6 +46,8 @@ EXTRAS = {
         "h5py>=3.11",  # EgoDex
         "pyarrow>=17",  # LeRobot
         "mcap>=1.2",
+        "mcap-ros2-support>=0.5",
+        "protobuf>=4.25",  # MCAP
         "msgpack>=1.0",  # Pupil Core
         "pyliblzfse>=0.4",  # Record3D
     ],

@@ -21,6 +21,8 @@ from egom2p.contracts import Recording
 from egom2p.data.recordings.adt import AdtReader
 from egom2p.data.recordings.arctic import ArcticReader
 from egom2p.data.recordings.ase import AseReader
+from egom2p.data.recordings.egocentric_tar import EgocentricTarReader
+from egom2p.data.recordings.egodex import EgoDexReader
 from egom2p.data.recordings.egoexo4d import EgoExo4dReader
 from egom2p.data.recordings.egogen import EgoGenReader
 from egom2p.data.recordings.euroc import EurocReader
@@ -30,6 +32,7 @@ from egom2p.data.recordings.holoassist import HoloAssistReader
 from egom2p.data.recordings.hot3d import Hot3dAriaReader, Hot3dQuestReader
 from egom2p.data.recordings.kitti import KittiReader
 from egom2p.data.recordings.lerobot import LeRobotReader
+from egom2p.data.recordings.mcap_messages import McapReader
 from egom2p.data.recordings.neon import NeonReader
 from egom2p.data.recordings.plain_folder import PlainFolderReader, is_recording
 from egom2p.data.recordings.pupil_core import PupilCoreReader
@@ -66,6 +69,9 @@ FORMATS: tuple[type[FormatReader], ...] = (
     ColmapReader,
     KittiReader,
     LeRobotReader,
+    EgoDexReader,
+    EgocentricTarReader,
+    McapReader,
 )
 _LISTED = 20
 

@@ -4,6 +4,9 @@ T samples, N frames asked for, H, W pixels.
 """
 
 import json
+import os
+import tempfile
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -169,6 +172,25 @@ def video_with_times(videos: Sequence[Path], times_s: Sequence[np.ndarray]) -> S
         row = int(np.argmax(np.diff(joined_s) <= 0)) + 1
         raise ValueError(f"{videos[0]}: frame {row} is at {joined_s[row]}, after {joined_s[row - 1]}; must increase")
     return Stream(JoinedFrames(parts, notes=notes), np.ones(len(joined_s), bool), joined_s, "uint8")
+
+
+def copied_video(content: bytes, where: str) -> VideoFile:
+    """A video that lies inside another file, copied into one of its own, which goes when the object does."""
+    handle, name = tempfile.mkstemp(suffix=".mp4")
+    with os.fdopen(handle, "wb") as opened:
+        opened.write(content)
+    try:
+        video = open_video(name)
+    except ValueError as error:
+        os.unlink(name)
+        raise ValueError(str(error).replace(name, where)) from error
+    weakref.finalize(video, _remove, name, os.getpid())
+    return video
+
+
+def _remove(name: str, pid: int) -> None:
+    if os.getpid() == pid:  # a forked worker shares the file and must leave it
+        Path(name).unlink(missing_ok=True)
 
 
 def pictures(paths: Sequence[Path], times_s: np.ndarray) -> Stream:

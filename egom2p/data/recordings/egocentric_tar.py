@@ -1,0 +1,99 @@
+"""Tars of mp4 clips with a Kannala-Brandt lens beside them (Egocentric-10K and -100K, buildai-data).
+
+    <factory>/<worker>/<part>.tar: <key>.mp4, <key>.json        intrinsics.json in the folder of a worker, or above
+    shard-000001.tar: 000001.mp4, 000001.imu.npy                no lens; an IMU row a frame
+
+A clip is a recording, called by its key. Its video is copied out of the tar while it is read, and goes with it. The
+lens (`fx, fy, cx, cy, k1..k4`, OpenCV's fisheye) is for the size its file states, scaled to the video. Fields of a
+clip's own json are not documented: they are left. `imu.npy` (T, 6) is m/s^2 and rad/s in axes of the device. Format:
+the data sets' cards; held by a replica.
+"""
+
+import io
+import tarfile
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from egom2p.config import strict
+from egom2p.contracts import Intrinsics, Stream
+from egom2p.data.recordings.reader_parts import copied_video, lens, read_json, track
+from egom2p.data.recordings.recording_formats import FolderSource, FormatReader
+
+
+@strict
+class EgocentricTarSource(FolderSource):
+    """Tars of mp4 clips."""
+
+    kind: Literal["egocentric_tar"]
+
+
+class EgocentricTarReader(FormatReader):
+    source, what = EgocentricTarSource, "tars of mp4 clips (Egocentric-10K, -100K)"
+
+    @classmethod
+    def find(cls, root: Path) -> Mapping[str, Path]:
+        found: dict[str, Path] = {}
+        for pattern in ("*.tar", "*/*.tar", "*/*/*.tar", "*/*/*/*.tar"):
+            for path in sorted(root.glob(pattern)):
+                for name in _members(path):
+                    if name.endswith(".mp4"):
+                        key = "_".join(Path(name.removesuffix(".mp4")).parts)
+                        # Shards count their clips from one each: then the tar's name goes before.
+                        found[f"{path.stem}_{key}" if key.isdecimal() else key] = path
+        return found
+
+    def open(self, name: str, path: Path) -> tuple[Mapping[str, Stream], Intrinsics | None, Iterable[Path]]:
+        own = name.removeprefix(f"{path.stem}_")
+        key = next(m for m in _members(path) if m.endswith(".mp4") and "_".join(Path(m[:-4]).parts) == own)[:-4]
+        video = copied_video(_content(path, f"{key}.mp4"), f"{path}: {key}.mp4")
+        streams = {"rgb": Stream(video, np.ones(len(video), bool), video.times_s, "uint8")}
+        if f"{key}.imu.npy" in _members(path):
+            values = np.load(io.BytesIO(_content(path, f"{key}.imu.npy")), allow_pickle=False)
+            if values.shape != (len(video), 6):
+                raise ValueError(f"{path}: {key}.imu.npy is {values.shape}, wanted {(len(video), 6)}: a row a frame")
+            unit = "accelerometer m/s^2 xyz, gyroscope rad/s xyz; axes of the device"
+            streams["imu"] = track(values, video.times_s, unit)
+        camera = next((f for above in self._above(path) if (f := above / "intrinsics.json").is_file()), None)
+        if camera is None:
+            return streams, None, [path]
+        return streams, _lens(camera, (video.width, video.height)), [path, camera]
+
+    def files(self, name: str) -> Sequence[Path]:
+        path = self.paths[name]
+        cameras = [above / "intrinsics.json" for above in self._above(path)]
+        return (path, *[camera for camera in cameras if camera.is_file()][:1])
+
+    def _above(self, path: Path) -> list[Path]:
+        """Folders from that of a tar up to the root."""
+        return [above for above in path.parents if above == self.root or self.root in above.parents]
+
+
+@lru_cache(maxsize=64)
+def _members(path: Path) -> list[str]:
+    try:
+        with tarfile.open(path) as held:
+            return [member.name for member in held if member.isfile()]
+    except (tarfile.TarError, OSError):
+        return []
+
+
+def _content(path: Path, name: str) -> bytes:
+    with tarfile.open(path) as held:
+        return held.extractfile(name).read()
+
+
+def _lens(path: Path, size: tuple[int, int]) -> Intrinsics:
+    held: Any = read_json(path)
+    try:
+        own = int(held["image_width"]), int(held["image_height"])
+        f_c, bend = [held[key] for key in ("fx", "fy", "cx", "cy")], [held[f"k{n}"] for n in range(1, 5)]
+        model = held["model"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: found {held}, wanted model, image_width, image_height, fx..cy and k1..k4") from error
+    if model != "fisheye":
+        raise ValueError(f"{path}: found the model {model!r}, wanted fisheye (OpenCV's, k1..k4)")
+    return lens(str(path), "kannala_brandt", bend, own, f_c).resized(*size)

@@ -9,11 +9,16 @@ import pytest
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
+from egom2p.config import load_config
 from egom2p.data.recordings.adt import AdtReader, AdtSource
 from egom2p.data.recordings.aria_mps import read_gaze_angles
 from egom2p.data.recordings.hot3d import Hot3dAriaReader, Hot3dAriaSource, Hot3dQuestReader, Hot3dQuestSource
 from egom2p.data.recordings.reader_choice import AnySource, open_reader, recognised
 from egom2p.geometry import is_inside, pixels_from_gaze, project
+from egom2p.pipelines.prepare import PrepareConfig, prepare
+from egom2p.pipelines.tokenization import TokenizeConfig, tokenize
+from egom2p.training.tasks.tokenizer_config import TokenizerTrainingConfig
+from egom2p.training.tasks.tokenizer_task import train_tokenizer
 
 
 def copied(source, target):
@@ -203,3 +208,21 @@ def test_adt_without_pictures(real_data_dir):
     pytest.importorskip("projectaria_tools", reason="the calibration of ADT is in its VRS file")
     source = AdtSource(kind="adt", root=str(real_data_dir / "aria_adt_sample"), pictures=False)
     assert AdtReader(source).read(0).streams.keys() == {"gaze", "camera"}
+
+
+def test_hands_of_hot3d_become_a_modality_by_configs_alone(aria_replica, tmp_path):
+    folder, _ = aria_replica
+    clips, tokens, trained = tmp_path / "clips", tmp_path / "tokens", tmp_path / "tokenizer"
+    overrides = [f"source.root={folder.parent}", f"output={clips}", "dataset=hot3d_aria", "num_workers=0"]
+    report = prepare(load_config(PrepareConfig, "default/data_preparation/hot3d_aria.yaml", overrides))
+    assert sum("hands" in about["streams"] for about in report.datasets.values()) == 1 and report.num_clips >= 3
+    name = next(name for name, about in report.datasets.items() if "hands" in about["streams"])
+    about = [f"output_dir={trained}", "training.num_steps=2", "training.warmup=0", "training.device=cpu"]
+    about += [f"{part}.root={clips}" for part in ("train", "validation")]
+    about += [f"{part}.datasets=[{name}]" for part in ("train", "validation")]
+    about += ["training.batch_size=2", "network.dim=16", "network.num_codes=8"]
+    train_tokenizer(load_config(TokenizerTrainingConfig, "default/tokenization/vqvae/hands/hot3d.yaml", about))
+    about = [f"clips={clips}", f"output={tokens}", f"tokenizers_root={tmp_path}", "modalities=[tok_hands]"]
+    about += ["tokenizers.tok_hands=tokenizer/final", "device=cpu"]
+    tokenize(load_config(TokenizeConfig, "default/tokenize/clips.yaml", about))
+    assert list(tokens.glob("hands/*/shard-*.tar"))

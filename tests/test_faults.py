@@ -99,6 +99,31 @@ def test_after_kill_9_the_same_folder_is_free_at_once_and_the_workers_end(tmp_pa
     assert not left, f"{len(left)} of 2 workers outlived their run by 10 s"
 
 
+_ENDS_BY_AN_ERROR = """
+import multiprocessing, torch
+from torch.utils.data import DataLoader
+from egom2p.jobs.workers import from_workers, leave_signals_to_the_parent
+loader = DataLoader(range(100), num_workers=2, worker_init_fn=leave_signals_to_the_parent, collate_fn=list)
+items = from_workers(loader)
+next(items)
+print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+kept = [items]  # as the frames of an error keep it
+raise RuntimeError("of the main loop")
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="asks /proc which processes live")
+def test_a_process_that_ends_by_an_error_does_not_wait_for_its_workers(tmp_path):
+    """They ignore SIGTERM, which is what Python sends before it waits for them."""
+    environment = os.environ | {"PYTHONPATH": str(TESTS.parent), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", _ENDS_BY_AN_ERROR]
+    ended = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60, check=False)
+    assert ended.returncode == 1 and "RuntimeError: of the main loop" in ended.stderr, ended.stderr[-500:]
+    assert "killed by signal" not in ended.stderr
+    workers = [int(word) for word in ended.stdout.split()]
+    assert len(workers) == 2 and not any(map(is_running, workers))
+
+
 def test_a_lock_is_waited_for(tmp_path):
     """A run that is requeued comes before the old one has quite ended."""
     holder = subprocess.Popen(

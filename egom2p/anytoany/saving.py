@@ -28,7 +28,7 @@ from egom2p.anytoany.perception.timm_frames import plain_tower_state
 from egom2p.config import from_plain, to_plain
 from egom2p.layers.lora import adapter_settings, has_lora, load_lora_state, lora_state, merge_lora
 from egom2p.models.weights import tokenizer_locations
-from egom2p.storage import atomic_directory, copy_file, load_json, load_tensors, save_json, save_tensors
+from egom2p.storage import atomic_directory, check_finite, copy_file, load_json, load_tensors, save_json, save_tensors
 from egom2p.tokenizers.pretrained import copy_tokenizer
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ def save_anytoany(model: AnyToAny, directory: str | Path) -> None:
 def write_anytoany_files(model: AnyToAny, folder: Path) -> None:
     """The files of a directory, into a folder that the caller makes atomic (a checkpoint)."""
     config, state = model.config, model.state_dict()
+    check_finite(state, where=f"{folder} is not written")
     of_lm = {name.removeprefix("lm."): tensor for name, tensor in state.items() if name.startswith("lm.")}
     save_json(folder / _CARD, {"config": to_plain(config)})
     save_tensors(folder / _PARTS, {name: state[name] for name in _own_parts(model)})
@@ -92,6 +93,7 @@ def load_anytoany(directory: str | Path, *, device: torch.device | str = "cpu", 
     _load_parts(model, load_tensors(directory / _PARTS), source=directory / _PARTS)
     if has_lora(model.lm):
         load_lora_state(model.lm, load_tensors(directory / _ADAPTER))
+    check_finite(model.state_dict(), where=directory)
     return model.eval()
 
 

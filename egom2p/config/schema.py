@@ -15,8 +15,11 @@ from pydantic.dataclasses import dataclass
 
 SchemaT = TypeVar("SchemaT")
 
-strict = dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
-"""Decorator for a config class: frozen, keyword-only, unknown keys are errors, values are checked against types."""
+strict = dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
+"""Decorator for a config class: frozen, keyword-only, unknown keys are errors, values are checked against types.
+
+No number is infinite or none at all: nothing that is configured can mean that.
+"""
 
 
 def not_deciding(default: Any = dataclasses.MISSING) -> Any:
@@ -36,6 +39,8 @@ def from_plain(schema: type[SchemaT], values: Mapping[str, Any], *, where: str =
     """A schema instance from nested plain values; every problem is listed in one ConfigError that names `where`."""
     if not isinstance(values, Mapping) or not all(isinstance(key, str) for key in values):
         raise ConfigError(f"{where}: wanted keys and their values, found {values!r:.80}")
+    if isinstance(seed := values.get("seed"), int) and seed < 0:
+        raise ConfigError(f"{where}: `seed`: must not be negative, found {seed}")
     try:
         return schema(**values)
     except ValidationError as error:

@@ -18,7 +18,7 @@ from egom2p.data.modality_info import build_specs, specs_from_shards
 from egom2p.data.token_batches import ClipSize, choose_shape, fit_clips, runs
 from egom2p.data.token_set import TokenSet
 from egom2p.data.transfer_masking import TransferMasking
-from egom2p.jobs.workers import leave_signals_to_the_parent
+from egom2p.jobs.workers import from_workers, leave_signals_to_the_parent
 
 
 @strict
@@ -217,7 +217,7 @@ class TokenLoader:
         if self._num_workers == 0:
             yield from (batch.pin_memory() for batch in made) if self._pin_memory else made
             return
-        yield from DataLoader(
+        loader = DataLoader(
             dataset,
             batch_size=None,
             sampler=firsts,
@@ -227,6 +227,7 @@ class TokenLoader:
             # The loader draws a seed for its workers, which never use it; the global generator must not move.
             generator=torch.Generator(),
         )
+        yield from from_workers(loader)
 
 
 class EvalLoader:

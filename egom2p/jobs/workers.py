@@ -1,11 +1,12 @@
 """Processes and what they compute on: the same functions over many tasks, here or in several, results in order."""
 
+import atexit
 import multiprocessing
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, wait
 from typing import Any, TypeVar
 
@@ -14,6 +15,7 @@ import torch
 Result = TypeVar("Result")
 _POLL_S = 0.2
 _PARENT_POLL_S = 0.5
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 def choose_device(wanted: str = "auto", *, only_cuda: bool = False) -> torch.device:
@@ -56,9 +58,49 @@ def leave_signals_to_the_parent(_worker: int = 0) -> None:
     the parent is gone the worker ends within a second, also while it waits for somebody to read what it has made: of a
     pipe that is full its siblings hold the reading end, so without a parent it would wait for ever, with all it holds.
     """
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)  # `from_workers` held them back until here
     _end_with_parent()
+
+
+_left: set[Any] = set()  # worker processes of iterators that are not at their end
+
+
+def from_workers(loader: Iterable[Result]) -> Iterator[Result]:
+    """Items of a DataLoader whose workers begin with `leave_signals_to_the_parent`; none outlives iterator or process.
+
+    No signal reaches a worker between its fork and its beginning. Python's own end of a process sends SIGTERM to
+    children and waits for them, for ever if they ignore it: those of an iterator that nobody closed (an error holds it)
+    are killed before that.
+    """
+    others = set(multiprocessing.active_children())
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        items = iter(loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    made = set(multiprocessing.active_children()) - others
+    _left.update(made)
+    try:
+        yield from items
+    finally:
+        del items  # ends its workers in order, and forgets them: a kill then is no failure of theirs
+        _kill(made)
+        _left.difference_update(made)
+
+
+def _kill(processes: Iterable[Any]) -> None:
+    for process in processes:
+        if process.is_alive():
+            process.kill()
+
+
+@atexit.register  # runs before what multiprocessing registered when it was imported
+def _kill_left() -> None:
+    if _left:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would report them as failed
+        _kill(_left)
 
 
 def _end_with_parent() -> None:

@@ -33,6 +33,9 @@ class BlockConfig:
     attention_backend: Backend = "auto"
 
     def __post_init__(self) -> None:
+        for name in ("dim", "num_heads", "mlp_ratio"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         if self.dim % self.num_heads != 0:
             raise ValueError(f"dim must be a multiple of num_heads, got {self.dim} and {self.num_heads}")
 

@@ -57,6 +57,12 @@ class ModelConfig(BlockConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name in ("encoder_depth", "decoder_depth", "position_period"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        for name in ("num_registers", "embedding_std", "input_embedding_std"):
+            if (getattr(self, name) or 0) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if not 0 <= self.drop_path < 1:
             raise ValueError(f"drop_path must be in [0, 1), got {self.drop_path}")
 

@@ -18,6 +18,9 @@ from egom2p.config import strict
 TokenSchedule = Literal["linear", "cosine"]
 
 
+_MIN_TEMPERATURE = 1e-6  # logits divided by less overflow
+
+
 @strict
 class SamplingConfig:
     """How tokens of one modality are generated. The defaults are one step, most likely tokens, no guidance.
@@ -57,8 +60,17 @@ class SamplingConfig:
             raise ValueError(f"num_steps must be at least 1, got {self.num_steps}")
         if self.temperature < 0:
             raise ValueError(f"temperature must not be negative, got {self.temperature}")
-        if not 0 <= self.top_p <= 1:
-            raise ValueError(f"top_p must be in [0, 1], got {self.top_p}")
+        if 0 < self.temperature < _MIN_TEMPERATURE:
+            raise ValueError(
+                f"temperature is 0 (the most likely) or at least {_MIN_TEMPERATURE}, got {self.temperature}"
+            )
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must be in (0, 1] (the most likely token alone: temperature 0), got {self.top_p}")
+        if self.top_k < 0:
+            raise ValueError(f"top_k must not be negative (0 keeps all), got {self.top_k}")
+        for name in ("max_condition_tokens", "max_new_tokens"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1 or null, got {getattr(self, name)}")
         if not 0 <= self.rewrite_fraction < 1:
             raise ValueError(f"rewrite_fraction must be in [0, 1), got {self.rewrite_fraction}")
         step_temperatures(self.temperature_schedule, temperature=1.0, counts=(1,))
@@ -164,6 +176,14 @@ def _cosine_counts(num_steps: int, num_tokens: int) -> list[int]:
     return counts
 
 
+def _number(text: str) -> float:
+    """nan where it is none."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
 def step_temperatures(schedule: str, *, temperature: float, counts: tuple[int, ...]) -> tuple[float, ...]:
     """Temperature of each step.
 
@@ -176,6 +196,8 @@ def step_temperatures(schedule: str, *, temperature: float, counts: tuple[int, .
     before = [1 - sum(counts[:step]) / total for step in range(len(counts))]
     after = [1 - sum(counts[: step + 1]) / total for step in range(len(counts))]
     name, *numbers = schedule.split(":")
+    if any(not 0 <= _number(text) < math.inf for text in numbers):
+        raise ValueError(f"temperature_schedule: its numbers are finite and not negative, got {schedule!r}")
     if name == "constant" and not numbers:
         return (temperature,) * len(counts)
     if name == "linear" and not numbers:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from egom2p.config import to_plain
 from egom2p.contracts import ModalitySpec, plain_name
-from egom2p.storage import atomic_directory, check_sizes, load_json, load_tensors, save_json, save_tensors
+from egom2p.storage import atomic_directory, check_finite, check_sizes, load_json, load_tensors, save_json, save_tensors
 from egom2p.storage.hub import fetch
 
 _VOCABULARY_TABLES = (
@@ -51,7 +51,9 @@ def write_model_files(
     about   plain values for people and for the model card: licence, training data, progress, measurements
     """
     state = model.state_dict() if state is None else state
-    save_tensors(directory / _WEIGHTS, {name: _stored_as(dtype, name, tensor) for name, tensor in state.items()})
+    stored = {name: _stored_as(dtype, name, tensor) for name, tensor in state.items()}
+    check_finite(stored, where=f"{directory / _WEIGHTS} is not written")
+    save_tensors(directory / _WEIGHTS, stored)
     card = {
         "model": to_plain(model.config),
         "modalities": [spec.to_dict() for spec in model.specs],
@@ -70,7 +72,9 @@ def read_model_files(directory: str | Path) -> tuple[dict[str, Any], tuple[Modal
     if len({spec.name for spec in specs}) < len(specs) or not specs:
         raise ValueError(f"{where} are {[spec.name for spec in specs]}, wanted one or several of different names")
     check_sizes(card["model"], directory / _WEIGHTS, where=f"{directory / _CARD}: model")
-    return card["model"], specs, load_tensors(directory / _WEIGHTS)
+    tensors = load_tensors(directory / _WEIGHTS)
+    check_finite(tensors, where=directory / _WEIGHTS)
+    return card["model"], specs, tensors
 
 
 def find_model(location: str | Path) -> Path:

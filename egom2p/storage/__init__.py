@@ -18,6 +18,7 @@ from egom2p.storage.atomic import (
 )
 from egom2p.storage.remote import RemoteConfig, RemoteError, configure_remote, is_remote, open_binary
 from egom2p.storage.tensors import (
+    check_finite,
     check_sizes,
     fingerprint_of,
     load_tensor_metadata,
@@ -32,6 +33,7 @@ __all__ = [
     "RemoteError",
     "atomic_directory",
     "atomic_file",
+    "check_finite",
     "check_link",
     "check_replaceable",
     "check_sizes",

@@ -82,6 +82,20 @@ def load_tensor_metadata(path: str | Path) -> dict[str, str]:
     return note
 
 
+def check_finite(tensors: Mapping[str, Tensor], *, where: object) -> None:
+    """ValueError that names the first of these weights with a number that is none or infinite.
+
+    A model of a run that diverged answers something to every question, so it is neither exported nor loaded.
+    """
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            count = int(tensor.numel() - torch.isfinite(tensor).sum())
+            raise ValueError(
+                f"{where}: {name} holds {count} of {tensor.numel()} numbers that are not finite: the weights of a run "
+                "that diverged, or damaged"
+            )
+
+
 def check_sizes(config: Mapping[str, Any], weights: str | Path, *, where: object) -> None:
     """ValueError for a size in a network's plain config that the weights beside it cannot mean.
 

@@ -21,6 +21,7 @@ from egom2p.config import from_plain, to_plain
 from egom2p.contracts import AlignedClip, ModalitySpec, check_shape, plain_name
 from egom2p.storage import (
     atomic_directory,
+    check_finite,
     check_link,
     check_sizes,
     copy_file,
@@ -132,6 +133,7 @@ def save_tokenizer(
     """
     assert isinstance(network, nn.Module)
     tensors = {name: tensor.detach().cpu() for name, tensor in network.state_dict().items()}
+    check_finite(tensors, where=f"{directory} is not written")
     fingerprint = fingerprint_of(tensors, _chosen_settings(network.config))
     config = to_plain(network.config)
     card = {
@@ -168,6 +170,7 @@ def load_tokenizer(
     assert isinstance(network, nn.Module)
     tensors = load_tensors(weights_file)
     _check_weights(tensors, card, weights_file)
+    check_finite(tensors, where=weights_file)
     try:
         network.load_state_dict(tensors)
     except RuntimeError as error:

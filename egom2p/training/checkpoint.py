@@ -109,6 +109,7 @@ def gradient_scaler(device: torch.device, dtype: torch.dtype) -> torch.amp.GradS
     return torch.amp.GradScaler(device.type) if dtype == torch.float16 else None
 
 
+_STATE, _TENSORS = "training.json", "training.safetensors"
 _STEP = re.compile(r"step-(\d+)")
 
 
@@ -123,7 +124,7 @@ class CheckpointFolder:
         if not self.folder.is_dir():
             return []
         found = [entry for entry in self.folder.iterdir() if _STEP.fullmatch(entry.name)]
-        return sorted(found, key=_step_of)
+        return sorted(found, key=step_of)
 
     def latest(self) -> Path | None:
         return self.all()[-1] if self.all() else None
@@ -153,15 +154,20 @@ class CheckpointFolder:
                 with _exported_weights(train_state, tensors):
                     task.export(unfinished)
                 tensors |= {f"unlogged/{name}": tensor for name, tensor in unlogged.items()}
-                save_tensors(unfinished / "training.safetensors", tensors)
+                save_tensors(unfinished / _TENSORS, tensors)
                 kind = type(train_state.optimizer).__name__
                 state = {"progress": asdict(progress), "optimizer": kind, "loss_scale": scale, **note}
-                save_json(unfinished / "training.json", state)
+                save_json(unfinished / _STATE, state)
         return path
+
+    def doubtful(self) -> frozenset[int]:
+        """Steps of checkpoints written while steps were skipped."""
+        notes = {step_of(path): load_json(path / _STATE) for path in self.all()}
+        return frozenset(step for step, note in notes.items() if note.get("skipped_in_a_row"))
 
     def prune(self, retention: Retention) -> None:
         """Remove the checkpoints that need not stay."""
-        found = {_step_of(path): path for path in self.all()}
+        found = {step_of(path): path for path in self.all()}
         for step in retention.removable(list(found)):
             shutil.rmtree(found[step])
 
@@ -183,14 +189,14 @@ def restore(path: Path, train_state: TrainState) -> tuple[Progress, dict[str, Te
     Every rank reads the file tensor by tensor and keeps its part. An average that the checkpoint does not have begins
     with the restored weights. ValueError names the checkpoint and the first names or shapes that do not fit.
     """
-    note = load_json(path / "training.json")
+    note = load_json(path / _STATE)
     found, wanted = note.get("optimizer"), type(train_state.optimizer).__name__
     if found not in (None, wanted):
         raise ValueError(
             f"{path}: the checkpoint holds the state of {found}, the config trains with {wanted}. Choose another "
             f"output_dir, or the optimizer.kind this run was started with"
         )
-    shapes = tensor_shapes(path / "training.safetensors")
+    shapes = tensor_shapes(path / _TENSORS)
     held = dict(train_state.tensors())
     held_shapes = {name: tuple(tensor.shape) for name, tensor in _named(held, "model/").items()}
     # Earlier versions kept weights that need not be: frozen ones, tied ones twice.
@@ -199,7 +205,7 @@ def restore(path: Path, train_state: TrainState) -> tuple[Progress, dict[str, Te
     _check_fits(path, found_shapes, held_shapes)
     parameters = dict(train_state.model.named_parameters())
     unlogged: dict[str, Tensor] = {}
-    for name, tensor in stream_tensors(path / "training.safetensors"):
+    for name, tensor in stream_tensors(path / _TENSORS):
         part, _, rest = name.partition("/")
         if part == "unlogged":
             unlogged[rest] = tensor.clone()
@@ -235,7 +241,12 @@ def _fill(tensor: Tensor, whole: Tensor) -> None:
     local_part(tensor).copy_(part_like(whole.to(tensor.device), tensor))
 
 
-def _step_of(path: Path) -> int:
+def is_finite(tensor: Tensor) -> bool:
+    """Whether every number is one; waits for the device."""
+    return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
+
+
+def step_of(path: Path) -> int:
     return int(path.name.removeprefix("step-"))
 
 

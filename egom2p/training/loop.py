@@ -6,20 +6,39 @@ K loss terms.
 """
 
 import contextlib
+import math
+import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import torch
 from torch import nn
 
 from egom2p.config import to_plain
 from egom2p.storage import RemoteError, configure_remote, load_json, only_writer, save_json
-from egom2p.training.checkpoint import CheckpointFolder, export, make_train_state, restore, run_summary
-from egom2p.training.distributed import Ranks, StopRequest, autocast, choose_dtype, end_if_stopped, ranks_of_launch
+from egom2p.training.checkpoint import (
+    CheckpointFolder,
+    export,
+    is_finite,
+    make_train_state,
+    restore,
+    run_summary,
+    step_of,
+)
+from egom2p.training.distributed import (
+    STOP_SIGNALS,
+    Ranks,
+    StopRequest,
+    autocast,
+    choose_dtype,
+    end_if_stopped,
+    ranks_of_launch,
+)
 from egom2p.training.optim import set_weight_decay
-from egom2p.training.parallel import is_sharded_model, share_gradients, with_whole_weights
+from egom2p.training.parallel import is_sharded_model, local_part, share_gradients, with_whole_weights
 from egom2p.training.run_folder import BestCheckpoint, Retention, RunFolder
 from egom2p.training.run_log import RunLog, changed_settings, check_same_run
 from egom2p.training.schedule import LearningRate, Length, Progress, WeightDecay
@@ -38,6 +57,13 @@ class FitResult:
     measurements: tuple[Measurement, ...]
 
 
+DEAD_CODE = 3
+
+
+class DeadRunError(ValueError):
+    """A run that cannot learn any more: its loss or weights are no numbers, or every step is skipped."""
+
+
 def fit(
     task: Task,
     config: TrainingConfig,
@@ -51,7 +77,9 @@ def fit(
 
     Writes `config.json` (`settings`, plain values), `log.jsonl`, `checkpoints/` and, at the end, `final/`.
     `output_dir` may be an S3 address: the run then lives below `config.scratch_dir` and is mirrored.
-    Same seed, config and machine give the same numbers, interrupted or not (bitwise on one process).
+    Same seed, config and machine give the same numbers, interrupted or not: bitwise on the CPU. On a GPU kernels that
+    add with atomics (the backward pass of attention and of embedding tables) may differ in the last bits between two
+    runs, interrupted or not. DeadRunError when the run diverged: the last good checkpoint stays, nothing is exported.
     """
     configure_remote(config.remote)
     folder = RunFolder(output_dir, config.scratch_dir)
@@ -141,29 +169,33 @@ class _Run:
             self.say(f"nothing to do: {final} is finished, with {self.progress.step} steps")
             self._mirror(is_last=True)
             return FitResult(self.progress, 0, ())
-        is_stopping = False
+        stopped_by = 0
         if not self.length.is_reached(self.progress):
             with contextlib.closing(self.task.batches(self.progress.clips)) as batches:
-                is_stopping = self._steps(batches, stop)
+                stopped_by = self._steps(batches, stop)
+            if not stopped_by and not self.sums.is_empty:
+                unlogged = self.sums.state()
+                self._check_alive(self.sums.take())  # steps since the last line, of which none is written
+                self.sums.load(unlogged)
             self.save_checkpoint()
-        if is_stopping:
-            stopped_by = max(1, stop.signal_number)
+        if stopped_by:
             self.say(f"stopped at step {self.progress.step} with a checkpoint; the same command continues")
             return FitResult(self.progress, stopped_by, ())
+        self._check_weights()
         self.evaluate()
         export(self.task, self.train_state, final, ranks=self.ranks)
         self._mirror(is_last=True)
         self.say(f"finished after {self.progress.step} steps, {self.progress.clips} {self.task.clip_word}: {final}")
         return FitResult(self.progress, 0, self.measurements)
 
-    def _steps(self, batches: Iterator[Any], stop: StopRequest) -> bool:
-        """Optimizer steps until the length is reached (False) or some rank was asked to stop (True)."""
+    def _steps(self, batches: Iterator[Any], stop: StopRequest) -> int:
+        """Optimizer steps until the length is reached (0) or some rank was asked to stop (the signal's number)."""
         self.throughput.begin(self.progress)
         while not self.length.is_reached(self.progress):
             window = [next(batches) for _ in range(self.config.accumulation)]
-            counts, size, num_stopping, is_save_time = self._agree(window, stop)
-            if num_stopping:
-                return True
+            counts, size, stopped_by, is_save_time = self._agree(window, stop)
+            if stopped_by:
+                return stopped_by
             before = self.progress
             after = before.advanced(clips=size.clips, tokens=size.tokens, token_budget=size.token_budget)
             unit = self.length.unit
@@ -180,15 +212,20 @@ class _Run:
             is_save_time = is_save_time and not self.length.is_reached(self.progress)
             if is_save_time or self.throughput.is_checkpoint_due(self.progress):
                 self.save_checkpoint()
-        return False
+        return 0
 
     def _agree(self, window: Sequence[Any], stop: StopRequest) -> tuple[tuple[int, ...], BatchSize, int, int]:
-        """Counts and size of the step over all ranks, and whether any rank wants to stop or rank 0 to save."""
+        """Counts and size of the step over all ranks, the signal that one of them got (0: none), whether to save."""
         counts = [sum(column) for column in zip(*(self.task.counts(batch) for batch in window), strict=True)]
         size = sum((self.task.size(batch) for batch in window), BatchSize(0))
-        flags = (int(stop.signal_number > 0), int(self.ranks.is_first and self.throughput.is_save_time()))
-        total = self.ranks.sum_ints([*counts, *astuple(size), *flags])
-        return tuple(total[: len(counts)]), BatchSize(*total[len(counts) : -2]), *total[-2:]
+        got = [int(stop.signal_number == number) for number in STOP_SIGNALS]
+        is_save_time = int(self.ranks.is_first and self.throughput.is_save_time())
+        total = self.ranks.sum_ints([*counts, *astuple(size), is_save_time, *got])
+        # One signal for all: ranks that ended with different codes would look like a failure to the launcher.
+        got = total[-len(got) :]
+        stopped_by = next((int(number) for number, times in zip(STOP_SIGNALS, got, strict=True) if times), 0)
+        size = BatchSize(*total[len(counts) : -len(got) - 1])
+        return tuple(total[: len(counts)]), size, stopped_by, total[-len(got) - 1]
 
     def _step(self, window: Sequence[Any], counts: tuple[int, ...], rate: float) -> None:
         with seeded(self.seed, self.progress.step, self.ranks.rank, device=self.ranks.device):
@@ -246,6 +283,41 @@ class _Run:
             values["peak_memory_gb"] = torch.cuda.max_memory_allocated(self.ranks.device) / 1e9
         if self.log is not None:
             self.log.train(self.progress, values, seconds_left=seconds_left)
+        self._check_alive(values)
+
+    def _check_alive(self, values: Mapping[str, float]) -> None:
+        """DeadRunError, on all ranks alike, where a log line shows a run that cannot learn any more."""
+        most = self.config.max_skipped_steps
+        if most is None:
+            return
+        # One bad batch that has a line for itself is no divergence: the next one may do.
+        if not math.isfinite(values["loss"]) and values["skipped_in_a_row"] > 1:
+            self._give_up(f"of the {values['num_steps']} steps up to {self.progress.step} none has a finite loss")
+        if values["skipped_in_a_row"] >= most:
+            self._give_up(
+                f"up to step {self.progress.step}, {values['skipped_in_a_row']} steps in a row were skipped, for their "
+                f"gradients are not finite or above optimizer.skip_grad_norm (training.max_skipped_steps is {most})"
+            )
+
+    def _check_weights(self) -> None:
+        """DeadRunError, on all ranks alike, for weights that are not finite: they are neither kept nor offered."""
+        wrong = [name for name, tensor in self.train_state.tensors() if not is_finite(local_part(tensor))]
+        (num_wrong,) = self.ranks.sum_ints([len(wrong)])
+        if num_wrong:
+            where = f": {wrong[0]}" if wrong else ""
+            self._give_up(
+                f"after step {self.progress.step}, {num_wrong} tensors hold numbers that are not finite{where}"
+            )
+
+    def _give_up(self, what: str) -> NoReturn:
+        doubtful = self._retention().doubtful
+        sound = [path for path in self.checkpoints.all() if step_of(path) not in doubtful]
+        kept = f"The last good checkpoint is {sound[-1]}" if sound else "There is no checkpoint from before"
+        raise DeadRunError(
+            f"{self.folder}: the run is dead: {what}. {kept}; nothing was exported. Go on from it with a lower "
+            "learning rate (remove newer checkpoints first), or look at the data of these steps; "
+            "training.max_skipped_steps=null goes on whatever the loss is"
+        )
 
     def evaluate(self) -> None:
         """Measure on held-out data in evaluation mode, the average of weights where there is one.
@@ -273,8 +345,10 @@ class _Run:
     def save_checkpoint(self, *, is_best: bool = False) -> None:
         """Does not count as training time either."""
         with self.throughput.paused():
+            self._check_weights()
             unlogged = self.sums.state()
             note = {"world_size": self.ranks.world_size, "seed": self.seed}
+            note["skipped_in_a_row"] = self.sums.skipped_in_a_row()
             self.checkpoints.save(
                 self.task, self.train_state, ranks=self.ranks, progress=self.progress, unlogged=unlogged, note=note
             )
@@ -297,7 +371,7 @@ class _Run:
             self.say(f"not uploaded, training goes on and the next checkpoint is uploaded with this one: {error}")
 
     def _retention(self) -> Retention:
-        return Retention(self.config.keep_last, self.config.keep_every, self.best.step)
+        return Retention(self.config.keep_last, self.config.keep_every, self.best.step, self.checkpoints.doubtful())
 
     def say(self, text: str) -> None:
         if self.log is not None:
@@ -320,13 +394,24 @@ class TrainerConfig(Protocol):
 def train(config: TrainerConfig, make_task: Callable[[Any, Ranks], Task]) -> FitResult:
     """Train `make_task(config, ranks)` on the ranks of this launch, evaluate it and write `<output_dir>/final`.
 
-    Ends the process with a code when a signal stopped it.
+    Ends the process with a code when a signal stopped it (128 + its number), or the run is dead (3).
     """
+    try:
+        result = _train(config, make_task)
+    except DeadRunError as error:
+        if int(os.environ.get("RANK", "0")) == 0:
+            sys.stderr.write(f"error: {error}\n")
+        raise SystemExit(DEAD_CODE) from error
+    end_if_stopped(result.stopped_by)
+    return result
+
+
+def _train(config: TrainerConfig, make_task: Callable[[Any, Ranks], Task]) -> FitResult:
     with ranks_of_launch(config.training.device) as ranks:
         # A task may start otherwise where there is a checkpoint.
         RunFolder(config.output_dir, config.training.scratch_dir).fetch(ranks)
         task = make_task(config, ranks)
-        result = fit(
+        return fit(
             task,
             config.training,
             output_dir=config.output_dir,
@@ -334,5 +419,3 @@ def train(config: TrainerConfig, make_task: Callable[[Any, Ranks], Task]) -> Fit
             seed=config.seed,
             settings=to_plain(config),
         )
-    end_if_stopped(result.stopped_by)
-    return result

@@ -128,8 +128,14 @@ class OptimizerConfig:
             raise ValueError(f"clip_grad_norm must be positive (null: no clipping), got {self.clip_grad_norm}")
         if self.skip_grad_norm is not None and self.skip_grad_norm <= 0:
             raise ValueError(f"skip_grad_norm must be positive (null: never), got {self.skip_grad_norm}")
-        if self.muon_lr_scale <= 0:
-            raise ValueError(f"muon_lr_scale must be positive, got {self.muon_lr_scale}")
+        for name in ("muon_lr_scale", "eps"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        for name in ("weight_decay", "weight_decay_end"):
+            if (getattr(self, name) or 0) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if not all(0 <= value < 1 for value in (*self.betas, self.muon_momentum)):
+            raise ValueError(f"betas and muon_momentum are in [0, 1), got {self.betas} and {self.muon_momentum}")
 
 
 class MuonWithAdamW(torch.optim.Optimizer):

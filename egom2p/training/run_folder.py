@@ -24,18 +24,24 @@ _STEP = re.compile(r"step-(\d{8})")
 
 @dataclass(frozen=True)
 class Retention:
-    """keep_last >= 1 newest steps; multiples of keep_every; the best step, where one is known."""
+    """keep_last >= 1 newest steps; multiples of keep_every; the best step, where one is known.
+
+    doubtful   steps of checkpoints written while steps were skipped: they take the place of no other, and only the
+               newest checkpoint stays if it is one. So a run that goes wrong never loses the last that was right
+    """
 
     keep_last: int
     keep_every: int | None = None
     best: int | None = None
+    doubtful: frozenset[int] = frozenset()
 
     def removable(self, steps: Sequence[int]) -> list[int]:
         """Of ascending steps those that need not stay."""
+        kept = {*[step for step in steps if step not in self.doubtful][-self.keep_last :], *steps[-1:]}
         return [
             step
-            for step in steps[: -self.keep_last]
-            if step != self.best and (self.keep_every is None or step % self.keep_every)
+            for step in steps
+            if step not in kept and step != self.best and (self.keep_every is None or step % self.keep_every)
         ]
 
 

@@ -74,9 +74,12 @@ class RunLog:
         )
         tokens_per_s = f"{_short(values['tokens_per_s'])} tokens/s  " if values.get("tokens_per_s") else ""
         mfu = f"mfu {100 * values['mfu']:.1f} %  " if "mfu" in values else ""
+        skipped = ""
+        if values.get("skipped_steps"):
+            skipped = f"{values['skipped_steps']} of {values['num_steps']} steps skipped  "
         self.say(
             f"step {progress.step}{self._of_total()} {100 * self._length.fraction(progress):3.0f} %  "
-            f"loss {values['loss']:.4f}  {terms}  lr {values['lr']:.2e}  {tokens_per_s}"
+            f"loss {values['loss']:.4f}  {skipped}{terms}  lr {values['lr']:.2e}  {tokens_per_s}"
             f"{values['clips_per_s']:.1f} {self._clip_word}/s  {mfu}left {timedelta(seconds=round(seconds_left))}"
         )
 

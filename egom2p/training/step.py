@@ -82,11 +82,16 @@ class StepSums:
         self._names: tuple[str, ...] = ()
         self._counts: list[int] = []
         self._num_steps = 0
-        self._values: Tensor | None = None  # loss, gradient norm, skipped steps, then K sums
+        self._values: Tensor | None = None  # loss, gradient norm, skipped steps, steps without a loss, then K sums
+        self._in_a_row = torch.zeros(2, dtype=torch.float64, device=ranks.device)  # steps skipped: up to now, at most
 
     def add(self, step: StepLosses) -> None:
         # float64: a log line may be thousands of steps away, and sums of one step reach 1e7 nats.
-        values = torch.cat([step.loss.reshape(1), step.loss.new_zeros(2), step.sums]).double()
+        # A step whose loss is no number was skipped, so it says nothing about the weights: it is counted, and the mean
+        # is that of the others. A line on which no step is left has no finite loss.
+        is_lost = torch.isfinite(step.loss).logical_not()
+        loss = step.loss.masked_fill(is_lost, 0.0)
+        values = torch.cat([torch.stack([loss, loss * 0, loss * 0, is_lost.to(loss.dtype)]), step.sums]).double()
         self._values = values if self._values is None else self._values + values
         self._counts = [a + b for a, b in zip(self._counts or [0] * len(step.counts), step.counts, strict=True)]
         self._names = step.names
@@ -96,34 +101,51 @@ class StepSums:
         # Every rank has the same two; its share keeps the sums over ranks right.
         self._values[1] += norm / self._ranks.world_size
         self._values[2] += is_skipped / self._ranks.world_size
+        now = (self._in_a_row[0] + 1) * is_skipped
+        self._in_a_row = torch.stack([now, torch.maximum(self._in_a_row[1], now)])
 
     def take(self) -> dict[str, float]:
         """Mean loss, mean per term (nats per row), mean gradient norm and number of skipped steps since the last call.
 
-        Waits for the device.
+        `skipped_in_a_row`: the longest row of them that reached into this time. Waits for the device.
         """
-        loss, norm, num_skipped, *sums = self._ranks.sum_tensor(self._values).tolist()
-        values = {"loss": loss / self._num_steps}
+        loss, norm, num_skipped, num_lost, *sums = self._ranks.sum_tensor(self._values).tolist()
+        num_steps = self._num_steps - num_lost / self._ranks.world_size
+        values = {"loss": loss / num_steps if num_steps else math.nan}
         for name, total, count in zip(self._names, sums, self._counts, strict=True):
             if count:
                 values[f"loss/{name}"] = total / count
         values["grad_norm"] = norm / self._num_steps
-        values["skipped_steps"] = round(num_skipped)
+        values["skipped_steps"], values["num_steps"] = round(num_skipped), self._num_steps
+        now, longest = self._in_a_row.tolist()
+        values["skipped_in_a_row"] = round(longest)
+        self._in_a_row[1] = now
         self._values, self._counts, self._num_steps = None, [], 0
         return values
 
+    @property
+    def is_empty(self) -> bool:
+        return self._values is None
+
+    def skipped_in_a_row(self) -> int:
+        """Steps skipped just now, one after the other, whichever lines they are on. Waits for the device."""
+        return round(self._in_a_row[0].item())
+
     def state(self) -> dict[str, Tensor]:
         """What a checkpoint keeps: sums over ranks, so that the next log line is that of an uninterrupted run."""
+        rows = {"in_a_row": self._in_a_row.cpu()} if self._in_a_row.any() else {}
         if self._values is None:
-            return {}
-        return {
+            return rows
+        return rows | {
             "values": self._ranks.sum_tensor(self._values).cpu(),
             "counts": torch.tensor(self._counts, dtype=torch.int64),
             "num_steps": torch.tensor(self._num_steps),
         }
 
     def load(self, state: dict[str, Tensor]) -> None:
-        if not state:
+        if "in_a_row" in state:
+            self._in_a_row = state["in_a_row"].to(self._ranks.device)
+        if "values" not in state:
             return
         # The first rank carries the sum, the others zero.
         values = state["values"].to(self._ranks.device)

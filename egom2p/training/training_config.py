@@ -108,14 +108,18 @@ class TrainingConfig:
     evaluate_at_start: bool = False
     checkpoint_every: int | None = None  # steps
     checkpoint_minutes: float | None = 10.0
-    keep_last: int = 1
+    keep_last: int = 2  # the last may hold weights that a bad step has just ruined
     keep_every: int | None = None  # checkpoints at multiples of this many steps are never removed
     keep_best: str | None = None  # a measurement (`group/name`, or `group`: its mean) whose lowest value stays too
     scratch_dir: str = "outputs/scratch"  # where a run lives whose output_dir is an S3 address
     remote: RemoteConfig = RemoteConfig()  # waiting for and asking of S3, for data and output_dir
     profile: ProfileConfig | None = None  # steps whose trace is written to <output_dir>/profile
     peak_tflops: float | None = None  # of one device, for model-FLOPs utilisation; null: that of its data sheet
-    resume: bool = True  # go on from the newest checkpoint in output_dir
+    resume: Literal[True, False, "newest_valid"] = True  # go on from the newest checkpoint in output_dir; newest_valid:
+    # from the newest that is as it was saved, damaged ones are set aside
+    max_skipped_steps: int | None = 20  # so many in a row, or a line of the log without a finite loss, end the run
+    collective_timeout_s: float = 1800.0  # several ranks: how long one waits for the others, also for an evaluation
+    watchdog_s: float | None = 120.0  # several ranks: one that gives no sign for so long ends the run (code 4)
     wandb: WandbConfig = WandbConfig()
 
     def __post_init__(self) -> None:
@@ -127,6 +131,12 @@ class TrainingConfig:
         for name in ("num_threads", "evaluate_every", "checkpoint_every", "keep_every", "epoch_clips"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1 or null, got {getattr(self, name)}")
+        for name in ("lr", "blr", "warmup", "warmup_start_lr", "min_lr", "cooldown", "num_workers"):
+            if (getattr(self, name) or 0) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        for name in ("checkpoint_minutes", "peak_tflops", "max_skipped_steps", "collective_timeout_s", "watchdog_s"):
+            if getattr(self, name) is not None and getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be positive or null, got {getattr(self, name)}")
         _check_schedule(self)
         if (self.batching == "tokens") != (self.batch_tokens is not None):
             raise ValueError(f"batching=tokens needs batch_tokens (and only it does), got {self.batch_tokens}")

@@ -78,7 +78,9 @@ def test_a_signal_that_reaches_the_workers_too_does_not_end_them(config, number)
     before = set(multiprocessing.active_children())
     batches = TokenLoader(config, SPECS, batch_size=4, seed=5, num_workers=2).batches()
     found = [next(batches)]
-    for worker in set(multiprocessing.active_children()) - before:
+    workers = set(multiprocessing.active_children()) - before
+    assert len(workers) == 2
+    for worker in workers:  # possibly at their first breath: signals wait until they know what to do with them
         os.kill(worker.pid, number)
     found += islice(batches, 20)
     batches.close()

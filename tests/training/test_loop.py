@@ -4,14 +4,16 @@ import json
 import os
 import signal
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
-from toy_task import run_toy
+from toy_task import ToyTask, run_toy
 
 from egom2p.config import ConfigError, from_plain
-from egom2p.storage import load_json, load_tensors
+from egom2p.storage import check_finite, load_json, load_tensors
+from egom2p.training.loop import DEAD_CODE, DeadRunError, train
 from egom2p.training.training_config import TrainingConfig
 
 
@@ -184,3 +186,68 @@ def test_library_does_not_touch_the_callers_randomness(tmp_path):
 def test_config_errors(values, message):
     with pytest.raises(ConfigError, match=message):
         from_plain(TrainingConfig, values)
+
+
+def test_one_bad_batch_is_said_and_survived(tmp_path, capsys):
+    run_toy(tmp_path, num_steps=8, nan_step=4, log_every=4)
+    assert "1 of 4 steps skipped" in capsys.readouterr().out
+    assert all(entry["loss"] is not None for entry in read_log(tmp_path)), "the mean is that of the other steps"
+    assert [entry["skipped_steps"] for entry in read_log(tmp_path)] == [0, 1]
+
+
+@pytest.mark.parametrize("log_every", [1, 3, 1000])
+def test_a_run_that_diverged_stops_and_keeps_what_was_good(tmp_path, log_every):
+    """1e30: the weights stay finite, and no loss is any more. The checkpoint before that step is the one to keep."""
+    good = {"checkpoint_every": 1, "log_every": log_every, "warmup": 0, "schedule": "constant"}
+    run_toy(tmp_path, num_steps=4, **good)
+    (tmp_path / "final").rename(tmp_path / "unused")
+    with pytest.raises(DeadRunError, match="the run is dead: .*nothing was exported"):
+        run_toy(tmp_path, num_steps=30, **good | {"lr": 1e30})
+    assert not (tmp_path / "final").exists()
+    kept = tmp_path / "checkpoints" / "step-00000004"
+    check_finite(load_tensors(kept / "model.safetensors"), where=kept)
+    for newer in sorted((tmp_path / "checkpoints").iterdir()):
+        if newer.name > kept.name:
+            newer.rename(tmp_path / newer.name)
+    assert run_toy(tmp_path, num_steps=8, **good).progress.step == 8  # the way out that the message names
+    assert (tmp_path / "final").is_dir()
+
+
+def test_steps_skipped_in_a_row_end_a_run_also_over_restarts(tmp_path):
+    """Gradients that are always too large: the loss is finite, nothing is learned."""
+    values = {"num_steps": 40, "optimizer": {"skip_grad_norm": 1e-9}, "log_every": 5}
+    with pytest.raises(DeadRunError, match="up to step 20, 20 steps in a row were skipped"):
+        run_toy(tmp_path / "whole", **values)
+    run_toy(tmp_path / "parts", **values | {"num_steps": 12}, schedule="constant")
+    with pytest.raises(DeadRunError, match="up to step 20, 20 steps in a row were skipped"):
+        run_toy(tmp_path / "parts", **values, schedule="constant")
+    assert run_toy(tmp_path / "allowed", **values, max_skipped_steps=None).progress.step == 40
+
+
+@dataclass
+class _Root:
+    output_dir: str
+    training: TrainingConfig
+    seed: int = 0
+
+
+def test_a_dead_run_ends_the_command_with_a_code_of_its_own(tmp_path, capsys):
+    training = from_plain(TrainingConfig, {"num_steps": 30, "lr": 1e30, "device": "cpu", "log_every": 3})
+    with pytest.raises(SystemExit) as ended:
+        train(_Root(str(tmp_path), training), lambda config, ranks: ToyTask(ranks, batch_size=8))
+    assert ended.value.code == DEAD_CODE == 3
+    assert "There is no checkpoint from before" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"lr": -1.0}, {"lr": float("nan")}, {"lr": float("inf")}, {"warmup": -1.0}, {"min_lr": -1e-3}, {"log_every": 0}]
+    + [{"optimizer": {"weight_decay": -1.0}}, {"optimizer": {"eps": 0.0}}, {"optimizer": {"betas": (0.9, 1.0)}}]
+    + [{"max_skipped_steps": 0}, {"watchdog_s": 0.0}, {"num_workers": -1}, {"checkpoint_minutes": float("nan")}],
+    ids=str,
+)
+def test_settings_that_cannot_be_meant_are_refused_by_key(wrong):
+    value = next(iter(wrong.values()))
+    key = next(iter(value if isinstance(value, dict) else wrong))
+    with pytest.raises(ConfigError, match=key):
+        from_plain(TrainingConfig, {"num_steps": 3, "lr": 1e-3} | wrong)

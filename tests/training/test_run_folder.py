@@ -43,7 +43,16 @@ def test_best_is_the_lowest_of_one_name(tmp_path):
 
 def test_a_run_keeps_its_best_checkpoint(tmp_path):
     """With a rate far too high the toy gets worse at some time; its best step stays, and is measured as noted."""
-    run_toy(tmp_path, num_steps=40, lr=0.5, schedule="constant", evaluate_every=5, checkpoint_every=8, keep_best="toy")
+    run_toy(
+        tmp_path,
+        num_steps=40,
+        lr=0.5,
+        schedule="constant",
+        evaluate_every=5,
+        checkpoint_every=8,
+        keep_best="toy",
+        keep_last=1,
+    )
     log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     means = {
         entry["step"]: (entry["toy/first"] + entry["toy/second"]) / 2 for entry in log if entry["kind"] == "evaluation"

@@ -22,7 +22,7 @@ from egom2p.anytoany.conversations.packing import best_fit_decreasing, collate, 
 from egom2p.anytoany.types import LanguageBatch, Media, PerceptionFeatures, Rendered
 from egom2p.config import strict
 from egom2p.data.clip_order import ClipOrder, clip_rng
-from egom2p.jobs.workers import leave_signals_to_the_parent
+from egom2p.jobs.workers import from_workers, leave_signals_to_the_parent
 
 
 @strict
@@ -244,7 +244,7 @@ class LanguageLoader:
             worker_init_fn=leave_signals_to_the_parent,
             generator=torch.Generator(),  # a seed is drawn for the workers, the global generator must not move
         )
-        for rows, dropped in ahead:
+        for rows, dropped in from_workers(ahead):
             self.dropped.update(dropped)
             yield rows
 

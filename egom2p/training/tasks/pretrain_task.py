@@ -1,5 +1,6 @@
 """Pretraining of EgoM2P on token shards: its root schema and its task for the loop."""
 
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -206,7 +207,8 @@ def evaluate_model(config: PretrainConfig, ranks: Ranks) -> tuple[Measurement, .
         raise ValueError("the validation sets gave no target; nothing was measured")
     if ranks.is_first:
         show_measurements(str(folder), measurements)
-        rows = [asdict(item) for item in measurements]
+        # JSON knows no NaN: a mean over nothing is null.
+        rows = [{key: _finite_or_none(value) for key, value in asdict(item).items()} for item in measurements]
         output_dir = local_folder(config.output_dir, config.training.scratch_dir)
         save_json(output_dir / "evaluation.json", {"model": str(folder), "measurements": rows})
     return measurements
@@ -223,3 +225,7 @@ def copy_tokenizer(source: Path, target: Path) -> None:
             except OSError:
                 pass  # another disk, or a file system without links
         shutil.copy2(file, target / file.name)
+
+
+def _finite_or_none(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value

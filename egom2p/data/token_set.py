@@ -1,6 +1,9 @@
 """Tokens of a data set on disk as TokenClips, checked before anything is trained on them."""
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -62,6 +65,18 @@ class TokenSet:
         """Compare the keys of all folders; returns the number of clips."""
         return self._clips.verify()
 
+    def identity(self) -> dict[str, Any]:
+        """Plain values that change when shards come, go or hold other clips, or cards say something else."""
+        starts = self.shard_starts
+        sizes = [int(end - start) for start, end in zip(starts, starts[1:], strict=False)]
+        cards = {folder: _digest(self._clips.card(folder)) for _, folder in self._specs}
+        return {"clips": self.num_clips, "shards": len(sizes), "clips_per_shard": _digest(sizes), "cards": cards}
+
+    @property
+    def gaps(self) -> tuple[str, ...]:
+        """Names of shards that are missing between others, in every folder alike."""
+        return self._clips.gaps
+
     def _read(self, index: int) -> TokenClip:
         tokens = {spec.name: self._ids(index, spec, folder) for spec, folder in self._specs}
         return TokenClip(self._clips.key(index), tokens, self._fingerprints)
@@ -88,3 +103,7 @@ class TokenSet:
             if field in card and card[field] != wanted:
                 raise ValueError(f"{where}: card.json tells {field} {card[field]}, but {spec.name} has {wanted}")
         return found
+
+
+def _digest(plain: Any) -> str:
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]

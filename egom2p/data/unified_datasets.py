@@ -205,6 +205,19 @@ class TokenLoader:
         """Clips on disk of each data set."""
         return {name: tokens.num_clips for name, tokens in self._clips.sets.items()}
 
+    def identity(self) -> dict[str, Any]:
+        """Plain values that change with the data on the disk."""
+        return {name: tokens.identity() for name, tokens in self._clips.sets.items()}
+
+    @property
+    def notes(self) -> list[str]:
+        """What a person should know of the data before they are trained on."""
+        return [
+            f"data set {name}: {len(gaps)} shards are missing between others: {', '.join(gaps[:3])}"
+            for name, tokens in self._clips.sets.items()
+            if (gaps := tokens.gaps)
+        ]
+
     def batches(self, first_clip: int = 0) -> Iterator[PackedBatch]:
         """Batches from a global clip index on: the number of clips all ranks have consumed before."""
         if self.shape is None:

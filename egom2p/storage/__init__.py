@@ -7,6 +7,7 @@ from egom2p.storage.atomic import (
     check_replaceable,
     copy_file,
     errors_name,
+    find_damage,
     inside,
     is_unfinished,
     load_json,
@@ -15,6 +16,7 @@ from egom2p.storage.atomic import (
     remove_directory,
     remove_unfinished,
     save_json,
+    write_checksums,
 )
 from egom2p.storage.remote import RemoteConfig, RemoteError, configure_remote, is_remote, open_binary
 from egom2p.storage.tensors import (
@@ -40,6 +42,7 @@ __all__ = [
     "configure_remote",
     "copy_file",
     "errors_name",
+    "find_damage",
     "fingerprint_of",
     "inside",
     "is_remote",
@@ -56,4 +59,5 @@ __all__ = [
     "save_tensors",
     "stream_tensors",
     "tensor_shapes",
+    "write_checksums",
 ]

@@ -7,6 +7,7 @@ folder at a time.
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -26,6 +27,7 @@ _MAX_JSON_BYTES = 1 << 28
 _LOCK, _LOCK_POLL_S = ".writer", 0.1
 _held: set[int] = set()
 MARK = ".egom2p"
+_CHECKSUMS = "checksums.json"
 _MARK_TEXT = "Made by egom2p, which replaces this folder as a whole when it is written again.\n"
 
 
@@ -237,6 +239,39 @@ def _drop_in_child() -> None:
 
 
 os.register_at_fork(after_in_child=_drop_in_child)
+
+
+def write_checksums(folder: str | Path) -> None:
+    """Note of every file of a folder what its bytes are, for `find_damage`; the last file that is written there."""
+    save_json(Path(folder, _CHECKSUMS), {"sha256": _checksums(Path(folder))})
+
+
+def find_damage(folder: str | Path) -> str | None:
+    """The first file of a folder that is not what `write_checksums` saw, and why; None: all are."""
+    folder = Path(folder)
+    try:
+        note = load_json(folder / _CHECKSUMS)
+        wanted = note["sha256"] if isinstance(note, dict) and isinstance(note.get("sha256"), dict) else {}
+        found = _checksums(folder)
+    except (OSError, ValueError) as error:
+        return str(error)
+    if not wanted:
+        return f"{_CHECKSUMS} lists no files"
+    for name in sorted(wanted):
+        if name not in found:
+            return f"{name} is missing"
+        if found[name] != wanted[name]:
+            return f"{name} has other bytes than were written (its checksum differs)"
+    return None
+
+
+def _checksums(folder: Path) -> dict[str, str]:
+    sums = {}
+    for file in sorted(folder.rglob("*")):
+        if file.is_file() and file.name not in (_CHECKSUMS, MARK):
+            with file.open("rb") as opened:
+                sums[file.relative_to(folder).as_posix()] = hashlib.file_digest(opened, "sha256").hexdigest()
+    return sums
 
 
 def save_json(path: str | Path, value: Any) -> None:

@@ -4,15 +4,18 @@
     training.safetensors   all parameters and buffers, optimizer moments and moving averages by parameter name, sums
                            since the last log line
     training.json          progress (steps, clips, tokens, token budget), name of the optimizer, loss scale, launch
+    checksums.json         of all of them; a restart compares them first
 Written to a temporary sibling and renamed, so a folder with this name is complete. Tensors are whole, so a checkpoint
 does not depend on the number of ranks or on what each of them holds.
 """
 
 import contextlib
+import os
 import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +25,14 @@ from torch import Tensor, nn
 from egom2p.layers.attention import use_fastest_flash
 from egom2p.storage import (
     atomic_directory,
+    find_damage,
     load_json,
     remove_unfinished,
     save_json,
     save_tensors,
     stream_tensors,
     tensor_shapes,
+    write_checksums,
 )
 from egom2p.training.distributed import Ranks
 from egom2p.training.ema import Ema, shown_weights
@@ -129,6 +134,32 @@ class CheckpointFolder:
     def latest(self) -> Path | None:
         return self.all()[-1] if self.all() else None
 
+    def newest(self, resume: bool | str, ranks: Ranks) -> tuple[Path | None, list[str]]:
+        """The checkpoint to go on from, every byte of it as it was saved, and lines about those that are set aside.
+
+        With `newest_valid` damaged ones are renamed to `damaged-step-...` and the one before is taken; else they are a
+        ValueError, on all ranks alike. Every machine looks at its own copy.
+        """
+        lines = []
+        while (path := ranks.from_first(self.latest())) is not None:
+            is_looking = int(os.environ.get("LOCAL_RANK", "0")) == 0
+            damage = find_damage(path) if is_looking else None
+            if not sum(ranks.sum_ints([damage is not None])):
+                return path, lines
+            said = f"{path}: this checkpoint is damaged: {damage or 'on another machine'}"
+            if resume != "newest_valid":
+                whole = [older.name for older in self.all()[:-1]]
+                way = f"training.resume=newest_valid goes on from {whole[-1]}" if whole else "no other one is here"
+                raise ValueError(f"{said}; {way}. To begin anew choose another output_dir")
+            target = next(new for number in count() if not (new := _aside(path, number)).exists())
+            ranks.wait_for_all()
+            if is_looking:
+                with contextlib.suppress(FileNotFoundError):  # machines with one disk in common
+                    path.rename(target)
+            ranks.wait_for_all()
+            lines.append(f"{said}; it is {target.name} now, and the one before is taken")
+        return None, lines
+
     def save(
         self,
         task: Task,
@@ -158,6 +189,7 @@ class CheckpointFolder:
                 kind = type(train_state.optimizer).__name__
                 state = {"progress": asdict(progress), "optimizer": kind, "loss_scale": scale, **note}
                 save_json(unfinished / _STATE, state)
+                write_checksums(unfinished)
         return path
 
     def doubtful(self) -> frozenset[int]:
@@ -244,6 +276,10 @@ def _fill(tensor: Tensor, whole: Tensor) -> None:
 def is_finite(tensor: Tensor) -> bool:
     """Whether every number is one; waits for the device."""
     return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
+
+
+def _aside(path: Path, number: int) -> Path:
+    return path.with_name(f"damaged-{path.name}" + (f"-{number}" if number else ""))
 
 
 def step_of(path: Path) -> int:

@@ -4,8 +4,10 @@ import os
 import signal
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from datetime import timedelta
+from itertools import count
 from types import FrameType, TracebackType
 from typing import Any, Literal
 
@@ -14,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from egom2p.jobs.workers import choose_device
+from egom2p.training.watchdog import WAITS, Watchdog, activity, launch_store
 
 Dtype = Literal["auto", "fp32", "bf16", "fp16"]
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -37,7 +40,8 @@ class Ranks:
         if self.world_size == 1:
             return list(values)
         total = torch.tensor(values, dtype=torch.int64)
-        dist.all_reduce(total)
+        with activity.doing(WAITS):
+            dist.all_reduce(total)
         return total.tolist()
 
     def sum_floats(self, values: Sequence[float]) -> list[float]:
@@ -45,7 +49,8 @@ class Ranks:
         if self.world_size == 1:
             return list(values)
         total = torch.tensor(values, dtype=torch.float64)
-        dist.all_reduce(total)
+        with activity.doing(WAITS):
+            dist.all_reduce(total)
         return total.tolist()
 
     def sum_tensor(self, values: Tensor) -> Tensor:
@@ -53,7 +58,8 @@ class Ranks:
         if self.world_size == 1:
             return values
         total = values.clone()
-        dist.all_reduce(total)
+        with activity.doing(WAITS):
+            dist.all_reduce(total)
         return total
 
     def from_first(self, value: Any) -> Any:
@@ -61,19 +67,25 @@ class Ranks:
         if self.world_size == 1:
             return value
         box = [value]
-        dist.broadcast_object_list(box, src=0)
+        with activity.doing(WAITS):
+            dist.broadcast_object_list(box, src=0)
         return box[0]
 
     def wait_for_all(self) -> None:
         if self.world_size > 1:
-            dist.barrier()
+            with activity.doing(WAITS):
+                dist.barrier()
 
 
 @contextmanager
-def ranks_of_launch(device: str = "auto") -> Iterator[Ranks]:
+def ranks_of_launch(
+    device: str = "auto", *, timeout_s: float = 1800.0, watchdog_s: float | None = None
+) -> Iterator[Ranks]:
     """Join the ranks that the environment of torchrun describes (one rank without it); leave them at the end.
 
-    `device`: `auto` takes this rank's CUDA device where there is one, else the CPU.
+    device      `auto` takes this rank's CUDA device where there is one, else the CPU
+    timeout_s   how long a rank waits for the others before it fails
+    watchdog_s  a rank that gives no sign of life for so long is named, and ends the launch; None: nobody watches
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     chosen = choose_device(device, only_cuda=True)
@@ -86,8 +98,10 @@ def ranks_of_launch(device: str = "auto") -> Iterator[Ranks]:
     backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
     is_ours = not dist.is_initialized()  # several jobs of a sweep share one process group
     if is_ours:
-        dist.init_process_group(backend)
-    yield Ranks(rank=dist.get_rank(), world_size=world_size, device=chosen)
+        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+    ranks = Ranks(rank=dist.get_rank(), world_size=world_size, device=chosen)
+    with _watched(ranks, watchdog_s):
+        yield ranks
     # Not in a `finally`: after an error the peers are inside a collective, and leaving politely would wait for them.
     if is_ours:
         # All work is done and saved. A peer that has passed the barrier may close its connections before this rank has
@@ -95,6 +109,16 @@ def ranks_of_launch(device: str = "auto") -> Iterator[Ranks]:
         with suppress(RuntimeError):
             dist.barrier()
         dist.destroy_process_group()
+
+
+_launches = count()
+
+
+def _watched(ranks: Ranks, limit_s: float | None) -> AbstractContextManager:
+    store = None if limit_s is None else launch_store(next(_launches))
+    if store is None:
+        return nullcontext()
+    return Watchdog(store, rank=ranks.rank, world_size=ranks.world_size, limit_s=limit_s, signals=STOP_SIGNALS)
 
 
 def choose_dtype(name: Dtype, device: torch.device) -> torch.dtype:

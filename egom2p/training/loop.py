@@ -6,6 +6,8 @@ K loss terms.
 """
 
 import contextlib
+import faulthandler
+import json
 import math
 import os
 import sys
@@ -18,7 +20,7 @@ import torch
 from torch import nn
 
 from egom2p.config import to_plain
-from egom2p.storage import RemoteError, configure_remote, load_json, only_writer, save_json
+from egom2p.storage import RemoteError, configure_remote, load_json, only_writer, parse_json, save_json
 from egom2p.training.checkpoint import (
     CheckpointFolder,
     export,
@@ -46,6 +48,7 @@ from egom2p.training.step import StepSums, apply_gradients, forward_backward
 from egom2p.training.task import BatchSize, Measurement, Task, seeded
 from egom2p.training.throughput import StepProfiler, Throughput, peak_flops
 from egom2p.training.training_config import TrainingConfig
+from egom2p.training.watchdog import BUSY, activity
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,7 @@ class _Run:
         self.length: Length = config.length(task.num_train_clips)
         self.learning_rate: LearningRate = config.learning_rate(self.length, ranks.world_size)
         self.weight_decay: WeightDecay | None = config.weight_decay(self.length)
+        self.data = parse_json(json.dumps(task.data_identity()), "data of the task")  # plain, as a checkpoint has it
         self.dtype = choose_dtype(config.dtype, ranks.device)
         self.checkpoints = CheckpointFolder(self.folder / "checkpoints")
         self.best = BestCheckpoint(config.keep_best, self.checkpoints.folder)
@@ -125,6 +129,9 @@ class _Run:
         self.train_state = make_train_state(task.model, self.config, ranks=ranks, dtype=self.dtype)
         self.sums = StepSums(ranks)
         latest, changes = ranks.from_first(self.checkpoints.latest()), []
+        aside: list[str] = []
+        if latest is not None and self.config.resume:
+            latest, aside = self.checkpoints.newest(self.config.resume, ranks)
         if latest is not None and not self.config.resume:
             raise ValueError(
                 f"{self.folder} already holds {latest.name}, and resume is false; choose another output_dir"
@@ -132,7 +139,10 @@ class _Run:
         if latest is not None:
             task.check_checkpoint(latest)
             changes = ranks.from_first(self._changes(settings))
-            check_same_run(self.folder, changes)
+            if not self.config.allow_changes:
+                check_same_run(self.folder, changes)
+            before = ranks.from_first(load_json(latest / "training.json").get("data"))
+            changes += [] if before is None else changed_settings(before, self.data, "data on the disk")
             self.progress, unlogged = restore(latest, self.train_state)
             self.sums.load(unlogged)
         is_finished = latest is not None and self.length.is_reached(self.progress) and (self.folder / "final").is_dir()
@@ -150,7 +160,7 @@ class _Run:
             begin = "starting" if latest is None else f"resuming from {latest}"
             details = f"{self.length.total:g} {self.length.unit}, lr {self.learning_rate.peak:.2e}, into {self.folder}"
             how = run_summary(task, self.config, ranks, self.dtype)
-            for line in (f"{begin}: {how}, {details}", *task.notes):
+            for line in (*aside, f"{begin}: {how}, {details}", *task.notes):
                 self.log.say(line)
             for change in changes:
                 self.log.say(f"  changed since the run began: {change}")
@@ -183,7 +193,8 @@ class _Run:
             return FitResult(self.progress, stopped_by, ())
         self._check_weights()
         self.evaluate()
-        export(self.task, self.train_state, final, ranks=self.ranks)
+        with activity.doing(BUSY):
+            export(self.task, self.train_state, final, ranks=self.ranks)
         self._mirror(is_last=True)
         self.say(f"finished after {self.progress.step} steps, {self.progress.clips} {self.task.clip_word}: {final}")
         return FitResult(self.progress, 0, self.measurements)
@@ -315,8 +326,9 @@ class _Run:
         kept = f"The last good checkpoint is {sound[-1]}" if sound else "There is no checkpoint from before"
         raise DeadRunError(
             f"{self.folder}: the run is dead: {what}. {kept}; nothing was exported. Go on from it with a lower "
-            "learning rate (remove newer checkpoints first), or look at the data of these steps; "
-            "training.max_skipped_steps=null goes on whatever the loss is"
+            "learning rate (training.allow_changes=true; remove newer checkpoints first), or look at the data of these "
+            "steps; "
+            "            "training.max_skipped_steps=null goes on whatever the loss is"
         )
 
     def evaluate(self) -> None:
@@ -328,6 +340,7 @@ class _Run:
         wants_average = ema is not None and ema.config.evaluate
         model.eval()
         with (
+            activity.doing(BUSY),
             self.throughput.paused(),
             ema.put_into(model) if wants_average else contextlib.nullcontext(),
             torch.no_grad(),
@@ -344,10 +357,11 @@ class _Run:
 
     def save_checkpoint(self, *, is_best: bool = False) -> None:
         """Does not count as training time either."""
-        with self.throughput.paused():
+        with activity.doing(BUSY), self.throughput.paused():
             self._check_weights()
             unlogged = self.sums.state()
             note = {"world_size": self.ranks.world_size, "seed": self.seed}
+            note["data"] = self.data
             note["skipped_in_a_row"] = self.sums.skipped_in_a_row()
             self.checkpoints.save(
                 self.task, self.train_state, ranks=self.ranks, progress=self.progress, unlogged=unlogged, note=note
@@ -396,6 +410,9 @@ def train(config: TrainerConfig, make_task: Callable[[Any, Ranks], Task]) -> Fit
 
     Ends the process with a code when a signal stopped it (128 + its number), or the run is dead (3).
     """
+    if not faulthandler.is_enabled():
+        with contextlib.suppress(OSError):  # no file behind stderr
+            faulthandler.enable()  # a crash in C shows where Python was
     try:
         result = _train(config, make_task)
     except DeadRunError as error:
@@ -407,7 +424,9 @@ def train(config: TrainerConfig, make_task: Callable[[Any, Ranks], Task]) -> Fit
 
 
 def _train(config: TrainerConfig, make_task: Callable[[Any, Ranks], Task]) -> FitResult:
-    with ranks_of_launch(config.training.device) as ranks:
+    training = config.training
+    watching = {"timeout_s": training.collective_timeout_s, "watchdog_s": training.watchdog_s}
+    with ranks_of_launch(training.device, **watching) as ranks:
         # A task may start otherwise where there is a checkpoint.
         RunFolder(config.output_dir, config.training.scratch_dir).fetch(ranks)
         task = make_task(config, ranks)

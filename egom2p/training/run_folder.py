@@ -26,8 +26,8 @@ _STEP = re.compile(r"step-(\d{8})")
 class Retention:
     """keep_last >= 1 newest steps; multiples of keep_every; the best step, where one is known.
 
-    doubtful   steps of checkpoints written while steps were skipped: they take the place of no other, and only the
-               newest checkpoint stays if it is one. So a run that goes wrong never loses the last that was right
+    doubtful   steps of checkpoints written while steps were skipped: they take the place of no other, so a run that
+               goes wrong never loses the last that were right
     """
 
     keep_last: int
@@ -37,7 +37,8 @@ class Retention:
 
     def removable(self, steps: Sequence[int]) -> list[int]:
         """Of ascending steps those that need not stay."""
-        kept = {*[step for step in steps if step not in self.doubtful][-self.keep_last :], *steps[-1:]}
+        good = [step for step in steps if step not in self.doubtful]
+        kept = {*steps[-self.keep_last :], *good[-self.keep_last :]}
         return [
             step
             for step in steps

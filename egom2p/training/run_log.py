@@ -219,5 +219,6 @@ def check_same_run(folder: Path, changes: Sequence[str]) -> None:
     if wrong:
         raise ValueError(
             f"{folder}: holds a run with other settings ({'; '.join(wrong)}); choose another output_dir, or set them "
-            "back: a run goes on with another length, batch or machine, not as another one"
+            "back: a run goes on with another length, batch or machine, not as another one "
+            "(training.allow_changes=true does it nevertheless)"
         )

@@ -4,7 +4,7 @@ K loss terms: the modalities when pretraining, the parts of the loss when traini
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -108,6 +108,10 @@ class Task(ABC):
     @abstractmethod
     def evaluate(self, model: nn.Module) -> Iterable[Measurement]:
         """Measurements on held-out data, complete on every rank; the loop has set evaluation mode without gradient."""
+
+    def data_identity(self) -> Mapping[str, Any]:
+        """Plain values that change when the training data on the disk do: a restart tells which differ."""
+        return {}
 
     @abstractmethod
     def check_checkpoint(self, directory: Path) -> None:

@@ -117,6 +117,7 @@ class TrainingConfig:
     peak_tflops: float | None = None  # of one device, for model-FLOPs utilisation; null: that of its data sheet
     resume: Literal[True, False, "newest_valid"] = True  # go on from the newest checkpoint in output_dir; newest_valid:
     # from the newest that is as it was saved, damaged ones are set aside
+    allow_changes: bool = False  # go on although settings that make the run what it is (model, rate, ...) have changed
     max_skipped_steps: int | None = 20  # so many in a row, or a line of the log without a finite loss, end the run
     collective_timeout_s: float = 1800.0  # several ranks: how long one waits for the others, also for an evaluation
     watchdog_s: float | None = 120.0  # several ranks: one that gives no sign for so long ends the run (code 4)

@@ -6,6 +6,7 @@ import pickle
 import signal
 from dataclasses import fields, replace
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from egom2p.config import load_config, strict
 from egom2p.contracts import TokenizerMismatch
 from egom2p.data.clip_order import ClipOrder, MixtureOrder
 from egom2p.data.masking import AlphasConfig, ModalityAlphas, UnifiedMasking
+from egom2p.data.shards.shard_files import split_folders
 from egom2p.data.shards.shard_set import ShardWriter, encode_array
 from egom2p.data.token_set import TokenSet
 from egom2p.data.transfer_masking import TransferMasking
@@ -302,3 +304,18 @@ def _modalities_of_clips(batch):
         [modality[start:end].tolist() for start, end in zip(offsets, offsets[1:], strict=False)]
         for modality, offsets in sides
     ]
+
+
+def test_what_the_data_are_is_known_and_gaps_are_told(config, tmp_path):
+    loader = TokenLoader(config, SPECS, batch_size=4, seed=5)
+    before, folder = loader.identity(), config.datasets["full"].shards
+    assert before["full"]["clips"] == loader.num_clips["full"] and not loader.notes
+    assert before == TokenLoader(config, SPECS, batch_size=2, seed=6).identity()
+    first = split_folders(folder)
+    removed = [sorted(Path(part).parent.glob("shard-*.tar"))[1] for part in first.values()]
+    assert len(removed) > 1 and len(list(removed[0].parent.glob("shard-*.tar"))) > 2, "a gap needs neighbours"
+    for file in removed:
+        file.rename(file.with_suffix(".away"))
+    after = TokenLoader(config, SPECS, batch_size=4, seed=5)
+    assert after.identity()["full"] != before["full"] and after.identity()["partial"] == before["partial"]
+    assert after.notes == [f"data set full: 1 shards are missing between others: {removed[0].name}"]

@@ -12,7 +12,7 @@ import torch
 from toy_task import ToyTask, run_toy
 
 from egom2p.config import ConfigError, from_plain
-from egom2p.storage import check_finite, load_json, load_tensors
+from egom2p.storage import check_finite, load_json, load_tensors, save_tensors, write_checksums
 from egom2p.training.loop import DEAD_CODE, DeadRunError, train
 from egom2p.training.training_config import TrainingConfig
 
@@ -137,9 +137,8 @@ def test_checkpoint_of_another_model_is_named(tmp_path):
     path = tmp_path / "checkpoints" / "step-00000002" / "training.safetensors"
     tensors = load_tensors(path)
     tensors["model/trunk.weight"] = tensors["model/trunk.weight"][:3].clone()
-    from egom2p.storage import save_tensors
-
     save_tensors(path, tensors)
+    write_checksums(path.parent)
     with pytest.raises(ValueError, match=r"step-00000002.*trunk.weight has shape \(3, 6\), the model wants \(16, 6\)"):
         run_toy(tmp_path, num_steps=4)
     with pytest.raises(ValueError, match="resume is false"):
@@ -202,14 +201,16 @@ def test_a_run_that_diverged_stops_and_keeps_what_was_good(tmp_path, log_every):
     run_toy(tmp_path, num_steps=4, **good)
     (tmp_path / "final").rename(tmp_path / "unused")
     with pytest.raises(DeadRunError, match="the run is dead: .*nothing was exported"):
-        run_toy(tmp_path, num_steps=30, **good | {"lr": 1e30})
+        run_toy(tmp_path, num_steps=30, **good | {"lr": 1e30, "allow_changes": True})
     assert not (tmp_path / "final").exists()
     kept = tmp_path / "checkpoints" / "step-00000004"
     check_finite(load_tensors(kept / "model.safetensors"), where=kept)
     for newer in sorted((tmp_path / "checkpoints").iterdir()):
         if newer.name > kept.name:
             newer.rename(tmp_path / newer.name)
-    assert run_toy(tmp_path, num_steps=8, **good).progress.step == 8  # the way out that the message names
+    assert (
+        run_toy(tmp_path, num_steps=8, allow_changes=True, **good).progress.step == 8
+    )  # the way out that the message names
     assert (tmp_path / "final").is_dir()
 
 
@@ -251,3 +252,49 @@ def test_settings_that_cannot_be_meant_are_refused_by_key(wrong):
     key = next(iter(value if isinstance(value, dict) else wrong))
     with pytest.raises(ConfigError, match=key):
         from_plain(TrainingConfig, {"num_steps": 3, "lr": 1e-3} | wrong)
+
+
+def _flip(file: Path, position: int) -> None:
+    content = bytearray(file.read_bytes())
+    content[position] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", ["training.safetensors", "training.json", "model.safetensors"])
+@pytest.mark.parametrize("part", [0.0, 0.5, 1.0])
+def test_a_checkpoint_damaged_in_any_byte_is_named_and_the_one_before_is_taken(tmp_path, capsys, name, part):
+    common = {"schedule": "constant", "checkpoint_every": 3, "warmup": 0}
+    run_toy(tmp_path / "whole", num_steps=9, **common)
+    run_toy(tmp_path / "run", num_steps=6, **common)
+    damaged = tmp_path / "run" / "checkpoints" / "step-00000006" / name
+    _flip(damaged, round(part * (damaged.stat().st_size - 1)))
+    with pytest.raises(
+        ValueError, match=f"step-00000006: .* damaged: {name}.*resume=newest_valid goes .* step-00000003"
+    ):
+        run_toy(tmp_path / "run", num_steps=9, **common)
+    capsys.readouterr()
+    run_toy(tmp_path / "run", num_steps=9, resume="newest_valid", **common)
+    assert "it is damaged-step-00000006 now" in capsys.readouterr().out
+    assert loss_curve(tmp_path / "run") == loss_curve(tmp_path / "whole")
+    assert (tmp_path / "run" / "checkpoints" / "damaged-step-00000006" / name).is_file()
+
+
+def test_a_checkpoint_that_lacks_a_file_or_its_list_is_damaged(tmp_path):
+    run_toy(tmp_path, num_steps=3)
+    for name in ("training.json", "checksums.json"):
+        (tmp_path / "checkpoints" / "step-00000003" / name).rename(tmp_path / name)
+        with pytest.raises(ValueError, match=f"damaged: .*{name}.*no other one is here"):
+            run_toy(tmp_path, num_steps=5)
+        (tmp_path / name).rename(tmp_path / "checkpoints" / "step-00000003" / name)
+
+
+def test_data_that_changed_between_two_starts_is_told(tmp_path, capsys, monkeypatch):
+    data = {"world": {"clips": 80, "shards": 8}}
+    monkeypatch.setattr(ToyTask, "data_identity", lambda self: data)
+    run_toy(tmp_path, num_steps=3)
+    run_toy(tmp_path, num_steps=5)
+    assert "data on the disk" not in capsys.readouterr().out
+    data["world"] |= {"clips": 70, "shards": 7}
+    run_toy(tmp_path, num_steps=6)
+    told = capsys.readouterr().out
+    assert "changed since the run began: data on the disk.world.clips: 80 -> 70" in told

@@ -126,7 +126,7 @@ def make_batch(indices: list[int], *, nan: bool = False) -> ToyBatch:
 def run_toy(folder: Path, *, dropout: float = 0.0, delay_s: float = 0.0, nan_step: int = -1, **training) -> FitResult:
     values = {"num_steps": 20, "lr": 0.05, "batch_size": 4, "log_every": 1, "warmup": 2, "device": "cpu"} | training
     config = from_plain(TrainingConfig, values)
-    with ranks_of_launch(config.device) as ranks:
+    with ranks_of_launch(config.device, watchdog_s=config.watchdog_s) as ranks:
         task = ToyTask(ranks, batch_size=config.batch_size, dropout=dropout, delay_s=delay_s, nan_step=nan_step)
         return fit(task, config, output_dir=folder, ranks=ranks, seed=3, settings=values)
 

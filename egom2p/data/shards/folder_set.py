@@ -43,6 +43,10 @@ class FolderSet:
         """Plain files are read one by one, so all clips count as one shard."""
         return (0, self.num_clips)
 
+    @property
+    def gaps(self) -> tuple[str, ...]:
+        return ()
+
     def key(self, index: int) -> str:
         return self.keys[index]
 

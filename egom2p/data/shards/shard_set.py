@@ -5,6 +5,7 @@ are webdataset's. Beside the shards of a folder lies `card.json` (for tokens: th
 """
 
 import bisect
+import re
 from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
@@ -25,6 +26,8 @@ from egom2p.data.shards.shard_files import (
 from egom2p.data.shards.shard_writer import ShardWriter
 
 __all__ = ["CARD_NAME", "ShardSet", "ShardWriter", "decode_array", "encode_array", "read_card", "shard_pattern"]
+
+_NUMBERED = re.compile(r"^shard-(\d{6})\.tar$")
 
 
 def shard_pattern(root: str | Path, dataset: str, folders: Sequence[str]) -> str:
@@ -67,6 +70,14 @@ class ShardSet:
         """Key of every clip, in order."""
         first = self.folders[0]
         return [member.key for shard in range(self.num_shards) for member in self._index[shard, first]]
+
+    @property
+    def gaps(self) -> tuple[str, ...]:
+        """Names of shards that numbers leave out between the first and the last: lost, or left out on purpose."""
+        names = [Path(path).name for path in next(iter(self._paths.values()))]
+        numbers = {int(found[1]): found for name in names if (found := _NUMBERED.search(name))}
+        missing = sorted(set(range(min(numbers, default=0), max(numbers, default=0))) - numbers.keys())
+        return tuple(f"shard-{number:06d}.tar" for number in missing)
 
     def key(self, index: int) -> str:
         shard, row = self._locate(index)

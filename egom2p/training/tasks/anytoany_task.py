@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -114,6 +115,9 @@ class AnyToAnyTask(Task):
         self.evaluation = LanguageEvaluation(
             config.evaluation, self.renderer, self.lookup.features, seed=config.seed, ranks=ranks, nested=nested
         )
+
+    def data_identity(self) -> dict[str, Any]:
+        return {name: {"conversations": len(dataset)} for name, dataset in self.loader.datasets.items()}
 
     def batches(self, first_clip: int) -> Iterator[LanguageBatch]:
         return self.loader.batches(first_clip)

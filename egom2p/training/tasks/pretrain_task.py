@@ -71,6 +71,7 @@ class PretrainTask(Task):
         )
         measuring = {"batch_size": batch_size, "num_registers": num_registers, "seed": config.seed, "ranks": ranks}
         self.evaluation = TokenEvaluation(config.evaluation, config.data, self.specs, **measuring)
+        self.notes = self.loader.notes
         if config.training.keep_best is not None:
             self.evaluation.check_name(config.training.keep_best)
         with seeded(config.seed, 0):
@@ -87,6 +88,9 @@ class PretrainTask(Task):
         self._flops = ModelFlops(self.egom2p)
         if config.frozen is not None:
             self._begin_frozen(config.frozen)
+
+    def data_identity(self) -> dict[str, Any]:
+        return self.loader.identity()
 
     def batches(self, first_clip: int) -> Iterator[PackedBatch]:
         return self.loader.batches(first_clip)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +53,9 @@ class TokenizerTask(Task):
         else:
             _take_weights(network, config.init_from)
         self.metrics: dict[str, float] = {}
+
+    def data_identity(self) -> dict[str, Any]:
+        return {"train": {"clips": len(self.clips)}, "validation": {"clips": len(self.validation_clips)}}
 
     def batches(self, first_clip: int) -> Iterator[TokenizerBatch]:
         step_clips = self.config.training.batch_size * self.ranks.world_size

@@ -327,8 +327,7 @@ class _Run:
         raise DeadRunError(
             f"{self.folder}: the run is dead: {what}. {kept}; nothing was exported. Go on from it with a lower "
             "learning rate (training.allow_changes=true; remove newer checkpoints first), or look at the data of these "
-            "steps; "
-            "            "training.max_skipped_steps=null goes on whatever the loss is"
+            "steps; training.max_skipped_steps=null goes on whatever the loss is"
         )
 
     def evaluate(self) -> None:

@@ -50,7 +50,7 @@ def _plan(case: Mapping, number: int) -> TargetPlan:
         token_schedule=case["token_schedules"][number],
         temperature=case["temps"][number],
         top_k=case["top_k"],
-        top_p=case["top_p"],
+        top_p=case["top_p"] or 1.0,  # the published 0 keeps all
         guidance=case["cfg_scales"][number],
         grow_conditioning=case["cfg_grow_conditioning"],
     )

@@ -12,7 +12,7 @@ from tiny_tokens import DRIFT, SMELL, pretrain_values, write_tokens
 from egom2p.config import from_plain
 from egom2p.contracts import TokenizerMismatch
 from egom2p.models.egom2p_model import load_model
-from egom2p.storage import load_json, load_tensors, save_json
+from egom2p.storage import load_json, load_tensors, save_json, write_checksums
 from egom2p.training.distributed import Ranks
 from egom2p.training.step import forward_backward
 from egom2p.training.tasks.pretrain_config import PretrainConfig
@@ -132,6 +132,7 @@ def test_a_run_is_not_resumed_on_other_tokens(tokens, tmp_path):
     card = load_json(tmp_path / "run" / "checkpoints" / "step-00000002" / "model.json")
     card["modalities"][0]["tokenizer_fingerprint"] = "sha256:earlier"
     save_json(tmp_path / "run" / "checkpoints" / "step-00000002" / "model.json", card)
+    write_checksums(tmp_path / "run" / "checkpoints" / "step-00000002")
     with pytest.raises(ValueError, match="step-00000002 was trained on .*sha256:earlier.*another output_dir"):
         run(tokens, tmp_path / "run", num_steps=4)
 

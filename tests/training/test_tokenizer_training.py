@@ -10,7 +10,7 @@ import torch
 from egom2p.config import ConfigError, from_plain
 from egom2p.contracts import AlignedClip, Provenance, Stream
 from egom2p.data.clips.clip_store import ClipStore, write_clips
-from egom2p.storage import load_tensors
+from egom2p.storage import load_tensors, write_checksums
 from egom2p.tokenizers.pretrained import load_tokenizer
 from egom2p.training.distributed import Ranks
 from egom2p.training.tasks.clip_inputs import ClipInputs
@@ -183,6 +183,7 @@ def test_a_run_of_an_earlier_version_with_fewer_settings_is_resumed(clips, tmp_p
     content = json.loads(card.read_text())
     del content["config"]["has_local_encoder"]
     card.write_text(json.dumps(content))
+    write_checksums(card.parent)
     assert train(clips, tmp_path, GAZE, num_steps=2).progress.step == 2
 
 

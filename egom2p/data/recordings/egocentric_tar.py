@@ -20,8 +20,8 @@ import numpy as np
 
 from egom2p.config import strict
 from egom2p.contracts import Intrinsics, Stream
-from egom2p.data.recordings.reader_parts import copied_video, lens, read_json, track
-from egom2p.data.recordings.recording_formats import FolderSource, FormatReader
+from egom2p.data.recordings.reader_parts import copied_video, lens, track
+from egom2p.data.recordings.recording_formats import FolderSource, FormatReader, read_json
 
 
 @strict

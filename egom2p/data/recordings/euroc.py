@@ -4,8 +4,8 @@
 
 Stamps are nanoseconds. `T_BS` of a sensor.yaml maps points of the sensor into the body, so
 world_from_cam = world_from_body @ T_BS; a Kalibr `camchain.yaml` holds the inverse (`T_cam_imu`). Poses of other
-bodies (`leica0`, `vicon0`) are left. Format: the ASL data sets' documentation; real files confirm times, poses and
-calibrations.
+bodies (`leica0`, `vicon0`) are left. Format: the ASL data sets' documentation; real calibrations confirm the two
+layouts of cameras, a replica the rest.
 """
 
 from collections.abc import Iterable, Mapping

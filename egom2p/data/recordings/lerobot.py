@@ -20,8 +20,8 @@ import numpy as np
 from egom2p.config import strict
 from egom2p.contracts import Intrinsics, Stream
 from egom2p.data.clips.video_files import VideoFile
-from egom2p.data.recordings.reader_parts import JoinedFrames, needs, poses, read_json, track
-from egom2p.data.recordings.recording_formats import FolderSource, FormatReader, folders_with
+from egom2p.data.recordings.reader_parts import JoinedFrames, needs, poses, track
+from egom2p.data.recordings.recording_formats import FolderSource, FormatReader, folders_with, read_json
 from egom2p.data.recordings.recording_settings import IntrinsicsSettings
 
 LARGEST_CODE = 4095

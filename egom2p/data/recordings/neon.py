@@ -21,8 +21,8 @@ import numpy as np
 from egom2p.config import strict
 from egom2p.contracts import Intrinsics, Stream
 from egom2p.data.clips.video_files import VIDEO_SUFFIXES
-from egom2p.data.recordings.reader_parts import lens, read_json, track, video_with_times
-from egom2p.data.recordings.recording_formats import FolderSource, FormatReader, folders_with
+from egom2p.data.recordings.reader_parts import lens, track, video_with_times
+from egom2p.data.recordings.recording_formats import FolderSource, FormatReader, folders_with, read_json
 from egom2p.data.recordings.recording_settings import SETTINGS_FILE
 from egom2p.data.recordings.track_files import Table, check_times, visible
 from egom2p.geometry import gaze_from_pixels, seconds_from_stamps

@@ -3,7 +3,6 @@
 T samples, N frames asked for, H, W pixels.
 """
 
-import json
 import os
 import tempfile
 import weakref
@@ -204,14 +203,6 @@ def sorted_samples(times_s: np.ndarray, weight: np.ndarray) -> np.ndarray:
     """Rows (T',) of unsorted samples in order of time; of samples at the same time the one of the largest weight."""
     order = np.lexsort((-weight, times_s))
     return order[np.diff(times_s[order], prepend=-np.inf) > 0]
-
-
-def read_json(path: Path) -> Any:
-    """A JSON file. Raises ValueError naming it."""
-    try:
-        return json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not valid JSON: {error}") from error
 
 
 def needs(package: str, path: Path) -> Any:

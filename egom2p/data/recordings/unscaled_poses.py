@@ -28,10 +28,9 @@ from egom2p.data.recordings.reader_parts import (
     pictures,
     poses,
     poses_from_rows,
-    read_json,
     track,
 )
-from egom2p.data.recordings.recording_formats import FolderSource, FormatReader, folders_with
+from egom2p.data.recordings.recording_formats import FolderSource, FormatReader, folders_with, read_json
 from egom2p.data.recordings.track_files import read_text
 from egom2p.geometry import inverse_poses
 

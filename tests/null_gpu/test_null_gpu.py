@@ -1,5 +1,6 @@
 """The CUDA code without a GPU: launches, waits, copies and memory of real steps on a stand-in that computes nothing."""
 
+import functools
 import json
 import subprocess
 import sys
@@ -7,6 +8,13 @@ from pathlib import Path
 
 import null_gpu
 import pytest
+
+from egom2p.data.modality_info import default_specs
+from egom2p.models.egom2p_model import ModelConfig
+from egom2p.training.optim import OptimizerConfig
+from egom2p.training.planning.training_memory import ClipRows, TrainingMemory, model_without_weights
+
+BASE = {"dim": 768, "encoder_depth": 12, "decoder_depth": 12, "num_heads": 12}
 
 pytestmark = pytest.mark.skipif(null_gpu.why_not() is not None, reason=str(null_gpu.why_not()))
 
@@ -97,7 +105,14 @@ def test_compiled_blocks_keep_their_promises(stand_in, case):
 @pytest.mark.slow
 def test_the_published_step_fits_its_budgets(stand_in):
     """32 full clips of the base model: launches, gigabytes moved beside products, gigabytes of memory."""
-    found = run(stand_in, "train_steps.py", "b32", "b32 mlp")
+    cases = {"b32": {}, "b32 mlp": {"recompute": "mlp"}, "b32 eager": {}}
+    found = run(stand_in, "train_steps.py", *cases)
+    rows = ClipRows(2048, {"tok_rgb": 1024, "tok_depth": 1024})
+    for case, options in cases.items():
+        size = ModelConfig(**BASE)
+        build = functools.partial(model_without_weights, specs=default_specs())
+        plan = TrainingMemory(build, size, rows, OptimizerConfig(), is_compiled=case != "b32 eager")
+        assert plan.footprint(32, **options).total / 1e9 == pytest.approx(found[case]["peak_gb"], rel=0.02)
     assert found["b32"]["step"]["launch"] <= 1450
     assert found["b32"]["gigabytes"] <= 285
     assert found["b32"]["peak_gb"] <= 48

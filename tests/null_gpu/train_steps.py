@@ -47,6 +47,7 @@ CASES = {
     "b32 mlp eager": {"batch_size": 32, "activation_checkpointing": "mlp", "compile": False},
     "b32 recompute": {"batch_size": 32, "activation_checkpointing": True},
     "b4 ragged": {"batch_size": 4, **RAGGED},
+    "b8 fp32 ragged": {"batch_size": 8, "dtype": "fp32", "alphas": (0.1, 1.0), "policy": "clamp"},
     "b8 muon": {"batch_size": 8, "optimizer": {"kind": "muon"}},
     "tokens 32768": {"batching": "tokens", "batch_tokens": 32768, **RAGGED},
     "tiny": SMALL,
@@ -123,6 +124,8 @@ def run(
             row = {"host_ms": round(host_ms, 1), **counts.take(), "clips": sum(batch.num_clips for batch in window)}
         if traffic is not None:
             row |= {"where": dict(where), "gigabytes": round(traffic.gigabytes, 1)}
+            forward = [name for name in traffic.calls if "attention" in name and "backward" not in name]
+            row["attention_calls"] = sum(traffic.calls[name] for name in forward)
             row["most"] = [
                 (name, round(size / 1e9, 2), traffic.calls[name]) for name, size in traffic.bytes.most_common(40)
             ]
@@ -161,7 +164,7 @@ def run(
         "peak_gb": round(peak / 1e9, 3),
         "log_line": rows[num_steps],
         "graphs": [row["graphs"] for row in rows[:num_steps]],
-        **{key: last[key] for key in ("where", "gigabytes", "most")},
+        **{key: last[key] for key in ("where", "gigabytes", "attention_calls", "most")},
     }
 
 

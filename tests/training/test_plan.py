@@ -152,9 +152,17 @@ def test_the_released_recipe_without_its_data(tmp_path, monkeypatch):
 
 
 def test_what_fits_where(tmp_path, monkeypatch):
-    """More memory, recomputation and shards never fit less, and a larger model never fits more."""
+    """More memory, recomputation and shards never fit less, and a larger model never fits more; nor do compiled
+    blocks, which shards do not have."""
     monkeypatch.chdir(tmp_path)
-    memory = plan_pretraining(load_config(PretrainConfig, cfgs_root() / RELEASED, ["plan.num_gpus=8"])).memory
+    options = ["plan.num_gpus=8"]
+    compiled = plan_pretraining(load_config(PretrainConfig, cfgs_root() / RELEASED, options)).memory
+    options.append("training.compile=false")
+    memory = plan_pretraining(load_config(PretrainConfig, cfgs_root() / RELEASED, options)).memory
+    for size, by_device in memory.items():
+        for gigabytes, fits in by_device.items():
+            assert compiled[size][gigabytes]["DDP"] >= fits["DDP"]
+            assert compiled[size][gigabytes]["DDP, MLP recomputed"] >= compiled[size][gigabytes]["DDP"]
     sizes = ["tiny", "small", "base", "large", "xlarge"]
     assert memory["this run"] == memory["base"]
     for size in sizes:

@@ -188,11 +188,14 @@ def _readable(number: float) -> str:
 def _add_memory(plan: Plan, config: PretrainConfig, specs: tuple[ModalitySpec, ...], rows: ClipRows) -> None:
     """Footprints of this run, and the most clips per device for every size and device memory."""
     num_shards = config.training.parallel.shard_size or max(plan.num_gpus, 2)
+    # Plans are made on any machine, for GPUs.
+    is_compiled = config.training.compile is not False
     ways = {
         "DDP": {},
         "DDP, recomputed": {"recompute": True},
         f"FSDP over {num_shards}": {"num_shards": num_shards},
         f"FSDP over {num_shards}, recomputed": {"num_shards": num_shards, "recompute": True},
+        **({"DDP, MLP recomputed": {"recompute": "mlp"}} if is_compiled else {}),
     }
     sizes = _sizes(config.model) if config.plan.memory_gb else {}
     for name, size in {"this run": config.model, **sizes}.items():
@@ -203,6 +206,7 @@ def _add_memory(plan: Plan, config: PretrainConfig, specs: tuple[ModalitySpec, .
             config.training.optimizer,
             has_average=config.training.ema is not None,
             is_mixed=config.training.dtype != "fp32",
+            is_compiled=is_compiled,
         )
         if name == "this run":
             num_clips = _clips_per_device(config, rows)

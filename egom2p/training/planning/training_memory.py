@@ -18,6 +18,7 @@ from egom2p.layers.step_memory import StepMemory, step_memory, step_of_blocks
 from egom2p.models.egom2p_model import EgoM2P, ModelConfig
 from egom2p.models.losses import CHUNK_ELEMENTS, modality_cross_entropy
 from egom2p.training.optim import OptimizerConfig
+from egom2p.training.parallel import Recompute
 
 _FLOAT, _HALF = 4, 2
 GIB = 2**30
@@ -144,7 +145,9 @@ class TrainingMemory:
         *,
         has_average: bool = False,
         is_mixed: bool = True,
+        is_compiled: bool = False,
     ) -> None:
+        self._is_compiled = is_compiled and is_mixed
         self.model = build(size)
         self.counts = count_parameters(self.model, optimizer, has_average=has_average)
         self._rows, self._autocast = rows, torch.bfloat16 if is_mixed else None
@@ -160,17 +163,19 @@ class TrainingMemory:
         self._trunk, self._outside = (step_of_blocks(of_few, number) for number in (depths, (0, 0)))
         self._block = max((step_of_blocks(of_few, few) for few in ((1, 0), (0, 1))), key=lambda block: block.kept)
 
-    def footprint(self, num_clips: int, *, num_shards: int = 1, recompute: bool = False) -> Footprint:
+    def footprint(self, num_clips: int, *, num_shards: int = 1, recompute: Recompute = False) -> Footprint:
         """Of a micro-batch of so many clips.
 
         num_shards   devices that share one copy of weights, gradients and moments (FSDP); 1: whole copies (DDP)
-        recompute    activation checkpointing of every block
+        recompute    activation checkpointing of every block, or of its MLP (compiled blocks only)
         """
         counts, config, scale = self.counts, self.model.config, num_clips / _MEASURED_CLIPS
         head = self._head(num_clips)
         kept, one_block, copies = self._trunk.kept, self._trunk.workspace * scale, self._trunk.copies
         heads = head.workspace
-        if recompute:
+        if self._is_compiled and num_shards == 1 and recompute is not True:
+            kept, copies = self._kept_when_compiled(has_mlp=not recompute), self._outside.copies
+        elif recompute:
             # Each block keeps its input, in the float32 of the stream between blocks, and is whole again one at a time.
             inputs = config.encoder_depth * self._num_inputs(_MEASURED_CLIPS)
             inputs += config.decoder_depth * round(_MEASURED_CLIPS * self._rows.num_targets)
@@ -193,7 +198,7 @@ class TrainingMemory:
             temporaries=head.kept + max(heads, round(one_block)),
         )
 
-    def most_clips(self, gigabytes: float, *, num_shards: int = 1, recompute: bool = False) -> int:
+    def most_clips(self, gigabytes: float, *, num_shards: int = 1, recompute: Recompute = False) -> int:
         """Largest micro-batch that fits into a device's memory; 0: not even one clip."""
 
         def fits(num_clips: int) -> bool:
@@ -207,6 +212,22 @@ class TrainingMemory:
             middle = (low + high) // 2
             low, high = (middle, high) if fits(middle) else (low, middle)
         return low
+
+    def _kept_when_compiled(self, *, has_mlp: bool) -> int:
+        """What compiled blocks keep: inputs and outputs of products and attention, each once; norms and the product of
+        SwiGLU are made again. Counted on the stand-in for a GPU (tests/null_gpu), which it meets to 1 %."""
+        config = self.model.config
+        stream, half, scores = config.dim * _FLOAT, config.dim * _HALF, config.num_heads * _FLOAT
+        mlp = config.mlp_dim * _HALF * (2 if config.activation == "swiglu" else 1) if has_mlp else 0
+        statistics = 2 * _FLOAT  # of a norm
+        attended = 4 * half + scores + half  # queries, keys, values, result, and what the projection makes of it
+        of_input = stream + attended + mlp + 2 * statistics
+        of_target = stream + attended + 3 * half + scores + mlp + 3 * statistics
+        of_context = 2 * half + statistics
+        inputs = self._num_inputs(_MEASURED_CLIPS)
+        targets = round(_MEASURED_CLIPS * self._rows.num_targets)
+        encoder = config.encoder_depth * inputs * of_input
+        return self._outside.kept + encoder + config.decoder_depth * (targets * of_target + inputs * of_context)
 
     def _num_inputs(self, num_clips: int) -> int:
         return round(num_clips * (self._rows.inputs + self.model.config.num_registers))

@@ -13,6 +13,7 @@ from egom2p.contracts import ModalitySpec, TokenGrid
 from egom2p.models.egom2p_model import EgoM2P, ModelConfig, load_model
 from egom2p.models.losses import combine_losses
 from egom2p.models.weights import save_model, tokenizer_locations
+from egom2p.storage import load_tensors, save_tensors
 
 TEXT = ModalitySpec("tok_words", "sequence", "text", TokenGrid((5,)), 9, "words", pad_id=0, eos_id=1, sentinel_ids=(2,))
 
@@ -231,3 +232,19 @@ def test_the_input_side_may_start_with_its_own_scale():
     assert model.decoder_embeddings.head_table.std().item() == pytest.approx(0.02, rel=0.1)
     published = tiny_model(embedding_std=0.02)
     assert published.encoder_embeddings.token_table.std().item() == pytest.approx(0.02, rel=0.1)
+
+
+def test_weights_that_are_not_finite_are_neither_written_nor_read(tmp_path):
+    model = tiny_model()
+    save_model(model, tmp_path / "good")
+    weights = load_tensors(tmp_path / "good" / "model.safetensors")
+    name = next(iter(weights))
+    weights[name].view(-1)[0] = float("nan")
+    save_tensors(tmp_path / "good" / "model.safetensors", weights)
+    with pytest.raises(ValueError, match=f"model.safetensors: {name} holds 1 of"):
+        load_model(tmp_path / "good")
+    with torch.no_grad():
+        next(model.parameters()).view(-1)[0] = float("inf")
+    with pytest.raises(ValueError, match="model.safetensors is not written: .* not finite"):
+        save_model(model, tmp_path / "bad")
+    assert not (tmp_path / "bad").exists()

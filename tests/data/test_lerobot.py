@@ -9,7 +9,7 @@ from field_replicas import numbered_frames, numbered_video, numbers_seen, real, 
 
 from egom2p.contracts import Intrinsics, Provenance, Recording, Stream
 from egom2p.data.clips.video_files import open_video
-from egom2p.data.recordings.lerobot import LeRobotSource, metres_of_codes
+from egom2p.data.recordings.lerobot import LeRobotReader, LeRobotSource, metres_of_codes
 from egom2p.data.recordings.lerobot_writer import codes_of_metres, write_lerobot
 from egom2p.data.recordings.reader_choice import AnySource, open_reader
 
@@ -71,6 +71,13 @@ def test_what_is_written_reads_back_and_every_episode_keeps_its_own_clock(tmp_pa
         assert list(read.streams["caption"].values) == ["reach", "grasp"]
     with pytest.raises(ValueError, match="is there already"):
         write_lerobot(tmp_path / "set", recordings, fps=30)
+
+
+def test_an_info_json_of_something_else_is_no_lerobot_set(tmp_path):
+    (tmp_path / "meta").mkdir()
+    for content in ("[1]", "{", '{"fps": 3}'):
+        (tmp_path / "meta/info.json").write_text(content)
+        assert not LeRobotReader.find(tmp_path)
 
 
 def test_the_codes_of_depth_are_lerobots():

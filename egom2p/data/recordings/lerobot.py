@@ -51,8 +51,11 @@ class LeRobotReader(FormatReader):
         found = {}
         folders = folders_with(root, "meta/info.json", depth=2)
         for name, folder in folders.items():
-            info = read_json(folder / "meta/info.json")
-            if "codebase_version" in info:
+            try:
+                info = read_json(folder / "meta/info.json")
+            except ValueError:
+                continue  # of another format
+            if isinstance(info, dict) and "codebase_version" in info:
                 prefix = "" if folder == root else f"{name}_"
                 found |= {f"{prefix}episode_{n:06d}": folder for n in _episode_numbers(folder, info)}
         return found

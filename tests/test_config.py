@@ -178,15 +178,27 @@ def test_hydras_own_flags(config_file, flags, capsys):
     shown = capsys.readouterr().out
     if "defaults" not in flags:
         assert "seed: 9" in shown and "lr: 0.5" in shown
-    assert "--help" not in flags or "a test" in shown
+    if "--help" in flags:  # keys that no YAML names too
+        assert "a test" in shown and "optim.betas = (0.9, 0.95)" in shown and "extra = null" in shown
+        assert "sets.<name>.weight = 1.0" in shown and "seed = (must be given)" in shown
 
 
-@pytest.mark.parametrize("arguments", [["sed=1"], ["--multirun", "sed=1,2"], ["--cfg", "job", "sed=1"], ["--nonsense"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["sed=1"], ["--multirun", "sed=1,2"], ["--cfg", "job", "sed=1"], ["--nonsense"]],
+)
 def test_mistakes_end_with_exit_code_2(config_file, arguments, capsys):
     with pytest.raises(SystemExit) as ended:
         run(config_file, *arguments)
     assert ended.value.code == 2
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_an_invalid_config_is_not_shown_as_a_job(config_file, capsys):
+    with pytest.raises(SystemExit) as ended:
+        run(config_file, "--cfg", "job", "optim.lr=-1")
+    shown = capsys.readouterr()
+    assert ended.value.code == 2 and "lr must be positive, got -1" in shown.err and "lr: -1" not in shown.out
 
 
 @pytest.mark.parametrize("flags", [[], ["--multirun"]])

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import hydra
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from egom2p.config.composition import (
     build,
@@ -29,7 +29,7 @@ from egom2p.config.composition import (
     prepare_overrides,
     quoted,
 )
-from egom2p.config.schema import ConfigError
+from egom2p.config.schema import ConfigError, keys_with_defaults
 
 SchemaT = TypeVar("SchemaT")
 
@@ -173,7 +173,9 @@ def _run_hydra(
     file = find_config_file(given.config)
     overrides = prepare_overrides(schema, given.overrides, file, is_sweep=given.multirun)
     if not given.multirun:
-        compose(file, overrides)  # for its readable errors
+        tree = compose(file, overrides)  # for its readable errors
+        if given.cfg is not None and not OmegaConf.missing_keys(tree):
+            build(schema, tree, where=str(file))
 
     def job(tree: DictConfig) -> None:
         try:
@@ -226,7 +228,8 @@ def _help_template(schema: type, description: str) -> str:
     """What --help shows: purpose, what the keys mean (the schema's own words), and the composed config."""
     keys = inspect.cleandoc(schema.__doc__ or "")
     usage = f"{Path(sys.argv[0]).name} [--config FILE] key=value ...    (also --cfg job, --info, --multirun)"
-    parts = [description.strip(), usage, keys if not keys.startswith(f"{schema.__name__}(") else ""]
+    every = "== Every key and its default ==\n\n" + "\n".join(keys_with_defaults(schema))
+    parts = [description.strip(), usage, keys if not keys.startswith(f"{schema.__name__}(") else "", every]
     words = "\n\n".join(part for part in parts if part)
     # Neither Hydra's template nor an interpolation may find a `$` of ours.
-    return words.replace("${", "$ {").replace("$", "$$") + "\n\n== Config: every key can be set ==\n\n$CONFIG"
+    return words.replace("${", "$ {").replace("$", "$$") + "\n\n== What this config sets ==\n\n$CONFIG"

@@ -120,6 +120,26 @@ def all_keys(schema: type, prefix: str = "", depth: int = 6) -> list[str]:
     return keys
 
 
+def keys_with_defaults(schema: type, prefix: str = "", depth: int = 6) -> list[str]:
+    """Lines `key = default` for every key that the schema declares; below open mappings `<name>` stands for one."""
+    lines: list[str] = []
+    for field in dataclasses.fields(schema):
+        key = prefix + field.name
+        if field.default is not dataclasses.MISSING:
+            shown = (
+                "..." if dataclasses.is_dataclass(field.default) else "null" if field.default is None else field.default
+            )
+        else:
+            shown = "(must be given)" if field.default_factory is dataclasses.MISSING else field.default_factory()
+        lines.append(f"{key} = {shown}")
+        for step in ("", ".<name>"):
+            path = (field.name,) if not step else (field.name, "0")
+            for kind in types_at(schema, path):
+                if dataclasses.is_dataclass(kind) and depth > 0:
+                    lines += keys_with_defaults(kind, f"{key}{step}.", depth - 1)
+    return list(dict.fromkeys(lines))
+
+
 def types_at(schema: Any, path: Sequence[str]) -> list[Any]:
     """The types a value at `path` may have, unions taken apart; empty if the path does not exist."""
     kinds = list(_alternatives(schema))

@@ -121,7 +121,9 @@ def measured_paths(root: Path) -> dict[str, list[str]]:
             "device=cpu",
         ),
         "one preparation": run_command(
-            "run_prepare_data.py", f"source.root={root / 'recordings'}", f"output={root / 'clips'}", "dataset=home",
+            # Its format is named: telling it asks every reader once, one file each.
+            "run_prepare_data.py", "source.kind=plain_folder",
+            f"source.root={root / 'recordings'}", f"output={root / 'clips'}", "dataset=home",
             "clip.height=16", "clip.width=16",
         ),
     }  # fmt: skip

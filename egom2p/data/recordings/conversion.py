@@ -87,7 +87,8 @@ def _refuse_products(source: Path) -> None:
             if found is not None:
                 raise ValueError(
                     f"{source}: found {found.name}: a recording of {product}, of which its videos alone would lose "
-                    f"gaze and poses; wanted one of the formats {sorted(FORMATS)}, or a plain folder made of it"
+                    f"gaze and poses; run_prepare_data.py reads data sets as they are (README_DATA.md); wanted one of "
+                    f"the formats {sorted(FORMATS)}, or a plain folder made of it"
                 )
 
 

@@ -125,7 +125,9 @@ def _read_gguf(file: Path) -> "tuple[PreTrainedModel, PreTrainedTokenizerFast]":
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     where = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
-    model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(
+        **where, dtype=torch.float32, trust_remote_code=False, use_safetensors=True
+    )
     return model.eval(), AutoTokenizer.from_pretrained(**where, trust_remote_code=False)
 
 
@@ -145,7 +147,9 @@ def _plain_copy(model: "PreTrainedModel") -> "PreTrainedModel":
 def _check(folder: Path, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast") -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    again = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True).eval()
+    again = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, trust_remote_code=False, use_safetensors=True
+    ).eval()
     words = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     turns = [{"role": "user", "content": _PROMPT}]
     texts = [by.apply_chat_template(turns, tokenize=False, add_generation_prompt=True) for by in (tokenizer, words)]

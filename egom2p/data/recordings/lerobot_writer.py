@@ -1,4 +1,5 @@
-"""Recordings as a LeRobotDataset v3.0; package pyarrow. `lerobot.py` reads it back, and so does lerobot 0.6.
+"""Recordings as a LeRobotDataset v3.0; package pyarrow. `lerobot.py` reads it back; the lerobot package
+has not been tried on it.
 
 Streams are brought onto one clock of `fps` (nearest frames, poses by slerp, tracks linearly) over the time that all of
 them share. Every episode has its own mp4 files, so no file time grows into what float32 cannot count. Depth becomes

@@ -64,6 +64,29 @@ def run(checkout: Path, arguments: list[str]) -> dict[str, float]:
     return {"cpu_s": round(used.ru_utime + used.ru_stime, 2), "peak_mb": round(used.ru_maxrss / 1024)}
 
 
+Runs = dict[str, dict[str, list[dict[str, float]]]]
+
+
+def summary(runs: Runs) -> dict[str, dict]:
+    """By command: how many times faster (medians of processor time), and the largest peaks."""
+    results = {}
+    for name, of_label in runs.items():
+        cpu_s = {label: median(used["cpu_s"] for used in values) for label, values in of_label.items()}
+        peak = {label: max(used["peak_mb"] for used in values) for label, values in of_label.items()}
+        results[name] = {
+            "times_faster": round(cpu_s["before"] / cpu_s["after"], 2),
+            "share_of_memory": round(peak["after"] / peak["before"], 3),
+            "peak_mb": peak,
+            "runs": of_label,
+        }
+    return results
+
+
+def write_results(path: Path, runs: Runs, seconds: float) -> None:
+    about = {"what": __doc__.splitlines()[0], "seconds_of_video": seconds, "environment": environment()}
+    path.write_text(json.dumps(about | {"results": summary(runs)}, indent=1) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--before", type=Path, required=True, help="a checkout of the state to compare with")
@@ -72,7 +95,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     checkouts = {"before": given.before.resolve(), "after": _HERE}
-    runs: dict[str, dict[str, list[dict[str, float]]]] = {}
+    runs: Runs = {}
     with tempfile.TemporaryDirectory() as folder:
         video = Path(folder) / "in" / "walk" / "video.mp4"
         video.parent.mkdir(parents=True)
@@ -84,20 +107,10 @@ def main() -> None:
                     used = run(checkout, arguments)
                     runs.setdefault(name, {}).setdefault(label, []).append(used)
                     print(number, label, name, used, flush=True)
-    results = {}
-    for name, of_label in runs.items():
-        cpu = {label: median(used["cpu_s"] for used in values) for label, values in of_label.items()}
-        peak = {label: max(used["peak_mb"] for used in values) for label, values in of_label.items()}
-        results[name] = {
-            "times_faster": round(cpu["before"] / cpu["after"], 2),
-            "share_of_memory": round(peak["after"] / peak["before"], 3),
-            "peak_mb": peak,
-            "runs": of_label,
-        }
-        print(f"{name}: {results[name]['times_faster']} times as fast, peak {peak['before']} -> {peak['after']} MB")
-    if given.json:
-        about = {"what": __doc__.splitlines()[0], "seconds_of_video": given.seconds, "environment": environment()}
-        given.json.write_text(json.dumps(about | {"results": results}, indent=1) + "\n")
+            if given.json:
+                write_results(given.json, runs, given.seconds)
+    for name, found in summary(runs).items():
+        print(name, {key: value for key, value in found.items() if key != "runs"})
 
 
 if __name__ == "__main__":

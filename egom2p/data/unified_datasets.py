@@ -18,7 +18,7 @@ from egom2p.data.modality_info import build_specs, specs_from_shards
 from egom2p.data.token_batches import ClipSize, choose_shape, fit_clips, runs
 from egom2p.data.token_set import TokenSet
 from egom2p.data.transfer_masking import TransferMasking
-from egom2p.jobs.workers import from_workers, leave_signals_to_the_parent
+from egom2p.jobs.workers import from_workers, leave_signals_to_the_parent, made_ahead
 
 
 @strict
@@ -296,12 +296,22 @@ class EvalLoader:
         return len(self._shares)
 
     def __iter__(self) -> Iterator[PackedBatch]:
-        for share in self._shares:
-            clips = [
-                self._masking(self._tokens[index], clip_rng(self._seed, "fixed masking", number))
-                for number, index in share
-            ]
-            yield collate(clips, self._specs, self._num_registers, self._token_budget * len(clips))
+        return map(self._batch, self._shares)
+
+    def batches(self, *, num_threads: int = 0, pin_memory: bool = False) -> Iterator[PackedBatch]:
+        """The same, made ahead by threads, in memory from which a GPU copies without the host's help."""
+
+        def make(share: Sequence[tuple[int, int]]) -> PackedBatch:
+            batch = self._batch(share)
+            return batch.pin_memory() if pin_memory else batch
+
+        return made_ahead(make, self._shares, num_threads=num_threads)
+
+    def _batch(self, share: Sequence[tuple[int, int]]) -> PackedBatch:
+        clips = [
+            self._masking(self._tokens[index], clip_rng(self._seed, "fixed masking", number)) for number, index in share
+        ]
+        return collate(clips, self._specs, self._num_registers, self._token_budget * len(clips))
 
 
 def fixed_batches(

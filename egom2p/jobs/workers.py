@@ -6,8 +6,10 @@ import os
 import signal
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, wait
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from itertools import islice
 from typing import Any, TypeVar
 
 import torch
@@ -37,6 +39,27 @@ def choose_device(wanted: str = "auto", *, only_cuda: bool = False) -> torch.dev
         why = str(error).splitlines()[0]
         raise ValueError(f"device: {wanted} is not to be had here ({why}); use device=auto or cpu") from None
     return device
+
+
+def made_ahead(make: Callable[[Any], Result], items: Iterable[Any], *, num_threads: int) -> Iterator[Result]:
+    """`make(item)` of every item, in their order, by threads that are a few items ahead; 0 threads: when it is asked.
+
+    For work that mostly waits for disks or runs outside of Python. The first error ends it where it belongs.
+    """
+    if num_threads == 0:
+        yield from map(make, items)
+        return
+    left = iter(items)
+    with ThreadPoolExecutor(num_threads, thread_name_prefix="made ahead") as pool:
+        coming: deque[Future[Result]] = deque(pool.submit(make, item) for item in islice(left, 2 * num_threads))
+        try:
+            while coming:
+                found = coming.popleft().result()
+                coming.extend(pool.submit(make, item) for item in islice(left, 1))
+                yield found
+        finally:
+            for future in coming:
+                future.cancel()
 
 
 class _Ticks:

@@ -195,7 +195,9 @@ class ClipEncoder:
         """Modality -> ids (B, L) int32 of the clips in `prepared`."""
         networks = self._networks()
         ids: dict[str, Any] = {}
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._is_bf16):
+        # fp32 is what it says: convolutions would round their inputs to 10 bits (TF32), and ids would change.
+        products = torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=self._is_bf16)
+        with products, torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._is_bf16):
             for name, inputs in prepared.inputs.items():
                 ids[name] = (
                     inputs if isinstance(inputs, np.ndarray) else self._encoded(networks[name].encode_batch, inputs)

@@ -89,7 +89,7 @@ class TrainingConfig:
     batch_tokens: int | None = None  # with batching=tokens: input and target tokens of one micro-batch on one rank
     accumulation: int = 1  # micro-batches per optimizer step
     reference_denominator: bool = False  # average per rank and micro-batch, as published, not over the whole step
-    num_workers: int = 0  # processes that load data; 0: in this process
+    num_workers: int = 0  # processes that load data (threads, for tokenizers); 0: in this process
 
     # machine
     device: str = "auto"

@@ -160,6 +160,22 @@ def test_batches_depend_on_position_alone(clips, tmp_path):
             assert torch.equal(found.tensors["video"], wanted.tensors["video"][rank::2])
 
 
+def test_threads_make_the_same_batches(clips, tmp_path):
+    """Over several epochs, with a memory that holds some clips and not others."""
+    made = []
+    for num_workers in (0, 3):
+        config = from_plain(
+            TokenizerTrainingConfig,
+            values(clips, tmp_path / "run", DEPTH, num_workers=num_workers) | {"cache_gb": 2e-5},
+        )
+        batches = TokenizerTask(config, Ranks()).batches(0)
+        made.append([next(batches) for _ in range(12)])
+        batches.close()
+    for one, other in zip(*made, strict=True):
+        assert one.counts == other.counts
+        assert all(torch.equal(one.tensors[name], other.tensors[name]) for name in one.tensors)
+
+
 def test_every_epoch_sees_every_clip_once_and_memory_is_bounded(clips, tmp_path):
     config = from_plain(TokenizerTrainingConfig, values(clips, tmp_path, GAZE))
     task = TokenizerTask(config, Ranks())

@@ -4,6 +4,7 @@ Reading and inflating a clip costs more than a small network's step on it. So a 
 the network's input where nothing random enters it, else as the clip itself (uint8, and float16 instead of float32).
 """
 
+import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
@@ -14,7 +15,10 @@ from egom2p.tokenizers.protocol import TokenizerBatch, TrainableTokenizer
 
 
 class ClipInputs:
-    """Batches by global position: position p is a clip of epoch p // n; order and windows depend on the seed only."""
+    """Batches by global position: position p is a clip of epoch p // n; order and windows depend on the seed only.
+
+    Several threads may ask at a time.
+    """
 
     def __init__(
         self, clips: Sequence[AlignedClip], network: TrainableTokenizer, *, seed: int, cache_bytes: int
@@ -24,6 +28,7 @@ class ClipInputs:
         self._kept_inputs: dict[int, TokenizerBatch] = {}
         self._kept_clips: dict[int, AlignedClip] = {}
         self._order: tuple[int, np.ndarray] = (-1, np.zeros(0, np.int64))
+        self._lock = threading.Lock()  # of what is kept, and of the bytes that are left
 
     def batch(self, positions: Iterable[int]) -> TokenizerBatch:
         """Joined network input of the clips at these positions."""
@@ -32,35 +37,40 @@ class ClipInputs:
     def clip_index(self, position: int) -> int:
         """Which clip stands at a position: every epoch is a permutation of all clips."""
         epoch, position = divmod(position, len(self._clips))
-        if self._order[0] != epoch:
-            self._order = (epoch, np.random.default_rng([self._seed, epoch]).permutation(len(self._clips)))
-        return int(self._order[1][position])
+        order = self._order
+        if order[0] != epoch:
+            order = (epoch, np.random.default_rng([self._seed, epoch]).permutation(len(self._clips)))
+            self._order = order
+        return int(order[1][position])
 
     def _input(self, position: int) -> TokenizerBatch:
         index = self.clip_index(position)
-        if index in self._kept_inputs:
-            return self._kept_inputs[index]
+        kept = self._kept_inputs.get(index)
+        if kept is not None:
+            return kept
         rng = np.random.default_rng([self._seed, position])
         untouched = rng.bit_generator.state
         made = self._network.batch_from_clips([self._clip(index)], rng)
         # A generator that was not used cannot have entered the result.
         if rng.bit_generator.state == untouched:
             size = sum(tensor.nbytes for tensor in made.tensors.values())
-            if size <= self._bytes_left:
-                self._bytes_left -= size
-                self._kept_inputs[index] = made
-                self._release(index)
+            with self._lock:
+                if size <= self._bytes_left and index not in self._kept_inputs:
+                    self._bytes_left -= size
+                    self._kept_inputs[index] = made
+                    self._release(index)
         return made
 
     def _clip(self, index: int) -> AlignedClip:
-        if index in self._kept_clips:
-            return _restored(self._kept_clips[index])
-        clip = self._clips[index]
-        compact = _compact(clip)
+        kept = self._kept_clips.get(index)
+        if kept is not None:
+            return _restored(kept)
+        compact = _compact(self._clips[index])
         size = _num_bytes(compact)
-        if size <= self._bytes_left:
-            self._bytes_left -= size
-            self._kept_clips[index] = compact
+        with self._lock:
+            if size <= self._bytes_left and index not in self._kept_clips:
+                self._bytes_left -= size
+                self._kept_clips[index] = compact
         return _restored(compact)  # also the first time: a resumed run must see the same numbers
 
     def _release(self, index: int) -> None:

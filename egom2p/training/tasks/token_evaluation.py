@@ -108,7 +108,8 @@ class TokenEvaluation:
         for group, (set_name, loader) in self._loaders.items():
             sums = torch.zeros(len(self._specs), dtype=torch.float64, device=self._ranks.device)
             counts = [0] * len(self._specs)
-            for batch in loader:
+            is_cuda = self._ranks.device.type == "cuda"
+            for batch in loader.batches(num_threads=int(is_cuda), pin_memory=is_cuda):
                 output = model(batch.to(self._ranks.device))
                 sums += output.sums
                 counts = [a + b for a, b in zip(counts, output.counts, strict=True)]

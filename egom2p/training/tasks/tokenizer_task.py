@@ -1,6 +1,7 @@
 """Training a tokenizer on aligned clips: its root schema and its task for the loop."""
 
 from collections.abc import Iterable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from egom2p.config import from_plain, to_plain
 from egom2p.contracts import AlignedClip, LossOutput
+from egom2p.jobs.workers import made_ahead
 from egom2p.storage import load_json
 from egom2p.tokenizers.pretrained import build_network, load_tokenizer, save_tokenizer
 from egom2p.tokenizers.protocol import TokenizerBatch, TrainableTokenizer
@@ -59,11 +61,13 @@ class TokenizerTask(Task):
 
     def batches(self, first_clip: int) -> Iterator[TokenizerBatch]:
         step_clips = self.config.training.batch_size * self.ranks.world_size
-        start = first_clip
-        while True:
-            positions = range(start + self.ranks.rank, start + step_clips, self.ranks.world_size)
-            yield self.inputs.batch(positions)
-            start += step_clips
+        starts = count(first_clip, step_clips)
+        shares = (range(start + self.ranks.rank, start + step_clips, self.ranks.world_size) for start in starts)
+        yield from made_ahead(self._batch, shares, num_threads=self.config.training.num_workers)
+
+    def _batch(self, positions: range) -> TokenizerBatch:
+        batch = self.inputs.batch(positions)
+        return batch.pin_memory() if self.ranks.device.type == "cuda" else batch
 
     def counts(self, batch: TokenizerBatch) -> tuple[int, ...]:
         return self.model.counts(batch) if isinstance(self.model, CodecWithLosses) else batch.counts

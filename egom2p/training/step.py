@@ -109,7 +109,9 @@ class StepSums:
 
         `skipped_in_a_row`: the longest row of them that reached into this time. Waits for the device.
         """
-        loss, norm, num_skipped, num_lost, *sums = self._ranks.sum_tensor(self._values).tolist()
+        # In one copy: each of its own would make the host wait again.
+        told = torch.cat([self._in_a_row, self._ranks.sum_tensor(self._values)]).tolist()
+        _, longest, loss, norm, num_skipped, num_lost, *sums = told
         num_steps = self._num_steps - num_lost / self._ranks.world_size
         values = {"loss": loss / num_steps if num_steps else math.nan}
         for name, total, count in zip(self._names, sums, self._counts, strict=True):
@@ -117,9 +119,8 @@ class StepSums:
                 values[f"loss/{name}"] = total / count
         values["grad_norm"] = norm / self._num_steps
         values["skipped_steps"], values["num_steps"] = round(num_skipped), self._num_steps
-        now, longest = self._in_a_row.tolist()
         values["skipped_in_a_row"] = round(longest)
-        self._in_a_row[1] = now
+        self._in_a_row = self._in_a_row[:1].repeat(2)
         self._values, self._counts, self._num_steps = None, [], 0
         return values
 

@@ -25,7 +25,7 @@ LAUNCHES = {
     "tiny tokens": 400,
     "tiny fp16": 400,
     "tiny fp32": 450,
-    "tiny muon": 760,
+    "tiny muon": 880,
     "tiny options": 520,
     "tiny recompute": 460,
     "tiny mlp": 420,

@@ -54,8 +54,8 @@ CASES = {
     "tiny varied": {**SMALL, **RAGGED, "num_steps": 16},
     "tiny varied tokens": {**SMALL, **RAGGED, "num_steps": 16, "batching": "tokens", "batch_tokens": 2048},
     "tiny eager": {**SMALL, "compile": False},
-    "tiny muon": {**SMALL, "optimizer": {"kind": "muon"}, "ema": True, "accumulation": 2},
-    "tiny fp16": {**SMALL, "dtype": "fp16"},
+    "tiny muon": {**SMALL, "compile": False, "optimizer": {"kind": "muon"}, "ema": True, "accumulation": 2},
+    "tiny fp16": {**SMALL, "compile": False, "dtype": "fp16"},
     "tiny fp32": {**SMALL, "dtype": "fp32", "compile": False, **RAGGED},
     "tiny ragged": {**SMALL, **RAGGED, "compile": False},
     "tiny tokens": {**SMALL, **RAGGED, "compile": False, "batching": "tokens", "batch_tokens": 2048},
@@ -140,6 +140,7 @@ def run(
     torch.cuda.reset_peak_memory_stats()
     patched = {"_step": counted_step, "_log_line": counted_log_line}
     patched |= {"evaluate": lambda self: None, "save_checkpoint": lambda self, **options: None}
+    patched["_check_weights"] = lambda self, *found: None  # nothing computed, nothing is finite
     saved = {name: getattr(loop._Run, name) for name in patched}
     export, loop.export = loop.export, lambda *args, **kwargs: None
     for name, function in patched.items():

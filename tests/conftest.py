@@ -1,5 +1,6 @@
 """Shared fixtures: generators, and the folders of external test data (skipped with a reason where absent)."""
 
+import logging
 import os
 from pathlib import Path
 
@@ -57,3 +58,11 @@ def rng() -> np.random.Generator:
 @pytest.fixture
 def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _root_handlers():
+    """A command run inside a test may set up logging; its handler holds the test's captured stream, which is closed."""
+    before = list(logging.root.handlers)
+    yield
+    logging.root.handlers[:] = before

@@ -34,6 +34,8 @@ _TUM_ORDER, _EUROC_ORDER = (0, 1, 2, 3, 4, 5, 6, 7), (0, 1, 2, 3, 5, 6, 7, 4)
 _TIME_WORDS = {"timestamp", "timestamps", "time", "times", "stamp", "t"}
 _POSITION_WORDS = {"t", "p", "pos", "position", "trans", "translation", "loc", "location"}
 _QUATERNION_WORDS = {"q", "quat", "quaternion", "r", "rot", "rotation", "orientation", "ori", "attitude"}
+_ANGLES = {"roll", "pitch", "yaw"}
+_METRES = {"m", "meter", "meters", "metre", "metres"}
 _SHORT = re.compile(r"^(pos|position|rot|quat|[tpqr])([xyzw])$")
 # Columns beside the pose: EuRoC's velocity and biases, and what others add.
 _OTHER_WORDS = {"velocity", "vel", "acceleration", "acc", "gyro", "gravity", "angular", "linear", "bias", "omega"}
@@ -232,8 +234,14 @@ def _named_columns(path: str | Path, headers: Sequence[list[str]], *, num_column
         while len(names) > num_columns and _role(names[0]) is None:  # `format: timestamp tx ...`
             names = names[1:]
         roles = [_role(name) for name in names]
+        if "time" in roles and (angles := [name for name in names if name.lower() in _ANGLES]):
+            raise ValueError(f"{path}: found rotations as angles ({angles[0]}), wanted a quaternion (qx qy qz qw)")
         if sum(role in _COLUMNS[4:] for role in roles) < 3:
             continue
+        for name, role in zip(names, roles, strict=True):
+            length = re.search(r"[\[(]\s*(\w+)\s*[\])]", name)
+            if role in _COLUMNS[1:4] and length and length.group(1).lower() not in _METRES:
+                raise ValueError(f"{path}: found the column {name!r}, wanted positions in metres")
         counts = [roles.count(column) for column in _COLUMNS]
         if len(names) != num_columns or counts[0] < 1 or counts[1:] != [1] * 7:
             raise ValueError(

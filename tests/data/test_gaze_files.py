@@ -160,3 +160,24 @@ def test_streams_without_a_common_clock_are_refused_at_once(tmp_path):
                 plan_clips(recording, config)
         else:
             assert all(clip.gaze_is_valid.all() for clip in cut_clips(recording, config))
+
+
+@pytest.mark.parametrize(
+    ("column", "cells", "problem"),
+    [
+        ("confidence", ("30", "95"), "confidence up to 95, wanted 0 to 1; say gaze.min_confidence"),
+        ("invalid", ("1", "0"), "column 'invalid' may say which samples are valid"),
+        ("Confidence [%]", ("30", "95"), r"column 'confidence \[%\]' may say which samples are valid"),
+    ],
+)
+def test_validity_in_words_that_are_not_known_is_refused(tmp_path, column, cells, problem):
+    folder = tmp_path / "a"
+    folder.mkdir()
+    rows = [f"{number / 30},0.5,0.25,{cells[number >= 20]}" for number in range(40)]
+    (folder / "gaze.csv").write_text("\n".join([f"timestamps,u,v,{column}", *rows]))
+    with pytest.raises(ValueError, match=problem):
+        PlainFolderReader(tmp_path).read(0)
+    say = "min_confidence: 60" if column == "confidence" else "columns: [u, v]"
+    (folder / "recording.yaml").write_text(f"gaze: {{{say}}}\n")
+    gaze = PlainFolderReader(tmp_path).read(0).streams["gaze"]
+    assert gaze.is_valid.sum() == (20 if column == "confidence" else 40)

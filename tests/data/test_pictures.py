@@ -10,7 +10,14 @@ from PIL import Image
 from video_cases import UPRIGHT, corners_of, number_of, numbered, write_case
 
 from egom2p.data.clips.clip_alignment import ClipConfig, cut_clips
-from egom2p.data.clips.image_files import RgbImages, list_images, read_picture
+from egom2p.data.clips.image_files import (
+    RgbImages,
+    frame_ticks,
+    image_sequence,
+    list_images,
+    read_picture,
+    times_in_names,
+)
 from egom2p.data.clips.upright import OF_EXIF
 from egom2p.data.recordings.conversion import convert
 from egom2p.data.recordings.plain_folder import PlainFolderReader
@@ -368,3 +375,44 @@ def test_a_video_that_lies_on_its_side_is_turned_when_told(tmp_path):
     assert (rgb.width, rgb.height) == (128, 96) and corners_of(rgb.read([1])[0]) == UPRIGHT
     with pytest.raises(ValueError, match="rotate=90 is for videos and pictures; a recording says it"):
         next(read_recordings(str(tmp_path), "folder", rotate=90))
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        [f"frame_{number / 15:.3f}" for number in range(20)],
+        [f"rgb_{1305031102 + number / 15:.6f}" for number in range(20)],
+        [f"2024-01-01T00-00-{number / 15:09.6f}" for number in range(20)],
+        [f"cam_{1403636579763555584 + number * 10**9 // 15}" for number in range(20)],
+    ],
+)
+def test_times_in_names_may_follow_words(names):
+    times_s = times_in_names([Path(f"{name}.png") for name in names])
+    np.testing.assert_allclose(times_s - times_s[0], np.arange(20) / 15, atol=1e-3)
+
+
+def test_tenths_in_names_are_in_order_behind_words_too(tmp_path):
+    for name in ("f_0.1", "f_0.25", "f_0.3", "f_10.0"):
+        Image.new("RGB", (4, 4)).save(tmp_path / f"{name}.png")
+    assert [path.stem for path in image_sequence(tmp_path)] == ["f_0.1", "f_0.25", "f_0.3", "f_10.0"]
+
+
+@pytest.mark.parametrize(
+    ("names", "problem"),
+    [
+        (["left_0001", "left_0002", "right_0001", "right_0002"], "right_0001.png: found the number of left_0001.png"),
+        (["cam0_0", "cam0_1", "cam1_0", "cam1_1"], "cam1_0.png: found the number of cam0_0.png"),
+        (["003", "3", "4"], "found the number of 003.png"),
+        (["1", "2", "thumb"], "thumb.png: found no number"),
+    ],
+)
+def test_a_folder_of_two_sequences_or_with_a_stranger_is_refused(tmp_path, names, problem):
+    for name in names:
+        Image.new("RGB", (4, 4)).save(tmp_path / f"{name}.png")
+    with pytest.raises(ValueError, match=problem):
+        image_sequence(tmp_path)
+
+
+def test_names_whose_times_cannot_be_told_count_no_frames():
+    with pytest.raises(ValueError, match="whose times cannot be told"):
+        frame_ticks([Path(f"2024-01-01T00-0{minute}-00.5.png") for minute in range(3)])

@@ -327,3 +327,72 @@ def test_recordings_of_the_door(door_dir):
     for name, streams in (("rec_csv", ["gaze", "rgb"]), ("rec_video", ["rgb"])):
         recording = PlainFolderReader(door_dir / "hidden_files" / name).read(0)
         assert sorted(recording.streams) == streams and recording.unused == ()
+
+
+def test_names_count_without_case_wherever_a_file_is_looked_up(root):
+    (root / "kitchen" / "Recording.YAML").write_text("gaze: {offset_s: 0.5}\n")
+    (root / "kitchen" / "RGB_Timestamps.txt").write_text("\n".join(str(number / 15) for number in range(75)))
+    recording = PlainFolderReader(root).read(0)
+    assert recording.streams["gaze"].times_s[0] == 0.5 and recording.unused == ()
+    np.testing.assert_allclose(recording.streams["rgb"].times_s, np.arange(75) / 15)
+    (root / "kitchen" / "Recording.YAML").rename(root / "kitchen" / "recording.yml")
+    with pytest.raises(ValueError, match=r"recording.yml: wanted it to be called recording.yaml"):
+        PlainFolderReader(root).read(0)
+
+
+def test_times_of_a_picture_stream_that_is_not_there_are_unused(root):
+    (root / "kitchen" / "trajectory.txt").unlink()
+    (root / "kitchen" / "trajectory_timestamps.txt").write_text("0\n1\n")
+    assert PlainFolderReader(root).read(0).unused == ("trajectory_timestamps.txt",)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("gaze: {offset_s: 0.5}\ngaze: {offset_s: 0.0}\n", "found the key 'gaze' twice"),
+        ("rgb: {rate_hz: 0}\n", "rgb.rate_hz.*greater than 0"),
+        (
+            "intrinsics: {width: 32, height: 24, fx: 30, fy: 30, cx: 320, cy: 12}\n",
+            r"principal point \(320, 12\) outside 32x24",
+        ),
+    ],
+)
+def test_settings_that_cannot_be_meant_are_refused(root, text, problem):
+    _settings(root, text)
+    with pytest.raises(ValueError, match=problem):
+        PlainFolderReader(root).read(0)
+
+
+@pytest.mark.parametrize(("name", "per_second"), [("timestamps_ns", 10**9), ("times", 1), ("time_ms", 1000)])
+def test_times_and_validity_of_an_npz_are_found_by_any_of_their_names(root, name, per_second):
+    folder = root / "kitchen"
+    (folder / "trajectory.txt").unlink()
+    stamps = np.arange(75) * 2 / 30 * per_second
+    np.savez(folder / "trajectory.npz", world_from_camera=_poses(75), is_valid=np.arange(75) < 40, **{name: stamps})
+    (folder / "depth").rename(folder / "old")
+    np.savez(folder / "depth.npz", depth=np.full((75, 24, 32), 1.5, np.float32), **{name: stamps})
+    streams = PlainFolderReader(root).read(0).streams
+    np.testing.assert_allclose(streams["camera"].times_s, np.arange(75) * 2 / 30)
+    np.testing.assert_allclose(streams["depth"].times_s, np.arange(75) * 2 / 30)
+    assert streams["camera"].is_valid.tolist() == [True] * 40 + [False] * 35
+
+
+def test_poses_without_times_are_those_of_the_frames_or_need_a_rate(root):
+    folder = root / "kitchen"
+    (folder / "trajectory.txt").unlink()
+    _settings(root, "rgb: {rate_hz: 10}\n")
+    np.savez(folder / "trajectory.npz", world_from_camera=_poses(75))
+    np.testing.assert_allclose(PlainFolderReader(root).read(0).streams["camera"].times_s, np.arange(75) / 10)
+    np.savez(folder / "trajectory.npz", world_from_camera=_poses(50))
+    with pytest.raises(ValueError, match="50 poses without times and 75 frames of rgb; say camera.rate_hz"):
+        PlainFolderReader(root).read(0)
+    _settings(root, "camera: {rate_hz: 20}\n")
+    np.testing.assert_allclose(PlainFolderReader(root).read(0).streams["camera"].times_s, np.arange(50) / 20)
+
+
+def test_a_folder_called_like_a_video_is_a_recording_or_unused_but_no_video(root):
+    (root / "kitchen").rename(root / "take.mp4")
+    (root / "take.mp4" / "cut.mov").mkdir()
+    recording = PlainFolderReader(root).read(0)
+    assert recording.name == "take.mp4" and len(recording.streams["rgb"].values) == 75
+    assert recording.unused == ("cut.mov/",)

@@ -183,3 +183,16 @@ def test_times_have_a_unit(tmp_path):
     with pytest.raises(ValueError, match=r"path\.txt: .*likely s"):
         read_euroc(path)
     assert read_euroc(path, time_unit="s")[0][30] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("header", "problem"),
+    [
+        ("# timestamp frame tx ty tz roll pitch yaw", r"rotations as angles \(roll\), wanted a quaternion"),
+        ("# timestamp [s] tx [mm] ty [mm] tz [mm] qx qy qz qw", r"'tx\[mm\]', wanted positions in metres"),
+    ],
+)
+def test_headers_of_angles_and_of_other_lengths_are_refused(tmp_path, header, problem):
+    (tmp_path / "poses.txt").write_text(f"{header}\n0.0 1 2 3 0 0 0 1\n0.1 1 2 3 0 0 0 1\n")
+    with pytest.raises(ValueError, match=problem):
+        read_tum(tmp_path / "poses.txt")

@@ -22,6 +22,8 @@ _ONE_KIND = {".jpeg": ".jpg", ".tiff": ".tif"}
 _ORIENTATION = 0x0112  # of Exif
 # Digits of a time since 1970 in a name: units a second. EuRoC names are nanoseconds.
 _CLOCK_DIGITS = {19: 10**9, 16: 10**6, 13: 10**3}
+# A number, whole or with a point, after words that end in no digit or point.
+_DECIMAL_NAME = re.compile(r"((?:.*[^\d.])?)(\d+(?:\.\d+)?)")
 _LONGEST_PERIOD_S = 10.0
 _MAX_GAPS = 20  # missing numbers per picture: more are no numbers of frames
 
@@ -29,13 +31,17 @@ _MAX_GAPS = 20  # missing numbers per picture: more are no numbers of frames
 def list_images(folder: str | Path, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> list[Path]:
     """Images of a folder, numbers in names as numbers; what begins with a dot (a system's own notes) is not there."""
     found = [p for p in Path(folder).iterdir() if p.suffix.lower() in suffixes and not p.name.startswith(".")]
-    if all(re.fullmatch(r"\d+(\.\d+)?", path.stem) for path in found):
-        return sorted(found, key=lambda path: (_as_decimal(path.stem), path.name))
+    parts = [_DECIMAL_NAME.fullmatch(path.stem) for path in found]
+    if all(parts) and len({part[1] for part in parts}) == 1:
+        return sorted(found, key=lambda path: (_as_decimal(_DECIMAL_NAME.fullmatch(path.stem)[2]), path.name))
     return sorted(found, key=lambda path: _natural(path.name))
 
 
 def image_sequence(folder: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> list[Path]:
-    """The pictures of a folder that are one sequence. Raises ValueError when there are none, or of two kinds."""
+    """The pictures of a folder that are one sequence.
+
+    Raises ValueError when there are none, of two kinds, or when their names are of two sequences or of none.
+    """
     images = list_images(folder, suffixes)
     if not images:
         raise ValueError(f"{folder}: found no images, wanted at least one")
@@ -43,7 +49,27 @@ def image_sequence(folder: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> li
     other = next((path for path, kind in zip(images, kinds, strict=True) if kind != kinds[0]), None)
     if other is not None:
         raise ValueError(f"{other}: found {other.suffix} beside {images[0].name}, wanted pictures of one kind")
+    _check_one_sequence(images)
     return images
+
+
+def _check_one_sequence(images: Sequence[Path]) -> None:
+    """Raise ValueError for a number that two pictures have, and for a name without a number among those with one.
+
+    Those of two cameras (`left_0001`, `right_0001`) would be read one after the other. Names with more numbers than
+    two are dates, in which the last number comes back.
+    """
+    seen: dict[int, Path] = {}
+    for path in images:
+        numbers = re.findall(r"\d+", path.stem)
+        if not numbers and len(images) > 1 and re.search(r"\d", "".join(other.stem for other in images)):
+            raise ValueError(f"{path}: found no number in its name, wanted one as in the others of its folder")
+        if numbers and len(numbers) <= 2 and "." not in path.stem:
+            other = seen.setdefault(int(numbers[-1]), path)
+            if other is not path:
+                raise ValueError(
+                    f"{path}: found the number of {other.name}; wanted one sequence, and each number once in a folder"
+                )
 
 
 def frame_numbers(paths: Sequence[Path]) -> np.ndarray | None:
@@ -56,9 +82,17 @@ def frame_numbers(paths: Sequence[Path]) -> np.ndarray | None:
 
 
 def times_in_names(paths: Sequence[Path]) -> np.ndarray | None:
-    """Times (T,) in seconds where names are times: digits since 1970 (EuRoC), or seconds with a point (TUM)."""
-    stems = [path.stem for path in paths]
-    if all(re.fullmatch(r"\d+\.\d+", stem) for stem in stems):
+    """Times (T,) in seconds where names are times: digits since 1970 (EuRoC), or seconds with a point (TUM).
+
+    The same words may stand before all of them (`rgb_1305031102.175`).
+    """
+    parts = [_DECIMAL_NAME.fullmatch(path.stem) for path in paths]
+    if not all(parts):
+        return None
+    if len({part[1] for part in parts}) > 1:
+        return None
+    stems = [part[2] for part in parts]
+    if all("." in stem for stem in stems):
         times_s = np.array([float(stem) for stem in stems])
     elif all(stem.isdecimal() and len(stem) == len(stems[0]) for stem in stems) and len(stems[0]) in _CLOCK_DIGITS:
         times_s = np.array([int(stem) / _CLOCK_DIGITS[len(stem)] for stem in stems])
@@ -75,6 +109,11 @@ def frame_ticks(paths: Sequence[Path]) -> np.ndarray:
     Numbers in even steps are one frame apart. Raises ValueError when numbers jump too far to be of frames.
     """
     numbers = frame_numbers(paths)
+    if numbers is None and times_in_names(paths) is None and all(re.search(r"\d\.\d+$", p.stem) for p in paths):
+        raise ValueError(
+            f"{paths[0].parent}: found names such as {paths[0].name} and {paths[-1].name}, whose times cannot be told; "
+            "say them in a file rgb_timestamps.txt or depth_timestamps.txt beside the folder"
+        )
     if numbers is None or len(numbers) < 2:
         return np.arange(len(paths))
     ticks = (numbers - numbers[0]) // np.gcd.reduce(np.diff(numbers))

@@ -14,8 +14,8 @@ from egom2p.contracts import FrameSource, Intrinsics, check_shape
 from egom2p.data.clips.image_files import IMAGE_SUFFIXES
 from egom2p.data.clips.video_files import VideoFile
 from egom2p.data.recordings.recording_settings import SETTINGS_FILE, DepthSettings
-from egom2p.data.recordings.track_files import load_npz
-from egom2p.geometry import pixel_grid, rays
+from egom2p.data.recordings.track_files import load_npz, stamps_in
+from egom2p.geometry import TimeUnit, pixel_grid, rays
 
 DEPTH_SUFFIXES = (*IMAGE_SUFFIXES, ".exr")
 _PICTURE_METRES_PER_UNIT = 0.001
@@ -113,17 +113,17 @@ class DepthAlongAxis:
 
 def open_depth(
     path: Path, pictures: Sequence[Path], wanted: DepthSettings, intrinsics: Intrinsics | None
-) -> tuple[Any, np.ndarray | None]:
-    """A FrameSource of depth in metres, and the stamps (T,) that stand beside it in an npz.
+) -> tuple[Any, np.ndarray | None, TimeUnit | None]:
+    """A FrameSource of depth in metres, and the stamps (T,) that stand beside it in an npz, with their unit.
 
     path       a folder, whose pictures are `pictures`, or an array file
     Raises ValueError naming the file, and what is missing to know its unit.
     """
-    stamps = None
+    stamps, unit = None, wanted.time_unit
     if path.is_dir():
         frames: Any = list(pictures)
     else:
-        frames, stamps = _load_array(path)
+        frames, stamps, unit = _load_array(path, unit)
         if np.issubdtype(frames.dtype, np.integer) and wanted.metres_per_unit is None:
             raise ValueError(
                 f"{path}: found whole numbers ({frames.dtype}), wanted depth.metres_per_unit in {SETTINGS_FILE} "
@@ -140,11 +140,11 @@ def open_depth(
     if wanted.measured_along == "ray":
         if intrinsics is None:
             raise ValueError(f"{path.parent / SETTINGS_FILE}: depth along the ray needs intrinsics, found none")
-        return DepthAlongAxis(source, intrinsics), stamps
-    return source, stamps
+        return DepthAlongAxis(source, intrinsics), stamps, unit
+    return source, stamps, unit
 
 
-def _load_array(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+def _load_array(path: Path, unit: TimeUnit | None) -> tuple[np.ndarray, np.ndarray | None, TimeUnit | None]:
     if path.suffix.lower() == ".npy":
         try:
             array, stamps = np.load(path, mmap_mode="r", allow_pickle=False), None
@@ -155,11 +155,12 @@ def _load_array(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
         name = next((name for name in ("depth", "arr_0") if name in arrays), None)
         if name is None:
             raise ValueError(f"{path}: found arrays {sorted(arrays)}, wanted `depth` (T, H, W)")
-        array, stamps = arrays[name], arrays.get("timestamps")
+        array = arrays[name]
+        stamps, unit = stamps_in(arrays, path, unit)
     check_shape(f"{path}: depth", array, "t h w")
     if not len(array) or not (np.issubdtype(array.dtype, np.integer) or np.issubdtype(array.dtype, np.floating)):
         raise ValueError(f"{path}: found {len(array)} frames of {array.dtype}, wanted whole or real numbers")
-    return array, stamps
+    return array, stamps, unit
 
 
 def read_depth_picture(path: Path) -> np.ndarray:

@@ -49,13 +49,13 @@ from egom2p.data.recordings.recording_settings import (
     TrackSettings,
     read_settings,
 )
-from egom2p.data.recordings.track_files import TABLE_SUFFIXES, check_times, clock_s, visible
+from egom2p.data.recordings.track_files import TABLE_SUFFIXES, check_times, clock_s, named, visible
 from egom2p.geometry import CLOCKWISE_TURN, turned_clockwise
 
 _TRACK_SUFFIXES = (*TABLE_SUFFIXES, ".npz")
 _RESERVED = ("depth", "gaze", "trajectory")
 _PICTURES = ("rgb", "depth")
-_CLOCKS = ("rgb_timestamps.txt", "depth_timestamps.txt", "trajectory_timestamps.txt")
+_STREAM_OF_CLOCK = {"rgb": "rgb", "depth": "depth", "trajectory": "camera"}  # of <name>_timestamps.txt
 
 
 class PlainFolderReader:
@@ -95,7 +95,8 @@ class PlainFolderReader:
     def signature(self, index: int, *, is_whole: bool) -> dict[str, str]:
         """What tells whether a recording's files are what they were (`recording_formats.files_signature`)."""
         folder = self.root if self._is_one else self.root / self.names[index]
-        settings = [self.root / SETTINGS_FILE] if (self.root / SETTINGS_FILE).is_file() and folder != self.root else []
+        parent = named(self.root, SETTINGS_FILE)
+        settings = [parent] if parent.is_file() and folder != self.root else []
         return files_signature(self.root, [folder, *settings], is_whole=is_whole)
 
 
@@ -109,7 +110,11 @@ def read_recording(folder: Path, settings: RecordingSettings, *, name: str = "",
         intrinsics = upright_intrinsics(intrinsics, streams["rgb"].values)
     _add(streams, "depth", _read_depth(files, settings.depth, streams.get("rgb"), intrinsics))
     trajectories = [f"trajectory{suffix}" for suffix in FORMAT_OF_SUFFIX]
-    _add(streams, "camera", read_camera(folder, files.take(settings.camera.file, trajectories), settings.camera))
+    _add(
+        streams,
+        "camera",
+        read_camera(folder, files.take(settings.camera.file, trajectories), settings.camera, streams.get("rgb")),
+    )
     gazes = [f"gaze{suffix}" for suffix in _TRACK_SUFFIXES]
     gaze_path = files.take(settings.gaze.file, gazes)
     _add(streams, "gaze", read_gaze(folder, gaze_path, settings.gaze, streams.get("rgb"), intrinsics))
@@ -120,7 +125,8 @@ def read_recording(folder: Path, settings: RecordingSettings, *, name: str = "",
     _refuse_settings_of_nothing(folder, settings, streams)
     _add(streams, "caption", _captions(settings, streams))
     name = name or folder.name
-    files.take_all((SETTINGS_FILE, *_CLOCKS))
+    clocks = [f"{clock}_timestamps.txt" for clock, stream in _STREAM_OF_CLOCK.items() if stream in streams]
+    files.take_all((SETTINGS_FILE, *clocks))
     recording = Recording(
         name,
         streams,
@@ -197,7 +203,7 @@ class _Files:
 
 def _refuse_settings_of_nothing(folder: Path, settings: RecordingSettings, streams: dict[str, Stream]) -> None:
     """Keys of the recording's own file must have something to hold for; a parent's serves many recordings."""
-    if not (folder / SETTINGS_FILE).is_file():
+    if not named(folder, SETTINGS_FILE).is_file():
         return
     defaults = RecordingSettings()
     for stream in ("rgb", "depth", "camera", "gaze"):
@@ -232,13 +238,13 @@ def _read_depth(
     if path is None:
         return None
     pictures, own_times_s = _pictures_of(files, path, DEPTH_SUFFIXES) if path.is_dir() else ([], None)
-    values, stamps = open_depth(path, pictures, wanted, intrinsics)
+    values, stamps, unit = open_depth(path, pictures, wanted, intrinsics)
     ticks = None
     if stamps is not None:
         positions = [f"{path}, row {row}" for row in range(len(stamps))]
         own_times_s = clock_s(
             stamps,
-            wanted.time_unit,
+            unit,
             path,
             positions,
             offset_s=wanted.offset_s,
@@ -247,7 +253,7 @@ def _read_depth(
         )
     elif own_times_s is not None:
         own_times_s = own_times_s + wanted.offset_s
-    elif wanted.rate_hz is not None or rgb is None or (folder / "depth_timestamps.txt").is_file():
+    elif wanted.rate_hz is not None or rgb is None or named(folder, "depth_timestamps.txt").is_file():
         ticks = _ticks(folder, "depth", pictures, None, wanted.rate_hz) if pictures else None
     else:
         own_times_s = rgb.times_s[_rows_of_rgb(path, pictures, len(values), rgb)] + wanted.offset_s
@@ -287,7 +293,7 @@ def _ticks(
     folder: Path, name: str, pictures: Sequence[Path], own_times_s: np.ndarray | None, rate_hz: float | None
 ) -> np.ndarray | None:
     """Periods of the rate after the first picture (T,), where the rate makes the times."""
-    is_told = (folder / f"{name}_timestamps.txt").is_file() or (own_times_s is not None and rate_hz is None)
+    is_told = named(folder, f"{name}_timestamps.txt").is_file() or (own_times_s is not None and rate_hz is None)
     return None if is_told else frame_ticks(pictures)
 
 
@@ -349,7 +355,7 @@ def _captions(settings: RecordingSettings, streams: dict[str, Stream]) -> Stream
 
 
 def _find_pictures(files: _Files) -> Path | None:
-    videos = [path for path in files.paths if path.suffix.lower() in VIDEO_SUFFIXES]
+    videos = [path for path in files.paths if path.suffix.lower() in VIDEO_SUFFIXES and not path.is_dir()]
     named = [path for path in videos if path.stem.lower() == "video"] or videos
     if len(named) > 1:
         raise ValueError(f"{files.folder}: found {[path.name for path in named]}, wanted one video; say rgb.file")
@@ -358,8 +364,9 @@ def _find_pictures(files: _Files) -> Path | None:
 
 def is_recording(folder: Path) -> bool:
     """Whether a folder itself holds a recording's files."""
-    names = [path.name.lower() for path in visible(folder)]
-    suffixes = {Path(name).suffix for name in names}
+    paths = visible(folder)
+    names = [path.name.lower() for path in paths]
+    suffixes = {path.suffix.lower() for path in paths if not path.is_dir()}
     return bool(suffixes & {*VIDEO_SUFFIXES, *_TRACK_SUFFIXES, ".npy"} or set(names) & {"trajectory.txt", "rgb"})
 
 

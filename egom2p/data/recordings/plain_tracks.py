@@ -1,5 +1,6 @@
 """Streams of a plain folder that are tables: poses, gaze, further tracks, and clocks. T samples."""
 
+import re
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -18,12 +19,16 @@ from egom2p.data.recordings.recording_settings import (
 )
 from egom2p.data.recordings.track_files import (
     TABLE_SUFFIXES,
+    VALID_NAMES,
     Table,
     clock_s,
     load_npz,
+    named,
     read_times,
     read_track,
+    stamps_in,
     valid_rows,
+    validity_in,
 )
 from egom2p.geometry import (
     CLOCKWISE_TURN,
@@ -43,8 +48,11 @@ _ARIA_GAZE_DEPTH_M = 1.0  # where the file has none, as Aria's own tools do
 _LARGEST_NORMALISED = 2.0
 
 
-def read_camera(folder: Path, path: Path | None, wanted: CameraSettings) -> Stream | None:
-    """Poses of the camera, from those of a body where the settings say where the camera sits on it."""
+def read_camera(folder: Path, path: Path | None, wanted: CameraSettings, rgb: Stream | None = None) -> Stream | None:
+    """Poses of the camera, from those of a body where the settings say where the camera sits on it.
+
+    Poses without times or a rate are those of the frames of RGB, where there is one for each.
+    """
     if path is None:
         return None
     file_format = wanted.file_format or FORMAT_OF_SUFFIX.get(path.suffix.lower())
@@ -63,6 +71,14 @@ def read_camera(folder: Path, path: Path | None, wanted: CameraSettings) -> Stre
         where = f"{folder / SETTINGS_FILE}: camera.body_from_camera"
         poses = poses @ transform_matrix(wanted.body_from_camera, where=where)
     poses = poses @ _AXES[wanted.axes]
+    if times_s is None and wanted.rate_hz is None and not named(folder, "trajectory_timestamps.txt").is_file():
+        if rgb is None or len(rgb.times_s) != len(poses):
+            frames = f"{len(rgb.times_s)} frames of rgb" if rgb is not None else "no rgb"
+            raise ValueError(
+                f"{path}: found {len(poses)} poses without times and {frames}; say camera.rate_hz, or the times in "
+                "trajectory_timestamps.txt"
+            )
+        times_s = rgb.times_s + wanted.offset_s
     times_s = read_clock(
         folder, "trajectory", len(poses), wanted, path=path, own_times_s=times_s, stream="camera", is_own_in_unit=True
     )
@@ -81,8 +97,8 @@ def _read_pose_arrays(
         )
     poses = np.array(arrays[name], dtype=np.float64)
     check_shape(f"{path}: {name}", poses, "t 4 4")
-    is_valid = arrays["valid"].astype(bool) if "valid" in arrays else np.ones(len(poses), dtype=bool)
-    stamps = arrays.get("timestamps")
+    is_valid = validity_in(arrays, len(poses))
+    stamps, unit = stamps_in(arrays, path, unit)
     check_shape(f"{path}: valid", is_valid, "t", t=len(poses))
     times_s = None
     if stamps is not None:
@@ -175,7 +191,17 @@ def _layout(table: Table, wanted: GazeSettings) -> _GazeLayout:
 
 
 def _stated_validity(table: Table, wanted: GazeSettings) -> np.ndarray:
-    """What columns of validity, wear and confidence say of the rows (T,)."""
+    """What columns of validity, wear and confidence say of the rows (T,).
+
+    Raises ValueError for a column that says it in another way, unless gaze.columns chooses the columns.
+    """
+    known = {*VALID_NAMES, "validity", "worn", "confidence"}.union(*_EYES_VALID)
+    unknown = [name for name in table.header if re.search("valid|confidence", name) and name not in known]
+    if unknown and wanted.columns is None:
+        raise ValueError(
+            f"{table.path}: column {unknown[0]!r} may say which samples are valid, wanted it as `valid` (1 or 0) or "
+            "`confidence` (0 to 1); gaze.columns: [u, v] passes over it"
+        )
     is_valid = valid_rows(table)
     if "validity" in table:
         is_valid &= np.nan_to_num(table.numbers("validity")) > 0
@@ -186,7 +212,13 @@ def _stated_validity(table: Table, wanted: GazeSettings) -> np.ndarray:
         is_valid &= np.nan_to_num(table.numbers("worn"), nan=1.0) > 0
     if "confidence" in table:
         least = _MIN_CONFIDENCE if wanted.min_confidence is None else wanted.min_confidence
-        is_valid &= np.nan_to_num(table.numbers("confidence")) >= least
+        confidence = np.nan_to_num(table.numbers("confidence"))
+        if len(confidence) and confidence.max() > 1 and least <= 1:
+            raise ValueError(
+                f"{table.path}: found confidence up to {confidence.max():.6g}, wanted 0 to 1; say gaze.min_confidence "
+                "in the unit of the column"
+            )
+        is_valid &= confidence >= least
     else:
         _refuse_without_effect(table.path, wanted, ("min_confidence",), "there is no column `confidence`")
     return is_valid
@@ -289,7 +321,7 @@ def read_clock(
     ticks            (T,) where frames are missing: how many periods of the rate each is after the first
     """
     stream = stream or name
-    stamps = folder / f"{name}_timestamps.txt"
+    stamps = named(folder, f"{name}_timestamps.txt")
     if stamps.is_file():
         if wanted.rate_hz is not None:
             raise ValueError(f"{stamps}: {stream}.rate_hz has no effect beside it; remove one of them")

@@ -3,17 +3,20 @@
 from collections.abc import Mapping
 from dataclasses import field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import yaml
+from pydantic import Field
 
 from egom2p.config import from_plain, strict
 from egom2p.contracts import Intrinsics
 from egom2p.data.clips.video_files import Decoder
+from egom2p.data.recordings.track_files import named
 from egom2p.geometry import TimeUnit, check_camera_model, check_poses, matrix_from_quaternion, poses_from_parts
 
 SETTINGS_FILE = "recording.yaml"
+Rate = Annotated[float, Field(gt=0)]
 DEFAULT_RATE_HZ = 30.0
 
 
@@ -33,6 +36,10 @@ class IntrinsicsSettings:
     def __post_init__(self) -> None:
         if min(self.width, self.height, self.fx, self.fy) <= 0:
             raise ValueError("width, height, fx and fy must be positive")
+        if not (-0.5 <= self.cx <= self.width - 0.5 and -0.5 <= self.cy <= self.height - 0.5):
+            raise ValueError(
+                f"found the principal point ({self.cx:g}, {self.cy:g}) outside {self.width}x{self.height} pixels"
+            )
         check_camera_model(self.build())
 
     def build(self) -> Intrinsics:
@@ -77,7 +84,7 @@ class PictureSettings:
 
     file: str | None = None
     time_unit: TimeUnit | None = None  # of rgb_timestamps.txt; by default seconds
-    rate_hz: float | None = None
+    rate_hz: Rate | None = None
     offset_s: float = 0.0  # added to the stream's times; brings its clock to the recording's
     decoder: Decoder = "pyav"  # another one refuses videos it is not proven right for
     # Degrees clockwise that bring the picture upright, for cameras that lie on their side (raw Aria: 90), and what lies
@@ -92,7 +99,7 @@ class DepthSettings:
 
     file: str | None = None
     time_unit: TimeUnit | None = None  # of depth_timestamps.txt, or of the npz's own timestamps; by default seconds
-    rate_hz: float | None = None
+    rate_hz: Rate | None = None
     offset_s: float = 0.0
     # Of one step of a stored number. By default 0.001 for pictures of whole numbers and 1 for real numbers (float
     # pictures, float arrays); arrays of whole numbers must say it.
@@ -113,7 +120,7 @@ class CameraSettings:
     file: str | None = None
     file_format: Literal["tum", "kitti", "euroc", "npz"] | None = None  # by default told from the suffix
     time_unit: TimeUnit | None = None  # by default what a header says, else seconds (euroc: ns)
-    rate_hz: float | None = None  # for files without times
+    rate_hz: Rate | None = None  # for files without times
     offset_s: float = 0.0
     maps: Literal["world_from_cam", "cam_from_world"] = "world_from_cam"
     # opencv: x right, y down, z forward. opengl: x right, y up, z back. turned: x down, y left, z forward (raw Aria).
@@ -184,14 +191,31 @@ class RecordingSettings:
 def read_settings(folder: Path, *, parent: Path | None = None) -> RecordingSettings:
     """Settings of a recording: its own file, else its parent's (for all recordings below), else the defaults."""
     for held in (folder, parent):
-        if held is not None and (held / SETTINGS_FILE).is_file():
-            return _read(held / SETTINGS_FILE)
+        if held is None:
+            continue
+        path, other = named(held, SETTINGS_FILE), named(held, "recording.yml")
+        if other.is_file():
+            raise ValueError(f"{other}: wanted it to be called {SETTINGS_FILE}")
+        if path.is_file():
+            return _read(path)
     return RecordingSettings()
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML whose mappings name each key once; of two, the first would be lost without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [key.value for key, _ in node.value]
+        if twice := [key for key, _ in node.value if keys.count(key.value) > 1 and key.value != "<<"]:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"found the key {twice[-1].value!r} twice, wanted it once", twice[-1].start_mark
+            )
+        return super().construct_mapping(node, deep=deep)
 
 
 def _read(path: Path) -> RecordingSettings:
     try:
-        values: Any = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        values: Any = yaml.load(path.read_text(encoding="utf-8-sig"), _UniqueKeys) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(values, Mapping):

@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -18,7 +18,7 @@ _TIME_NAMES = (
     *("timestamps", "timestamp", "times", "time", "t", "time_stamp", "gaze_timestamp", "tracking_timestamp"),
     *("device_timestamp", "recording timestamp", "recordingtimestamp"),
 )
-_VALID_NAMES = ("valid", "is_valid")
+VALID_NAMES = ("valid", "is_valid")
 _WORDS = {"true": 1.0, "false": 0.0, "valid": 1.0, "invalid": 0.0, "yes": 1.0, "no": 0.0}
 
 
@@ -137,7 +137,7 @@ def read_track(
     else:
         table = Table(path)
         times_s = table.times_s(column=time_column, unit=unit, offset_s=offset_s, stream=stream, say=say)
-        taken = {(time_column or table.time_name).lower(), *_VALID_NAMES}
+        taken = {(time_column or table.time_name).lower(), *VALID_NAMES}
         names = tuple(name.lower() for name in columns or ()) or tuple(n for n in table.header if n not in taken)
         if not names:
             raise ValueError(f"{path}: found columns {table.header}, wanted at least one of values")
@@ -154,7 +154,7 @@ def read_track(
 
 def valid_rows(table: Table) -> np.ndarray:
     """Rows (T,) that a `valid` column, where there is one, does not mark as invalid."""
-    name = next((name for name in _VALID_NAMES if name in table), None)
+    name = next((name for name in VALID_NAMES if name in table), None)
     return np.ones(len(table), bool) if name is None else np.nan_to_num(table.numbers(name)) > 0
 
 
@@ -219,18 +219,41 @@ def read_text(path: Path) -> str:
 
 def _read_npz(path: Path, unit: TimeUnit | None, *, offset_s: float, stream: str, say: str) -> Track:
     arrays = load_npz(path)
-    time_name = next((name for name in arrays if _without_unit(name.lower()) in _TIME_NAMES), None)
-    if time_name is None or "values" not in arrays:
+    stamps, unit = stamps_in(arrays, path, unit)
+    if stamps is None or "values" not in arrays:
         raise ValueError(f"{path}: found arrays {sorted(arrays)}, wanted `timestamps` and `values`")
-    stamps, values = arrays[time_name], np.asarray(arrays["values"], dtype=np.float64)
-    valid_name = next((name for name in _VALID_NAMES if name in arrays), None)
-    is_valid = arrays[valid_name].astype(bool) if valid_name else np.ones(len(values), dtype=bool)
+    values = np.asarray(arrays["values"], dtype=np.float64)
+    is_valid = validity_in(arrays, len(values))
     if not len(stamps) == len(values) == len(is_valid):
         raise ValueError(f"{path}: found {len(stamps)} times, {len(values)} values and {len(is_valid)} validities")
-    unit = stated_unit(time_name, unit, where=str(path))
     positions = [f"{path}, row {row}" for row in range(len(stamps))]
     times_s = clock_s(stamps, unit, path, positions, offset_s=offset_s, stream=stream, say=say)
     return Track(times_s, values.reshape(len(values), -1) if values.ndim == 1 else values, is_valid, ())
+
+
+def stamps_in(
+    arrays: Mapping[str, np.ndarray], path: Path, unit: TimeUnit | None
+) -> tuple[np.ndarray | None, TimeUnit | None]:
+    """The array of times (T,) of an npz, whichever known name it has, and its unit; None where there is none."""
+    name = next((name for name in arrays if _without_unit(name.lower()) in _TIME_NAMES), None)
+    return (None, unit) if name is None else (arrays[name], stated_unit(name, unit, where=str(path)))
+
+
+def validity_in(arrays: Mapping[str, np.ndarray], count: int) -> np.ndarray:
+    """Which samples (T,) an npz calls valid; all where it says nothing."""
+    name = next((name for name in VALID_NAMES if name in arrays), None)
+    return np.ones(count, dtype=bool) if name is None else arrays[name].astype(bool)
+
+
+def named(folder: Path, name: str) -> Path:
+    """The file of a folder with this (lower case) name in any case, else the path as it is.
+
+    Raises ValueError when two files answer to it.
+    """
+    found = [path for path in visible(folder) if path.name.lower() == name] if folder.is_dir() else []
+    if len(found) > 1:
+        raise ValueError(f"{folder}: found {[path.name for path in found]}, wanted one of them")
+    return found[0] if found else folder / name
 
 
 def load_npz(path: Path) -> dict[str, np.ndarray]:

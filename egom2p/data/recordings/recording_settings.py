@@ -215,7 +215,7 @@ class _UniqueKeys(yaml.SafeLoader):
 
 def _read(path: Path) -> RecordingSettings:
     try:
-        values: Any = yaml.load(path.read_text(encoding="utf-8-sig"), _UniqueKeys) or {}
+        values: Any = _UniqueKeys(path.read_text(encoding="utf-8-sig")).get_single_data() or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(values, Mapping):

@@ -421,3 +421,17 @@ def test_a_video_can_travel_to_another_process(tmp_path, frames):
     first = video.read(np.array([7]))
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(video)).read(np.array([7])), first)
     shutil.rmtree(tmp_path)
+
+
+@pytest.mark.parametrize("rate", [0, 0.5, 2.0])
+def test_an_edit_list_with_another_speed_is_refused(tmp_path, rate):
+    write_case(tmp_path / "a.mp4", "h264 B", TIMINGS["late"])
+    assert len(open_video(tmp_path / "a.mp4")) == len(TIMINGS["late"])
+    content = bytearray((tmp_path / "a.mp4").read_bytes())
+    box = content.index(b"elst")
+    last = box + 12 + 12 * int.from_bytes(content[box + 8 : box + 12], "big") - 4
+    assert int.from_bytes(content[last : last + 4], "big") == _ONE
+    content[last : last + 4] = round(rate * _ONE).to_bytes(4, "big")
+    (tmp_path / "b.mp4").write_bytes(content)
+    with pytest.raises(ValueError, match=f"b.mp4: an edit list of the file plays a part at {rate:g} times its speed"):
+        open_video(tmp_path / "b.mp4")

@@ -94,6 +94,11 @@ def read_index(path: Path) -> VideoIndex:
             packets = _read_packets(container)
             stream, num_streams = _main_stream(path, container, packets)
             _check_complete(path, container, stream, packets)
+            if (rate := _other_rate(path)) is not None:
+                raise ValueError(
+                    f"{path}: an edit list of the file plays a part at {rate:g} times its speed, which the "
+                    "times of its frames do not say; wanted speed 1. Export the video anew"
+                )
             times, number = _promised(stream, packets[stream.index]), stream.index
         with av.open(str(path)) as container:
             stream = container.streams[number]
@@ -325,6 +330,42 @@ def _box_ends(file: BinaryIO, size: int) -> Iterator[int]:
             return
         position += length
         yield position
+
+
+def _other_rate(path: Path) -> float | None:
+    """A speed other than 1 in an edit list of an MP4 (ISO/IEC 14496-12, 8.6.6), which FFmpeg passes over."""
+    with open(path, "rb") as file:
+        head = file.read(8)
+        if head[4:] not in _BOXES:
+            return None
+        for kind, start, end in _boxes(file, 0, path.stat().st_size):
+            if kind != b"moov":
+                continue
+            for track in (box for box in _boxes(file, start, end) if box[0] == b"trak"):
+                for edits in (box for box in _boxes(file, *track[1:]) if box[0] == b"edts"):
+                    for _, at, until in (box for box in _boxes(file, *edits[1:]) if box[0] == b"elst"):
+                        file.seek(at)
+                        content = file.read(until - at)
+                        length = 20 if content[:1] == b"\1" else 12
+                        for entry in range(8, len(content) - length + 1, length):
+                            rate = int.from_bytes(content[entry + length - 4 : entry + length], "big", signed=True)
+                            if rate != 1 << 16:
+                                return rate / (1 << 16)
+    return None
+
+
+def _boxes(file: BinaryIO, position: int, end: int) -> Iterator[tuple[bytes, int, int]]:
+    """Kind, first byte of the content and end of the boxes between two positions."""
+    while position + 8 <= end:
+        file.seek(position)
+        head = file.read(16)
+        length, start = int.from_bytes(head[:4], "big"), position + 8
+        if length == 1:
+            length, start = int.from_bytes(head[8:16], "big"), position + 16
+        if length < 8:
+            return
+        yield head[4:8], start, min(position + length, end)
+        position += length
 
 
 def _riff_ends(file: BinaryIO, size: int) -> Iterator[int]:

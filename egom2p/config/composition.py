@@ -93,6 +93,11 @@ def compose(file: Path, overrides: Sequence[str]) -> DictConfig:
     except (YAMLError, UnicodeDecodeError, RecursionError) as error:
         # The file may be another one that it names; YAML's own words then say which, with line and column.
         raise ConfigError(f"{file}: not valid YAML ({' '.join(str(error).split())})") from None
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        # OmegaConf's word for a file that holds a number or the like, and no keys
+        raise ConfigError(f"{file}: wanted keys and their values ({error})") from None
     finally:
         GlobalHydra.instance().clear()
 
@@ -221,7 +226,7 @@ def load_plain(path: str | Path) -> dict[str, Any]:
         raise FileNotFoundError(f"{path}: no such file")
     try:
         loaded = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    except (YAMLError, OmegaConfBaseException) as error:
+    except (YAMLError, OmegaConfBaseException, OSError) as error:  # OSError: a number alone
         raise ValueError(f"{path}: {error}") from None
     if not isinstance(loaded, dict):
         raise ValueError(f"{path}: a config is a mapping, found {type(loaded).__name__}")

@@ -1,4 +1,4 @@
-"""kill -9 in the middle of training, preparation and tokenization: the same command again ends with what an undisturbed one gives, bit by bit.
+"""kill -9 in the middle of a command: the same command again ends as an undisturbed one, bit by bit.
 
 A moment is an event of a run: an optimizer step, a flush to the disk, a rename. The undisturbed run counts them, the
 others die before a given part of them has passed, so that the moments are the same ones on every machine. Each run is

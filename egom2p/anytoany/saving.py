@@ -97,6 +97,11 @@ def load_anytoany(directory: str | Path, *, device: torch.device | str = "cpu", 
     return model.eval()
 
 
+def run_folder_of(directory: str | Path) -> Path | None:
+    """The training run that wrote a directory, as its `final` or as a checkpoint; None where it lies elsewhere."""
+    return next((folder for folder in list(Path(directory).parents)[:2] if (folder / "log.jsonl").is_file()), None)
+
+
 def load_config_of(directory: str | Path) -> AnyToAnyConfig:
     """The config of a directory, with what it holds itself in place of the paths it was made from."""
     directory = Path(directory)

@@ -5,8 +5,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from egom2p.anytoany.conversations.datasets import trained_on
 from egom2p.anytoany.language.packaged_model import origin_of
 from egom2p.anytoany.model import AnyToAnyConfig
+from egom2p.anytoany.saving import run_folder_of
 from egom2p.config import from_plain
 from egom2p.models.egom2p_model import load_model
 from egom2p.storage import load_json
@@ -205,12 +207,11 @@ def anytoany_config(directory: Path) -> AnyToAnyConfig:
 
 def _last_evaluation(directory: Path) -> list[str]:
     """The last evaluation of the run up to this checkpoint."""
-    is_final = directory.name == "final"
-    log = (directory.parent if is_final else directory.parents[1]) / "log.jsonl"
-    if not log.is_file() or not (is_final or (directory / STATE).is_file()):
+    is_final, run = directory.name == "final", run_folder_of(directory)
+    if run is None or not (is_final or (directory / STATE).is_file()):
         return []
     step = None if is_final else load_json(directory / STATE)["progress"]["step"]
-    records = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines() if line]
+    records = [json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines() if line]
     found = [row for row in records if row["kind"] == "evaluation" and (step is None or row["step"] <= step)]
     if not found:
         return []
@@ -219,25 +220,14 @@ def _last_evaluation(directory: Path) -> list[str]:
         group, _, metric = name.rpartition("/")
         if group and isinstance(value, int | float):
             rows.setdefault(group, {})[metric] = value
-    seen = trained_on(load_json(log.parent / "config.json")) if (log.parent / "config.json").is_file() else None
+    config = load_json(run / "config.json") if (run / "config.json").is_file() else None
+    seen = None if config is None else trained_on(config, config.get("evaluation", {}).get("datasets", {}))
     lines = [f"After step {found[-1]['step']}.", "", *_scores(rows, seen), ""]
     if seen:
         lines += ["Rows of the training data show progress, not generalisation.", ""]
+    if seen is not None:
+        lines += ["Held out: the run read no file of the set; a copy under another name is not noticed.", ""]
     return ["## Measured", "", *lines]
-
-
-def trained_on(run: Mapping[str, Any]) -> set[str]:
-    """Names of the evaluation sets of a run (its config.json) whose rows are training rows: they read the same files.
-
-    Files are compared by path; a copy of the training data under another name is not noticed.
-    """
-    used = {file for dataset in run["data"]["datasets"].values() for file in _rows_of(dataset)}
-    measured = run.get("evaluation", {}).get("datasets", {})
-    return {name for name, dataset in measured.items() if used & _rows_of(dataset)}
-
-
-def _rows_of(dataset: Mapping[str, Any]) -> set[str]:
-    return {str(Path(file).resolve()) for file in (*dataset.get("files", ()), *filter(None, [dataset.get("root")]))}
 
 
 def _scores(rows: Mapping[str, Mapping[str, float]], seen: set[str] | None) -> list[str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from egom2p.anytoany.evaluation.report import model_and_control
+from egom2p.anytoany.saving import run_folder_of
 from egom2p.config import run_main, strict
 from egom2p.metrics.bootstrap import Interval
 from egom2p.metrics.measurements import verdict
@@ -45,6 +46,7 @@ class AnyToAnyPageConfig:
 def write_anytoany_page(config: AnyToAnyPageConfig) -> Path:
     """Write the page and return its path. ValueError names a folder that holds no evaluation."""
     cards: list[str] = []
+    notes: list[str] = []
     sections: list[tuple[str, str, str]] = []
     trained: dict[str, list[dict[str, Any]]] = {}
     machines, seconds = [], 0.0
@@ -53,6 +55,7 @@ def write_anytoany_page(config: AnyToAnyPageConfig) -> Path:
             raise ValueError(f"{folder}: no results.json; wanted a folder that the evaluation wrote")
         results = Results.read(folder)
         models = results.about["config"]["models"]
+        notes += results.about["notes"]
         samples = _samples(folder)
         for table in results.tables:
             title = _words(table.task) if len(config.folders) == 1 else f"{folder.name}: {_words(table.task)}"
@@ -63,7 +66,7 @@ def write_anytoany_page(config: AnyToAnyPageConfig) -> Path:
         machines.append(results.about.get("machine", "unknown machine"))
         seconds += sum(results.about["seconds"].values())
     num_sets = len(sections)
-    sections.insert(0, ("glance", "At a glance", _glance_section(cards)))
+    sections.insert(0, ("glance", "At a glance", _glance_section(cards, notes)))
     if trained:
         sections.append(("training", "Training", _training(trained)))
     sections.append(("run", "What was run", _run(config.folders)))
@@ -83,11 +86,12 @@ def _words(name: str) -> str:
     return name.replace("_", " ")
 
 
-def _glance_section(cards: Sequence[str]) -> str:
+def _glance_section(cards: Sequence[str], notes: Sequence[str]) -> str:
     note = page.note(
         "What counts is the difference between true and shuffled features: a good score without it is the prior of the "
         "text. Better means that its 95 % interval (bootstrap over groups of questions) leaves out zero."
     )
+    note += "".join(page.note(line) for line in dict.fromkeys(notes))
     return note + f'<div class="cards">{"".join(cards)}</div>'
 
 
@@ -174,15 +178,14 @@ def _interval(found: Interval | None, sign: str = "") -> str:
 
 def _training_log(directory: str) -> list[dict[str, Any]]:
     """Lines of the log of the run in which a model lies, as `final` or as a checkpoint."""
-    for file in [folder / "log.jsonl" for folder in list(Path(directory).parents)[:2]]:
-        if file.is_file():
-            return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line]
-    return []
+    run = run_folder_of(directory)
+    lines = [] if run is None else (run / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines if line]
 
 
 def _training(trained: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     content = page.note(
-        "Loss while training, and on held-out conversations; dashed: what the trained model reaches there with "
+        "Loss while training, and on the evaluation sets of the run; dashed: what the trained model reaches there with "
         "shuffled features, so the gap is what it owes to perception."
     )
     for label, log in trained.items():

@@ -19,6 +19,7 @@ from egom2p.anytoany.world.synthetic_data import (
 )
 from egom2p.config import run_main, strict
 from egom2p.jobs.progress import say
+from egom2p.storage import only_writer
 from experiments.codes.code_conversations import balanced_rows, conversation_clips, experiment_rows, repeated_rows
 from experiments.codes.plans_and_things import code_clip
 from experiments.codes.reference_text import reference_rows
@@ -47,7 +48,11 @@ def build_code_data(config: CodeDataConfig) -> list[Path]:
     features/                  codes of all these clips
     tokenizer_experiments/, tokenizer_reference/   trained on these texts too
     """
-    output = Path(config.output)
+    with only_writer(config.output):
+        return _build(config, Path(config.output))
+
+
+def _build(config: CodeDataConfig, output: Path) -> list[Path]:
     made = build_synthetic(output, config.synthetic)
     many = factor_rows("caption", "unseen", config.held_out_clips)
     captions = {"train": factor_rows("caption", "train", config.synthetic.clips_per_combination), "unseen": many}

@@ -8,6 +8,7 @@ from pyarrow import parquet
 
 from egom2p.anytoany import download as module
 from egom2p.anytoany.download import DownloadConfig, download, load_manifest
+from egom2p.storage import only_writer
 from egom2p.storage.hub import HubFile
 
 MANIFEST = """
@@ -50,7 +51,8 @@ def hub(tmp_path, monkeypatch):
 
 def test_what_is_there_is_not_fetched_again_and_what_was_cut_off_is(hub, tmp_path):
     download(hub["config"](dry_run=True))
-    assert hub["fetched"] == []
+    assert any("to be made here" in line for line in download(hub["config"](dry_run=True, source="synthetic")))
+    assert hub["fetched"] == [] and not (tmp_path / "out").exists()
     download(hub["config"]())
     assert hub["fetched"] == ["config.json", "a.parquet"]
     download(hub["config"]())
@@ -131,3 +133,13 @@ def test_the_manifest_names_the_model_that_the_config_uses():
     files = {f"{root}/{e.folder}/{file.name}" for e in manifest.datasets.values() for file in e.files}
     assert {file for data in config["data"]["datasets"].values() for file in data["files"]} == files
     assert all(entry.licence for entry in (*manifest.base.values(), *manifest.datasets.values()))
+
+
+def test_two_downloads_do_not_write_one_folder(hub, tmp_path):
+    """Each would write a ledger without the other's files."""
+    with (
+        only_writer(tmp_path / "out"),
+        pytest.raises(ValueError, match="another process is writing here"),
+    ):
+        download(hub["config"]())
+    assert hub["fetched"] == []

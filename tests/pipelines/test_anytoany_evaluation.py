@@ -12,14 +12,16 @@ import pytest
 import torch
 
 from egom2p.anytoany.connectors import ConnectorConfig
+from egom2p.anytoany.conversations.datasets import trained_on
 from egom2p.anytoany.evaluation.anytoany_evaluation import MediaFrames, evaluate_anytoany, load_evaluated
 from egom2p.anytoany.evaluation.harness import answer_config, lmms_adapter, run_lm_eval, run_lmms_eval
 from egom2p.anytoany.evaluation.questions import letters_of
-from egom2p.anytoany.evaluation.report import glance, model_and_control
+from egom2p.anytoany.evaluation.report import glance, model_and_control, provenance
 from egom2p.anytoany.evaluation.settings import AnyToAnyEvaluationConfig, EvaluatedModelConfig, HarnessConfig
 from egom2p.anytoany.language.language_model import LanguageModelConfig
 from egom2p.anytoany.language.language_tokenizer import train_tokenizer
 from egom2p.anytoany.language.likelihood import continuation, likelihoods, own_embedding
+from egom2p.anytoany.language.packaged_model import Origin, save_origin
 from egom2p.anytoany.model import AnyToAnyConfig, build_anytoany
 from egom2p.anytoany.perception.feature_store import FeatureStore, FeatureWriter, select_modalities
 from egom2p.anytoany.perception.source import CodesConfig
@@ -31,6 +33,7 @@ from egom2p.config import from_plain, to_plain
 from egom2p.contracts import AlignedClip, Provenance, Stream
 from egom2p.data.clips.clip_store import write_clips
 from egom2p.metrics.result_table import Results
+from egom2p.storage import save_json
 
 SPECS = [spec.to_dict() for spec in factor_specs()]
 TINY = {
@@ -131,6 +134,7 @@ def test_a_report_has_every_control_interval_difference_and_file(world, tmp_path
 
     assert Results.read(tmp_path / "out").tables == results.tables
     text = (tmp_path / "out/results.md").read_text()
+    assert "- rgb: what it was trained on is not known here" in text
     assert "| rgb+gaze | shuffled code_gaze |" in text and "| rgb+gaze, true minus rgb, true |" in text
     with (tmp_path / "out/per_sample.csv").open() as opened:
         samples = [row for row in csv.DictReader(opened) if row["table"] == "looked_at" and row["model"] == "rgb"]
@@ -142,6 +146,27 @@ def test_a_report_has_every_control_interval_difference_and_file(world, tmp_path
     told = glance(results.tables)
     assert "looked_at: exact match, 6 in" in told and "true minus this +" in told
     assert max(len(line) for line in told.splitlines()) < 160, "wide tables are for results.md"
+
+
+def test_training_rows_and_stand_ins_are_named(world, tmp_path):
+    """By the files that the run's patterns found, not by how they are written; in results.md too (test above)."""
+    config = config_of(world, tmp_path / "out", models={"it": {"directory": str(tmp_path / "run/checkpoints/step-1")}})
+    assert provenance(config) == ["it: what it was trained on is not known here"]
+    (tmp_path / "run/checkpoints/step-1").mkdir(parents=True)
+    (tmp_path / "run/log.jsonl").write_text("")
+    save_origin(tmp_path / "run/checkpoints/step-1", Origin("none", "none", stand_in=True))
+    trained = {"captions": {"files": [f"{world}/../{world.name}/looked_at_*.jsonl"]}}
+    save_json(tmp_path / "run/config.json", {"data": {"datasets": trained}})
+    stand_in, seen, unseen = provenance(config)
+    assert "it: " in stand_in and "STAND-IN with random weights" in stand_in
+    assert seen == "it: TRAINING ROWS in looked_at, which show progress, not generalisation"
+    assert "its training read no file of passages, choices, completions" in unseen
+
+
+def test_clips_are_training_rows_by_their_folder():
+    run = {"data": {"datasets": {"world": {"root": "clips", "datasets": ["a", "b"]}}}}
+    sets = {"same": {"root": "./clips", "datasets": ["b"]}, "other": {"root": "clips", "datasets": ["c"]}}
+    assert trained_on(run, sets) == {"same"}
 
 
 @pytest.mark.filterwarnings("ignore:.*:UserWarning:torch")

@@ -41,6 +41,7 @@ def folder(tmp_path):
         ResultTable("passages", "text", 2, 2, "", (nats,), texts),
     )
     about = {"config": {"models": {"m": {"directory": str(run / "final")}}}, "seconds": {"m": 2.0}, "machine": "CPU"}
+    about["notes"] = [f"m: a STAND-IN {EVIL}"]
     save_json(folder / "results.json", Results("", tables, about).to_plain())
     (folder / "shown").mkdir()
     frames = np.random.default_rng(0).integers(0, 255, (4, 16, 20, 3), dtype=np.uint8)
@@ -78,6 +79,7 @@ def test_the_page_shows_what_was_perceived_asked_and_said(folder):
     assert "<b>blue</b>" in html and "<b>the</b>" not in html, "words that the right answer has are no mistakes"
     assert "✓ owed to perception: +0.500 [+0.400, +0.600]" in html
     assert "nats per token" in html and "6.500" in html
+    assert "m: a STAND-IN &lt;script&gt;" in html
     assert 'id="training"' in html
     assert re.search(r">\s*held\s*<", html)
     assert "\x00" not in html and "\x17" not in html

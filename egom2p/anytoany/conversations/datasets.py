@@ -3,8 +3,9 @@
 A data set gives the conversation of a row; what is random in it (the template) comes from the generator it is handed.
 """
 
+import glob
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
@@ -215,6 +216,24 @@ class TextSet:
             turns = llama3_turns("".join(plain_text(row[name], key, name) for name in ("input", "output")))
         texts = texts_of(turns, key)
         return checked(Conversation(key, tuple(Turn(role, (text,)) for role, text in texts)))
+
+
+def trained_on(run: Mapping[str, Any], measured: Mapping[str, Mapping[str, Any]]) -> set[str]:
+    """Names of the measured data sets whose rows are training rows: they read a file (or clips) that the run read.
+
+    Files are compared by path; a copy of training rows under another name is not noticed.
+
+    run        the run's config.json
+    measured   name -> plain config of a data set, or of a text task
+    """
+    used = {source for dataset in run["data"]["datasets"].values() for source in _sources(dataset)}
+    return {name for name, dataset in measured.items() if not used.isdisjoint(_sources(dataset))}
+
+
+def _sources(dataset: Mapping[str, Any]) -> set[Path]:
+    files = [file for pattern in dataset.get("files", ()) for file in glob.glob(pattern) or [pattern]]
+    clips = [Path(dataset["root"], name) for name in dataset["datasets"]] if "root" in dataset else []
+    return {Path(source).resolve() for source in (*files, *clips)}
 
 
 def row_name(rows: TableFiles, index: int) -> str:

@@ -1,4 +1,4 @@
-"""Any-to-any models on held-out questions and texts.
+"""Any-to-any models on questions and texts.
 
 Command: `python -m egom2p.anytoany.evaluation.anytoany_evaluation --config FILE`.
 
@@ -25,7 +25,7 @@ from egom2p.anytoany.evaluation.questions import (
     draw_samples,
     text_task,
 )
-from egom2p.anytoany.evaluation.report import DESCRIPTION, Table, conclude_table, glance, write_report
+from egom2p.anytoany.evaluation.report import DESCRIPTION, Table, conclude_table, glance, provenance, write_report
 from egom2p.anytoany.evaluation.settings import AnyToAnyEvaluationConfig, EvaluatedModelConfig
 from egom2p.anytoany.model import AnyToAny, AnyToAnyConfig, build_anytoany
 from egom2p.anytoany.perception.feature_store import FeatureLookup, perceived_names
@@ -79,7 +79,13 @@ def _evaluate(config: AnyToAnyEvaluationConfig) -> Results:
         del model
     tables = [_question_table(name, config, samples[name], rows[name]) for name in config.questions]
     tables += [Table(name, text_keys[name], text_keys[name], rows[name]) for name in config.texts]
-    about = {"config": to_plain(config), "seconds": seconds, "harness": harness, "machine": _machine(device)}
+    about = {
+        "config": to_plain(config),
+        "notes": provenance(config),
+        "seconds": seconds,
+        "harness": harness,
+        "machine": _machine(device),
+    }
     results = Results(DESCRIPTION, tuple(conclude_table(table, seed=config.seed) for table in tables), about)
     write_report(folder, tables, results)
     write_samples(folder, tables, samples)
@@ -160,6 +166,7 @@ def _machine(device: torch.device) -> str:
 def main(config: AnyToAnyEvaluationConfig) -> None:
     results = evaluate_anytoany(config)
     say(glance(results.tables))
+    say("\n".join(results.about["notes"]))
     for label, found in results.about["harness"].items():
         say(f"{label}: {found}")
     say(f"{config.output}: results.json, results.md, per_sample.csv, samples.jsonl")

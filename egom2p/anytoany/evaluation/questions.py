@@ -1,4 +1,4 @@
-"""Held-out questions about media, put to a model under every control; and what it knows without media.
+"""Questions about media, put to a model under every control; and what it knows without media.
 
 The latter: perplexity, choices and completions of local files.
 """

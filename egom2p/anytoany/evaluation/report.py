@@ -8,11 +8,16 @@ from typing import Any
 
 import numpy as np
 
+from egom2p.anytoany.conversations.datasets import trained_on
 from egom2p.anytoany.evaluation.questions import Scores
+from egom2p.anytoany.evaluation.settings import AnyToAnyEvaluationConfig
+from egom2p.anytoany.language.packaged_model import stand_in_note
+from egom2p.anytoany.saving import run_folder_of
+from egom2p.config import to_plain
 from egom2p.metrics.bootstrap import Interval, paired_difference_interval
 from egom2p.metrics.measurements import Measured, Method, conclude
 from egom2p.metrics.result_table import Difference, Metric, Results, ResultTable, Row, format_interval
-from egom2p.storage import atomic_file, save_json
+from egom2p.storage import atomic_file, load_json, save_json
 
 TRUE = ("true", "text")
 DESCRIPTION = "Means with 95 % bootstrap intervals; what belongs together is drawn together."
@@ -71,7 +76,7 @@ def write_report(folder: Path, tables: Sequence[Table], results: Results) -> Non
     folder.mkdir(parents=True, exist_ok=True)
     save_json(folder / "results.json", results.to_plain())
     with atomic_file(folder / "results.md") as unfinished:
-        text = markdown(results.tables) + _harness_lines(results.about["harness"])
+        text = markdown(results.tables, results.about["notes"]) + _harness_lines(results.about["harness"])
         unfinished.write_text(text, encoding="utf-8")
     with atomic_file(folder / "per_sample.csv") as unfinished, unfinished.open("w", newline="") as opened:
         writer = csv.writer(opened)
@@ -80,9 +85,28 @@ def write_report(folder: Path, tables: Sequence[Table], results: Results) -> Non
             writer.writerows(_sample_rows(table))
 
 
-def markdown(tables: Sequence[ResultTable]) -> str:
+def provenance(config: AnyToAnyEvaluationConfig) -> list[str]:
+    """What numbers alone do not tell: models on a stand-in, and which sets each model was trained on."""
+    plain, lines = to_plain(config), []
+    measured = {name: part["dataset"] for name, part in plain["questions"].items()} | plain["texts"]
+    for label, about in config.models.items():
+        if note := stand_in_note(about.directory):
+            lines.append(f"{label}: {note}")
+        run = run_folder_of(about.directory)
+        if run is None or not (run / "config.json").is_file():
+            lines.append(f"{label}: what it was trained on is not known here")
+            continue
+        seen = trained_on(load_json(run / "config.json"), measured)
+        if rows := [name for name in measured if name in seen]:
+            lines.append(f"{label}: TRAINING ROWS in {', '.join(rows)}, which show progress, not generalisation")
+        if rows := [name for name in measured if name not in seen]:
+            lines.append(f"{label}: its training read no file of {', '.join(rows)} (copies of files are not noticed)")
+    return lines
+
+
+def markdown(tables: Sequence[ResultTable], notes: Sequence[str]) -> str:
     """All tables as text."""
-    lines = ["# Evaluation", "", DESCRIPTION, ""]
+    lines = ["# Evaluation", "", DESCRIPTION, "", *(f"- {note}" for note in notes), ""]
     for table in tables:
         lines += [f"## {table.task}", "", f"{table.num_clips} samples in {table.num_recordings} groups.", ""]
         lines += _value_table(table)

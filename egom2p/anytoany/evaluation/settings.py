@@ -30,7 +30,7 @@ class EvaluatedModelConfig:
 
 @strict
 class QuestionsConfig:
-    """Held-out conversations about media; the last thing the assistant says is the reference.
+    """Conversations about media; the last thing the assistant says is the reference.
 
     kind    `text`: the model says an answer, scored as a caption; `choice`: the question offers answers as `A) ...`,
             and the likeliest letter counts

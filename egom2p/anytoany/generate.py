@@ -7,9 +7,8 @@ answer are written as an input of EgoM2P's generation, or rendered here: EgoM2P 
 import resource
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +17,9 @@ from egom2p.anytoany.answers.answer_generation import Answer, AnswerConfig, Ques
 from egom2p.anytoany.answers.inference import Inference, PerceivedClip, caption_windows, joined, typed_prompt
 from egom2p.anytoany.codebooks import CodebookConfig, Codebooks
 from egom2p.anytoany.conversations.conversation import PLACEHOLDER
+from egom2p.anytoany.conversations.datasets import sources_of
 from egom2p.anytoany.language.packaged_model import stand_in_note
+from egom2p.anytoany.saving import load_anytoany, run_folder_of
 from egom2p.anytoany.types import KINDS, PerceptionFeatures
 from egom2p.config import run_main, strict
 from egom2p.contracts import ModalitySpec, TokenClip
@@ -42,7 +43,8 @@ class GenerateConfig:
                 a line break; text with a comma stands in quotes of its own: 'prompt="First, ..."'
     video ...   files: a video, a picture, a clip's tokens (.npz), vectors (.npy, file.parquet#row), as the model
                 perceives them
-    windows     a video longer than a clip: caption every window instead of the first clip alone; one placeholder
+    windows     a video longer than a clip: caption every window instead of the first clip alone, neighbours that are
+                said to show the same joined; one placeholder
     stride_s    seconds from window to window; null: they touch
     num_tokens  perception tokens per media item, one of the connector's nested counts; null: all
     answer      max_new_tokens; temperature (0: the likeliest token), top_k; spans: kinds of codes to begin with
@@ -111,28 +113,24 @@ def unfamiliar_note(model: str | Path, files: Sequence[str]) -> str | None:
 
     None where every file is an item of the training or evaluation data.
     """
-    folder = Path(model)
-    settings = next(
-        (load_json(path) for path in (up / "config.json" for up in folder.parents[:2]) if path.is_file()), {}
-    )
+    run = run_folder_of(model)
+    settings = {} if run is None or not (run / "config.json").is_file() else load_json(run / "config.json")
     sets = {**settings.get("data", {}).get("datasets", {}), **settings.get("evaluation", {}).get("datasets", {})}
-    known = [Path(part).resolve() for about in sets.values() for part in _places(about)]
-    known += [Path(part).resolve() for part in settings.get("features", ())]
+    known = {source for about in sets.values() for source in sources_of(about)}
+    folders = [about["folder"] for about in sets.values() if about.get("folder")]
+    known |= {Path(folder).resolve() for folder in (*folders, *settings.get("features", ()))}
     paths = [Path(file.partition("#")[0]).resolve() for file in files]
-    if not paths or all(any(path.is_relative_to(place) for place in known) for path in paths):
+    if not paths or all(any(path.is_relative_to(source) for source in known) for path in paths):
         return None
     if not sets:
         return f"nothing beside {model} says what it was trained on; what it says of files of your own may be wrong"
     names = ", ".join(dict.fromkeys(settings["data"]["datasets"]))
     made = all(
-        about.get("kind") == "world" or any("synthetic" in part for part in _places(about)) for about in sets.values()
+        about.get("kind") == "world" or any("synthetic" in file for file in about.get("files", ()))
+        for about in sets.values()
     )
     where = "made-up scenes alone" if made else "other data"
     return f"the model was trained on {where} ({names}); a file of your own is none of it, and the answer is a guess"
-
-
-def _places(dataset: Mapping[str, Any]) -> list[str]:
-    return [*dataset.get("files", ()), *filter(None, (dataset.get("root"), dataset.get("folder")))]
 
 
 def question_of_files(inference: Inference, config: GenerateConfig) -> Question:
@@ -142,32 +140,26 @@ def question_of_files(inference: Inference, config: GenerateConfig) -> Question:
 
 
 def main(config: GenerateConfig) -> None:
-    # Imported here: it brings transformers along.
-    from egom2p.anytoany.saving import load_anytoany
-
     config.check_paths()
     notes = (unfamiliar_note(config.model, [file for _, file in config.files()]), stand_in_note(config.model))
     sys.stderr.writelines(f"note: {note}\n" for note in notes if note)
     device = choose_device(config.device)
-    times_s = [time.perf_counter()]
+    start_s = time.perf_counter()
     inference = Inference(load_anytoany(config.model, device=device))
-    times_s.append(time.perf_counter())
+    loaded_s = time.perf_counter()
     if config.windows:
-        times_s.append(time.perf_counter())
-        num_tokens = _write_captions(inference, config)
+        _write_captions(inference, config)
+        done = f"perceived and captioned in {time.perf_counter() - loaded_s:.2f} s"
     else:
         question = question_of_files(inference, config)
-        times_s.append(time.perf_counter())
+        perceived_s = time.perf_counter()
         seeds = list(range(config.seed, config.seed + config.num_answers))
         answers = inference.answer([question] * config.num_answers, config.answer, seeds=seeds)
-        num_tokens = sum(len(answer.ids) for answer in answers)
+        num_tokens, answer_s = sum(len(answer.ids) for answer in answers), time.perf_counter() - perceived_s
         _write_answers(inference, config, answers)
-    times_s.append(time.perf_counter())
-    load_s, perceive_s, answer_s = (end - start for start, end in zip(times_s, times_s[1:], strict=False))
-    sys.stderr.write(
-        f"loaded in {load_s:.2f} s, perceived in {perceive_s:.2f} s, {num_tokens} tokens in {answer_s:.2f} s "
-        f"({num_tokens / answer_s:.1f} tokens/s); {_memory(device)}\n"
-    )
+        done = f"perceived in {perceived_s - loaded_s:.2f} s, {num_tokens} tokens in {answer_s:.2f} s "
+        done += f"({num_tokens / answer_s:.1f} tokens/s)"
+    sys.stderr.write(f"loaded in {loaded_s - start_s:.2f} s, {done}; {_memory(device)}\n")
 
 
 def _write_answers(inference: Inference, config: GenerateConfig, answers: Sequence[Answer]) -> None:
@@ -182,18 +174,16 @@ def _write_answers(inference: Inference, config: GenerateConfig, answers: Sequen
         write_tokens(clip, config.tokens_out)
 
 
-def _write_captions(inference: Inference, config: GenerateConfig) -> int:
+def _write_captions(inference: Inference, config: GenerateConfig) -> None:
     ((kind, file),) = config.files()
     clips = _clips(inference, kind, file, config.stride_s)
     settings = {"prompt": config.text, "kind": kind, "num_tokens": config.num_tokens, "seed": config.seed}
-    num_tokens, found = 0, None
+    found = None
     for found in joined(caption_windows(inference, clips, config.answer, **settings)):
         sys.stdout.write(f"{found.start_s:8.2f} {found.end_s:8.2f}  {' '.join(found.text.splitlines())}\n")
         sys.stdout.flush()  # a long video takes long
-        num_tokens += len(inference.model.tokenizer.encode(found.text))
     if found is None:
         raise _no_clip(file)
-    return num_tokens
 
 
 def _clips(inference: Inference, kind: str, file: str, stride_s: float | None) -> Iterator[PerceivedClip]:

@@ -99,7 +99,12 @@ def load_anytoany(directory: str | Path, *, device: torch.device | str = "cpu", 
 
 def run_folder_of(directory: str | Path) -> Path | None:
     """The training run that wrote a directory, as its `final` or as a checkpoint; None where it lies elsewhere."""
-    return next((folder for folder in list(Path(directory).parents)[:2] if (folder / "log.jsonl").is_file()), None)
+    runs = (
+        folder
+        for folder in list(Path(directory).parents)[:2]
+        if (folder / "config.json").is_file() or (folder / "log.jsonl").is_file()
+    )
+    return next(runs, None)
 
 
 def load_config_of(directory: str | Path) -> AnyToAnyConfig:

@@ -22,6 +22,7 @@ from egom2p.anytoany.answers.answer_generation import AnswerConfig
 from egom2p.anytoany.answers.inference import Inference, typed_prompt
 from egom2p.anytoany.conversations.conversation import PLACEHOLDER
 from egom2p.anytoany.perception.media_files import features_of_vectors
+from egom2p.anytoany.saving import load_anytoany
 from egom2p.config import run_main, strict
 from egom2p.jobs.workers import choose_device
 
@@ -290,9 +291,6 @@ class _Handler(BaseHTTPRequestHandler):
 
 def main(config: ServeConfig) -> None:
     """Serve until interrupted."""
-    # Imported here: it brings transformers along.
-    from egom2p.anytoany.saving import load_anytoany
-
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     with CaptionServer(config, Inference(load_anytoany(config.model, device=choose_device(config.device)))) as server:
         host = f"[{config.host}]" if ":" in config.host else config.host

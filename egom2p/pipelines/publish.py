@@ -18,6 +18,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from egom2p.anytoany.language.packaged_model import origin_of
+from egom2p.anytoany.saving import load_anytoany, save_merged
 from egom2p.models.egom2p_model import load_model
 from egom2p.pipelines.cards import (
     ANYTOANY_CARD,
@@ -198,9 +199,6 @@ def _staged(directory: Path, *, merge: bool, base_model: str | None) -> Iterator
 
 
 def _add_merged(directory: Path, folder: Path) -> None:
-    # Imported here: it brings transformers along.
-    from egom2p.anytoany.saving import load_anytoany, save_merged
-
     save_merged(load_anytoany(directory), folder)
 
 

@@ -125,7 +125,7 @@ def test_files_of_ones_own_are_told_from_what_was_trained(tmp_path):
     own, item = str(tmp_path / "walk.mp4"), str(tmp_path / "synthetic" / "a.npy")
     assert "nothing beside" in unfamiliar_note(final, [own]) and unfamiliar_note(final, []) is None
     captions = {"kind": "captions", "files": [str(tmp_path / "synthetic" / "rows.jsonl")], "folder": None}
-    datasets = {"captions": captions, "rooms": {"kind": "world", "root": str(tmp_path / "clips")}}
+    datasets = {"captions": captions, "rooms": {"kind": "world", "root": str(tmp_path / "clips"), "datasets": ["a"]}}
     save_json(tmp_path / "run/config.json", {"data": {"datasets": datasets}, "features": [str(tmp_path / "synthetic")]})
     assert "made-up scenes alone (captions, rooms)" in unfamiliar_note(final, [own])
     assert unfamiliar_note(final, [item + "#3"]) is None and unfamiliar_note(final, [item, own]) is not None

@@ -27,11 +27,12 @@ from egom2p.anytoany.evaluation.questions import (
 )
 from egom2p.anytoany.evaluation.report import DESCRIPTION, Table, conclude_table, glance, provenance, write_report
 from egom2p.anytoany.evaluation.settings import AnyToAnyEvaluationConfig, EvaluatedModelConfig
+from egom2p.anytoany.language.language_model import LanguageModelConfig
 from egom2p.anytoany.model import AnyToAny, AnyToAnyConfig, build_anytoany
 from egom2p.anytoany.perception.feature_store import FeatureLookup, perceived_names
 from egom2p.anytoany.perception.media_files import read_clips
 from egom2p.anytoany.perception.source import PerceptionConfig, VectorsConfig, source_of_kind
-from egom2p.anytoany.saving import load_config_of
+from egom2p.anytoany.saving import load_anytoany, load_config_of
 from egom2p.anytoany.types import Conversation, Media
 from egom2p.config import run_main, to_plain
 from egom2p.contracts import AlignedClip
@@ -96,10 +97,6 @@ def _evaluate(config: AnyToAnyEvaluationConfig) -> Results:
 
 def load_evaluated(about: EvaluatedModelConfig, *, device: torch.device, is_for_texts: bool) -> AnyToAny:
     """An any-to-any directory, or a plain language model, which knows texts alone."""
-    # Imported here: it brings transformers along.
-    from egom2p.anytoany.language.language_model import LanguageModelConfig
-    from egom2p.anytoany.saving import load_anytoany
-
     if (Path(about.directory) / "anytoany.json").is_file():
         return load_anytoany(about.directory, device=device, live_encoder=about.live_encoder)
     if not is_for_texts:

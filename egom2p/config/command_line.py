@@ -139,9 +139,8 @@ def recipes(script: str) -> str:
         header = [line[1:].strip() for line in file.read_text(encoding="utf-8").splitlines()[:12] if line[:1] == "#"]
         command = next((line for line in header if line.startswith("Command:")), "")
         if f" {script} " in command + " " and header[0].startswith("Purpose:"):
-            found.append(
-                f"\n  {root.name}/{file.relative_to(root)}\n      {header[0].removeprefix('Purpose:').strip()}"
-            )
+            purpose = " ".join(header[: header.index(command)]).removeprefix("Purpose:").strip()
+            found.append(f"\n  {root.name}/{file.relative_to(root)}\n      {purpose}")
     return ", for instance one of:" + "".join(found) if found else ""
 
 

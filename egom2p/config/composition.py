@@ -62,13 +62,16 @@ def find_config_file(file: str | Path) -> Path:
     """
     given = Path(file)
     bases = (Path.cwd(), cfgs_root(), cfgs_root().parent)
-    tried = [base / name for base in bases for name in (given, Path(f"{given}.yaml"))]
+    names = [given] if given.suffix in (".yaml", ".yml") else [given, Path(f"{given}.yaml")]
+    tried = [base / name for base in bases for name in names]
     for path in (*tried, *(path.parent / "main" / path.name for path in tried)):
         if path.is_file() and path.suffix in (".yaml", ".yml"):
             return path.resolve()
     if given.is_file():
         raise ConfigError(f"{given}: a config is a .yaml file")
-    raise ConfigError(f"no config file {given}{_nearest_file(given)}; looked at " + ", ".join(map(str, tried)))
+    nearest = _nearest_file(given)
+    looked = f", seen from {Path.cwd()} or from {cfgs_root()}" if not given.is_absolute() and not nearest else ""
+    raise ConfigError(f"no config file {given}{looked}{nearest}")
 
 
 def _nearest_file(given: Path) -> str:

@@ -6,7 +6,8 @@ modality, V vocabulary.
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +22,7 @@ from egom2p.evaluation.linear_probe import Features, fit_and_predict
 from egom2p.generation.checkpoints import Checkpoint, load_checkpoint, pretrained_checkpoint
 from egom2p.jobs.progress import progress_bar, say
 from egom2p.metrics.measurements import Measured, Method, write_results
-from egom2p.metrics.result_table import Metric, Results
+from egom2p.metrics.result_table import MethodKind, Metric, Results
 from egom2p.models.features import encode_clips
 
 _ENCODER = "encoder"
@@ -71,23 +72,19 @@ class ProbeLabelConfig:
 
 
 @strict
-class ProbeConfig:
-    """One probe.
+class ProbeDataConfig:
+    """What classifiers are fitted to and scored on, and where the table goes.
 
-    checkpoint   model directory; None: the pretrained one
     train, test  clips the classifier is fitted to and scored on; of other recordings
     inputs       modalities the encoder sees (name, quantity or folder)
-    layers       of the encoder, as in `models.features.encode_clips`; null is its output
     labels       name -> how the label of a clip is read
     penalties    L2 penalties to choose from, on a fifth of the training recordings
     """
 
     output: str
-    checkpoint: str | None = None
     train: ClipsConfig
     test: ClipsConfig
     inputs: tuple[str, ...]
-    layers: tuple[int | None, ...] = (None,)
     labels: dict[str, ProbeLabelConfig]
     penalties: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
     max_train_clips: int | None = None
@@ -98,17 +95,80 @@ class ProbeConfig:
     progress: bool = True
 
     def __post_init__(self) -> None:
-        if not self.inputs or not self.labels or not self.layers or not self.penalties:
-            raise ValueError("inputs, labels, layers and penalties need at least one entry each")
+        if not self.inputs or not self.labels or not self.penalties:
+            raise ValueError("inputs, labels and penalties need at least one entry each")
 
 
 @strict
-class ProbeClips:
-    """Tokens of the inputs of some clips, their recordings and labels."""
+class ProbeConfig(ProbeDataConfig):
+    """One probe; `ProbeDataConfig` has the other keys.
 
-    tokens: Any  # list[TokenClip]
+    checkpoint   model directory; None: the pretrained one
+    layers       of the encoder, as in `models.features.encode_clips`; null is its output
+    """
+
+    checkpoint: str | None = None
+    layers: tuple[int | None, ...] = (None,)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.layers:
+            raise ValueError("layers need at least one entry")
+
+
+@dataclass(frozen=True)
+class ProbeClips:
+    """Tokens of the inputs of some clips, their recordings and labels (label's name -> one per clip)."""
+
+    tokens: list[TokenClip]
     recordings: list[str]
     labels: dict[str, list[str | None]]
+
+
+class LabelProbe:
+    """Classifiers of one label: fitted to the training clips that have it, scored on the test clips that have it.
+
+    keys, recordings   of the test clips that have it
+    num_train          training clips that have it; num_classes among them
+    num_without_label  clips of both splits that lack it
+    """
+
+    def __init__(self, label: str, train: ProbeClips, test: ProbeClips, config: ProbeDataConfig) -> None:
+        """ValueError where no clip of a split has the label."""
+        self._config = config
+        self._has_train, self._has_test = (
+            np.array([found is not None for found in part.labels[label]]) for part in (train, test)
+        )
+        self._wanted, self._truth = (
+            [found for found in part.labels[label] if found is not None] for part in (train, test)
+        )
+        self.num_train, num_test = len(self._wanted), len(self._truth)
+        if not self.num_train or not num_test:
+            raise ValueError(f"label {label}: found {self.num_train} training and {num_test} held-out clips with one")
+        self._groups, self.recordings = (
+            [name for name, has in zip(part.recordings, kept, strict=True) if has]
+            for part, kept in ((train, self._has_train), (test, self._has_test))
+        )
+        self.keys = [clip.key for clip, has in zip(test.tokens, self._has_test, strict=True) if has]
+        self.num_classes = len(set(self._wanted))
+        self.num_without_label = int((~self._has_train).sum() + (~self._has_test).sum())
+
+    def commonest(self) -> Method:
+        """The training clips' commonest label, given to every test clip."""
+        commonest = Counter(self._wanted).most_common(1)[0][0]
+        return Method("commonest label", "baseline", {"accuracy": [float(found == commonest) for found in self._truth]})
+
+    def is_right(self, rows: Features, test_rows: Features) -> tuple[list[float], float]:
+        """1 or 0 per test clip for a classifier on features (N, D) of all clips, and the penalty it chose."""
+        found, penalty = fit_and_predict(
+            rows[self._has_train],
+            self._wanted,
+            test_rows[self._has_test],
+            groups=self._groups,
+            penalties=self._config.penalties,
+            rng=np.random.default_rng(self._config.seed),
+        )
+        return [float(a == b) for a, b in zip(found, self._truth, strict=True)], penalty
 
 
 def run_probe(config: ProbeConfig) -> Results:
@@ -117,13 +177,8 @@ def run_probe(config: ProbeConfig) -> Results:
     Raises ValueError when a recording is in both splits.
     """
     checkpoint = load_checkpoint(config.checkpoint or pretrained_checkpoint(), device=config.device)
-    names = [checkpoint.spec(word).name for word in config.inputs]
+    names, train, test = read_splits(checkpoint, config)
     specs = [spec for spec in checkpoint.specs if spec.name in names]
-    asked = {"asked": config.labels, "batch_size": config.batch_size, "progress": config.progress}
-    train = read_probe_clips(checkpoint, config.train, config.max_train_clips, names, **asked)
-    test = read_probe_clips(checkpoint, config.test, config.max_test_clips, names, **asked)
-    if shared := sorted(set(train.recordings) & set(test.recordings)):
-        raise ValueError(f"recording {shared[0]} is in train and in test; labels of its clips are not independent")
     sources: dict[str, Callable[[Sequence[TokenClip]], Features]] = {
         "tokens, how often each": lambda clips: bag_features(clips, specs),
         "tokens, which where": lambda clips: one_hot_features(clips, specs),
@@ -150,31 +205,34 @@ def run_probe(config: ProbeConfig) -> Results:
     return results
 
 
-def read_probe_clips(
-    checkpoint: Checkpoint,
-    source: ClipsConfig,
-    max_clips: int | None,
-    names: Sequence[str],
-    asked: Mapping[str, ProbeLabelConfig],
-    *,
-    batch_size: int,
-    progress: bool,
+def read_splits(checkpoint: Checkpoint, config: ProbeDataConfig) -> tuple[list[str], ProbeClips, ProbeClips]:
+    """Names of the input modalities, training clips, test clips; ValueError when a recording is in both."""
+    names = [checkpoint.spec(word).name for word in config.inputs]
+    train = _read_clips(checkpoint, config.train, config.max_train_clips, names, config)
+    test = _read_clips(checkpoint, config.test, config.max_test_clips, names, config)
+    if shared := sorted(set(train.recordings) & set(test.recordings)):
+        raise ValueError(f"recording {shared[0]} is in train and in test; labels of its clips are not independent")
+    return names, train, test
+
+
+def _read_clips(
+    checkpoint: Checkpoint, source: ClipsConfig, max_clips: int | None, names: Sequence[str], config: ProbeDataConfig
 ) -> ProbeClips:
-    """Tokens of the modalities `names` and the labels that are `asked`, of clips spread evenly over the source."""
-    label_streams = {label.stream for label in asked.values()}
+    """Tokens of the modalities `names` and the labels, of clips spread evenly over the source."""
+    label_streams = {label.stream for label in config.labels.values()}
     streams = sorted({checkpoint.tokenizer(name).stream for name in names} | label_streams)
     store = ClipStore(source.root, source.dataset, streams=streams)
     count = len(store) if max_clips is None else min(max_clips, len(store))
     indices = np.linspace(0, len(store) - 1, count).astype(int).tolist()
     tokens: list[TokenClip] = []
     clips: list[AlignedClip] = []
-    with progress_bar(f"tokens of {source.root}", count, is_shown=progress) as advance:
-        for first in range(0, count, batch_size):
-            part = [store[index] for index in indices[first : first + batch_size]]
+    with progress_bar(f"tokens of {source.root}", count, is_shown=config.progress) as advance:
+        for first in range(0, count, config.batch_size):
+            part = [store[index] for index in indices[first : first + config.batch_size]]
             tokens += checkpoint.tokenize(part, names)
             clips += [_without_pictures(clip, label_streams) for clip in part]
             advance(len(part))
-    labels = {name: [label.label_of(clip) for clip in clips] for name, label in asked.items()}
+    labels = {name: [label.label_of(clip) for clip in clips] for name, label in config.labels.items()}
     return ProbeClips(tokens=tokens, recordings=[clip.provenance.recording for clip in clips], labels=labels)
 
 
@@ -187,39 +245,19 @@ def _score_label(
     label: str, features: dict[str, tuple[Features, Features]], train: ProbeClips, test: ProbeClips, config: ProbeConfig
 ) -> tuple[Measured, dict[str, Any]]:
     """Where each feature's classifier is right, and what the table does not say."""
-    has_train, has_test = (np.array([found is not None for found in part.labels[label]]) for part in (train, test))
-    wanted, truth = ([found for found in part.labels[label] if found is not None] for part in (train, test))
-    if not wanted or not truth:
-        raise ValueError(f"label {label}: found {len(wanted)} training and {len(truth)} held-out clips that have one")
-    train_groups, test_groups = (
-        [name for name, has in zip(part.recordings, kept, strict=True) if has]
-        for part, kept in ((train, has_train), (test, has_test))
-    )
-    commonest = Counter(wanted).most_common(1)[0][0]
-    right = {"commonest label": [float(found == commonest) for found in truth]}
-    chosen: dict[str, float] = {}
+    probe = LabelProbe(label, train, test, config)
+    methods, penalties = [probe.commonest()], {}
     for title, (rows, test_rows) in features.items():
-        found, chosen[title] = fit_and_predict(
-            rows[has_train],
-            wanted,
-            test_rows[has_test],
-            groups=train_groups,
-            penalties=config.penalties,
-            rng=np.random.default_rng(config.seed),
-        )
-        right[title] = [float(a == b) for a, b in zip(found, truth, strict=True)]
-    methods = [
-        Method(title, "model" if title.startswith(_ENCODER) else "baseline", {"accuracy": values})
-        for title, values in right.items()
-    ]
-    keys = [clip.key for clip, has in zip(test.tokens, has_test, strict=True) if has]
+        values, penalties[title] = probe.is_right(rows, test_rows)
+        kind: MethodKind = "model" if title.startswith(_ENCODER) else "baseline"
+        methods.append(Method(title, kind, {"accuracy": values}))
     about = {
-        "num_classes": len(set(wanted)),
-        "num_train": len(wanted),
-        "num_without_label": int((~has_train).sum() + (~has_test).sum()),
-        "penalties": chosen,
+        "num_classes": probe.num_classes,
+        "num_train": probe.num_train,
+        "num_without_label": probe.num_without_label,
+        "penalties": penalties,
     }
-    return Measured(label, "label", keys, test_groups, (_ACCURACY,), methods), about
+    return Measured(label, "label", probe.keys, probe.recordings, (_ACCURACY,), methods), about
 
 
 def pooled_features(

@@ -92,11 +92,11 @@ def load_checkpoint(id_or_path: str | Path | None = None, *, device: str = "auto
         raise ValueError(f"{directory}: no model.json; wanted a model directory such as outputs/<run>/final")
     chosen = choose_device(device)
     model = load_model(directory, chosen)
-    positions = tokenizer_locations(directory)
+    locations = tokenizer_locations(directory)
     tokenizers = {}
     for spec in model.specs:
-        if spec.name in positions:
-            tokenizer = load_tokenizer(positions[spec.name], device=chosen)
+        if spec.name in locations:
+            tokenizer = load_tokenizer(locations[spec.name], device=chosen)
             check_fingerprint(
                 spec.name, found=spec.tokenizer_fingerprint, wanted=tokenizer.fingerprint, where=str(directory)
             )

@@ -80,7 +80,6 @@ def run_generation(config: GenerationConfig) -> Path:
     What is already there, made with the same settings, is passed over. One process writes to an output at a time.
     """
     with only_writer(config.output):
-        remove_unfinished(config.output)  # what a killed run left half-written
         return _generate(config)
 
 
@@ -101,6 +100,8 @@ def _generate(config: GenerationConfig) -> Path:
         say(f"{job.num_kept} of {len(keys)} clips were already there and are kept")
     manifest = job.folder / "manifest.json"
     save_json(manifest, job.manifest(keys))
+    # What a killed run left half-written; others may write beside us, under other names.
+    remove_unfinished(job.folder, {manifest.name, *keys, *map(_windows, keys)})
     return manifest
 
 
@@ -165,7 +166,7 @@ class _Job:
         check_joined_fits(segment.key, num_pixels, free_bytes(torch.device("cpu")))
         fingerprints = {spec.name: spec.tokenizer_fingerprint for spec in self.checkpoint.specs}
         settings = self._settings(segment.recording.provenance)
-        store = WindowStore(inside(self.folder, f".windows_{segment.key}"), settings, fingerprints)
+        store = WindowStore(inside(self.folder, _windows(segment.key)), settings, fingerprints)
         with self._bar(f"generate {segment.key}", len(segment.windows)) as advance:
             result = generate_segment(
                 self.checkpoint,
@@ -269,6 +270,11 @@ class WindowStore:
     def remove(self) -> None:
         """When the recording is whole."""
         remove_directory(self._folder)
+
+
+def _windows(key: str) -> str:
+    """Name of the folder that keeps the finished windows of a recording that is not whole yet."""
+    return f".windows_{key}"
 
 
 def _add_new(keys: dict[str, None], key: str) -> None:

@@ -22,7 +22,8 @@ class Interval:
     mean         None when no clip has a value
     low, high    None with fewer than two values (or groups): nothing is known about the spread
     num_clips    clips with a value; num_missing: clips without one (None), left out of the mean
-    median       over the same clips: a few lost clips carry a mean away
+    median       over the same clips: a few lost clips carry a mean away. None where every value is 0 or 1 (right or
+                 wrong): it would say no more than the mean, in one bit
     """
 
     mean: float | None
@@ -56,7 +57,7 @@ def bootstrap_interval(
         raise ValueError(f"{int((~np.isfinite(present)).sum())} of {len(present)} values are not finite")
     if len(present) == 0:
         return Interval(None, None, None, 0, num_missing)
-    mean, median = float(present.mean()), float(np.median(present))
+    mean, median = float(present.mean()), None if np.isin(present, (0, 1)).all() else float(np.median(present))
     sums_G, counts_G = present, np.ones(len(present))
     if groups is not None:
         _, group_of = np.unique(np.asarray(groups)[is_present], return_inverse=True)

@@ -184,14 +184,15 @@ class ResultTable:
 
     def sentences(self) -> list[str]:
         """What stands below the rows: medians, checkpoints compared, token losses, and distances of the whole set."""
-        return [self.medians(), *self.checkpoints_compared(), *map(str, self.token_losses), *self.set_distances()]
+        below = [*self.checkpoints_compared(), *map(str, self.token_losses), *self.set_distances()]
+        return [*self.medians(), *below]
 
-    def medians(self) -> str:
-        """The primary metric's median over clips, which a few lost clips do not carry away."""
+    def medians(self) -> list[str]:
+        """The primary metric's median over clips, which a few lost clips do not carry away; nothing where none is."""
         metric = self.primary
         values = [(row.title, row.values[metric.key].median) for row in self.rows if metric.key in row.values]
         shown = ", ".join(f"{title} {value:.{metric.decimals}f}" for title, value in values if value is not None)
-        return f"Medians over clips of {metric.label}: {shown}."
+        return [f"Medians over clips of {metric.label}: {shown}."] if shown else []
 
     def checkpoints_compared(self) -> list[str]:
         """How every further checkpoint stands to the one named first, clip by clip, in the primary metric."""
@@ -231,7 +232,7 @@ class ResultTable:
             cells = [_cell(row, metric) for metric in self.metrics]
             lines.append(f"| {row.title} | {row.kind} | " + " | ".join(cells) + " |")
         protocol = "; ".join(f"{metric.label}: {metric.protocol}" for metric in self.metrics)
-        lines += ["", f"Columns: {protocol}.", "", self.medians(), ""]
+        lines += ["", f"Columns: {protocol}.", "", *(word for line in self.medians() for word in (line, ""))]
         reported = [*self.checkpoints_compared(), *self.token_losses, *self.uncertainty, *self.set_distances()]
         lines += [f"- {sentence}" for sentence in reported]
         failures = sum(len(row.failures) for row in self.rows)

@@ -70,9 +70,9 @@ def _modalities(specs: Sequence[Mapping[str, Any]], tokenizers: Mapping[str, str
     for spec in specs:
         grid = " x ".join(map(str, spec["grid"]))
         tokenizer = spec.get("tokenizer_fingerprint") or "not known"
-        position = tokenizers.get(spec["name"], "not included")
+        folder = tokenizers.get(spec["name"], "not included")
         rows.append(
-            f"| {spec['name']} | {spec['quantity']} | {grid} | {spec['vocab_size']} | `{tokenizer}` | {position} |"
+            f"| {spec['name']} | {spec['quantity']} | {grid} | {spec['vocab_size']} | `{tokenizer}` | {folder} |"
         )
     return rows
 

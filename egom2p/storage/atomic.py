@@ -10,10 +10,11 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ import numpy as np
 
 from egom2p.contracts import plain_name
 
-_UNFINISHED = ".unfinished-"
+_UNFINISHED = re.compile(r"\.(?P<name>.+)\.unfinished-[0-9a-f]{8}", re.DOTALL)  # as `_sibling` names it
 _MAX_JSON_BYTES = 1 << 28
 _LOCK, _LOCK_POLL_S = ".writer", 0.1
 _held: set[int] = set()
@@ -142,22 +143,27 @@ def remove_directory(path: str | Path) -> None:
 
 def is_unfinished(path: str | Path) -> bool:
     """Whether a name belongs to something whose writing has not ended (or was killed)."""
-    return _UNFINISHED in Path(path).name
+    return _UNFINISHED.fullmatch(Path(path).name) is not None
 
 
-def remove_unfinished(folder: str | Path) -> int:
-    """Remove what killed processes left in `folder`; return how many entries that were.
+def remove_unfinished(folder: str | Path, names: Collection[str] | None = None) -> int:
+    """Remove what killed processes left half-written in `folder`; return how many entries that were.
 
-    Only for folders that a single writer owns: another process's unfinished work would vanish too.
+    names   the files and folders whose only writer the caller is. None: every one, for a folder that nobody else
+            writes to; in any other another process's unfinished work would vanish too
     """
-    leftovers = [entry for entry in Path(folder).iterdir() if is_unfinished(entry)] if Path(folder).is_dir() else []
+    leftovers = []
+    for entry in Path(folder).iterdir() if Path(folder).is_dir() else ():
+        made = _UNFINISHED.fullmatch(entry.name)
+        if made and not entry.is_symlink() and (names is None or made["name"] in names):
+            leftovers.append(entry)
     for entry in leftovers:
         shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
     return len(leftovers)
 
 
 def _sibling(path: Path) -> Path:
-    return path.with_name(f".{path.name}{_UNFINISHED}{uuid.uuid4().hex[:8]}")
+    return path.with_name(f".{path.name}.unfinished-{uuid.uuid4().hex[:8]}")
 
 
 def _replace_directory(source: Path, target: Path) -> None:

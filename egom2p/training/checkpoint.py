@@ -210,7 +210,7 @@ def export(task: Task, train_state: TrainState, directory: Path, *, ranks: Ranks
     offered = {key: tensor for key, tensor in train_state.tensors() if key.startswith(f"{name}/")}
     tensors = dict(gathered(offered, keep=ranks.is_first))
     if ranks.is_first:
-        remove_unfinished(directory.parent)  # a run killed in the middle of this left its half
+        remove_unfinished(directory.parent, [directory.name])  # a run killed in the middle of this left its half
         with atomic_directory(directory) as unfinished, _exported_weights(train_state, tensors):
             task.export(unfinished)
     ranks.wait_for_all()

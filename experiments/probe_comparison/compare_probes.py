@@ -4,16 +4,14 @@ The linear probe of `probe.py` on encoders that read the same tokens, each train
 is the share of those runs that get it right, and differences to the encoder named first are paired clip by clip.
 """
 
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from egom2p.config import run_main, strict, to_plain
-from egom2p.evaluation.evaluation_config import ClipsConfig
-from egom2p.evaluation.linear_probe import Features, fit_and_predict
-from egom2p.evaluation.probe import ProbeClips, ProbeLabelConfig, bag_features, pooled_features, read_probe_clips
+from egom2p.evaluation.linear_probe import Features
+from egom2p.evaluation.probe import LabelProbe, ProbeClips, ProbeDataConfig, bag_features, pooled_features, read_splits
 from egom2p.generation.checkpoints import Checkpoint, load_checkpoint
 from egom2p.jobs.progress import say
 from egom2p.metrics.measurements import Measured, Method, write_results
@@ -24,29 +22,18 @@ _COLUMNS = (Metric("accuracy", "accuracy", "", "share of clips with the right la
 
 
 @strict
-class ProbeComparisonConfig:
-    """Fields as in `ProbeConfig`.
+class ProbeComparisonConfig(ProbeDataConfig):
+    """`ProbeDataConfig` has the other keys.
 
     encoders   label -> model directories, runs that differ in their seed alone; of as many runs each
     layer      of the encoders that is probed; None: their output
     """
 
-    output: str
     encoders: dict[str, tuple[str, ...]]
-    train: ClipsConfig
-    test: ClipsConfig
-    inputs: tuple[str, ...]
     layer: int | None = None
-    labels: dict[str, ProbeLabelConfig]
-    penalties: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-    max_train_clips: int | None = None
-    max_test_clips: int | None = None
-    batch_size: int = 32
-    seed: int = 0
-    device: str = "auto"
-    progress: bool = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         counts = {label: len(runs) for label, runs in self.encoders.items()}
         if not counts or len(set(counts.values())) > 1 or not all(counts.values()):
             raise ValueError(f"encoders need the same number of runs each, at least one, got {counts}")
@@ -58,12 +45,7 @@ def run_probe_comparison(config: ProbeComparisonConfig) -> Path:
     Raises ValueError when a recording is in both splits, TokenizerMismatch for encoders of other tokens.
     """
     first = load_checkpoint(next(iter(config.encoders.values()))[0], device=config.device)
-    names = [first.spec(word).name for word in config.inputs]
-    asked = {"asked": config.labels, "batch_size": config.batch_size, "progress": config.progress}
-    train = read_probe_clips(first, config.train, config.max_train_clips, names, **asked)
-    test = read_probe_clips(first, config.test, config.max_test_clips, names, **asked)
-    if shared := sorted(set(train.recordings) & set(test.recordings)):
-        raise ValueError(f"recording {shared[0]} is in train and in test; labels of its clips are not independent")
+    names, train, test = read_splits(first, config)
     runs: dict[str, list[tuple[Features, Features]]] = {}
     for label, locations in config.encoders.items():
         checkpoints = [load_checkpoint(location, device=config.device) for location in locations]
@@ -106,41 +88,17 @@ def _scored(
     test: ProbeClips,
     config: ProbeComparisonConfig,
 ) -> Measured:
-    is_train, is_test = ([found is not None for found in part.labels[label]] for part in (train, test))
-    wanted, truth = ([found for found in part.labels[label] if found is not None] for part in (train, test))
-    if not wanted or not truth:
-        raise ValueError(f"label {label}: found {len(wanted)} training and {len(truth)} held-out clips that have one")
-    groups, recordings = (
-        [name for name, has in zip(part.recordings, kept, strict=True) if has]
-        for part, kept in ((train, is_train), (test, is_test))
-    )
-
-    def right(features: tuple[Features, Features]) -> np.ndarray:
-        found, _ = fit_and_predict(
-            features[0][np.array(is_train)],
-            wanted,
-            features[1][np.array(is_test)],
-            groups=groups,
-            penalties=config.penalties,
-            rng=np.random.default_rng(config.seed),
-        )
-        return np.array([float(a == b) for a, b in zip(found, truth, strict=True)])
-
-    commonest = Counter(wanted).most_common(1)[0][0]
-    methods = [
-        Method("commonest label", "baseline", {"accuracy": [float(found == commonest) for found in truth]}),
-        Method("tokens, how often each", "baseline", {"accuracy": right(bags).tolist()}),
-    ]
+    probe = LabelProbe(label, train, test, config)
+    bag = Method("tokens, how often each", "baseline", {"accuracy": probe.is_right(*bags)[0]})
+    methods = [probe.commonest(), bag]
     for title, found in runs.items():
-        per_run = [right(features) for features in found]
+        per_run = [probe.is_right(*features)[0] for features in found]
         methods.append(Method("mean of runs", "model", {"accuracy": np.mean(per_run, axis=0).tolist()}, title))
         if len(per_run) > 1:
             methods += [
-                Method(f"run {number}", "model", {"accuracy": values.tolist()}, title)
-                for number, values in enumerate(per_run)
+                Method(f"run {number}", "model", {"accuracy": values}, title) for number, values in enumerate(per_run)
             ]
-    keys = [clip.key for clip, has in zip(test.tokens, is_test, strict=True) if has]
-    return Measured(label, "label", keys, recordings, _COLUMNS, methods)
+    return Measured(label, "label", probe.keys, probe.recordings, _COLUMNS, methods)
 
 
 if __name__ == "__main__":

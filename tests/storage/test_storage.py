@@ -62,11 +62,16 @@ def test_failed_file_leaves_the_old_one(tmp_path):
 
 
 def test_leftovers_of_a_killed_writer_are_removed(tmp_path):
-    (tmp_path / ".x.unfinished-1234").mkdir()
-    (tmp_path / ".y.unfinished-1234").touch()
-    (tmp_path / "kept").touch()
-    assert remove_unfinished(tmp_path) == 2
-    assert [entry.name for entry in tmp_path.iterdir()] == ["kept"]
+    (tmp_path / ".x.unfinished-0123abcd").mkdir()
+    (tmp_path / ".y.unfinished-0123abcd").touch()
+    kept = ["kept", "notes.unfinished-2024", ".unfinished-0123abcd", ".z.unfinished-0123abcd.txt"]
+    for name in kept:
+        (tmp_path / name).touch()
+    (tmp_path / ".link.unfinished-0123abcd").symlink_to(tmp_path / "kept")
+    assert remove_unfinished(tmp_path, ["y"]) == 1
+    assert (tmp_path / ".x.unfinished-0123abcd").is_dir()
+    assert remove_unfinished(tmp_path) == 1
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == sorted([*kept, ".link.unfinished-0123abcd"])
     assert remove_unfinished(tmp_path / "absent") == 0
 
 

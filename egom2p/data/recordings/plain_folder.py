@@ -241,12 +241,12 @@ def _read_depth(
     values, stamps, unit = open_depth(path, pictures, wanted, intrinsics)
     ticks = None
     if stamps is not None:
-        positions = [f"{path}, row {row}" for row in range(len(stamps))]
+        row_names = [f"{path}, row {row}" for row in range(len(stamps))]
         own_times_s = clock_s(
             stamps,
             unit,
             path,
-            positions,
+            row_names,
             offset_s=wanted.offset_s,
             stream="depth",
             say="depth.time_unit",

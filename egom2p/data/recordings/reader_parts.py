@@ -38,7 +38,7 @@ def stamped_rows(path: Path, unit: TimeUnit, *, columns: int, stream: str = "") 
     Cells stand between commas where there are any, else between blanks; `columns` are the fewest, the time included.
     Raises ValueError naming file and line.
     """
-    stamps, rows, positions = [], [], []
+    stamps, rows, row_names = [], [], []
     for line, text in enumerate(read_text(path).splitlines(), start=1):
         if not text.strip() or text.lstrip().startswith("#"):
             continue
@@ -49,8 +49,8 @@ def stamped_rows(path: Path, unit: TimeUnit, *, columns: int, stream: str = "") 
             raise ValueError(f"{path}, line {line}: found {text[:80]!r}, wanted a time and {columns - 1} more columns")
         stamps.append(cells[0])
         rows.append(cells[1:])
-        positions.append(f"{path}, line {line}")
-    return clock_s(stamps_from_text(stamps), unit, path, positions, stream=stream), rows
+        row_names.append(f"{path}, line {line}")
+    return clock_s(stamps_from_text(stamps), unit, path, row_names, stream=stream), rows
 
 
 def numbers_of(path: Path, rows: Sequence[Sequence[str]], columns: slice) -> np.ndarray:

@@ -66,8 +66,8 @@ class Table:
         """Cells of a column."""
         if name not in self.header:
             raise ValueError(f"{self.path}: found columns {self.header}, wanted {name!r}")
-        position = self.header.index(name)
-        return [row[position].strip() for row in self._cells]
+        column = self.header.index(name)
+        return [row[column].strip() for row in self._cells]
 
     def numbers(self, name: str) -> np.ndarray:
         """A column (T,) float64; an empty cell is nan, true, valid and yes are 1, their opposites 0."""
@@ -95,17 +95,17 @@ class Table:
         """Times (T,) seconds; they must increase, and be meant in their unit (`geometry.check_clock`)."""
         name = column.lower() if column else self.time_name
         cells = self.text(name)
-        positions = [f"{self.path}, line {line}" for line in self.lines]
-        for position, cell in zip(positions, cells, strict=True):
+        row_names = [f"{self.path}, line {line}" for line in self.lines]
+        for row_name, cell in zip(row_names, cells, strict=True):
             if not cell or cell.lower() == "nan":
-                raise ValueError(f"{position}: the time is not a finite number")
+                raise ValueError(f"{row_name}: the time is not a finite number")
         try:
             stamps = stamps_from_text(cells)
         except ValueError:
             self.numbers(name)  # names the line
             raise
         unit = stated_unit(name, unit, where=str(self.path))
-        return clock_s(stamps, unit, self.path, positions, offset_s=offset_s, stream=stream, say=say)
+        return clock_s(stamps, unit, self.path, row_names, offset_s=offset_s, stream=stream, say=say)
 
     def _number(self, line: int, cell: str) -> float:
         text = cell.lower()
@@ -160,46 +160,46 @@ def valid_rows(table: Table) -> np.ndarray:
 
 def read_times(path: Path, unit: TimeUnit | None = None, *, stream: str = "", offset_s: float = 0.0) -> np.ndarray:
     """Times (T,) seconds of a text file with one number per line; empty lines and `#` comments are passed over."""
-    cells, positions = [], []
+    cells, row_names = [], []
     for line, text in enumerate(read_text(path).splitlines(), start=1):
         if text.strip() and not text.lstrip().startswith("#"):
             cells.append(text.strip())
-            positions.append(f"{path}, line {line}")
+            row_names.append(f"{path}, line {line}")
             try:
                 float(text)
             except ValueError:
                 raise ValueError(f"{path}, line {line}: found {text!r}, wanted a number") from None
     stamps = stamps_from_text(cells)
-    return clock_s(stamps, unit, path, positions, offset_s=offset_s, stream=stream, say=f"{stream}.time_unit")
+    return clock_s(stamps, unit, path, row_names, offset_s=offset_s, stream=stream, say=f"{stream}.time_unit")
 
 
 def clock_s(
     stamps: np.ndarray,
     unit: TimeUnit | None,
     path: Path,
-    positions: list[str],
+    row_names: list[str],
     *,
     offset_s: float = 0.0,
     stream: str = "",
     say: str = "",
 ) -> np.ndarray:
     """Seconds (T,) of a stream's stamps (T,), int64 or float64; unit None: nothing states it, seconds are assumed."""
-    check_times(stamps, positions, path)
+    check_times(stamps, row_names, path)
     check_clock(stamps, unit or "s", where=str(path), stream=stream, is_unit_stated=unit is not None, say=say)
     return seconds_from_stamps(stamps, unit or "s", offset_s=offset_s)
 
 
-def check_times(times: np.ndarray, positions: list[str], path: Path) -> None:
+def check_times(times: np.ndarray, row_names: list[str], path: Path) -> None:
     """Raise ValueError naming the place where times are missing, not finite or do not increase."""
     if len(times) == 0:
         raise ValueError(f"{path}: found no rows, wanted at least one sample")
     is_bad = ~np.isfinite(times)
     if is_bad.any():
-        raise ValueError(f"{positions[int(np.argmax(is_bad))]}: the time is not a finite number")
+        raise ValueError(f"{row_names[int(np.argmax(is_bad))]}: the time is not a finite number")
     is_bad = np.diff(times) <= 0
     if is_bad.any():
         row = int(np.argmax(is_bad)) + 1
-        raise ValueError(f"{positions[row]}: time {times[row]} follows {times[row - 1]}; times must increase")
+        raise ValueError(f"{row_names[row]}: time {times[row]} follows {times[row - 1]}; times must increase")
 
 
 def visible(folder: Path) -> list[Path]:
@@ -226,8 +226,8 @@ def _read_npz(path: Path, unit: TimeUnit | None, *, offset_s: float, stream: str
     is_valid = validity_in(arrays, len(values))
     if not len(stamps) == len(values) == len(is_valid):
         raise ValueError(f"{path}: found {len(stamps)} times, {len(values)} values and {len(is_valid)} validities")
-    positions = [f"{path}, row {row}" for row in range(len(stamps))]
-    times_s = clock_s(stamps, unit, path, positions, offset_s=offset_s, stream=stream, say=say)
+    row_names = [f"{path}, row {row}" for row in range(len(stamps))]
+    times_s = clock_s(stamps, unit, path, row_names, offset_s=offset_s, stream=stream, say=say)
     return Track(times_s, values.reshape(len(values), -1) if values.ndim == 1 else values, is_valid, ())
 
 

@@ -133,7 +133,7 @@ def aria_replica(real_data_dir, tmp_path):
 
 def test_hot3d_aria_is_on_the_clock_of_the_device(aria_replica, real_data_dir):
     folder, device_times_s = aria_replica
-    recording = Hot3dAriaReader(Hot3dAriaSource(kind="hot3d_aria", root=str(folder.parent))).read(0)
+    recording = Hot3dAriaReader(Hot3dAriaSource(kind="hot3d_aria", root=str(folder.parent), hands=True)).read(0)
     assert recording.name == "P0001_replica" and recording.streams.keys() == {"camera", "gaze", "hands"}
     reference = np.load(real_data_dir / "aria_mps_sample/reference_cam2world_30fps.npz")
     camera = recording.streams["camera"]
@@ -161,7 +161,7 @@ def test_hot3d_clocks_that_do_not_meet_are_refused(aria_replica):
     slow = [",".join([row[0], str(int(int(row[1]) * 1.02)), *row[2:]]) for row in rows]
     path.write_text("\n".join([lines[0], *slow]))
     with pytest.raises(ValueError, match=r"headset_trajectory\.csv: found .* poses that are in mps/slam"):
-        Hot3dAriaReader(Hot3dAriaSource(kind="hot3d_aria", root=str(folder))).read(0)
+        Hot3dAriaReader(Hot3dAriaSource(kind="hot3d_aria", root=str(folder), hands=True)).read(0)
 
 
 @pytest.mark.parametrize(("sample", "kind"), [("hot3d_quest3_sample", "hot3d_quest"), ("aria_adt_sample", "adt")])
@@ -213,7 +213,13 @@ def test_adt_without_pictures(real_data_dir):
 def test_hands_of_hot3d_become_a_modality_by_configs_alone(aria_replica, tmp_path):
     folder, _ = aria_replica
     clips, tokens, trained = tmp_path / "clips", tmp_path / "tokens", tmp_path / "tokenizer"
-    overrides = [f"source.root={folder.parent}", f"output={clips}", "dataset=hot3d_aria", "num_workers=0"]
+    overrides = [
+        f"source.root={folder.parent}",
+        f"output={clips}",
+        "dataset=hot3d_aria",
+        "num_workers=0",
+        "source.hands=true",
+    ]
     report = prepare(load_config(PrepareConfig, "default/data_preparation/hot3d_aria.yaml", overrides))
     assert sum("hands" in about["streams"] for about in report.datasets.values()) == 1 and report.num_clips >= 3
     name = next(name for name, about in report.datasets.items() if "hands" in about["streams"])

@@ -94,9 +94,11 @@ def test_whole_arrays_need_their_unit_and_real_ones_are_metres(folder, kind):
     assert recording.streams["depth"].times_s[30] == pytest.approx(1.0 if kind == "npy" else 0.99999, abs=1e-6)
     save(METRES.astype(np.float64))
     np.testing.assert_allclose(_depth(folder, stamps)[0], METRES)
-    save(METRES * 1000)  # millimetres as floats
-    with pytest.raises(ValueError, match=r"found depth of 5.* m .*metres_per_unit"):
-        _depth(folder, stamps)
+    for start in (0, 3):  # also where a sensor begins with empty frames
+        save(np.where(np.arange(len(METRES))[:, None, None] < start, 0.0, METRES * 1000))  # millimetres as floats
+        with pytest.raises(ValueError, match=r"found depth of \d.* m .*metres_per_unit"):
+            _depth(folder, stamps)
+    save(METRES * 1000)
     np.testing.assert_allclose(_depth(folder, {"metres_per_unit": 0.001} | stamps)[0], METRES, rtol=1e-6)
 
 

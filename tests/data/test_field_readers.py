@@ -57,13 +57,20 @@ def test_euroc_gives_the_camera_where_t_bs_says_it_sits_on_the_body(tmp_path):
     (mav / "imu0/data.csv").write_text("#timestamp [ns],w_RS_S_x [rad s^-1],...\n" + "\n".join(imu))
     (mav / "vicon0").mkdir()
     (mav / "vicon0/data.csv").write_text("#\n")
+    numbered_picture(mav / "cam0/data/1.png", 0)
+    trajectory = mav / "state_groundtruth_estimate0/data.csv"
+    trajectory.write_text("\n".join([header, rows[0], rows[0], *rows[1:]]) + "\n")
     recording = recognised_as(tmp_path, "euroc")
+    assert recording.notes == (
+        "data.csv names 6 pictures, 1 more lie beside them and are left out",
+        "state_groundtruth_estimate0/data.csv: 1 of 7 samples have the time of another and are left out",
+    )
     np.testing.assert_allclose(recording.streams["camera"].values, world_from_body @ body_from_cam, atol=1e-9)
     np.testing.assert_array_equal(numbers_seen(recording.streams["rgb"].values.read(np.arange(6))), np.arange(6))
     np.testing.assert_allclose(recording.streams["rgb"].times_s, stamps / 1e9, atol=3e-7)
     np.testing.assert_allclose(recording.streams["imu"].values[3], [0.1, 0.2, 3, 9.8, 0, 0.5])
     assert recording.intrinsics.model == "opencv" and recording.intrinsics.fy == 51
-    assert recording.unused == ("mav0/vicon0/ (1 files)",)
+    assert recording.unused == ("mav0/cam0/data/1.png", "mav0/vicon0/ (1 files)")
     (mav / "cam0/sensor.yaml").unlink()
     with pytest.raises(ValueError, match="holds poses of the body; wanted .*sensor.yaml with T_BS"):
         open_reader(EurocSource(kind="euroc", root=str(tmp_path))).read(0)
@@ -95,7 +102,7 @@ def test_tum_rgbd_keeps_each_streams_clock_and_its_five_thousand_a_metre(tmp_pat
     (tmp_path / "accelerometer.txt").write_text("# timestamp ax ay az\n1305031102.1 0.1 -9.7 1.2\n1305031102.2 0 0 1\n")
     camera = {"width": 64, "height": 48, "fx": 52.0, "fy": 52.0, "cx": 31.5, "cy": 23.5}
     recording = recognised_as(tmp_path, "tum_rgbd", intrinsics=camera)
-    assert not recording.unused and recording.intrinsics.fx == 52
+    assert not recording.unused and not recording.notes and recording.intrinsics.fx == 52
     np.testing.assert_allclose(recording.streams["camera"].values, world_from_cam, atol=1e-8)
     depth = recording.streams["depth"]
     np.testing.assert_allclose(depth.values.read(np.array([4]))[0, 0, 0], 10_004 / 5000, rtol=1e-6)
@@ -184,6 +191,7 @@ def test_pupil_core_recording_reads_what_capture_packed_twice(tmp_path):
     (tmp_path / "world.intrinsics").write_bytes(msgpack.packb(held))
     recording = recognised_as(tmp_path, "pupil_core")
     gaze = recording.streams["gaze"]
+    assert recording.notes == ("gaze.pldata: 1 of 5 samples have the time of another and are left out",)
     np.testing.assert_allclose(gaze.times_s, 500.0 + np.arange(4) / 200)
     np.testing.assert_allclose(gaze.values[[0, 2, 3]], [[0.25, 1.0], [0.25, 0.9], [0.25, 0.6]])
     np.testing.assert_array_equal(gaze.is_valid, [True, False, True, True])

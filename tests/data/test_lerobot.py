@@ -69,6 +69,13 @@ def test_what_is_written_reads_back_and_every_episode_keeps_its_own_clock(tmp_pa
         np.testing.assert_allclose(read.streams["hands"].values, recording.streams["hands"].values)
         assert read.streams["hands"].unit == "m, world"
         assert list(read.streams["caption"].values) == ["reach", "grasp"]
+    # What a reader cannot take is said: a feature of text, and a file of nobody's.
+    info = json.loads((tmp_path / "set/meta/info.json").read_text())
+    info["features"]["mood"] = {"dtype": "string", "shape": [1], "names": None}
+    (tmp_path / "set/meta/info.json").write_text(json.dumps(info))
+    (tmp_path / "set/stray.txt").write_text("")
+    assert reader.read(0).notes == ("the features ['mood'] hold no numbers and are left out",)
+    assert reader.unused == ["stray.txt"]
     with pytest.raises(ValueError, match="is there already"):
         write_lerobot(tmp_path / "set", recordings, fps=30)
 

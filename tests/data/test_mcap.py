@@ -127,8 +127,10 @@ def test_pictures_depth_and_imu(tmp_path):
         "angular_velocity": {"x": 1, "y": 2, "z": 3},
         "linear_acceleration": {"x": 4, "y": 5, "z": 9.8},
     }
+    # The third is logged with the second, each by its own stamp; the fifth is there twice.
+    logged = [(0, 0), (1, 1), (1, 2), (3, 3), (4, 4), (5, 4)]
     topics = {
-        "/rgb": ("foxglove.CompressedImage", "json", b"{}", [(n * 10**8, jpeg(n)) for n in range(5)]),
+        "/rgb": ("foxglove.CompressedImage", "json", b"{}", [(at * 10**8, jpeg(n)) for at, n in logged]),
         "/depth": ("foxglove.RawImage", "json", b"{}", [(0, {**raw, "timestamp": _stamp(0)})]),
         "/head/imu": ("sensor_msgs/msg/Imu", "json", b"{}", [(n * 10**7, imu) for n in range(3)]),
     }
@@ -137,7 +139,9 @@ def test_pictures_depth_and_imu(tmp_path):
         recognised_as(tmp_path, "mcap")
     with pytest.raises(ValueError, match="depth_metres_per_unit"):
         recognised_as(tmp_path, "mcap", depth="/depth")
-    streams = recognised_as(tmp_path, "mcap", depth="/depth", depth_metres_per_unit=0.001).streams
+    recording = recognised_as(tmp_path, "mcap", depth="/depth", depth_metres_per_unit=0.001)
+    assert recording.notes == ("/rgb: 1 of 6 samples have the time of another and are left out",)
+    streams = recording.streams
     np.testing.assert_array_equal(numbers_seen(streams["rgb"].values.read(np.arange(5))), np.arange(5))
     depth = streams["depth"].values.read(np.array([0]))
     assert depth.shape == (1, 4, 6)

@@ -100,6 +100,9 @@ def h2o(tmp_path):
 
 def test_h2o(h2o, tmp_path):
     recording = read_any(h2o, "h2o", tmp_path)
+    assert "hands" not in recording.streams and "hand_pose is left out" in recording.notes[0]
+    recording = read_any(h2o, "h2o", tmp_path, hand_frame="camera")
+    assert recording.notes == ()
     assert recording.name == "subject1_h1_0"
     check_wall(recording, trajectory(), 6e-4)
     rgb, hands = recording.streams["rgb"], recording.streams["hands"]
@@ -400,6 +403,7 @@ def test_egogen_turns_the_axes_of_opengl(tmp_path, real_data_dir):
 
 def test_clips_of_h2o_have_its_hands(h2o, tmp_path):
     overrides = [f"source.root={h2o}", f"output={tmp_path}/clips", "dataset=h2o", "num_workers=0", "clip.height=36"]
+    overrides.append("source.hand_frame=camera")
     config = load_config(PrepareConfig, "default/data_preparation/h2o.yaml", [*overrides, "clip.width=36"])
     report = prepare(config)
     assert report.num_clips == 1 and report.absent == {}

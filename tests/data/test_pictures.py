@@ -108,11 +108,14 @@ def test_a_tum_listing_gives_times_and_files(tmp_path):
     assert recording.streams["rgb"].times_s.tolist() == [1.5, 1.6, 1.75]
     assert millimetres(recording.streams["depth"]) == [1001, 1000]
     assert recording.streams["depth"].times_s.tolist() == [1.61, 1.7]
+    assert recording.notes == ()
+    (tmp_path / "rgb.txt").write_text("1.5 rgb/c.png\n")
+    assert read_one(tmp_path).notes == ("rgb.txt names 1 pictures, 2 more lie beside them and are left out",)
     (tmp_path / "rgb.txt").write_text("1.5 rgb/gone.png\n")
     with pytest.raises(ValueError, match=r"gone\.png: no such picture; rgb\.txt names it"):
         read_one(tmp_path)
     (tmp_path / "rgb.txt").write_text("1.5\n")
-    with pytest.raises(ValueError, match=r"rgb\.txt: wanted lines of a time in seconds and a file"):
+    with pytest.raises(ValueError, match=r"rgb\.txt, line 1: found .*, wanted a time in seconds and a file"):
         read_one(tmp_path)
 
 

@@ -8,22 +8,15 @@ without the wearer's body. Format: projectaria_tools, data format of ADT; checke
 gaze against the official tools. `source.pictures=false` needs no VRS of depth, but the calibration in video.vrs.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
 from egom2p.config import strict
-from egom2p.contracts import Intrinsics, Stream
 from egom2p.data.recordings.aria_mps import read_device_poses, read_gaze_angles
 from egom2p.data.recordings.aria_vrs import DEPTH_STREAM, RGB_STREAM, VrsFrames, read_vrs_camera
-from egom2p.data.recordings.recording_formats import (
-    FolderSource,
-    FormatReader,
-    folders_with,
-    frame_stream,
-    pose_stream,
-    track_stream,
-)
+from egom2p.data.recordings.reader_parts import frame_stream, pose_stream, track_stream
+from egom2p.data.recordings.recording_formats import FolderSource, FormatReader, Opened, folders_with
 from egom2p.geometry import CLOCKWISE_TURN
 
 _SECONDS = 1e-6
@@ -44,7 +37,7 @@ class AdtReader(FormatReader):
     def find(cls, root: Path) -> Mapping[str, Path]:
         return folders_with(root, "aria_trajectory.csv", "video.vrs")
 
-    def open(self, name: str, path: Path) -> tuple[Mapping[str, Stream], Intrinsics | None, Iterable[Path]]:
+    def open(self, name: str, path: Path) -> Opened:
         video, trajectory, gazes = path / "video.vrs", path / "aria_trajectory.csv", path / "eyegaze.csv"
         camera = read_vrs_camera(video)
         times_us, world_from_device = read_device_poses(trajectory)
@@ -64,4 +57,4 @@ class AdtReader(FormatReader):
                 if stream == "rgb" or file.is_file():
                     frames = VrsFrames(file, number)
                     streams[stream] = frame_stream(frames, frames.times_s, unit, where=file)
-        return streams, camera.intrinsics, used
+        return Opened(streams, camera.intrinsics, used)

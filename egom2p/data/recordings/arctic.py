@@ -9,24 +9,22 @@ pictures of a sequence may be black. Format: github.com/zc-alexfan/arctic; tried
 direction of the poses cannot be checked; that pictures and poses have numbers in common is.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from egom2p.config import strict
-from egom2p.contracts import Intrinsics, Stream
 from egom2p.data.clips.image_files import IMAGE_SUFFIXES, RgbImages
-from egom2p.data.recordings.recording_formats import (
-    FolderSource,
-    FormatReader,
+from egom2p.data.recordings.reader_parts import (
     frame_stream,
     numbered_frames,
     pinhole_from_matrix,
     pose_stream,
     read_json,
 )
+from egom2p.data.recordings.recording_formats import FolderSource, FormatReader, Opened
 from egom2p.geometry import inverse_poses, poses_from_parts
 from egom2p.storage.foreign_checkpoints import read_foreign_array
 
@@ -57,7 +55,7 @@ class ArcticReader(FormatReader):
     def _pictures(self, path: Path) -> Path:
         return self.root / "images" / path.parent.name / path.name.removesuffix(_SUFFIX) / _VIEW
 
-    def open(self, name: str, path: Path) -> tuple[Mapping[str, Stream], Intrinsics | None, Iterable[Path]]:
+    def open(self, name: str, path: Path) -> Opened:
         meta = self.root / "meta" / "misc.json"
         held, folder = read_foreign_array(path), self._pictures(path)
         try:
@@ -86,4 +84,4 @@ class ArcticReader(FormatReader):
                     f"{offset} to {offset + len(times_s) - 1} of the poses"
                 )
         intrinsics = pinhole_from_matrix(path, matrix, width, height, model="opencv", distortion=distortion)
-        return streams, intrinsics, [path, folder, meta]
+        return Opened(streams, intrinsics, [path, folder, meta])

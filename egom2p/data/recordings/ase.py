@@ -9,26 +9,19 @@ projectaria_tools, Aria Synthetic Environments; tried on a replica only. Checked
 direction of the poses by the depth.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from egom2p.config import strict
-from egom2p.contracts import Intrinsics, Stream
 from egom2p.data.clips.image_files import RgbImages, list_images
 from egom2p.data.clips.upright import CLOCKWISE, TurnedFrames
 from egom2p.data.recordings.aria_mps import read_device_poses
 from egom2p.data.recordings.depth_files import DepthAlongAxis, DepthFrames
-from egom2p.data.recordings.recording_formats import (
-    FolderSource,
-    FormatReader,
-    check_pose_direction,
-    folders_with,
-    frame_stream,
-    pose_stream,
-)
+from egom2p.data.recordings.reader_parts import check_pose_direction, frame_stream, pose_stream
+from egom2p.data.recordings.recording_formats import FolderSource, FormatReader, Opened, folders_with
 from egom2p.geometry import CLOCKWISE_TURN, fisheye624, matrix_from_quaternion, poses_from_parts, turned_clockwise
 
 _SIDE = 704
@@ -61,7 +54,7 @@ class AseReader(FormatReader):
     def find(cls, root: Path) -> Mapping[str, Path]:
         return folders_with(root, "rgb/vignette*", "trajectory.*")
 
-    def open(self, name: str, path: Path) -> tuple[Mapping[str, Stream], Intrinsics | None, Iterable[Path]]:
+    def open(self, name: str, path: Path) -> Opened:
         trajectory = next((p for p in (path / "trajectory.csv", path / "trajectory.txt") if p.is_file()), None)
         if trajectory is None:
             raise ValueError(f"{path / 'trajectory.csv'}: no such file")
@@ -81,4 +74,4 @@ class AseReader(FormatReader):
             streams["depth"] = frame_stream(depth, times_s, "m", where=path / "depth")
             check_pose_direction(streams, intrinsics, where=trajectory)
             used.append(path / "depth")
-        return streams, intrinsics, used
+        return Opened(streams, intrinsics, used)

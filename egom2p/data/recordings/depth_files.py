@@ -130,11 +130,11 @@ def open_depth(
                 "(0.001: millimetres)"
             )
     source = DepthFrames(frames, metres_per_unit=wanted.metres_per_unit, invalid_values=wanted.invalid_values)
-    first = source.frame(0)
-    usual_m = float(np.median(first[first > 0])) if (first > 0).any() else 0.0
-    if usual_m > _LARGEST_M:
+    # The first frame with any distance: sensors begin with empty ones.
+    seen = next((depth_m[depth_m > 0] for depth_m in map(source.frame, range(len(source))) if depth_m.any()), None)
+    if seen is not None and (usual_m := float(np.median(seen))) > _LARGEST_M:
         raise ValueError(
-            f"{path}: found depth of {usual_m:.6g} m (median of the first frame), wanted below {_LARGEST_M:g} m; say "
+            f"{path}: found depth of {usual_m:.6g} m (median of a frame), wanted below {_LARGEST_M:g} m; say "
             "depth.metres_per_unit (0.001: millimetres)"
         )
     if wanted.measured_along == "ray":

@@ -11,7 +11,7 @@ the data sets' cards; held by a replica.
 
 import io
 import tarfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -19,9 +19,9 @@ from typing import Any, Literal
 import numpy as np
 
 from egom2p.config import strict
-from egom2p.contracts import Intrinsics, Stream
-from egom2p.data.recordings.reader_parts import copied_video, lens, track
-from egom2p.data.recordings.recording_formats import FolderSource, FormatReader, read_json
+from egom2p.contracts import Intrinsics
+from egom2p.data.recordings.reader_parts import copied_video, frame_stream, lens, read_json, track_stream
+from egom2p.data.recordings.recording_formats import FolderSource, FormatReader, Opened
 
 
 @strict
@@ -46,21 +46,21 @@ class EgocentricTarReader(FormatReader):
                         found[f"{path.stem}_{key}" if key.isdecimal() else key] = path
         return found
 
-    def open(self, name: str, path: Path) -> tuple[Mapping[str, Stream], Intrinsics | None, Iterable[Path]]:
+    def open(self, name: str, path: Path) -> Opened:
         own = name.removeprefix(f"{path.stem}_")
         key = next(m for m in _members(path) if m.endswith(".mp4") and "_".join(Path(m[:-4]).parts) == own)[:-4]
         video = copied_video(_content(path, f"{key}.mp4"), f"{path}: {key}.mp4")
-        streams = {"rgb": Stream(video, np.ones(len(video), bool), video.times_s, "uint8")}
+        streams = {"rgb": frame_stream(video, video.times_s, "uint8", where=path)}
         if f"{key}.imu.npy" in _members(path):
             values = np.load(io.BytesIO(_content(path, f"{key}.imu.npy")), allow_pickle=False)
             if values.shape != (len(video), 6):
                 raise ValueError(f"{path}: {key}.imu.npy is {values.shape}, wanted {(len(video), 6)}: a row a frame")
             unit = "accelerometer m/s^2 xyz, gyroscope rad/s xyz; axes of the device"
-            streams["imu"] = track(values, video.times_s, unit)
+            streams["imu"] = track_stream(video.times_s, values, unit, where=path)
         camera = next((f for above in self._above(path) if (f := above / "intrinsics.json").is_file()), None)
         if camera is None:
-            return streams, None, [path]
-        return streams, _lens(camera, (video.width, video.height)), [path, camera]
+            return Opened(streams, None, [path])
+        return Opened(streams, _lens(camera, (video.width, video.height)), [path, camera])
 
     def files(self, name: str) -> Sequence[Path]:
         path = self.paths[name]

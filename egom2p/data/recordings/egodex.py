@@ -9,17 +9,17 @@ constant of the recording device where `camera/intrinsic` is empty. Format: the 
 held by a replica, and checked against the video: counts of frames and rows must be equal.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from egom2p.config import strict
-from egom2p.contracts import Intrinsics, Stream
+from egom2p.contracts import Stream
 from egom2p.data.clips.video_files import open_video
-from egom2p.data.recordings.reader_parts import OPENCV_FROM_OPENGL, lens, needs, poses, track
-from egom2p.data.recordings.recording_formats import FolderSource, FormatReader
+from egom2p.data.recordings.reader_parts import OPENCV_FROM_OPENGL, frame_stream, lens, needs, pose_stream, track_stream
+from egom2p.data.recordings.recording_formats import FolderSource, FormatReader, Opened
 from egom2p.geometry import inverse_poses
 
 _RATE_HZ = 30.0
@@ -58,7 +58,7 @@ class EgoDexReader(FormatReader):
     def files(self, name: str) -> Sequence[Path]:
         return (self.paths[name], self.paths[name].with_suffix(".mp4"))
 
-    def open(self, name: str, path: Path) -> tuple[Mapping[str, Stream], Intrinsics | None, Iterable[Path]]:
+    def open(self, name: str, path: Path) -> Opened:
         h5py: Any = needs("h5py", path)
         video = open_video(path.with_suffix(".mp4"))
         try:
@@ -75,13 +75,13 @@ class EgoDexReader(FormatReader):
             raise ValueError(
                 f"{path}: found rows {wrong or sorted(counts)[:8]}, wanted a `camera` and {len(video)} rows as frames"
             )
-        times_s, always = np.arange(len(video)) / _RATE_HZ, np.ones(len(video), bool)
+        times_s = np.arange(len(video)) / _RATE_HZ
         world_from_cam = joints.pop("camera")
         if self.config.axes == "opengl":
             world_from_cam = world_from_cam @ OPENCV_FROM_OPENGL
         streams = {
-            "rgb": Stream(video, always, times_s, "uint8"),
-            "camera": poses(f"{path}: camera", world_from_cam, times_s),
+            "rgb": frame_stream(video, times_s, "uint8", where=path),
+            "camera": pose_stream(times_s, world_from_cam, where=f"{path}: camera"),
         }
         names = [f"{side}{joint}" for side in ("left", "right") for joint in HAND_JOINTS]
         if set(names) <= set(joints):
@@ -90,13 +90,15 @@ class EgoDexReader(FormatReader):
             in_cam = np.einsum("tij,tpj->tpi", cam_from_world[:, :3, :3], points) + cam_from_world[:, None, :3, 3]
             is_sure = [sure.get(f"{side}Hand", np.ones(len(video))) >= self.config.min_confidence for side in _SIDES]
             unit = "m, camera's frame; left then right, 25 joints xyz each"
-            streams["hands"] = track(
-                in_cam.reshape(len(video), -1), times_s, unit, streams["camera"].is_valid & is_sure[0] & is_sure[1]
-            )
+            is_valid = streams["camera"].is_valid & is_sure[0] & is_sure[1]
+            values = in_cam.reshape(len(video), -1)
+            streams["hands"] = track_stream(times_s, values, unit, where=path, is_valid=is_valid)
         if joints:
             ordered = sorted(joints)
             values = np.concatenate([joints[joint][:, :3, 3] for joint in ordered], axis=1)
-            streams["body"] = track(values, times_s, f"m, world's frame; xyz of {', '.join(ordered)}")
+            streams["body"] = track_stream(
+                times_s, values, f"m, world's frame; xyz of {', '.join(ordered)}", where=path
+            )
         if text:
             streams["caption"] = Stream(np.array([text]), np.ones(1, bool), times_s[:1], "text")
         f_c = _CONSTANT if matrix.shape != (3, 3) else (matrix[0, 0], matrix[1, 1], matrix[0, 2], matrix[1, 2])
@@ -104,7 +106,7 @@ class EgoDexReader(FormatReader):
         camera = lens(str(path), "pinhole", (), size, f_c)
         if (video.width, video.height) != size:
             camera = camera.resized(video.width, video.height)
-        return streams, camera, self.files(name)
+        return Opened(streams, camera, self.files(name))
 
 
 def _text(attributes: Mapping[str, Any]) -> str:

@@ -11,25 +11,19 @@ design puts them. Format: the documentation of Ego-Exo4D; MPS is confirmed on re
 only. Gaze in `*_2d.csv` is not used.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from egom2p.config import strict
-from egom2p.contracts import Intrinsics, Stream
+from egom2p.contracts import Intrinsics
 from egom2p.data.clips.video_files import VideoFile
 from egom2p.data.recordings.aria_mps import GAZE_FILES, find_file, read_device_poses, read_gaze_angles, read_mps
 from egom2p.data.recordings.aria_vrs import read_vrs_camera
-from egom2p.data.recordings.recording_formats import (
-    FolderSource,
-    FormatReader,
-    frame_stream,
-    pose_stream,
-    read_json,
-    track_stream,
-)
+from egom2p.data.recordings.reader_parts import frame_stream, pose_stream, read_json, track_stream
+from egom2p.data.recordings.recording_formats import FolderSource, FormatReader, Opened
 from egom2p.data.recordings.track_files import Table
 from egom2p.geometry import CLOCKWISE_TURN, seconds_from_stamps, stamps_from_text
 
@@ -66,7 +60,7 @@ class EgoExo4dReader(FormatReader):
             timesync = []  # said when the take is read
         return [self.paths[name], self.root / "takes.json", *(path for path in timesync if path.is_file())]
 
-    def open(self, name: str, path: Path) -> tuple[Mapping[str, Stream], Intrinsics | None, Iterable[Path]]:
+    def open(self, name: str, path: Path) -> Opened:
         used, trajectory = [self.root / "takes.json"], path / _TRAJECTORY
         if (path / "trajectory" / "online_calibration.jsonl").is_file():
             mps = read_mps(path, image_size=_SIDE, device_size=self.config.device_size)
@@ -86,7 +80,7 @@ class EgoExo4dReader(FormatReader):
             times_s = self._frame_times(take, timesync, video, len(rgb))
             streams["rgb"] = frame_stream(rgb, times_s, "uint8", where=video)
             used += [video, timesync]
-        return streams, intrinsics, used
+        return Opened(streams, intrinsics, used)
 
     def _video(self, path: Path) -> Path | None:
         folder = path / "frame_aligned_videos"

@@ -8,16 +8,17 @@ example. Not confirmed: the names inside the published archives (`source.axes`, 
 are what its code reads). Depth of EgoM2P's archives is relative brightness, not metres, and is left out.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from egom2p.config import strict
-from egom2p.contracts import Intrinsics, Stream, check_shape
+from egom2p.contracts import check_shape
 from egom2p.data.clips.video_files import VideoFile
-from egom2p.data.recordings.recording_formats import FolderSource, FormatReader, frame_stream, pose_stream
+from egom2p.data.recordings.reader_parts import frame_stream, pose_stream
+from egom2p.data.recordings.recording_formats import FolderSource, FormatReader, Opened
 from egom2p.data.recordings.track_files import load_npz
 from egom2p.geometry import inverse_poses
 
@@ -49,7 +50,7 @@ class EgoGenReader(FormatReader):
     def _video(self, path: Path) -> Path:
         return (self.root / "rgb" / path.relative_to(self.root / "cam")).with_suffix(".mp4")
 
-    def open(self, name: str, path: Path) -> tuple[Mapping[str, Stream], Intrinsics | None, Iterable[Path]]:
+    def open(self, name: str, path: Path) -> Opened:
         arrays, video = load_npz(path), self._video(path)
         if "arr_0" not in arrays:
             raise ValueError(f"{path}: found arrays {sorted(arrays)}, wanted arr_0 (T, 4, 4)")
@@ -65,4 +66,4 @@ class EgoGenReader(FormatReader):
             if abs(rgb.times_s[-1] - times_s[-1]) > 0.5:
                 raise ValueError(f"{video}: found {rgb.times_s[-1]:.2f} s, wanted {times_s[-1]:.2f} s as in {path}")
             streams["rgb"] = frame_stream(rgb, rgb.times_s, "uint8", where=video)
-        return streams, None, [path, video]
+        return Opened(streams, None, [path, video])

@@ -16,9 +16,18 @@ import numpy as np
 import yaml
 
 from egom2p.config import strict
-from egom2p.contracts import Intrinsics, Stream
-from egom2p.data.recordings.reader_parts import lens, numbers_of, pictures, poses, stamped_rows, track
-from egom2p.data.recordings.recording_formats import FolderSource, FormatReader, folders_with
+from egom2p.contracts import Intrinsics
+from egom2p.data.recordings.reader_parts import (
+    distinct_samples,
+    lens,
+    numbers_of,
+    picture_stream,
+    pose_stream,
+    stamped_rows,
+    track_stream,
+    unlisted,
+)
+from egom2p.data.recordings.recording_formats import FolderSource, FormatReader, Opened, folders_with
 from egom2p.geometry import inverse_poses, read_euroc
 
 
@@ -39,14 +48,15 @@ class EurocReader(FormatReader):
     def find(cls, root: Path) -> Mapping[str, Path]:
         return folders_with(root, "mav0/cam*/data.csv", depth=2)
 
-    def open(self, name: str, path: Path) -> tuple[Mapping[str, Stream], Intrinsics | None, Iterable[Path]]:
+    def open(self, name: str, path: Path) -> Opened:
         camera, mav = self.config.camera, path / "mav0"
         listing = mav / camera / "data.csv"
         if not listing.is_file():
             raise ValueError(f"{listing}: no such file; found {sorted(p.name for p in mav.iterdir())}")
         times_s, rows = stamped_rows(listing, "ns", columns=2, stream="rgb")
-        streams = {"rgb": pictures([listing.parent / "data" / row[0] for row in rows], times_s)}
-        used = [mav / camera]
+        files = [listing.parent / "data" / row[0] for row in rows]
+        streams = {"rgb": picture_stream(files, times_s, where=listing)}
+        used, notes = [listing, *files], unlisted(listing, files)
         calibration = path / self.config.camchain if self.config.camchain else mav / camera / "sensor.yaml"
         intrinsics, body_from_cam = None, None
         if calibration.is_file():
@@ -61,15 +71,18 @@ class EurocReader(FormatReader):
                     f"{trajectory}: holds poses of the body; wanted {calibration} with T_BS, or source.camchain"
                 )
             pose_times_s, world_from_body = read_euroc(trajectory)
-            first = np.diff(pose_times_s, prepend=-np.inf) > 0  # published files repeat a stamp here and there
-            streams["camera"] = poses(str(trajectory), world_from_body[first] @ body_from_cam, pose_times_s[first])
+            # Published files repeat a stamp here and there.
+            rows, repeats = distinct_samples(pose_times_s, where=f"{self.config.poses}/{trajectory.name}")
+            world_from_cam = world_from_body[rows] @ body_from_cam
+            streams["camera"] = pose_stream(pose_times_s[rows], world_from_cam, where=trajectory)
+            notes += repeats
             used.append(trajectory)
         if (imu := _first(mav, ("imu0",))) is not None:
             imu_times_s, rows = stamped_rows(imu, "ns", columns=7, stream="imu")
             unit = "gyroscope rad/s xyz, accelerometer m/s^2 xyz; axes of the body"
-            streams["imu"] = track(numbers_of(imu, rows, slice(0, 6)), imu_times_s, unit)
+            streams["imu"] = track_stream(imu_times_s, numbers_of(imu, rows, slice(0, 6)), unit, where=imu)
             used.append(imu)
-        return streams, intrinsics, used
+        return Opened(streams, intrinsics, used, notes)
 
 
 def _first(folder: Path, names: Iterable[str]) -> Path | None:

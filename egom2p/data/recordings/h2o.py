@@ -6,26 +6,24 @@ Poses are 16 numbers, row by row, world_from_cam in metres and OpenCV axes; dept
 with the same intrinsics (`fx fy cx cy width height`). The files hold no times: picture n is at n / rate_hz. Where `rgb`
 is not there, `rgb256` is taken. Format: github.com/taeinkwon/h2odataset; tried on a replica only.
 
-Not confirmed: the frame of hand_pose (a flag and 21 joints for the left, then the right hand). It is taken for the
-camera's, metres, and refused where joints do not lie before the camera. `hands` (T, 126) is valid where both are noted.
-The direction of the poses is checked by the depth of each recording.
+Not confirmed: frame, unit and order of hand_pose (a flag and 21 joints for each of two hands). Without
+`source.hand_frame` it is left out, with a note; `camera` takes it for metres in the camera, the left hand first:
+`hands` (T, 126), valid where both are noted, refused where joints do not lie before the camera. The direction of the
+poses is checked by the depth of each recording.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from egom2p.config import strict
-from egom2p.contracts import Intrinsics, Stream
+from egom2p.contracts import Stream
 from egom2p.data.clips.image_files import IMAGE_SUFFIXES, RgbImages
 from egom2p.data.recordings.depth_files import DepthFrames
-from egom2p.data.recordings.recording_formats import (
-    FolderSource,
-    FormatReader,
+from egom2p.data.recordings.reader_parts import (
     check_pose_direction,
-    folders_with,
     frame_stream,
     numbered_frames,
     pinhole_from_matrix,
@@ -33,6 +31,7 @@ from egom2p.data.recordings.recording_formats import (
     read_numbers,
     track_stream,
 )
+from egom2p.data.recordings.recording_formats import FolderSource, FormatReader, Opened, folders_with
 
 _CAMERA, _JOINTS = "cam4", 21
 _INVALID = (0, 65535)
@@ -40,10 +39,11 @@ _INVALID = (0, 65535)
 
 @strict
 class H2oSource(FolderSource):
-    """rate_hz: pictures a second, which the files do not say."""
+    """rate_hz: pictures a second, which the files do not say. hand_frame: that of hand_pose, which is not confirmed."""
 
     kind: Literal["h2o"]
     rate_hz: float = 30.0
+    hand_frame: Literal["camera"] | None = None
 
 
 class H2oReader(FormatReader):
@@ -54,7 +54,7 @@ class H2oReader(FormatReader):
         found = folders_with(root, f"{_CAMERA}/cam_pose", f"{_CAMERA}/cam_intrinsics.txt", depth=3)
         return {name: path / _CAMERA for name, path in found.items()}
 
-    def open(self, name: str, path: Path) -> tuple[Mapping[str, Stream], Intrinsics | None, Iterable[Path]]:
+    def open(self, name: str, path: Path) -> Opened:
         rate_hz, camera_file = self.config.rate_hz, path / "cam_intrinsics.txt"
         fx, fy, cx, cy, width, height = read_numbers(camera_file, (6,)).tolist()
         matrix = np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])
@@ -74,10 +74,14 @@ class H2oReader(FormatReader):
             streams["depth"] = frame_stream(depth, times_s, "m", where=path / "depth")
             used.append(path / "depth")
             check_pose_direction(streams, intrinsics, where=path / "cam_pose")
-        if (path / "hand_pose").is_dir():
-            streams["hands"] = _hands(path / "hand_pose", rate_hz)
-            used.append(path / "hand_pose")
-        return streams, intrinsics, used
+        notes = ()
+        if (hand_pose := path / "hand_pose").is_dir():
+            if self.config.hand_frame is None:
+                notes = ("hand_pose is left out: its frame is not confirmed, source.hand_frame=camera says it",)
+            else:
+                streams["hands"] = _hands(hand_pose, rate_hz)
+                used.append(hand_pose)
+        return Opened(streams, intrinsics, used, notes)
 
 
 def _hands(folder: Path, rate_hz: float) -> Stream:

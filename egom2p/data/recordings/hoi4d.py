@@ -12,26 +12,23 @@ not of 16-bit grey is refused), the name of the intrinsics. Checked: poses last 
 of the poses by the depth, where there are intrinsics.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from egom2p.config import strict
-from egom2p.contracts import Intrinsics, Stream
 from egom2p.data.clips.video_files import VideoFile
 from egom2p.data.recordings.depth_files import DepthVideo
-from egom2p.data.recordings.recording_formats import (
-    FolderSource,
-    FormatReader,
+from egom2p.data.recordings.reader_parts import (
     check_pose_direction,
-    folders_with,
     frame_stream,
     pinhole_from_matrix,
     pose_stream,
     read_npy,
 )
+from egom2p.data.recordings.recording_formats import FolderSource, FormatReader, Opened, folders_with
 
 _RGB, _DEPTH, _LOG = "align_rgb/image.mp4", "align_depth/depth_video.avi", "3Dseg/output.log"
 _INTRINSICS = "camera_params"
@@ -68,7 +65,7 @@ class Hoi4dReader(FormatReader):
             raise ValueError(f"{file}: no such file of intrinsics; source.camera_params names its folder")
         return file if camera and file.is_file() else None
 
-    def open(self, name: str, path: Path) -> tuple[Mapping[str, Stream], Intrinsics | None, Iterable[Path]]:
+    def open(self, name: str, path: Path) -> Opened:
         rgb, log, file = VideoFile(path / _RGB), path / _LOG, self._intrinsics_file(path)
         streams = {"rgb": frame_stream(rgb, rgb.times_s, "uint8", where=path / _RGB)}
         intrinsics = None if file is None else pinhole_from_matrix(file, read_npy(file), rgb.width, rgb.height)
@@ -87,7 +84,7 @@ class Hoi4dReader(FormatReader):
             if intrinsics is not None and "camera" in streams:
                 check_pose_direction(streams, intrinsics, where=log)
         used = [path / _RGB, log, path / _DEPTH]
-        return streams, intrinsics, used if file is None else [*used, file]
+        return Opened(streams, intrinsics, used if file is None else [*used, file])
 
 
 def _read_log(path: Path) -> np.ndarray:

@@ -13,7 +13,7 @@ Not confirmed, and so not used: the unit of the relative time, further columns o
 and the scale of AHAT depth (another camera). Checked: rows come at rate_hz, and the video is as long as its timing.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -22,16 +22,14 @@ import numpy as np
 from egom2p.config import strict
 from egom2p.contracts import Intrinsics, Stream
 from egom2p.data.clips.video_files import VideoFile
-from egom2p.data.recordings.recording_formats import (
-    FolderSource,
-    FormatReader,
-    folders_with,
+from egom2p.data.recordings.reader_parts import (
     frame_stream,
     pinhole_from_matrix,
     pose_stream,
     read_numbers,
     track_stream,
 )
+from egom2p.data.recordings.recording_formats import FolderSource, FormatReader, Opened, folders_with
 from egom2p.data.recordings.track_files import read_text
 from egom2p.geometry import gaze_from_pixels, interpolate_poses, inverse_poses, project
 
@@ -59,7 +57,7 @@ class HoloAssistReader(FormatReader):
     def find(cls, root: Path) -> Mapping[str, Path]:
         return folders_with(root, "Export_py/Video/Pose_sync.txt")
 
-    def open(self, name: str, path: Path) -> tuple[Mapping[str, Stream], Intrinsics | None, Iterable[Path]]:
+    def open(self, name: str, path: Path) -> Opened:
         folder = path / "Export_py"
         timing, poses_file, eyes = (folder / f for f in ("Video/VideoMp4Timing.txt", *_TABLES))
         start, end = _ticks(timing)[:2]
@@ -88,7 +86,7 @@ class HoloAssistReader(FormatReader):
         if eyes.is_file():
             streams["gaze"] = self._gaze(eyes, start, streams["camera"], intrinsics)
             used.append(eyes)
-        return streams, intrinsics, [*used, file]
+        return Opened(streams, intrinsics, [*used, file])
 
     def _table(self, path: Path, start: int, *, columns: int) -> tuple[np.ndarray, np.ndarray]:
         """Times (T,) after the video's start and the `columns` numbers that follow them (T, columns)."""

@@ -9,14 +9,15 @@ device microseconds. Aria's clock here is the device's, its poses those of MPS, 
 a row each: that tells how far the two clocks are apart, for the hands. Quest's world is y up, its clock TIME_CODE, and
 its recording.vrs is not one of Aria's, so that only pictures taken out of it are read. Both cameras are stored turned.
 
-`hands` (T, 18): per hand, left then right, the wrist's position and the first two columns of its rotation, in the
-camera (OpenCV axes, metres); valid where both are known. Conventions of headset, cameras and objects are confirmed on
-a real Quest recording (objects fall into their boxes), MPS on real files; hands by the public loaders only.
-Format: github.com/facebookresearch/hot3d.
+Conventions of headset, cameras and objects are confirmed on a real Quest recording (objects fall into their boxes), MPS
+on real files. Not confirmed: the layout of mano_hand_pose_trajectory.jsonl (keys, hand 0 the left one, quaternions w
+first, wrists in the world, TIME_CODE). Without `source.hands` it is left out, with a note; with it, `hands` (T, 18) is
+per hand, left then right, the wrist's position and the first two columns of its rotation, in the camera (OpenCV axes,
+metres), valid where both are known. Format: github.com/facebookresearch/hot3d.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -29,15 +30,8 @@ from egom2p.data.clips.image_files import RgbImages, list_images
 from egom2p.data.clips.upright import CLOCKWISE, TurnedFrames
 from egom2p.data.recordings.aria_mps import read_mps
 from egom2p.data.recordings.aria_vrs import RGB_STREAM, VrsFrames
-from egom2p.data.recordings.recording_formats import (
-    FolderSource,
-    FormatReader,
-    folders_with,
-    frame_stream,
-    pose_stream,
-    read_json,
-    track_stream,
-)
+from egom2p.data.recordings.reader_parts import frame_stream, pose_stream, read_json, track_stream
+from egom2p.data.recordings.recording_formats import FolderSource, FormatReader, Opened, folders_with
 from egom2p.data.recordings.track_files import Table, read_text
 from egom2p.geometry import (
     CLOCKWISE_TURN,
@@ -60,18 +54,23 @@ _CLOCK_SPREAD_S = 2e-3
 
 @strict
 class Hot3dAriaSource(FolderSource):
-    """pictures: RGB out of recording.vrs. device_size: see `aria_mps.read_mps`."""
+    """pictures: RGB out of recording.vrs. hands: read them as this file has their layout, which is not confirmed.
+
+    device_size: see `aria_mps.read_mps`.
+    """
 
     kind: Literal["hot3d_aria"]
     pictures: bool = True
+    hands: bool = False
     device_size: Literal["L", "S"] = "L"
 
 
 @strict
 class Hot3dQuestSource(FolderSource):
-    """camera: stream of the picture, camera-slam-left or camera-slam-right."""
+    """camera: stream of the picture, camera-slam-left or camera-slam-right. hands: as for Aria."""
 
     kind: Literal["hot3d_quest"]
+    hands: bool = False
     camera: Literal["1201-1", "1201-2"] = "1201-1"
 
 
@@ -83,7 +82,7 @@ class Hot3dAriaReader(FormatReader):
         found = folders_with(root, "metadata.json", "mps/slam/closed_loop_trajectory.csv")
         return {name: path for name, path in found.items() if _headset(path) == "Aria"}
 
-    def open(self, name: str, path: Path) -> tuple[Mapping[str, Stream], Intrinsics | None, Iterable[Path]]:
+    def open(self, name: str, path: Path) -> Opened:
         mps = read_mps(path / "mps", device_size=self.config.device_size)
         streams = {"camera": pose_stream(mps.pose_times_s, mps.world_from_cam, where=path / "mps")}
         if mps.gaze is not None:
@@ -95,13 +94,13 @@ class Hot3dAriaReader(FormatReader):
             frames = VrsFrames(path / "recording.vrs", RGB_STREAM)
             streams["rgb"] = frame_stream(frames, frames.times_s, "uint8", where=frames.path)
             used.append(frames.path)
-        if (path / _HANDS).is_file() and (path / _TRAJECTORY).is_file():
+        if self.config.hands and (path / _HANDS).is_file() and (path / _TRAJECTORY).is_file():
             times_s, world_from_device = _headset_poses(path / _TRAJECTORY)
             device_times_s, device_poses = mps.pose_times_s, mps.world_from_device
             offset_s = _clock_offset(path / _TRAJECTORY, times_s, world_from_device, device_times_s, device_poses)
             streams["hands"] = _hands(path / _HANDS, streams["camera"], offset_s=offset_s)
             used += [path / _HANDS, path / _TRAJECTORY]
-        return streams, mps.intrinsics, used
+        return Opened(streams, mps.intrinsics, used, _hands_note(self.config, path))
 
 
 class Hot3dQuestReader(FormatReader):
@@ -112,7 +111,7 @@ class Hot3dQuestReader(FormatReader):
         found = folders_with(root, "metadata.json", "camera_models.json", _TRAJECTORY)
         return {name: path for name, path in found.items() if _headset(path) == "Quest3"}
 
-    def open(self, name: str, path: Path) -> tuple[Mapping[str, Stream], Intrinsics | None, Iterable[Path]]:
+    def open(self, name: str, path: Path) -> Opened:
         intrinsics, device_from_cam = _quest_camera(path / "camera_models.json", self.config.camera)
         times_s, world_from_device = _headset_poses(path / _TRAJECTORY)
         world_from_cam = world_from_device @ device_from_cam @ CLOCKWISE_TURN
@@ -132,10 +131,15 @@ class Hot3dQuestReader(FormatReader):
             frames = TurnedFrames(RgbImages(list_images(folder)), CLOCKWISE[90])
             streams["rgb"] = frame_stream(frames, stamps, "uint8", where=folder)
             used.append(folder)
-        if (path / _HANDS).is_file():
+        if self.config.hands and (path / _HANDS).is_file():
             streams["hands"] = _hands(path / _HANDS, streams["camera"], offset_s=0.0)
             used.append(path / _HANDS)
-        return streams, turned_clockwise(intrinsics), used
+        return Opened(streams, turned_clockwise(intrinsics), used, _hands_note(self.config, path))
+
+
+def _hands_note(config: Hot3dAriaSource | Hot3dQuestSource, path: Path) -> tuple[str, ...]:
+    is_left = not config.hands and (path / _HANDS).is_file()
+    return (f"{_HANDS} is left out: its layout is not confirmed, source.hands=true reads it",) if is_left else ()
 
 
 def _headset(path: Path) -> str:

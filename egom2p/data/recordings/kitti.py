@@ -5,17 +5,16 @@ matrix P_i = K [I | t_i] says where it sits: cam_i = cam_0 + t_i, so world_from_
 Sequences 11 to 21 have no poses. Format: the benchmark's development kit; held by a replica.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from egom2p.config import strict
-from egom2p.contracts import Intrinsics, Stream
 from egom2p.data.clips.image_files import image_sequence
-from egom2p.data.recordings.reader_parts import lens, pictures, poses
-from egom2p.data.recordings.recording_formats import FolderSource, FormatReader
+from egom2p.data.recordings.reader_parts import lens, picture_stream, pose_stream
+from egom2p.data.recordings.recording_formats import FolderSource, FormatReader, Opened
 from egom2p.data.recordings.track_files import read_text, visible
 from egom2p.geometry import poses_from_parts, read_kitti, read_kitti_times
 
@@ -41,12 +40,10 @@ class KittiReader(FormatReader):
         trajectory = self.root / "poses" / f"{name}.txt"
         return (self.paths[name], *([trajectory] if trajectory.is_file() else []))
 
-    def open(self, name: str, path: Path) -> tuple[Mapping[str, Stream], Intrinsics | None, Iterable[Path]]:
+    def open(self, name: str, path: Path) -> Opened:
         files = image_sequence(path / f"image_{self.config.camera}")
         times_s = read_kitti_times(path / "times.txt")
-        if len(files) != len(times_s):
-            raise ValueError(f"{path / 'times.txt'}: found {len(times_s)} times, wanted {len(files)} as pictures")
-        streams = {"rgb": pictures(files, times_s)}
+        streams = {"rgb": picture_stream(files, times_s, where=path / "times.txt")}
         size = streams["rgb"].values.width, streams["rgb"].values.height
         projection = _projection(path / "calib.txt", f"P{self.config.camera}")
         used = [path / "times.txt", path / "calib.txt", *files]
@@ -56,10 +53,10 @@ class KittiReader(FormatReader):
                 raise ValueError(f"{trajectory}: found {len(world_from_cam0)} poses, wanted {len(times_s)}")
             offset = np.linalg.inv(projection[:, :3]) @ projection[:, 3]
             world_from_cam = world_from_cam0 @ poses_from_parts(np.eye(3), -offset)
-            streams["camera"] = poses(str(trajectory), world_from_cam, times_s)
+            streams["camera"] = pose_stream(times_s, world_from_cam, where=trajectory)
             used.append(trajectory)
         f_c = projection[0, 0], projection[1, 1], projection[0, 2], projection[1, 2]
-        return streams, lens(str(path / "calib.txt"), "pinhole", (), size, f_c), used
+        return Opened(streams, lens(str(path / "calib.txt"), "pinhole", (), size, f_c), used)
 
 
 def _projection(path: Path, name: str) -> np.ndarray:

@@ -10,7 +10,7 @@ Format: huggingface/lerobot's code; real v3 and v2.1 sets confirm tables, v2.1 i
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -20,14 +20,14 @@ import numpy as np
 from egom2p.config import strict
 from egom2p.contracts import Intrinsics, Stream
 from egom2p.data.clips.video_files import VideoFile
-from egom2p.data.recordings.reader_parts import JoinedFrames, needs, poses, track
-from egom2p.data.recordings.recording_formats import FolderSource, FormatReader, folders_with, read_json
+from egom2p.data.recordings.reader_parts import JoinedFrames, frame_stream, needs, pose_stream, read_json, track_stream
+from egom2p.data.recordings.recording_formats import FolderSource, FormatReader, Opened, folders_with
 from egom2p.data.recordings.recording_settings import IntrinsicsSettings
 
 LARGEST_CODE = 4095
 OWN_FILE = "meta/egom2p.json"
 _CLOCK = ("timestamp", "frame_index", "episode_index", "index", "task_index")
-_NO_NUMBERS = ("video", "image", "string", "language")
+_NO_NUMBERS = ("image", "string", "language")
 _TABLE_NAME = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 
 
@@ -61,13 +61,14 @@ class LeRobotReader(FormatReader):
         return found
 
     def files(self, name: str) -> Sequence[Path]:
-        return (self.paths[name],) if self.paths[name] != self.root else (self.root / "meta",)
+        """The episode's table and videos, and what all episodes share."""
+        path = self.paths[name]
+        info = read_json(path / "meta/info.json")
+        row = _episode_row(path, info, int(name.rpartition("_")[2]))
+        videos = [path / info["video_path"].format(video_key=key, **at) for key, at in row["videos"].items()]
+        return [path / "meta", path / info.get("data_path", _TABLE_NAME).format(**row["data"]), *videos]
 
-    @property
-    def unused(self) -> list[str]:
-        return []
-
-    def open(self, name: str, path: Path) -> tuple[Mapping[str, Stream], Intrinsics | None, Iterable[Path]]:
+    def open(self, name: str, path: Path) -> Opened:
         episode, info = int(name.rpartition("_")[2]), read_json(path / "meta/info.json")
         own = read_json(path / OWN_FILE) if (path / OWN_FILE).is_file() else {}
         features, fps = info["features"], float(info["fps"])
@@ -78,6 +79,11 @@ class LeRobotReader(FormatReader):
         start_s = own.get("start_s", {}).get(str(episode), 0.0)
         streams: dict[str, Stream] = {}
         videos = [key for key, feature in features.items() if feature["dtype"] == "video"]
+        no_numbers = [
+            key
+            for key in dict.fromkeys((*features, *columns))
+            if key not in _CLOCK and features.get(key, {}).get("dtype", "string") in _NO_NUMBERS
+        ]
         depths = [key for key in videos if _depth_coding(features[key])]
         rgb = self.config.rgb or own.get("rgb") or _only(path, [k for k in videos if k not in depths], "rgb")
         depth = self.config.depth or own.get("depth") or _only(path, depths, "depth")
@@ -89,25 +95,30 @@ class LeRobotReader(FormatReader):
                 coding = _depth_coding(features[key]) if stream == "depth" else None
                 video = DepthVideo(video_path, coding) if coding else VideoFile(video_path)
                 rows = _video_rows(video, row["from"][key] + times_s, fps)
-                is_there = np.ones(len(rows), bool)
-                unit = "m" if coding else "uint8"
-                streams[stream] = Stream(JoinedFrames([(video, rows)]), is_there, times_s + start_s, unit)
+                unit, joined = "m" if coding else "uint8", JoinedFrames([(video, rows)])
+                streams[stream] = frame_stream(joined, times_s + start_s, unit, where=video_path)
         camera, gaze = self.config.camera or own.get("camera"), self.config.gaze or own.get("gaze")
         for key in columns:
-            if key in _CLOCK or features.get(key, {}).get("dtype", "string") in _NO_NUMBERS:
+            if key in _CLOCK or key in no_numbers:
                 continue
             values = np.array(columns[key], np.float64).reshape(len(times_s), -1)
+            where = f"{table_path}: {key}"
             if key == camera:
                 is_known = np.isfinite(values).all(axis=1) & (values != 0).any(axis=1)
                 matrices = _shaped(table_path, key, values, (16,)).reshape(-1, 4, 4)
-                streams["camera"] = poses(f"{table_path}: {key}", matrices, times_s + start_s, is_known)
+                streams["camera"] = pose_stream(times_s + start_s, matrices, where=where, is_valid=is_known)
             elif key == gaze:
                 values = _shaped(table_path, key, values, (2, 3))
                 is_seen = values[:, 2] > 0 if values.shape[1] == 3 else None
-                streams["gaze"] = track(values[:, :2], times_s + start_s, "image", is_seen)
+                streams["gaze"] = track_stream(times_s + start_s, values[:, :2], "image", where=where, is_valid=is_seen)
             else:
                 unit = own.get("units", {}).get(key) or f"unknown; {features[key].get('names') or key}"
-                streams[own.get("tracks", {}).get(key, key.replace(".", "_"))] = track(values, times_s + start_s, unit)
+                track = own.get("tracks", {}).get(key, key.replace(".", "_"))
+                streams[track] = track_stream(times_s + start_s, values, unit, where=where)
+        others = [key for key in videos if key not in (rgb, depth)]
+        notes = [f"the videos {others} are left out, source.rgb and source.depth say which is read"] if others else []
+        if no_numbers:
+            notes.append(f"the features {no_numbers} hold no numbers and are left out")
         for wanted in (camera, gaze):
             if wanted is not None and wanted not in columns:
                 raise ValueError(f"{table_path}: found {sorted(columns)}, wanted the feature {wanted!r}")
@@ -117,13 +128,7 @@ class LeRobotReader(FormatReader):
         intrinsics = self.config.intrinsics.build() if self.config.intrinsics else None
         if intrinsics is None and held:
             intrinsics = Intrinsics(**{**held, "distortion": tuple(held["distortion"])})
-        return streams, intrinsics, [path, path / "meta"]
-
-    def notes(self, name: str) -> tuple[str, ...]:
-        features = read_json(self.paths[name] / "meta/info.json")["features"]
-        videos = [key for key, feature in features.items() if feature["dtype"] == "video"]
-        others = [key for key in videos if not _depth_coding(features[key])]
-        return (f"of the videos {others} one is read, source.rgb says which",) if len(others) > 1 else ()
+        return Opened(streams, intrinsics, self.files(name), notes)
 
 
 class DepthVideo(VideoFile):

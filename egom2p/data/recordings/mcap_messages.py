@@ -16,6 +16,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from fractions import Fraction
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -29,14 +30,15 @@ from egom2p.contracts import Intrinsics, Stream
 from egom2p.data.recordings.reader_parts import (
     OPENCV_FROM_OPENGL,
     copied_video,
+    distinct_samples,
+    frame_stream,
     lens,
     needs,
-    poses,
+    pose_stream,
     poses_from_rows,
-    sorted_samples,
-    track,
+    track_stream,
 )
-from egom2p.data.recordings.recording_formats import FolderSource, FormatReader
+from egom2p.data.recordings.recording_formats import FolderSource, FormatReader, Opened
 from egom2p.data.recordings.recording_settings import TransformSettings, transform_matrix
 from egom2p.data.recordings.track_files import visible
 
@@ -69,34 +71,36 @@ class McapReader(FormatReader):
     def find(cls, root: Path) -> Mapping[str, Path]:
         return {path.stem: path for path in visible(root) if path.suffix.lower() == ".mcap" and path.is_file()}
 
-    def open(self, name: str, path: Path) -> tuple[Mapping[str, Stream], Intrinsics | None, Iterable[Path]]:
+    def open(self, name: str, path: Path) -> Opened:
         file, wanted = _File(path), self.config
         streams: dict[str, Stream] = {}
+        notes: tuple[str, ...] = ()
         pictures = file.topics(_PICTURES)
         depth = wanted.depth
         rgb = wanted.rgb or file.only([topic for topic in pictures if topic != depth], "rgb")
         if rgb is not None:
-            streams["rgb"] = _pictures(file, rgb)
+            streams["rgb"], left = _pictures(file, rgb)
+            notes += left
         if depth is not None:
-            streams["depth"] = _depth(file, depth, wanted.depth_metres_per_unit)
+            streams["depth"], left = _depth(file, depth, wanted.depth_metres_per_unit)
+            notes += left
         if wanted.pose is not None:
-            streams["camera"] = self._poses(file, wanted.pose)
+            streams["camera"], left = self._poses(file, wanted.pose)
+            notes += left
+        elif found := file.topics(_POSES):
+            notes += (f"poses on {found} are read where source.pose names one",)
         for topic in file.topics(("Imu",)):
-            streams[topic.strip("/").replace("/", "_").replace(".", "_")] = _imu(file, topic)
+            streams[topic.strip("/").replace("/", "_").replace(".", "_")], left = _imu(file, topic)
+            notes += left
         intrinsics = None
         calibration = wanted.calibration or file.only(file.topics(_CALIBRATIONS), "calibration")
         if calibration is not None:
             intrinsics = _calibration(file, calibration)
         if not streams:
             raise ValueError(f"{path}: found the topics {file.all}, wanted pictures, IMU, or source.pose")
-        return streams, intrinsics, [path]
+        return Opened(streams, intrinsics, [path], notes)
 
-    def notes(self, name: str) -> tuple[str, ...]:
-        file = _File(self.paths[name])
-        found = [] if self.config.pose else file.topics(_POSES)
-        return (f"poses on {found} are read where source.pose names one",) if found else ()
-
-    def _poses(self, file: "_File", topic: str) -> Stream:
+    def _poses(self, file: "_File", topic: str) -> tuple[Stream, tuple[str, ...]]:
         rows, frames = [], set()
         for stamp, message in file.messages(topic):
             for held in getattr(message, "transforms", None) or [message]:
@@ -111,13 +115,13 @@ class McapReader(FormatReader):
             )
         values = np.array([row[1:] for row in rows], np.float64)
         times_s = _seconds([row[0] for row in rows])
-        order = sorted_samples(times_s, np.ones(len(rows)))
+        order, notes = distinct_samples(times_s, where=topic)
         matrices = poses_from_rows(f"{file.path}: {topic}", values[order, :3], values[order, 3:])
         if self.config.body_from_camera is not None:
             matrices = matrices @ transform_matrix(self.config.body_from_camera, where="source.body_from_camera")
         if self.config.axes == "opengl":
             matrices = matrices @ OPENCV_FROM_OPENGL
-        return poses(f"{file.path}: {topic}", matrices, times_s[order])
+        return pose_stream(times_s[order], matrices, where=f"{file.path}: {topic}"), notes
 
 
 class _File:
@@ -222,7 +226,7 @@ def _pose(path: Path, topic: str, held: Any) -> list[float]:
     return [*(float(getattr(position, axis)) for axis in "xyz"), *(float(getattr(turn, axis)) for axis in "xyzw")]
 
 
-def _pictures(file: _File, topic: str) -> Stream:
+def _pictures(file: _File, topic: str) -> tuple[Stream, tuple[str, ...]]:
     stamps, logged, coding = [], [], ""
     video = io.BytesIO()
     for log_time, message in file.messages(topic):
@@ -234,19 +238,13 @@ def _pictures(file: _File, topic: str) -> Stream:
     if not stamps:
         raise ValueError(f"{file.path}: {topic} has no messages")
     times_s = _seconds(stamps)
-    always = np.ones(len(stamps), bool)
+    where = f"{file.path}: {topic}"
     if coding in _VIDEO:
-        if (np.diff(times_s) <= 0).any():
-            raise ValueError(f"{file.path}: times of {topic} do not increase")
-        frames: Any = copied_video(_as_mp4(file.path, topic, video, _VIDEO[coding]), f"{file.path}: {topic}")
-        if len(frames) != len(times_s):
-            raise ValueError(
-                f"{file.path}: {topic} has {len(frames)} frames in {len(times_s)} messages, wanted one each"
-            )
-        return Stream(frames, always, times_s, "uint8")
-    order = sorted_samples(times_s, np.ones(len(stamps)))
-    source = _Messages(file, topic, np.array(logged)[order], partial(_colour, file.path, topic))
-    return Stream(source, always[order], times_s[order], "uint8")
+        frames = copied_video(_as_mp4(file.path, topic, video, _VIDEO[coding]), where)
+        return frame_stream(frames, times_s, "uint8", where=where), ()
+    order, notes = distinct_samples(times_s, where=topic)
+    source = _Messages(file, topic, np.array(logged), order, partial(_colour, file.path, topic))
+    return frame_stream(source, times_s[order], "uint8", where=where), notes
 
 
 def _as_mp4(path: Path, topic: str, content: io.BytesIO, codec: str) -> bytes:
@@ -269,10 +267,16 @@ def _as_mp4(path: Path, topic: str, content: io.BytesIO, codec: str) -> bytes:
 
 
 class _Messages:
-    """Pictures of one topic, read by their log time; a FrameSource."""
+    """Pictures of one topic, found by their log time; a FrameSource.
 
-    def __init__(self, file: _File, topic: str, log_times: np.ndarray, decode: Any) -> None:
-        self._file, self._topic, self._log_times, self._decode = file, topic, log_times, decode
+    log_times    of all messages of the topic, in their order; rows: which of them, in the order of frames
+    """
+
+    def __init__(self, file: _File, topic: str, log_times: np.ndarray, rows: np.ndarray, decode: Any) -> None:
+        self._file, self._topic, self._decode = file, topic, decode
+        self._log_times = log_times[rows]
+        # Messages may be logged at one time: then which of them.
+        self._ranks = (np.arange(len(log_times)) - np.searchsorted(log_times, log_times))[rows]
         self.height, self.width = self._frame(0).shape[:2]
 
     def __len__(self) -> int:
@@ -288,7 +292,8 @@ class _Messages:
         return np.stack([self._frame(int(index)) for index in indices])
 
     def _frame(self, index: int) -> np.ndarray:
-        _, message = next(self._file.messages(self._topic, log_time=int(self._log_times[index])))
+        logged = self._file.messages(self._topic, log_time=int(self._log_times[index]))
+        _, message = next(islice(logged, int(self._ranks[index]), None))
         return self._decode(message)
 
 
@@ -305,7 +310,7 @@ def _colour(path: Path, topic: str, message: Any) -> np.ndarray:
     return rows[:, : message.width * channels].reshape(message.height, message.width, channels)[..., list(order)]
 
 
-def _depth(file: _File, topic: str, metres_per_unit: float | None) -> Stream:
+def _depth(file: _File, topic: str, metres_per_unit: float | None) -> tuple[Stream, tuple[str, ...]]:
     stamps, logged = [], []
     for log_time, message in file.messages(topic):
         if getattr(message, "encoding", None) not in _DEPTHS:
@@ -315,9 +320,9 @@ def _depth(file: _File, topic: str, metres_per_unit: float | None) -> Stream:
         stamps.append(_stamp(message, log_time))
         logged.append(log_time)
     times_s = _seconds(stamps)
-    order = sorted_samples(times_s, np.ones(len(stamps)))
-    source = _Messages(file, topic, np.array(logged)[order], partial(_metres, metres_per_unit))
-    return Stream(source, np.ones(len(order), bool), times_s[order], "m")
+    order, notes = distinct_samples(times_s, where=topic)
+    source = _Messages(file, topic, np.array(logged), order, partial(_metres, metres_per_unit))
+    return frame_stream(source, times_s[order], "m", where=f"{file.path}: {topic}"), notes
 
 
 def _metres(metres_per_unit: float | None, message: Any) -> np.ndarray:
@@ -329,7 +334,7 @@ def _metres(metres_per_unit: float | None, message: Any) -> np.ndarray:
     return np.where(np.isfinite(depth_m) & (depth_m > 0), depth_m, np.float32(0.0))
 
 
-def _imu(file: _File, topic: str) -> Stream:
+def _imu(file: _File, topic: str) -> tuple[Stream, tuple[str, ...]]:
     rows, stamps = [], []
     for log_time, message in file.messages(topic):
         stamps.append(_stamp(message, log_time))
@@ -340,9 +345,10 @@ def _imu(file: _File, topic: str) -> Stream:
             if covariance is not None and len(covariance) and covariance[0] == -1:  # not measured
                 rows[-1][columns] = [np.nan] * 3
     times_s = _seconds(stamps)
-    order = sorted_samples(times_s, np.ones(len(stamps)))
+    order, notes = distinct_samples(times_s, where=topic)
     unit = "gyroscope rad/s xyz, accelerometer m/s^2 xyz; axes of the message's frame"
-    return track(np.array(rows, np.float64)[order], times_s[order], unit)
+    values = np.array(rows, np.float64)[order]
+    return track_stream(times_s[order], values, unit, where=f"{file.path}: {topic}"), notes
 
 
 def _calibration(file: _File, topic: str) -> Intrinsics | None:

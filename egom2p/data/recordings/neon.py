@@ -12,7 +12,7 @@ rest.
 
 import ast
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -21,8 +21,8 @@ import numpy as np
 from egom2p.config import strict
 from egom2p.contracts import Intrinsics, Stream
 from egom2p.data.clips.video_files import VIDEO_SUFFIXES
-from egom2p.data.recordings.reader_parts import lens, track, video_with_times
-from egom2p.data.recordings.recording_formats import FolderSource, FormatReader, folders_with, read_json
+from egom2p.data.recordings.reader_parts import lens, read_json, track_stream, video_with_times
+from egom2p.data.recordings.recording_formats import FolderSource, FormatReader, Opened, folders_with
 from egom2p.data.recordings.recording_settings import SETTINGS_FILE
 from egom2p.data.recordings.track_files import Table, check_times, visible
 from egom2p.geometry import gaze_from_pixels, seconds_from_stamps
@@ -58,10 +58,10 @@ class NeonReader(FormatReader):
         cloud = folders_with(root, "gaze.csv", depth=2)
         return native or {name: path for name, path in cloud.items() if _is_export(path)}
 
-    def open(self, name: str, path: Path) -> tuple[Mapping[str, Stream], Intrinsics | None, Iterable[Path]]:
+    def open(self, name: str, path: Path) -> Opened:
         return self._open_cloud(path) if (path / "gaze.csv").is_file() else self._open_native(path)
 
-    def _open_cloud(self, path: Path) -> tuple[dict[str, Stream], Intrinsics | None, list[Path]]:
+    def _open_cloud(self, path: Path) -> Opened:
         streams, used = {}, [path / "gaze.csv"]
         if (clock := path / "world_timestamps.csv").is_file():
             videos = [file for file in visible(path) if file.suffix.lower() in VIDEO_SUFFIXES]
@@ -71,58 +71,63 @@ class NeonReader(FormatReader):
                 streams["rgb"] = video_with_times(videos, [_table_times(Table(clock))])
                 used += [clock, *videos]
         table = Table(path / "gaze.csv")
-        is_valid = np.ones(len(table), bool)
-        if "worn" in table:
-            is_valid = np.nan_to_num(table.numbers("worn"), nan=0.0) > 0
+        is_valid = np.nan_to_num(table.numbers("worn")) > 0 if "worn" in table else None
         pixels = np.stack([table.numbers("gaze x [px]"), table.numbers("gaze y [px]")], axis=1)
         size = self._size(path, streams)
-        streams["gaze"] = track(gaze_from_pixels(pixels, *size), _table_times(table), "image", is_valid)
+        streams["gaze"] = track_stream(
+            _table_times(table), gaze_from_pixels(pixels, *size), "image", where=table.path, is_valid=is_valid
+        )
         if (imu := path / "imu.csv").is_file():
             table = Table(imu)
             turns = [np.radians(table.numbers(f"gyro {axis} [deg/s]")) for axis in "xyz"]
             pulls = [_STANDARD_GRAVITY * table.numbers(f"acceleration {axis} [g]") for axis in "xyz"]
-            streams["imu"] = track(np.stack([*turns, *pulls], axis=1), _table_times(table), _IMU_UNIT)
+            streams["imu"] = track_stream(_table_times(table), np.stack([*turns, *pulls], axis=1), _IMU_UNIT, where=imu)
             used.append(imu)
         if (eyes := path / "3d_eye_states.csv").is_file():
             table = Table(eyes)
             names = [column for column in table.header if "id" not in column.split() and column != table.time_name]
             values = np.stack([table.numbers(column) for column in names], axis=1)
-            streams["eye_state"] = track(values, _table_times(table), "; ".join(names))
+            streams["eye_state"] = track_stream(_table_times(table), values, "; ".join(names), where=eyes)
             used.append(eyes)
         if (camera := path / "scene_camera.json").is_file():
-            return streams, _scene_camera(camera, size), [*used, camera]
-        return streams, None, used
+            return Opened(streams, _scene_camera(camera, size), [*used, camera])
+        return Opened(streams, None, used)
 
-    def _open_native(self, path: Path) -> tuple[dict[str, Stream], Intrinsics | None, list[Path]]:
-        streams, used, intrinsics = {}, [], None
+    def _open_native(self, path: Path) -> Opened:
+        streams, used, notes, intrinsics = {}, [], [], None
         if videos := _parts(path, _SCENE, ".mp4"):
             clocks = [video.with_suffix(".time") for video in videos]
             streams["rgb"] = video_with_times(videos, [_stamps_s(clock) for clock in clocks])
             used += [*videos, *clocks]
         name = "gaze_200hz" if _parts(path, "gaze_200hz", ".raw") else "gaze"
-        times_s, values, files = _read_parts(path, name, "<f4", 2)
+        times_s, values, files, cut = _read_parts(path, name, "<f4", 2)
         is_valid = np.ones(len(times_s), bool)
         used += files
+        notes += cut
         if _parts(path, "worn", ".raw"):
-            worn_s, worn, files = _read_parts(path, "worn", "u1", 1, clock="gaze")
+            worn_s, worn, files, cut = _read_parts(path, "worn", "u1", 1, clock="gaze")
             nearest = np.clip(np.searchsorted((worn_s[1:] + worn_s[:-1]) / 2, times_s), 0, len(worn_s) - 1)
             is_valid = worn[nearest, 0] > 0
             used += files
+            notes += cut
         size = self._size(path, streams)
-        streams["gaze"] = track(gaze_from_pixels(values, *size), times_s, "image", is_valid)
+        streams["gaze"] = track_stream(times_s, gaze_from_pixels(values, *size), "image", where=path, is_valid=is_valid)
         if _parts(path, "eye_state", ".raw"):
-            times_s, values, files = _read_parts(path, "eye_state", "<f4", 14)
-            streams["eye_state"] = track(values, times_s, "mm and directions of both eyes, 14 numbers of Neon's")
+            times_s, values, files, cut = _read_parts(path, "eye_state", "<f4", 14)
+            unit = "mm and directions of both eyes, 14 numbers of Neon's"
+            streams["eye_state"] = track_stream(times_s, values, unit, where=path)
             used += files
+            notes += cut
         if (path / "imu.dtype").is_file():
             dtype = _stated_dtype(path / "imu.dtype")
             wanted = [f"gyro_{axis}" for axis in "xyz"] + [f"accel_{axis}" for axis in "xyz"]
             if dtype.names and set(wanted) <= set(dtype.names):
-                times_s, rows, files = _read_parts(path, "imu", dtype, None)
+                times_s, rows, files, cut = _read_parts(path, "imu", dtype, None)
                 values = np.stack([rows[column].astype(np.float64) for column in wanted], axis=1)
                 values *= [np.pi / 180] * 3 + [_STANDARD_GRAVITY] * 3
-                streams["imu"] = track(values, times_s, _IMU_UNIT)
+                streams["imu"] = track_stream(times_s, values, _IMU_UNIT, where=path)
                 used += [path / "imu.dtype", *files]
+                notes += cut
         if (calibration := path / "calibration.bin").is_file():
             content = calibration.read_bytes()
             if len(content) < _CALIBRATION.itemsize:
@@ -132,7 +137,7 @@ class NeonReader(FormatReader):
             f_c = matrix[0, 0], matrix[1, 1], matrix[0, 2], matrix[1, 2]
             intrinsics = lens(str(calibration), "opencv", held["scene_distortion"].tolist(), size, f_c)
             used.append(calibration)
-        return streams, intrinsics, used
+        return Opened(streams, intrinsics, used, notes)
 
     def _size(self, path: Path, streams: Mapping[str, Stream]) -> tuple[int, int]:
         if "rgb" in streams:
@@ -185,14 +190,17 @@ def _stated_dtype(path: Path) -> np.dtype:
 
 def _read_parts(
     path: Path, name: str, dtype: str | np.dtype, columns: int | None, *, clock: str | None = None
-) -> tuple[np.ndarray, np.ndarray, list[Path]]:
-    """Times (T,), values (T, columns) (or records) and the files of all parts; each is cut to its shorter file."""
+) -> tuple[np.ndarray, np.ndarray, list[Path], list[str]]:
+    """Times (T,), values (T, columns) (or records) and the files of all parts; each is cut to its shorter file.
+
+    Also notes of the parts that were cut.
+    """
     raws = _parts(path, name, ".raw")
     if not raws:
         raise ValueError(f"{path}: found no {name} ps*.raw, wanted at least one part")
     if (stated := path / f"{name}.dtype").is_file() and columns is not None:
         dtype = _stated_dtype(stated)
-    times_s, values, used = [], [], []
+    times_s, values, used, notes = [], [], [], []
     for raw in raws:
         stamps = raw.with_name(raw.name.replace(name, clock or name, 1)).with_suffix(".time")
         content, size = raw.read_bytes(), np.dtype(dtype).itemsize
@@ -203,12 +211,14 @@ def _read_parts(
             rows = rows[: len(rows) // columns * columns].reshape(-1, columns)
         own_s = _stamps_s(stamps)
         count = min(len(own_s), len(rows))
+        if len(own_s) != len(rows):
+            notes.append(f"{raw.name}: {len(rows)} samples and {len(own_s)} times, the first {count} are read")
         times_s.append(own_s[:count])
         values.append(rows[:count])
         used += [raw, stamps]
     joined_s = np.concatenate(times_s)
     check_times(joined_s, [f"{path}: {name}, sample {row}" for row in range(len(joined_s))], raws[0])
-    return joined_s, np.concatenate(values), used
+    return joined_s, np.concatenate(values), used, notes
 
 
 def _stamps_s(path: Path) -> np.ndarray:

@@ -41,6 +41,7 @@ from egom2p.data.recordings.plain_tracks import (
     read_further_track,
     read_gaze,
 )
+from egom2p.data.recordings.reader_parts import listed_pictures
 from egom2p.data.recordings.recording_formats import files_signature
 from egom2p.data.recordings.recording_settings import (
     SETTINGS_FILE,
@@ -49,7 +50,7 @@ from egom2p.data.recordings.recording_settings import (
     TrackSettings,
     read_settings,
 )
-from egom2p.data.recordings.track_files import TABLE_SUFFIXES, check_times, clock_s, named, visible
+from egom2p.data.recordings.track_files import TABLE_SUFFIXES, clock_s, named, visible
 from egom2p.geometry import CLOCKWISE_TURN, turned_clockwise
 
 _TRACK_SUFFIXES = (*TABLE_SUFFIXES, ".npz")
@@ -134,7 +135,7 @@ def read_recording(folder: Path, settings: RecordingSettings, *, name: str = "",
         Provenance(dataset, name, source=str(folder)),
         gaze_size=(settings.gaze.width, settings.gaze.height) if "gaze" in streams and settings.gaze.width else None,
         unused=files.unused,
-        notes=getattr(streams["rgb"].values, "notes", ()) if "rgb" in streams else (),
+        notes=(*(getattr(streams["rgb"].values, "notes", ()) if "rgb" in streams else ()), *files.notes),
     )
     return _turned(recording, settings) if settings.rgb.rotate else recording
 
@@ -161,13 +162,14 @@ def _turned(recording: Recording, settings: RecordingSettings) -> Recording:
 
 
 class _Files:
-    """Files and folders of a recording, and which of them were used; names in any case."""
+    """Files and folders of a recording, which of them were used, and what to say of them; names in any case."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.paths = visible(folder)
         self.names = [path.name for path in self.paths]
         self._used: set[str] = set()
+        self.notes: tuple[str, ...] = ()
 
     @property
     def unused(self) -> tuple[str, ...]:
@@ -276,16 +278,8 @@ def _pictures_of(files: _Files, path: Path, suffixes: Sequence[str]) -> tuple[li
     if listing is None:
         pictures = image_sequence(path, suffixes)
         return pictures, times_in_names(pictures)
-    rows = [line.split(maxsplit=1) for line in listing.read_text(encoding="utf-8-sig").splitlines()]
-    rows = [row for row in rows if row and not row[0].startswith("#")]
-    try:
-        times_s = np.array([float(time) for time, _ in rows])
-    except ValueError:
-        raise ValueError(f"{listing}: wanted lines of a time in seconds and a file below {files.folder}") from None
-    check_times(times_s, [f"{listing}, entry {row}" for row in range(len(rows))], listing)
-    pictures = [files.folder / name.strip() for _, name in rows]
-    if missing := [picture for picture in pictures if not picture.is_file()]:
-        raise ValueError(f"{missing[0]}: no such picture; {listing.name} names it")
+    times_s, pictures, notes = listed_pictures(listing, files.folder, stream=path.name.lower())
+    files.notes += notes
     return pictures, times_s
 
 

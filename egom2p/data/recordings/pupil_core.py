@@ -8,7 +8,7 @@ rest is held by a replica.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,8 +16,8 @@ import numpy as np
 
 from egom2p.config import strict
 from egom2p.contracts import Intrinsics, Stream
-from egom2p.data.recordings.reader_parts import lens, needs, sorted_samples, video_with_times
-from egom2p.data.recordings.recording_formats import FolderSource, FormatReader, folders_with
+from egom2p.data.recordings.reader_parts import distinct_samples, lens, needs, read_npy, track_stream, video_with_times
+from egom2p.data.recordings.recording_formats import FolderSource, FormatReader, Opened, folders_with
 from egom2p.data.recordings.recording_settings import SETTINGS_FILE
 from egom2p.data.recordings.track_files import Table
 
@@ -42,29 +42,30 @@ class PupilCoreReader(FormatReader):
         found = found or folders_with(root, "gaze.pldata", depth=3)
         return found or _exports_alone(root)
 
-    def open(self, name: str, path: Path) -> tuple[Mapping[str, Stream], Intrinsics | None, Iterable[Path]]:
+    def open(self, name: str, path: Path) -> Opened:
         if path.is_file():
-            return {"gaze": _gaze(*_exported(path), self.config.min_confidence)}, None, [path]
+            gaze, notes = _gaze(*_exported(path), self.config.min_confidence, where=path)
+            return Opened({"gaze": gaze}, None, [path], notes)
         streams: dict[str, Stream] = {}
-        intrinsics = None
+        intrinsics, notes = None, ()
         videos = sorted(path.glob("world*.mp4"), key=lambda file: (len(file.stem), file.stem))
         clocks = [file.with_name(f"{file.stem}_timestamps.npy") for file in videos]
         used = [*videos, *clocks]
         if videos:
-            streams["rgb"] = video_with_times(videos, [_times(clock) for clock in clocks])
+            streams["rgb"] = video_with_times(videos, [read_npy(clock).astype(np.float64) for clock in clocks])
             if (camera := path / "world.intrinsics").is_file():
                 intrinsics = _intrinsics(camera, streams["rgb"].values)
                 used.append(camera)
         export = self._export(path)
         if export is not None:
-            streams["gaze"] = _gaze(*_exported(export), self.config.min_confidence)
+            streams["gaze"], notes = _gaze(*_exported(export), self.config.min_confidence, where=export)
             used.append(export)
         elif (recorded := path / "gaze.pldata").is_file():
-            streams["gaze"] = _gaze(*_recorded(recorded), self.config.min_confidence)
+            streams["gaze"], notes = _gaze(*_recorded(recorded), self.config.min_confidence, where=recorded)
             used += [recorded, path / "gaze_timestamps.npy"]
         if not streams:
             raise ValueError(f"{path}: found neither a video nor gaze, wanted world.mp4, {_EXPORT} or gaze.pldata")
-        return streams, intrinsics, used
+        return Opened(streams, intrinsics, used, notes)
 
     def _export(self, path: Path) -> Path | None:
         found = sorted(path.glob(f"exports/{self.config.export or '*'}/{_EXPORT}"))
@@ -88,20 +89,16 @@ def _exports_alone(root: Path) -> dict[str, Path]:
     return found
 
 
-def _times(path: Path) -> np.ndarray:
-    try:
-        return np.load(path, allow_pickle=False).astype(np.float64)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: not a readable array of times: {error}") from error
-
-
-def _gaze(times_s: np.ndarray, norm: np.ndarray, confidence: np.ndarray, least: float) -> Stream:
+def _gaze(
+    times_s: np.ndarray, norm: np.ndarray, confidence: np.ndarray, least: float, *, where: Path
+) -> tuple[Stream, tuple[str, ...]]:
+    """Gaze of unsorted samples (T,), norm_pos (T, 2) from the bottom left, and a note of those left out."""
     if not len(times_s) or not np.isfinite(times_s).all():
-        raise ValueError(f"found {len(times_s)} samples of gaze, wanted at least one, each with a time")
-    rows = sorted_samples(times_s, confidence)
+        raise ValueError(f"{where}: found {len(times_s)} samples of gaze, wanted at least one, each with a time")
+    confidence = np.nan_to_num(confidence)
+    rows, notes = distinct_samples(times_s, where=where.name, weight=confidence)
     gaze = np.stack([norm[:, 0], 1 - norm[:, 1]], axis=1)[rows]
-    is_valid = np.isfinite(gaze).all(axis=1) & (np.nan_to_num(confidence[rows]) >= least)
-    return Stream(np.where(is_valid[:, None], gaze, 0.0), is_valid, times_s[rows], "image")
+    return track_stream(times_s[rows], gaze, "image", where=where, is_valid=confidence[rows] >= least), notes
 
 
 def _exported(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -126,8 +123,8 @@ def _recorded(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     except (ValueError, KeyError, TypeError, msgpack.UnpackException) as error:
         raise ValueError(f"{path}: not gaze as Pupil Core writes it: {error!r}") from error
     clock = path.with_name("gaze_timestamps.npy")
-    if clock.is_file() and len(_times(clock)) != len(values):
-        raise ValueError(f"{path}: found {len(values)} samples and {len(_times(clock))} times in {clock.name}")
+    if clock.is_file() and (count := len(read_npy(clock))) != len(values):
+        raise ValueError(f"{path}: found {len(values)} samples and {count} times in {clock.name}")
     return values[:, 0], values[:, 1:3], values[:, 3]
 
 

@@ -1,35 +1,86 @@
-"""Parts that readers of several formats are made of: stamped text rows, frames joined from parts, streams of poses.
+"""Parts that readers of several formats are made of: numbers and rows of files, streams, lenses, joined frames.
 
 T samples, N frames asked for, H, W pixels.
 """
 
+import json
 import os
 import tempfile
+import warnings
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 
-from egom2p.contracts import Intrinsics, Stream
-from egom2p.data.clips.image_files import RgbImages
+from egom2p.contracts import FrameSource, Intrinsics, Stream
+from egom2p.data.clips.image_files import RgbImages, frame_numbers, image_sequence
 from egom2p.data.clips.video_files import VideoFile, open_video
-from egom2p.data.recordings.track_files import clock_s, read_text
+from egom2p.data.recordings.track_files import check_times, clock_s, read_text, visible
 from egom2p.geometry import (
     TimeUnit,
     check_camera_model,
     check_poses,
+    interpolate_poses,
+    inverse_poses,
+    is_inside,
     matrix_from_quaternion,
+    pixel_grid,
     poses_from_parts,
+    project,
     stamps_from_text,
+    unproject,
 )
 
+# Of the extra `formats`: what may be imported by name.
+Package = Literal["google.protobuf", "h5py", "liblzfse", "mcap", "mcap_ros2", "msgpack", "pyarrow"]
 OPENCV_FROM_OPENGL = np.diag([1.0, -1.0, -1.0, 1.0])
 _LENSES = {
     **dict.fromkeys(("radial-tangential", "radtan", "plumb_bob", "rational_polynomial", "radial"), "opencv"),
     **dict.fromkeys(("equidistant", "kannala_brandt", "fisheye"), "kannala_brandt"),
 }
+
+
+def read_numbers(path: Path, shape: tuple[int, ...] | None = None, *, delimiter: str | None = None) -> np.ndarray:
+    """Numbers of a text file; all of them in `shape` where given, else as rows. Raises ValueError naming the file."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of an empty file, which is refused below
+            found = np.loadtxt(path, delimiter=delimiter, ndmin=2, encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: not a file of numbers: {error}") from None
+    if shape is not None and found.size != np.prod(shape):
+        raise ValueError(f"{path}: found {found.size} numbers, wanted {int(np.prod(shape))}")
+    if not found.size:
+        raise ValueError(f"{path}: found no numbers")
+    return found if shape is None else found.reshape(shape)
+
+
+def read_npy(path: Path) -> np.ndarray:
+    """One array of numbers, nothing unpickled. Raises ValueError naming the file."""
+    try:
+        return np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise ValueError(f"{path}: not a readable array file: {error}") from None
+
+
+def read_json(path: Path) -> Any:
+    try:
+        return json.loads(read_text(path))
+    except (OSError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: not a readable JSON file: {error}") from None
+
+
+def numbered_frames(folder: Path, suffixes: Sequence[str], rate_hz: float) -> tuple[list[Path], np.ndarray]:
+    """Pictures of a folder and their times (T,): the number in a name over the rate. ValueError: names have none."""
+    paths = image_sequence(folder, suffixes)
+    numbers = frame_numbers(paths)
+    if numbers is None:
+        raise ValueError(f"{folder}: found names like {paths[0].name}, wanted names that differ by their number")
+    return paths, numbers / rate_hz
 
 
 def stamped_rows(path: Path, unit: TimeUnit, *, columns: int, stream: str = "") -> tuple[np.ndarray, list[list[str]]]:
@@ -64,23 +115,92 @@ def numbers_of(path: Path, rows: Sequence[Sequence[str]], columns: slice) -> np.
         raise ValueError(f"{path}: found rows of different lengths, wanted a table") from None
 
 
-def track(values: np.ndarray, times_s: np.ndarray, unit: str, is_valid: np.ndarray | None = None) -> Stream:
-    """A stream of values (T, ...); a sample that is not finite is invalid, and 0."""
+def track_stream(
+    times_s: np.ndarray, values: np.ndarray, unit: str, *, where: Path | str, is_valid: np.ndarray | None = None
+) -> Stream:
+    """A track (T, ...) on its clock; samples with a number that is not finite are invalid and become 0.
+
+    Raises ValueError naming the file and row where times do not increase.
+    """
     values = np.asarray(values, dtype=np.float64)
+    if len(times_s) != len(values):
+        raise ValueError(f"{where}: found {len(times_s)} times for {len(values)} samples of {unit}, wanted one each")
+    check_times(times_s, [f"{where}, sample {row}" for row in range(len(times_s))], where)
     finite = np.isfinite(values.reshape(len(values), -1)).all(axis=1)
     is_valid = finite if is_valid is None else finite & is_valid
     return Stream(np.where(is_valid.reshape(-1, *[1] * (values.ndim - 1)), values, 0.0), is_valid, times_s, unit)
 
 
-def poses(where: str, world_from_cam: np.ndarray, times_s: np.ndarray, is_valid: np.ndarray | None = None) -> Stream:
-    """A stream of camera poses (T, 4, 4), metres, OpenCV axes; those that are not finite are invalid.
+def pose_stream(
+    times_s: np.ndarray, world_from_cam: np.ndarray, *, where: Path | str, is_valid: np.ndarray | None = None
+) -> Stream:
+    """Camera poses (T, 4, 4), OpenCV axes; a pose that is not finite is invalid and becomes the identity.
 
-    Raises ValueError where a valid one is no rigid motion.
+    Raises ValueError naming the file where a pose is no rigid motion.
     """
-    finite = np.isfinite(world_from_cam).all(axis=(1, 2))
-    is_valid = finite if is_valid is None else finite & is_valid
-    filled = np.where(is_valid[:, None, None], world_from_cam, np.eye(4))
-    return Stream(check_poses(where, filled), is_valid, times_s, "world_from_cam")
+    stream = track_stream(times_s, world_from_cam, "world_from_cam", where=where, is_valid=is_valid)
+    poses = np.where(stream.is_valid[:, None, None], world_from_cam, np.eye(4))
+    return replace(stream, values=check_poses(str(where), poses))
+
+
+def frame_stream(frames: FrameSource, times_s: np.ndarray, unit: str, *, where: Path | str) -> Stream:
+    """Pictures on their clock. Raises ValueError when there is not one time for each, or times do not increase."""
+    if len(frames) != len(times_s):
+        raise ValueError(f"{where}: found {len(frames)} pictures, wanted {len(times_s)}, one for each time")
+    check_times(times_s, [f"{where}, picture {row}" for row in range(len(times_s))], where)
+    return Stream(frames, np.ones(len(frames), bool), np.asarray(times_s, dtype=np.float64), unit)
+
+
+def picture_stream(paths: Sequence[Path], times_s: np.ndarray, *, where: Path | str) -> Stream:
+    """Picture files on their clock. Raises ValueError naming the first that is not there."""
+    return frame_stream(RgbImages(present(paths, where=where)), times_s, "uint8", where=where)
+
+
+def present(paths: Sequence[Path], *, where: Path | str) -> Sequence[Path]:
+    """The paths themselves. Raises ValueError naming the first that is no file, and the listing `where`."""
+    if missing := next((path for path in paths if not path.is_file()), None):
+        raise ValueError(f"{missing}: no such picture; {Path(where).name} names it")
+    return paths
+
+
+def listed_pictures(listing: Path, folder: Path, *, stream: str) -> tuple[np.ndarray, list[Path], tuple[str, ...]]:
+    """Times (T,), files and a note of TUM RGB-D's listing: lines of a time in seconds and a file below `folder`.
+
+    Raises ValueError naming the line.
+    """
+    rows = [(line, text.split(maxsplit=1)) for line, text in enumerate(read_text(listing).splitlines(), start=1)]
+    rows = [(line, row) for line, row in rows if row and not row[0].startswith("#")]
+    positions = [f"{listing}, line {line}" for line, _ in rows]
+    for position, (_, row) in zip(positions, rows, strict=True):
+        if len(row) != 2 or not _is_number(row[0]):
+            raise ValueError(f"{position}: found {row}, wanted a time in seconds and a file below {folder}")
+    times_s = clock_s(stamps_from_text([row[0] for _, row in rows]), "s", listing, positions, stream=stream)
+    paths = [folder / row[1].strip() for _, row in rows]
+    present(paths, where=listing)
+    return times_s, paths, unlisted(listing, paths)
+
+
+def unlisted(listing: Path, paths: Sequence[Path]) -> tuple[str, ...]:
+    """A note of how many pictures lie beside those that a listing names; none where it names all."""
+    known, suffixes = set(paths), {path.suffix for path in paths}
+    beside = [path for folder in {path.parent for path in paths} for path in visible(folder)]
+    count = sum(path not in known and path.suffix in suffixes for path in beside)
+    note = f"{listing.name} names {len(known)} pictures, {count} more lie beside them and are left out"
+    return (note,) if count else ()
+
+
+def distinct_samples(
+    times_s: np.ndarray, *, where: str, weight: np.ndarray | None = None
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Rows (T',) of samples in order of time, one of each time: that of the largest weight, else the first.
+
+    Also a note of how many were left out; none where all stay.
+    """
+    order = np.lexsort((np.zeros(len(times_s)) if weight is None else -weight, times_s))
+    rows = order[np.diff(times_s[order], prepend=-np.inf) > 0]
+    count = len(order) - len(rows)
+    note = f"{where}: {count} of {len(order)} samples have the time of another and are left out"
+    return rows, (note,) if count else ()
 
 
 def poses_from_rows(where: str, positions: np.ndarray, quaternions_xyzw: np.ndarray) -> np.ndarray:
@@ -114,6 +234,17 @@ def lens(
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
     return camera
+
+
+def pinhole_from_matrix(path: Path, matrix: np.ndarray, width: int, height: int, **distorted: Any) -> Intrinsics:
+    """Intrinsics of a 3x3 matrix. Raises ValueError where its centre is not near that of the picture."""
+    fx, fy, cx, cy = (float(value) for value in (matrix[0, 0], matrix[1, 1], matrix[0, 2], matrix[1, 2]))
+    if not (min(fx, fy) > 0 and 0.25 * width < cx < 0.75 * width and 0.25 * height < cy < 0.75 * height):
+        raise ValueError(
+            f"{path}: found fx {fx:g}, fy {fy:g} and the centre ({cx:g}, {cy:g}), wanted a camera of the {width}x"
+            f"{height} picture"
+        )
+    return Intrinsics(width, height, fx, fy, cx, cy, **distorted)
 
 
 class JoinedFrames:
@@ -167,10 +298,7 @@ def video_with_times(videos: Sequence[Path], times_s: Sequence[np.ndarray]) -> S
         parts.append((video, None))
         kept.append(own_times_s[: len(video)])
     joined_s = np.concatenate(kept)
-    if (np.diff(joined_s) <= 0).any():
-        row = int(np.argmax(np.diff(joined_s) <= 0)) + 1
-        raise ValueError(f"{videos[0]}: frame {row} is at {joined_s[row]}, after {joined_s[row - 1]}; must increase")
-    return Stream(JoinedFrames(parts, notes=notes), np.ones(len(joined_s), bool), joined_s, "uint8")
+    return frame_stream(JoinedFrames(parts, notes=notes), joined_s, "uint8", where=videos[0])
 
 
 def copied_video(content: bytes, where: str) -> VideoFile:
@@ -192,23 +320,11 @@ def _remove(name: str, pid: int) -> None:
         Path(name).unlink(missing_ok=True)
 
 
-def pictures(paths: Sequence[Path], times_s: np.ndarray) -> Stream:
-    """Picture files with their times (T,). Raises ValueError naming the first that is not there."""
-    if missing := next((path for path in paths if not path.is_file()), None):
-        raise ValueError(f"{missing}: no such picture, wanted {len(paths)} as listed")
-    return Stream(RgbImages(paths), np.ones(len(paths), bool), times_s, "uint8")
-
-
-def sorted_samples(times_s: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """Rows (T',) of unsorted samples in order of time; of samples at the same time the one of the largest weight."""
-    order = np.lexsort((-weight, times_s))
-    return order[np.diff(times_s[order], prepend=-np.inf) > 0]
-
-
-def needs(package: str, path: Path) -> Any:
+def needs(package: Package, path: Path) -> Any:
     """An optional package. Raises ValueError saying which, and for what file, where it is not installed."""
+    assert package in get_args(Package)
     try:
-        return __import__(package)
+        return import_module(package)
     except ImportError:
         raise ValueError(f"{path}: is read by the package {package}: pip install 'egom2p[formats]'") from None
 
@@ -219,3 +335,43 @@ def _is_number(cell: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+_STEP_PX, _MOVED_M, _PAIR = 8, 0.02, 30
+
+
+def check_pose_direction(streams: Mapping[str, Stream], intrinsics: Intrinsics, *, where: Path) -> None:
+    """Raise ValueError when depth fits the inverse of the poses much better than the poses.
+
+    The first depth picture is seen from a later one, at most 30 on, from which the camera has moved the most.
+    """
+    depth, camera = streams["depth"], streams["camera"]
+    rows = np.arange(min(len(depth.values), _PAIR + 1))
+    poses, is_known = interpolate_poses(
+        camera.times_s, camera.values, depth.times_s[rows], max_gap_s=0.2, is_valid=camera.is_valid
+    )
+    moved_m = np.where(is_known & is_known[0], np.linalg.norm(poses[:, :3, 3] - poses[0, :3, 3], axis=1), 0.0)
+    last = int(np.argmax(moved_m))
+    if moved_m[last] < _MOVED_M:
+        return
+    first_m, last_m = depth.values.read(np.array([0, last]))
+    own = intrinsics.resized(first_m.shape[1], first_m.shape[0])
+    pixels = pixel_grid(own)[::_STEP_PX, ::_STEP_PX]
+    points, is_valid = unproject(pixels, first_m[::_STEP_PX, ::_STEP_PX], own)
+
+    def error_m(last_from_first: np.ndarray) -> float:
+        seen = points[is_valid] @ last_from_first[:3, :3].T + last_from_first[:3, 3]
+        landed, is_seen = project(seen, own)
+        is_seen &= is_inside(landed, own)
+        u, v = np.round(landed[is_seen]).astype(int).T
+        there_m = last_m[np.clip(v, 0, own.height - 1), np.clip(u, 0, own.width - 1)]
+        differs_m = np.abs(seen[is_seen, 2] - there_m)[there_m > 0]
+        return float(np.median(differs_m)) if len(differs_m) else np.inf
+
+    as_read_m = error_m(inverse_poses(poses[last]) @ poses[0])
+    inverted_m = error_m(poses[last] @ inverse_poses(poses[0]))
+    if as_read_m > 2 * inverted_m + 0.01:
+        raise ValueError(
+            f"{where}: depth of pictures 0 and {last} differs by {as_read_m:.3f} m with the poses and by "
+            f"{inverted_m:.3f} m with their inverse; wanted poses in the direction its format documents"
+        )

@@ -9,7 +9,7 @@ says in its issues; held by a replica only. The first pose and the numbers of pi
 import io
 import json
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,9 +17,16 @@ import numpy as np
 from PIL import Image
 
 from egom2p.config import strict
-from egom2p.contracts import Intrinsics, Stream
-from egom2p.data.recordings.reader_parts import OPENCV_FROM_OPENGL, lens, needs, poses, poses_from_rows, track
-from egom2p.data.recordings.recording_formats import FolderSource, FormatReader
+from egom2p.data.recordings.reader_parts import (
+    OPENCV_FROM_OPENGL,
+    frame_stream,
+    lens,
+    needs,
+    pose_stream,
+    poses_from_rows,
+    track_stream,
+)
+from egom2p.data.recordings.recording_formats import FolderSource, FormatReader, Opened
 from egom2p.data.recordings.track_files import visible
 
 
@@ -38,7 +45,7 @@ class Record3dReader(FormatReader):
     def find(cls, root: Path) -> Mapping[str, Path]:
         return {path.stem: path for path in visible(root) if path.suffix.lower() == ".r3d" and path.is_file()}
 
-    def open(self, name: str, path: Path) -> tuple[Mapping[str, Stream], Intrinsics | None, Iterable[Path]]:
+    def open(self, name: str, path: Path) -> Opened:
         try:
             with zipfile.ZipFile(path) as held:
                 members, metadata = held.namelist(), json.loads(held.read("metadata"))
@@ -57,13 +64,10 @@ class Record3dReader(FormatReader):
             raise ValueError(
                 f"{path}: found {len(frames)} pictures, {len(rows)} poses and {len(times_s)} times, wanted one each"
             )
-        if (np.diff(times_s) <= 0).any():
-            raise ValueError(f"{path}: frameTimestamps do not increase")
         matrices = poses_from_rows(str(path), rows[:, 4:], rows[:, :4]) @ OPENCV_FROM_OPENGL
-        always = np.ones(len(frames), bool)
         streams = {
-            "rgb": Stream(_Pictures(path, [f"rgbd/{n}.jpg" for n in frames], size), always, times_s, "uint8"),
-            "camera": poses(str(path), matrices, times_s),
+            "camera": pose_stream(times_s, matrices, where=f"{path}: frameTimestamps"),
+            "rgb": frame_stream(_Pictures(path, [f"rgbd/{n}.jpg" for n in frames], size), times_s, "uint8", where=path),
         }
         depths = numbers["depth"]
         if len(depths):
@@ -71,11 +75,11 @@ class Record3dReader(FormatReader):
                 raise ValueError(f"{path}: found depth {depths[-1]} of {len(times_s)} frames")
             needs("liblzfse", path)
             depth = _Depths(path, depths, (int(metadata["dw"]), int(metadata["dh"])), self.config.min_confidence)
-            streams["depth"] = Stream(depth, np.ones(len(depths), bool), times_s[depths], "m")
+            streams["depth"] = frame_stream(depth, times_s[depths], "m", where=path)
         if metadata.get("perFrameIntrinsicCoeffs"):
             values = np.array(metadata["perFrameIntrinsicCoeffs"], np.float64)[:, :4]
-            streams["intrinsics"] = track(values, times_s, "fx, fy, cx, cy in pixels")
-        return streams, lens(str(path), "pinhole", (), size, (k[0, 0], k[1, 1], k[0, 2], k[1, 2])), [path]
+            streams["intrinsics"] = track_stream(times_s, values, "fx, fy, cx, cy in pixels", where=path)
+        return Opened(streams, lens(str(path), "pinhole", (), size, (k[0, 0], k[1, 1], k[0, 2], k[1, 2])), [path])
 
 
 def _numbers(members: Sequence[str], suffix: str) -> np.ndarray:

@@ -6,27 +6,28 @@ its file named by the frame's number. Newer files add fx, fy, cx, cy a frame: th
 Format: the app's source; real rows confirm times, poses and intrinsics, a replica the rest.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from egom2p.config import strict
-from egom2p.contracts import Intrinsics, Stream
 from egom2p.data.clips.image_files import read_picture
 from egom2p.data.clips.video_files import open_video
 from egom2p.data.recordings.depth_files import DepthFrames
 from egom2p.data.recordings.reader_parts import (
     JoinedFrames,
-    lens,
+    frame_stream,
     numbers_of,
-    poses,
+    pinhole_from_matrix,
+    pose_stream,
     poses_from_rows,
+    read_numbers,
     stamped_rows,
-    track,
+    track_stream,
 )
-from egom2p.data.recordings.recording_formats import FolderSource, FormatReader, folders_with
+from egom2p.data.recordings.recording_formats import FolderSource, FormatReader, Opened, folders_with
 
 
 @strict
@@ -44,26 +45,31 @@ class StrayScannerReader(FormatReader):
     def find(cls, root: Path) -> Mapping[str, Path]:
         return folders_with(root, "odometry.csv", "camera_matrix.csv", depth=2)
 
-    def open(self, name: str, path: Path) -> tuple[Mapping[str, Stream], Intrinsics | None, Iterable[Path]]:
+    def open(self, name: str, path: Path) -> Opened:
         odometry, video_path = path / "odometry.csv", path / "rgb.mp4"
         times_s, rows = stamped_rows(odometry, "s", columns=9, stream="camera")
         values = numbers_of(odometry, rows, slice(0, 8))
         numbers = values[:, 0].astype(np.int64)
         matrices = poses_from_rows(str(odometry), values[:, 1:4], values[:, 4:8])
-        streams = {"camera": poses(str(odometry), matrices, times_s)}
+        streams = {"camera": pose_stream(times_s, matrices, where=odometry)}
         used = [odometry]
         if all(len(row) >= 12 and all(row[8:12]) for row in rows):
-            streams["intrinsics"] = track(numbers_of(odometry, rows, slice(8, 12)), times_s, "fx, fy, cx, cy in pixels")
-        intrinsics = None
+            values = numbers_of(odometry, rows, slice(8, 12))
+            streams["intrinsics"] = track_stream(times_s, values, "fx, fy, cx, cy in pixels", where=odometry)
+        intrinsics, notes = None, ()
         if video_path.is_file():
             video = open_video(video_path)
             if numbers.max() >= len(video):
                 raise ValueError(
                     f"{video_path}: found {len(video)} frames, wanted {numbers.max() + 1} as in {odometry.name}"
                 )
-            streams["rgb"] = Stream(JoinedFrames([(video, numbers)]), np.ones(len(numbers), bool), times_s, "uint8")
-            intrinsics = _camera(path / "camera_matrix.csv", (video.width, video.height))
-            used += [video_path, path / "camera_matrix.csv"]
+            streams["rgb"] = frame_stream(JoinedFrames([(video, numbers)]), times_s, "uint8", where=video_path)
+            file = path / "camera_matrix.csv"
+            matrix = read_numbers(file, (3, 3), delimiter=",")
+            intrinsics = pinhole_from_matrix(file, matrix, video.width, video.height)
+            used += [video_path, file]
+            if unnamed := len(video) - len(np.unique(numbers)):
+                notes = (f"{unnamed} of {len(video)} frames of the video have no row in {odometry.name}: left out",)
         if (folder := path / "depth").is_dir():
             files = [folder / f"{number:06d}.png" for number in numbers]
             is_there = np.array([file.is_file() for file in files])
@@ -73,14 +79,14 @@ class StrayScannerReader(FormatReader):
                 if self.config.min_confidence:
                     frames = _SureDepth(frames, kept, self.config.min_confidence)
                     used.append(path / "confidence")
-                streams["depth"] = Stream(frames, np.ones(len(kept), bool), times_s[is_there], "m")
+                streams["depth"] = frame_stream(frames, times_s[is_there], "m", where=folder)
                 used += kept
         if (imu := path / "imu.csv").is_file():
             imu_s, rows = stamped_rows(imu, "s", columns=7, stream="imu")
             unit = "accelerometer m/s^2 xyz, gyroscope rad/s xyz; axes of the phone"
-            streams["imu"] = track(numbers_of(imu, rows, slice(0, 6)), imu_s, unit)
+            streams["imu"] = track_stream(imu_s, numbers_of(imu, rows, slice(0, 6)), unit, where=imu)
             used.append(imu)
-        return streams, intrinsics, used
+        return Opened(streams, intrinsics, used, notes)
 
 
 class _SureDepth:
@@ -97,15 +103,3 @@ class _SureDepth:
         sure = [self._files[int(i)].parents[1] / "confidence" / self._files[int(i)].name for i in indices]
         levels = np.stack([read_picture(path)[0, ..., 0] for path in sure])
         return np.where(levels >= self._least, self._depth.read(indices), np.float32(0.0))
-
-
-def _camera(path: Path, size: tuple[int, int]) -> Intrinsics:
-    try:
-        matrix = np.loadtxt(path, delimiter=",")
-    except ValueError as error:
-        raise ValueError(f"{path}: not a matrix of numbers: {error}") from error
-    if matrix.shape != (3, 3):
-        raise ValueError(f"{path}: found a matrix of shape {matrix.shape}, wanted (3, 3)")
-    if not (0 < matrix[0, 2] < size[0] and 0 < matrix[1, 2] < size[1]):
-        raise ValueError(f"{path}: found the centre {matrix[:2, 2].tolist()}, wanted one inside {size[0]}x{size[1]}")
-    return lens(str(path), "pinhole", (), size, (matrix[0, 0], matrix[1, 1], matrix[0, 2], matrix[1, 2]))

@@ -10,17 +10,15 @@ TACO-Instructions; tried on a replica only. Not confirmed: the codec of the dept
 is refused. The direction of the poses is checked by the depth of each recording.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
 from egom2p.config import strict
-from egom2p.contracts import Intrinsics, Stream, check_shape
+from egom2p.contracts import check_shape
 from egom2p.data.clips.video_files import VideoFile
 from egom2p.data.recordings.depth_files import DepthVideo
-from egom2p.data.recordings.recording_formats import (
-    FolderSource,
-    FormatReader,
+from egom2p.data.recordings.reader_parts import (
     check_pose_direction,
     frame_stream,
     pinhole_from_matrix,
@@ -28,6 +26,7 @@ from egom2p.data.recordings.recording_formats import (
     read_npy,
     read_numbers,
 )
+from egom2p.data.recordings.recording_formats import FolderSource, FormatReader, Opened
 from egom2p.geometry import inverse_poses
 
 _CAMERAS, _RGB, _DEPTH = "Egocentric_Camera_Parameters", "Egocentric_RGB_Videos", "Egocentric_Depth_Videos"
@@ -55,7 +54,7 @@ class TacoReader(FormatReader):
         below = path.relative_to(self.root / _CAMERAS)
         return [path, *(held for held in (self.root / _RGB / below, self.root / _DEPTH / below) if held.is_dir())]
 
-    def open(self, name: str, path: Path) -> tuple[Mapping[str, Stream], Intrinsics | None, Iterable[Path]]:
+    def open(self, name: str, path: Path) -> Opened:
         below = path.relative_to(self.root / _CAMERAS)
         video, depth_video = self.root / _RGB / below / "color.mp4", self.root / _DEPTH / below / "egocentric_depth.avi"
         extrinsics = path / _EXTRINSICS
@@ -75,4 +74,4 @@ class TacoReader(FormatReader):
             depth = DepthVideo(depth_video, metres_per_unit=self.config.metres_per_unit)
             streams["depth"] = frame_stream(depth, rgb.times_s, "m", where=depth_video)
             check_pose_direction(streams, intrinsics, where=extrinsics)
-        return streams, intrinsics, [video, depth_video, extrinsics, path / "egocentric_intrinsic.txt"]
+        return Opened(streams, intrinsics, [video, depth_video, extrinsics, path / "egocentric_intrinsic.txt"])

@@ -189,7 +189,7 @@ def clock_s(
     return seconds_from_stamps(stamps, unit or "s", offset_s=offset_s)
 
 
-def check_times(times: np.ndarray, row_names: list[str], path: Path) -> None:
+def check_times(times: np.ndarray, row_names: Sequence[str], path: Path | str) -> None:
     """Raise ValueError naming the place where times are missing, not finite or do not increase."""
     if len(times) == 0:
         raise ValueError(f"{path}: found no rows, wanted at least one sample")

@@ -5,17 +5,23 @@ quaternions x, y, z, w; depth is 16 bits, 5000 a metre, along z, of the colour p
 files: `source.intrinsics`. Format: the benchmark's own page; real trajectories confirm the poses' layout.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-
 from egom2p.config import strict
-from egom2p.contracts import Intrinsics, Stream
 from egom2p.data.recordings.depth_files import DepthFrames
-from egom2p.data.recordings.reader_parts import numbers_of, pictures, poses, stamped_rows, track
-from egom2p.data.recordings.recording_formats import FolderSource, FormatReader, folders_with
+from egom2p.data.recordings.reader_parts import (
+    distinct_samples,
+    frame_stream,
+    listed_pictures,
+    numbers_of,
+    picture_stream,
+    pose_stream,
+    stamped_rows,
+    track_stream,
+)
+from egom2p.data.recordings.recording_formats import FolderSource, FormatReader, Opened, folders_with
 from egom2p.data.recordings.recording_settings import IntrinsicsSettings
 from egom2p.geometry import read_tum
 
@@ -42,32 +48,26 @@ class TumRgbdReader(FormatReader):
             root, "rgb.txt", "depth.txt", depth=2
         )
 
-    def open(self, name: str, path: Path) -> tuple[Mapping[str, Stream], Intrinsics | None, Iterable[Path]]:
-        rgb_s, rgb = _listed(path, "rgb")
-        streams = {"rgb": pictures(rgb, rgb_s)}
+    def open(self, name: str, path: Path) -> Opened:
+        rgb_s, rgb, notes = listed_pictures(path / "rgb.txt", path, stream="rgb")
+        streams = {"rgb": picture_stream(rgb, rgb_s, where=path / "rgb.txt")}
         used = [path / "rgb.txt", *rgb]
         if (path / "depth.txt").is_file():
-            depth_s, files = _listed(path, "depth")
+            depth_s, files, left = listed_pictures(path / "depth.txt", path, stream="depth")
             frames = DepthFrames(files, metres_per_unit=1 / self.config.units_per_metre, invalid_values=(0,))
-            streams["depth"] = Stream(frames, np.ones(len(files), bool), depth_s, "m")
+            streams["depth"] = frame_stream(frames, depth_s, "m", where=path / "depth.txt")
             used += [path / "depth.txt", *files]
+            notes += left
         if (trajectory := path / "groundtruth.txt").is_file():
             times_s, world_from_cam = read_tum(trajectory)
-            first = np.diff(times_s, prepend=-np.inf) > 0
-            streams["camera"] = poses(str(trajectory), world_from_cam[first], times_s[first])
+            rows, repeats = distinct_samples(times_s, where=trajectory.name)
+            streams["camera"] = pose_stream(times_s[rows], world_from_cam[rows], where=trajectory)
             used.append(trajectory)
+            notes += repeats
         if (listing := path / "accelerometer.txt").is_file():
             times_s, rows = stamped_rows(listing, "s", columns=4, stream="accelerometer")
             values = numbers_of(listing, rows, slice(0, 3))
-            streams["accelerometer"] = track(values, times_s, "m/s^2 xyz; axes of the sensor")
+            streams["accelerometer"] = track_stream(times_s, values, "m/s^2 xyz; axes of the sensor", where=listing)
             used.append(listing)
-        return streams, self.config.intrinsics.build() if self.config.intrinsics else None, used
-
-
-def _listed(folder: Path, name: str) -> tuple[np.ndarray, list[Path]]:
-    listing = folder / f"{name}.txt"
-    times_s, rows = stamped_rows(listing, "s", columns=2, stream=name)
-    files = [folder / row[0] for row in rows]
-    if missing := next((path for path in files if not path.is_file()), None):
-        raise ValueError(f"{missing}: no such picture; {listing.name} names it")
-    return times_s, files
+        intrinsics = self.config.intrinsics.build() if self.config.intrinsics else None
+        return Opened(streams, intrinsics, used, notes)

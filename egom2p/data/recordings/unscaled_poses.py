@@ -12,7 +12,7 @@ pixel, here (0, 0). Real files confirm both layouts.
 
 import re
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -24,13 +24,16 @@ from egom2p.data.clips.image_files import frame_ticks, list_images
 from egom2p.data.recordings.depth_files import DepthFrames
 from egom2p.data.recordings.reader_parts import (
     OPENCV_FROM_OPENGL,
+    frame_stream,
     lens,
-    pictures,
-    poses,
+    picture_stream,
+    pose_stream,
     poses_from_rows,
-    track,
+    read_json,
+    track_stream,
+    unlisted,
 )
-from egom2p.data.recordings.recording_formats import FolderSource, FormatReader, folders_with, read_json
+from egom2p.data.recordings.recording_formats import FolderSource, FormatReader, Opened, folders_with
 from egom2p.data.recordings.track_files import read_text
 from egom2p.geometry import inverse_poses
 
@@ -78,25 +81,25 @@ class ColmapSource(_UnscaledSource):
 class _UnscaledReader(FormatReader):
     """What both share: times by the rate, and what a missing scale means."""
 
-    def notes(self, name: str) -> tuple[str, ...]:
-        if self.config.metres_per_unit is not None:
-            return ()
-        return (f"{self.what} have no scale: poses are the track camera_unscaled; say source.metres_per_unit",)
-
-    def _streams(self, path: Path, files: Sequence[Path], world_from_cam: np.ndarray) -> dict[str, Stream]:
-        """Pictures and poses, in the order of the files."""
+    def _streams(
+        self, path: Path, files: Sequence[Path], world_from_cam: np.ndarray
+    ) -> tuple[dict[str, Stream], tuple[str, ...]]:
+        """Pictures and poses, in the order of the files, and notes."""
         if self.config.rate_hz is None:
             raise ValueError(f"{path}: {self.what} have no times, wanted source.rate_hz (pictures a second)")
         times_s = frame_ticks(files) / self.config.rate_hz
-        streams = {"rgb": pictures(files, times_s)}
+        streams = {"rgb": picture_stream(files, times_s, where=path)}
         if self.config.metres_per_unit is None:
             rows = world_from_cam[:, :3].reshape(-1, 12)
-            streams["camera_unscaled"] = track(rows, times_s, "world_from_cam, rows of 3x4, unknown unit")
-        else:
-            scaled = world_from_cam.copy()
-            scaled[:, :3, 3] *= self.config.metres_per_unit
-            streams["camera"] = poses(str(path), scaled, times_s)
-        return streams
+            streams["camera_unscaled"] = track_stream(
+                times_s, rows, "world_from_cam, rows of 3x4, unknown unit", where=path
+            )
+            note = f"{self.what} have no scale: poses are the track camera_unscaled; say source.metres_per_unit"
+            return streams, (note, *unlisted(path, files))
+        scaled = world_from_cam.copy()
+        scaled[:, :3, 3] *= self.config.metres_per_unit
+        streams["camera"] = pose_stream(times_s, scaled, where=path)
+        return streams, unlisted(path, files)
 
 
 class NerfstudioReader(_UnscaledReader):
@@ -106,7 +109,7 @@ class NerfstudioReader(_UnscaledReader):
     def find(cls, root: Path) -> Mapping[str, Path]:
         return folders_with(root, "transforms.json", depth=2)
 
-    def open(self, name: str, path: Path) -> tuple[Mapping[str, Stream], Intrinsics | None, Iterable[Path]]:
+    def open(self, name: str, path: Path) -> Opened:
         listing = path / "transforms.json"
         held = read_json(listing)
         try:
@@ -120,16 +123,14 @@ class NerfstudioReader(_UnscaledReader):
         if not frames:
             raise ValueError(f"{listing}: found no frames")
         world_from_cam = np.linalg.inv(applied) @ matrices @ OPENCV_FROM_OPENGL
-        streams = self._streams(listing, files, world_from_cam)
+        streams, notes = self._streams(listing, files, world_from_cam)
         used = [listing, *files]
         depths = [path / frame["depth_file_path"] for frame in frames if frame.get("depth_file_path")]
         if depths and self.config.metres_per_unit is not None:
-            if len(depths) != len(frames):
-                raise ValueError(f"{listing}: found {len(depths)} depth files for {len(frames)} frames, wanted all")
             source = DepthFrames(depths, metres_per_unit=0.001 * self.config.metres_per_unit, invalid_values=(0,))
-            streams["depth"] = Stream(source, np.ones(len(depths), bool), streams["rgb"].times_s, "m")
+            streams["depth"] = frame_stream(source, streams["rgb"].times_s, "m", where=listing)
             used += depths
-        return streams, _nerfstudio_camera(listing, held, frames[0]), used
+        return Opened(streams, _nerfstudio_camera(listing, held, frames[0]), used, notes)
 
 
 def _nerfstudio_camera(path: Path, held: Mapping[str, Any], first: Mapping[str, Any]) -> Intrinsics:
@@ -163,7 +164,7 @@ class ColmapReader(_UnscaledReader):
                     return found
         return {}
 
-    def open(self, name: str, path: Path) -> tuple[Mapping[str, Stream], Intrinsics | None, Iterable[Path]]:
+    def open(self, name: str, path: Path) -> Opened:
         folder = _model_folder(path, self.config.model)
         suffix = "bin" if (folder / "images.bin").is_file() else "txt"
         read_cameras, read_images = (_cameras, _images) if suffix == "bin" else (_cameras_text, _images_text)
@@ -179,7 +180,7 @@ class ColmapReader(_UnscaledReader):
         if not np.isfinite(cam_from_world).all():
             raise ValueError(f"{images_path}: found a quaternion that is not of length 1")
         files = [path / self.config.images / image[0] for image in images]
-        streams = self._streams(images_path, files, inverse_poses(cam_from_world))
+        streams, notes = self._streams(images_path, files, inverse_poses(cam_from_world))
         number, size, parameters = cameras[camera_id]
         _, _, model, order = _MODELS[number]
         fx, fy, cx, cy = (parameters[position] for position in order)
@@ -187,7 +188,7 @@ class ColmapReader(_UnscaledReader):
         if model == "radial":
             model, distortion = "opencv", [*distortion, *[0.0] * (4 - len(distortion))]
         camera = lens(str(cameras_path), model, distortion, size, (fx, fy, cx - 0.5, cy - 0.5))
-        return streams, camera, [cameras_path, images_path, *files]
+        return Opened(streams, camera, [cameras_path, images_path, *files], notes)
 
 
 def _model_folder(path: Path, wanted: str | None) -> Path:

@@ -271,6 +271,11 @@ def test_an_empty_path_and_a_word_for_a_list_are_told(config_file):
     for key in ("output_dir", "sets.a.path"):
         with pytest.raises(ConfigError, match=rf"`{key}` has no value; say {key}=\.\.\."):
             load_config(JobConfig, config_file, [f"{key}="])
+    for path in ('{a: {path: ""}}', '{a: {path: x}, b: {path: ""}}'):  # in a file
+        key = "b" if "b:" in path else "a"
+        config_file.write_text(f"seed: 0\nsets: {path}\n")
+        with pytest.raises(ConfigError, match=rf"`sets.{key}.path`: wanted a value, found ''"):
+            load_config(JobConfig, config_file)
     with pytest.raises(ConfigError, match=r"`targets` is a list, found 'depth'; say targets=\[depth\]"):
         load_config(JobConfig, config_file, ["targets=depth"])
 

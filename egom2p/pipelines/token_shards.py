@@ -26,7 +26,7 @@ from egom2p.data.shards.array_files import encode_array
 from egom2p.data.shards.shard_set import ShardSet
 from egom2p.data.shards.shard_writer import check_finished, finished_keys, shard_path, write_shard
 from egom2p.jobs.progress import Ledger
-from egom2p.storage import inside, is_remote
+from egom2p.storage import inside, is_remote, only_writer, remove_unfinished
 from egom2p.storage.remote import joined, list_names, read_bytes, upload, write_bytes
 
 _SUFFIX = "npy"
@@ -103,7 +103,9 @@ class TokenShards:
         """
         name = f"{number:06d}"
         if f"shard-{name}.json" not in self._names(_NOTES):
-            return self._note_of_tars(number, keys)
+            # A run that was killed between the tars and their note left the ledger, which knows more than they do.
+            is_in_work = (self.work_folder(number) / "rows.jsonl").is_file()
+            return None if is_in_work else self._note_of_tars(number, keys)
         note = json.loads(read_bytes(joined(self.output, _NOTES, self.dataset, f"shard-{name}.json")))
         if note["source"] != keys_hash(keys):
             raise ValueError(
@@ -138,7 +140,7 @@ class TokenShards:
                     counts[folder] += np.bincount(ids_L, minlength=len(counts[folder]))
                 yield row["key"], {folder: encode_array(ids_L, _SUFFIX) for folder, ids_L in row["ids"].items()}
 
-        self._write(number, clips())
+        self._write(number, keys, clips())
         note = {"source": keys_hash(keys), "num_clips": num_clips, "refused": refused, "checks": checks}
         self._save_note(number, note, counts)
         shutil.rmtree(ledger.folder)
@@ -151,9 +153,22 @@ class TokenShards:
         folder = joined(self.output, _NOTES, self.dataset)
         return {int(name[6:12]): json.loads(read_bytes(joined(folder, name))) for name in sorted(names)}
 
-    def _write(self, number: int, clips: Iterator[tuple[str, dict[str, bytes]]]) -> None:
+    def save(self, location: str, content: bytes) -> None:
+        """A file beside the shards, by one process at a time: what a killed one left of it goes."""
+        if is_remote(location):
+            write_bytes(location, content)
+            return
+        path = Path(location)
+        with only_writer(self.location(_NOTES)):
+            remove_unfinished(path.parent, {path.name})
+            write_bytes(path, content)
+
+    def _write(self, number: int, keys: Sequence[str], clips: Iterator[tuple[str, dict[str, bytes]]]) -> None:
         folders = dict.fromkeys(self.vocab_sizes, _SUFFIX)
         if self.layout == "files":
+            names = {f"{plain_name(key, 'clip key')}.{_SUFFIX}" for key in keys}
+            for folder in () if is_remote(self.output) else folders:
+                remove_unfinished(self.location(folder), names)  # the shard is this process's alone
             for key, contents in clips:
                 for folder, content in contents.items():
                     name = f"{plain_name(key, 'clip key')}.{_SUFFIX}"
@@ -171,8 +186,8 @@ class TokenShards:
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **counts)
         name = joined(self.output, _NOTES, self.dataset, f"shard-{number:06d}")
-        write_bytes(f"{name}.npz", buffer.getvalue())
-        write_bytes(f"{name}.json", (json.dumps(note) + "\n").encode())
+        self.save(f"{name}.npz", buffer.getvalue())
+        self.save(f"{name}.json", (json.dumps(note) + "\n").encode())
 
     def _holds(self, number: int, note: Mapping[str, Any]) -> bool:
         """Whether the tars that a note speaks of are there in every folder."""
@@ -181,7 +196,7 @@ class TokenShards:
         return all(f"shard-{number:06d}.tar" in self._names(folder) for folder in self.vocab_sizes)
 
     def _note_of_tars(self, number: int, keys: Sequence[str]) -> dict[str, Any] | None:
-        """Of shards that earlier versions wrote without a note: checked, counted, noted."""
+        """Of tars that lie there without a note (copied without the ledger): checked, counted, noted."""
         if is_remote(self.output) or self.layout == "files":
             return None
         found = finished_keys(self.output, self.dataset, number, self.vocab_sizes)
@@ -197,7 +212,7 @@ class TokenShards:
             )
             for folder, size in self.vocab_sizes.items()
         }
-        refused = {key: "left out by an earlier run" for key in keys if key not in have}
+        refused = {key: "not in the tars, which have no note of why" for key in keys if key not in have}
         note = {"source": keys_hash(keys), "num_clips": len(found), "refused": refused, "checks": {}}
         self._save_note(number, note, counts)
         return note

@@ -21,7 +21,7 @@ from egom2p.pipelines.shard_job import ShardJob
 from egom2p.pipelines.token_shards import TokenShards
 from egom2p.pipelines.tokenization_report import TokenizeReport, merged_report, summary, suspicions
 from egom2p.storage import RemoteConfig, configure_remote, is_remote
-from egom2p.storage.remote import joined, list_names, read_bytes, write_bytes
+from egom2p.storage.remote import joined, list_names, read_bytes
 from egom2p.tokenizers import load_tokenizer
 from egom2p.tokenizers.pretrained import CARD_FILE
 
@@ -149,7 +149,7 @@ def _tokenize_dataset(
         work_dir=config.work_dir,
     )
     job = ShardJob(config, store, shards, encoder, tokenizers)
-    _write_cards(config, dataset, tokenizers)
+    _write_cards(config, dataset, tokenizers, shards)
     job.run()
     report = merged_report(
         shards,
@@ -162,7 +162,7 @@ def _tokenize_dataset(
     )
     if report.is_complete:  # of several ranks, the one that finishes last sees all shards
         content = json.dumps({"config": to_plain(config), "report": to_plain(report)}, indent=2) + "\n"
-        write_bytes(joined(config.output, f"tokenize_report-{dataset}.json"), content.encode())
+        shards.save(joined(config.output, f"tokenize_report-{dataset}.json"), content.encode())
     say(summary(report))
     for name, tokenizer in tokenizers.items():
         for line in suspicions(name, tokenizer, report.round_trip.get(name, {})):
@@ -170,14 +170,16 @@ def _tokenize_dataset(
     return report
 
 
-def _write_cards(config: TokenizeConfig, dataset: str, tokenizers: Mapping[str, Tokenizer]) -> None:
+def _write_cards(
+    config: TokenizeConfig, dataset: str, tokenizers: Mapping[str, Tokenizer], shards: TokenShards
+) -> None:
     """A folder's card: the modality's spec with the tokenizer's fingerprint, which readers of the shards check."""
     for tokenizer in tokenizers.values():
         spec = tokenizer.spec.with_fingerprint(tokenizer.fingerprint)
         folder = joined(config.output, spec.folder, dataset)
-        write_bytes(joined(folder, CARD_NAME), (json.dumps(spec.to_dict(), indent=2) + "\n").encode())
+        shards.save(joined(folder, CARD_NAME), (json.dumps(spec.to_dict(), indent=2) + "\n").encode())
         if clip_card := _clip_card(config, dataset):
-            write_bytes(joined(folder, _CLIPS_NAME), (json.dumps(clip_card, indent=2) + "\n").encode())
+            shards.save(joined(folder, _CLIPS_NAME), (json.dumps(clip_card, indent=2) + "\n").encode())
 
 
 def _clip_card(config: TokenizeConfig, dataset: str) -> dict[str, Any]:

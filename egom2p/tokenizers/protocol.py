@@ -117,6 +117,19 @@ class TrainableTokenizer(Protocol):
         ...
 
 
+def measure(network: TrainableTokenizer, clips: Sequence[AlignedClip], *, batch_size: int) -> dict[str, float]:
+    """Mean encode-decode errors of clips, `batch_size` at a time, and the use of the codes; in evaluation mode."""
+    was_training = network.training
+    network.eval()
+    ids, per_clip = [], []
+    for first in range(0, len(clips), batch_size):
+        group = clips[first : first + batch_size]
+        ids.append(network.encode_clips(group))
+        per_clip += network.clip_errors(group, ids[-1])
+    network.train(was_training)
+    return mean_errors(per_clip) | code_usage(np.concatenate(ids), network.spec.vocab_size)
+
+
 def mean_errors(per_clip: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Mean of each error over the clips where it is defined (not NaN); NaN where it never is."""
     means = {}

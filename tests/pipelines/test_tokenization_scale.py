@@ -15,6 +15,7 @@ from egom2p.data.clips.clip_store import ClipStore, write_clips
 from egom2p.data.shards.folder_set import FolderSet
 from egom2p.data.shards.shard_set import ShardSet, shard_pattern
 from egom2p.pipelines.clip_encoding import ClipEncoder, PreparedClips, ReadingTimes, ReadTask, read_ahead
+from egom2p.pipelines.token_shards import TokenShards
 from egom2p.pipelines.tokenization import tokenize
 from egom2p.storage.remote import list_names, read_bytes
 
@@ -66,6 +67,33 @@ def test_an_interrupted_run_continues_at_the_clip(made, tmp_path, stop_after):
     assert encoded == ["c5", "c6"]
     assert report.num_clips == 7 and report.is_complete and report.num_checked == 7
     assert tars(made.output) == tars(tmp_path / "whole")
+    assert not list(Path(made.output).rglob("rows.jsonl"))
+
+
+@pytest.mark.parametrize("layout", ["tars", "files"])
+def test_nothing_half_written_outlives_the_run_that_goes_on(made, tmp_path, layout, monkeypatch):
+    """Killed between the tokens and their note; beside them the halves that atomic writing leaves after a kill."""
+    made = replace(made, layout=layout)
+    (whole,) = tokenize(replace(made, output=str(tmp_path / "whole")))
+    save_note = TokenShards._save_note
+    monkeypatch.setattr(TokenShards, "_save_note", lambda *_: (_ for _ in ()).throw(Stopped))
+    with pytest.raises(Stopped):
+        tokenize(made)
+    monkeypatch.setattr(TokenShards, "_save_note", save_note)
+    halves = [
+        "rgb/full/.card.json",
+        "rgb/full/.clips.json",
+        ".ledger/full/.shard-000000.npz",
+        ".tokenize_report-full.json",
+    ]
+    halves += ["rgb/full/.c1.npy"] if layout == "files" else []
+    for name in halves:
+        Path(made.output, f"{name}.unfinished-0a1b2c3d").write_bytes(b"half")
+    foreign = Path(made.output, "rgb/full/.other.unfinished-0a1b2c3d")
+    foreign.write_bytes(b"somebody else's")
+    (report,) = tokenize(made)
+    assert list(Path(made.output).rglob("*.unfinished-*")) == [foreign]
+    assert report.num_checked == whole.num_checked == 7 and report.round_trip == whole.round_trip
     assert not list(Path(made.output).rglob("rows.jsonl"))
 
 

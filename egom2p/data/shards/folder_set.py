@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 
 from egom2p.contracts import plain_name
-from egom2p.data.shards.array_files import decode_array
 from egom2p.data.shards.shard_files import CARD_NAME, read_card, split_folders
-from egom2p.data.shards.shard_set import ShardSet, check_same_keys
+from egom2p.data.shards.shard_set import ShardSet, check_same_keys, read_array
 
 
 class FolderSet:
@@ -62,11 +61,7 @@ class FolderSet:
         return self._files[folder][index].read_bytes()
 
     def read_array(self, index: int, folder: str) -> np.ndarray:
-        content, suffix = self.read(index, folder), self.suffix(index, folder)
-        try:
-            return decode_array(content, suffix)
-        except ValueError as error:
-            raise ValueError(f"{self.where(index, folder)}: {error}") from error
+        return read_array(self, index, folder)
 
     def card(self, folder: str) -> dict[str, Any]:
         return read_card(self._base[folder])

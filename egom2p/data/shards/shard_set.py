@@ -100,11 +100,7 @@ class ShardSet:
 
     def read_array(self, index: int, folder: str) -> np.ndarray:
         """The array of one clip in one folder (npy or npz). Raises ValueError naming shard and key."""
-        content, suffix = self.read(index, folder), self.suffix(index, folder)
-        try:
-            return decode_array(content, suffix)
-        except ValueError as error:
-            raise ValueError(f"{self.where(index, folder)}: {error}") from error
+        return read_array(self, index, folder)
 
     def card(self, folder: str) -> dict[str, Any]:
         """What `card.json` beside the shards says; equal in all data sets that the pattern names."""
@@ -166,6 +162,15 @@ class ShardSet:
                     f"{self.pattern}: folder {folder} has {len(found)} shards, folder {first} has {len(wanted)}; "
                     f"only in one of them: {differing[:5]}"
                 )
+
+
+def read_array(clips: Any, index: int, folder: str) -> np.ndarray:
+    """The array of one clip of a set (this one's, or `folder_set`'s). Raises ValueError naming file and key."""
+    content, suffix = clips.read(index, folder), clips.suffix(index, folder)
+    try:
+        return decode_array(content, suffix)
+    except ValueError as error:
+        raise ValueError(f"{clips.where(index, folder)}: {error}") from error
 
 
 def check_same_keys(found: Sequence[str], wanted: Sequence[str], *, where: str, folder: str, reference: str) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from egom2p.config import strict
 from egom2p.contracts import QUANTITIES, AlignedClip, LossOutput, ModalitySpec, TokenGrid, check_shape
-from egom2p.tokenizers.protocol import TokenizerBatch, code_usage, mean_errors
+from egom2p.tokenizers.protocol import TokenizerBatch, measure
 from egom2p.tokenizers.trajectory.track_quantizers import (
     ChosenCodes,
     FsqConfig,
@@ -329,15 +329,7 @@ class TrajectoryVqVae(nn.Module):
 
     def evaluate(self, clips: Sequence[AlignedClip], *, batch_size: int = 256) -> dict[str, float]:
         """Mean encode-decode errors over clips in physical units, and the use of the codes."""
-        was_training = self.training
-        self.eval()
-        ids, per_clip = [], []
-        for first in range(0, len(clips), batch_size):
-            group = clips[first : first + batch_size]
-            ids.append(self.encode_clips(group))
-            per_clip += self.clip_errors(group, ids[-1])
-        self.train(was_training)
-        return mean_errors(per_clip) | code_usage(np.concatenate(ids), self.config.num_codes) | self._dead_codes()
+        return measure(self, clips, batch_size=batch_size) | self._dead_codes()
 
     def clip_errors(self, clips: Sequence[AlignedClip], ids: np.ndarray) -> list[dict[str, float]]:
         """Of each clip: what decoding its ids (B, L) loses."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from egom2p.config import strict
 from egom2p.contracts import AlignedClip, LossOutput, ModalitySpec, TokenGrid, check_shape
-from egom2p.tokenizers.protocol import TokenizerBatch, code_usage, mean_errors
+from egom2p.tokenizers.protocol import TokenizerBatch, measure
 from egom2p.tokenizers.video.causal_video_network import (
     CausalVideoDecoder,
     CausalVideoEncoder,
@@ -267,15 +267,7 @@ class VideoCodec(nn.Module):
         """Encode-decode errors: rgb `psnr_db`; depth `abs_rel`, `delta1`, `rmse_m`, and `representation_...`, those of
         the representation alone; the use of the codes.
         """
-        was_training = self.training
-        self.eval()
-        ids, per_clip = [], []
-        for first in range(0, len(clips), batch_size):
-            group = clips[first : first + batch_size]
-            ids.append(self.encode_clips(group))
-            per_clip += self.clip_errors(group, ids[-1])
-        self.train(was_training)
-        return mean_errors(per_clip) | code_usage(np.concatenate(ids), self.spec.vocab_size)
+        return measure(self, clips, batch_size=batch_size)
 
     def clip_errors(self, clips: Sequence[AlignedClip], ids: np.ndarray) -> list[dict[str, float]]:
         """Of each clip: what decoding its ids (B, L) loses, and what the representation alone loses."""

@@ -212,11 +212,11 @@ def test_tokens_are_written_below_their_output_only(tmp_path, layout):
     shards = TokenShards(str(tmp_path / "out"), "tiny", {"gaze": 4}, layout=layout)
     clips = iter([("a", {"gaze": b"x"})])
     with pytest.raises(ValueError, match="leads out of"):
-        shards._write(0, clips)
+        shards._write(0, ["a"], clips)
     for key in ("../x", "/tmp/x", "a/b"):
         shards = TokenShards(str(tmp_path / "other"), "tiny", {"gaze": 4}, layout=layout)
         with pytest.raises(ValueError, match="is not one plain name"):
-            shards._write(0, iter([(key, {"gaze": b"x"})]))
+            shards._write(0, [key], iter([(key, {"gaze": b"x"})]))
     assert not any((tmp_path / "elsewhere").iterdir())
 
 

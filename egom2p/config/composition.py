@@ -22,7 +22,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError
 
 import egom2p
-from egom2p.config.schema import ConfigError, decides, from_plain, is_known_key, types_at, unknown_key
+from egom2p.config.schema import ConfigError, decides, empty_texts, from_plain, is_known_key, types_at, unknown_key
 
 SchemaT = TypeVar("SchemaT")
 
@@ -52,7 +52,10 @@ def build(schema: type[SchemaT], tree: DictConfig, *, where: str) -> SchemaT:
         raise ConfigError(f"`{error.full_key}` has no value; say {error.full_key}=... (config {where})") from None
     except OmegaConfBaseException as error:
         raise ConfigError(f"{where}: {error}") from None
-    return from_plain(schema, {str(key): value for key, value in plain.items()}, where=where)
+    built = from_plain(schema, {str(key): value for key, value in plain.items()}, where=where)
+    if empty := list(empty_texts(built)):
+        raise ConfigError(f"{where}: " + "\n  ".join(f"`{key}`: wanted a value, found ''" for key in empty))
+    return built
 
 
 def find_config_file(file: str | Path) -> Path:
@@ -160,7 +163,7 @@ def _as_typed(schema: type, path: Sequence[str], value: str) -> str:
             raise ConfigError(f"`{key}` is a list, found {value!r}; say {key}=[{value}]")
         return value
     if not value.strip():
-        raise ConfigError(f"`{key}` has no value; say {key}=... (an empty text: {key}='\"\"')")
+        raise ConfigError(f"`{key}` has no value; say {key}=...")
     is_quoted = value[0] in "'\"" and value[-1] == value[0] and len(value) > 1
     is_list = value[0] in "[{" and not set(kinds) <= {str, Path, type(None)}
     if is_quoted or is_list or "${" in value or value.lower() == "null" or {int, float, bool} & set(kinds):

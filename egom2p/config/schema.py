@@ -42,29 +42,26 @@ def from_plain(schema: type[SchemaT], values: Mapping[str, Any], *, where: str =
     if isinstance(seed := values.get("seed"), int) and seed < 0:
         raise ConfigError(f"{where}: `seed`: must not be negative, found {seed}")
     try:
-        made = schema(**values)
+        return schema(**values)
     except ValidationError as error:
         lines = [describe_problem(schema, problem) for problem in error.errors(include_url=False)]
         raise ConfigError(f"{where}: " + "\n  ".join(lines)) from None
-    if empty := list(_empty_texts(made)):
-        raise ConfigError(f"{where}: " + "\n  ".join(f"`{key}`: wanted a value, found ''" for key in empty))
-    return made
 
 
-def _empty_texts(value: Any, path: tuple[str, ...] = ()) -> Iterator[str]:
+def empty_texts(value: Any, path: tuple[str, ...] = ()) -> Iterator[str]:
     """Dotted keys of empty texts that are not their default: as a path each would mean the current folder."""
     if dataclasses.is_dataclass(value):
         for field in dataclasses.fields(value):
             held = getattr(value, field.name)
             if held == "" and isinstance(held, str) and field.default != "":
                 yield ".".join((*path, field.name))
-            yield from _empty_texts(held, (*path, field.name))
+            yield from empty_texts(held, (*path, field.name))
     elif isinstance(value, Mapping):
         for key, held in value.items():
-            yield from _empty_texts(held, (*path, str(key)))
+            yield from empty_texts(held, (*path, str(key)))
     elif isinstance(value, list | tuple):
         for number, held in enumerate(value):
-            yield from _empty_texts(held, (*path, str(number)))
+            yield from empty_texts(held, (*path, str(number)))
 
 
 def describe_problem(schema: type, problem: Mapping[str, Any]) -> str:

@@ -82,7 +82,6 @@ def test_nothing_half_written_outlives_the_run_that_goes_on(made, tmp_path, layo
     monkeypatch.setattr(TokenShards, "_save_note", save_note)
     halves = [
         "rgb/full/.card.json",
-        "rgb/full/.clips.json",
         ".ledger/full/.shard-000000.npz",
         ".tokenize_report-full.json",
     ]

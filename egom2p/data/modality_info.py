@@ -37,9 +37,9 @@ def build_specs(modalities: Mapping[str, Any]) -> tuple[ModalitySpec, ...]:
     return specs
 
 
-def specs_from_shards(pattern: str) -> tuple[ModalitySpec, ...]:
+def specs_from_shards(pattern: str, *, index_cache: str | None = None) -> tuple[ModalitySpec, ...]:
     """Specs of a token set as its cards tell them. Raises ValueError for a folder without card."""
-    clips = open_clips(pattern)
+    clips = open_clips(pattern, index_cache=index_cache)
     cards = {folder: clips.card(folder) for folder in clips.folders}
     for folder, card in cards.items():
         if "name" not in card:

@@ -20,6 +20,7 @@ class TokenSet:
 
     folder_names   modality -> folder where it differs from the spec's, e.g. another depth
     in_memory      read all tokens now (and check all): reading then costs nothing
+    index_cache    folder for indexes that cannot lie beside their shards
     """
 
     def __init__(
@@ -29,8 +30,9 @@ class TokenSet:
         *,
         folder_names: Mapping[str, str] | None = None,
         in_memory: bool = False,
+        index_cache: str | None = None,
     ) -> None:
-        self._clips = open_clips(pattern)
+        self._clips = open_clips(pattern, index_cache=index_cache)
         named = folder_names or {}
         if unknown := sorted(set(named) - {spec.name for spec in specs}):
             raise ValueError(f"{pattern}: folder_names has {unknown}, modalities are {[spec.name for spec in specs]}")

@@ -45,8 +45,8 @@ class DataConfig:
     num_validation_clips  at most this many of each validation set, spread over it
     shards_per_block      clips are shuffled among this many shards
     in_memory             keep all tokens in memory (small sets)
-    verify_keys           compare the keys of all folders before the first batch. Without it a shard is compared when it
-                          is first read: for millions of clips, whose headers take minutes to read
+    index_cache           folder for the packed indexes of shards in folders that cannot be written to, and for copies
+                          of those in buckets; without it they stay in memory
     """
 
     datasets: dict[str, DatasetConfig]
@@ -56,7 +56,7 @@ class DataConfig:
     modalities: dict[str, dict[str, Any] | None] | None = None
     shards_per_block: int = 8
     in_memory: bool = False
-    verify_keys: bool = True
+    index_cache: str | None = None
 
     def __post_init__(self) -> None:
         if not self.datasets:
@@ -74,7 +74,7 @@ def data_specs(config: DataConfig) -> tuple[ModalitySpec, ...]:
         return build_specs(config.modalities)
     found: dict[str, tuple[ModalitySpec, str]] = {}
     for dataset in config.datasets.values():
-        for spec in specs_from_shards(dataset.shards):
+        for spec in specs_from_shards(dataset.shards, index_cache=config.index_cache):
             known, source = found.setdefault(spec.name, (spec, dataset.shards))
             wanted, here = known.to_dict(), spec.to_dict()
             if differing := [f"{key} {here[key]} (there {wanted[key]})" for key in wanted if here[key] != wanted[key]]:
@@ -92,9 +92,14 @@ class _MaskedClips:
         self._maskings: dict[str, UnifiedMasking] = {}
         self._orders: dict[str, ClipOrder] = {}
         for name, dataset in config.datasets.items():
-            tokens = TokenSet(dataset.shards, specs, folder_names=dataset.folder_names, in_memory=config.in_memory)
-            if config.verify_keys:
-                tokens.verify()
+            tokens = TokenSet(
+                dataset.shards,
+                specs,
+                folder_names=dataset.folder_names,
+                in_memory=config.in_memory,
+                index_cache=config.index_cache,
+            )
+            tokens.verify()
             self.sets[name] = tokens
             self._maskings[name] = UnifiedMasking(specs, dataset)
             self._maskings[name].check(tokens.modalities, where=f"data set {name}")
@@ -264,8 +269,9 @@ class EvalLoader:
         world_size: int = 1,
         num_registers: int = 0,
         folder_names: dict[str, str] | None = None,
+        index_cache: str | None = None,
     ) -> None:
-        self._tokens = TokenSet(pattern, specs, folder_names=folder_names)
+        self._tokens = TokenSet(pattern, specs, folder_names=folder_names, index_cache=index_cache)
         self._tokens.verify()
         self._masking = UnifiedMasking(specs, masking) if isinstance(masking, MaskingConfig) else masking
         if isinstance(self._masking, UnifiedMasking):

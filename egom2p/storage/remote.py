@@ -1,9 +1,10 @@
 """Bytes on a disk or in an S3 bucket: one opener, what lies in a folder, whole files read or written."""
 
 import io
+import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import urlparse
@@ -225,14 +226,41 @@ def list_names(folder: str | Path) -> tuple[list[str], list[str]]:
     if not is_remote(folder):
         entries = sorted(Path(folder).iterdir()) if Path(folder).is_dir() else []
         return [entry.name for entry in entries if entry.is_dir()], [e.name for e in entries if e.is_file()]
+    folders, files = _list_objects(folder)
+    return sorted(folders), sorted(files)
+
+
+def file_versions(folder: str | Path, names: Sequence[str]) -> dict[str, tuple[int, str]]:
+    """Name -> bytes, and what changes with the content (time of change in ns, or ETag), of those that are there."""
+    if not is_remote(folder):
+        found = {}
+        for name in names:
+            with suppress(FileNotFoundError, NotADirectoryError):
+                about = os.stat(os.path.join(folder, name))
+                found[name] = about.st_size, str(about.st_mtime_ns)
+        return found
+    try:
+        files = _list_objects(folder)[1]
+        return {name: files[name] for name in names if name in files}
+    except RemoteError:  # some may read what they may not list
+        client, found = s3_client(), {}
+        for name in names:
+            with suppress(FileNotFoundError), errors_of_s3(joined(folder, name)):
+                found[name] = _size_and_version(client, *bucket_and_key(joined(folder, name)))
+        return found
+
+
+def _list_objects(folder: str | Path) -> tuple[list[str], dict[str, tuple[int, str]]]:
+    """Folders directly below an address, and file -> bytes and ETag."""
     bucket, prefix = bucket_and_key(f"{str(folder).rstrip('/')}/")
-    folders, files = [], []
+    folders, files = [], {}
     with errors_of_s3(str(folder)):
         pages = s3_client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix, Delimiter="/")
         for page in pages:
             folders += [row["Prefix"][len(prefix) :].rstrip("/") for row in page.get("CommonPrefixes", [])]
-            files += [row["Key"][len(prefix) :] for row in page.get("Contents", []) if row["Key"] != prefix]
-    return sorted(folders), sorted(files)
+            rows = (row for row in page.get("Contents", []) if row["Key"] != prefix)
+            files.update((row["Key"][len(prefix) :], (row["Size"], row["ETag"])) for row in rows)
+    return folders, files
 
 
 def read_bytes(location: str | Path) -> bytes:

@@ -86,9 +86,9 @@ class FolderSet:
         return keys
 
 
-def open_clips(pattern: str) -> ShardSet | FolderSet:
+def open_clips(pattern: str, *, index_cache: str | Path | None = None) -> ShardSet | FolderSet:
     """Shards where the pattern ends in `.tar`, plain files otherwise."""
-    return ShardSet(pattern) if pattern.endswith(".tar") else FolderSet(pattern)
+    return ShardSet(pattern, index_cache=index_cache) if pattern.endswith(".tar") else FolderSet(pattern)
 
 
 def _files_of(pattern: str) -> tuple[Path, list[Path]]:

@@ -20,6 +20,7 @@ from egom2p.storage.remote import read_bytes
 
 CARD_NAME = "card.json"
 _MAX_OPEN_FILES = 128
+_NAME_BYTES = 100  # of a name in the header of a tar
 _FOLDERS = re.compile(r"\[([^\[\]]*)\]")
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)$")
@@ -95,6 +96,19 @@ def read_index(path: str) -> list[Member]:
     return members
 
 
+def _is_header(head: bytes, member: Member) -> bool:
+    """Whether a block of a tar is the header of this member: its size, and its name as far as the block has it."""
+    size, text = head[124:135].strip(b" \0"), f"{member.key}.{member.suffix}" if member.suffix else member.key
+    name = text.encode(errors="surrogateescape")
+    if not size.isdigit() or int(size, 8) != member.size:
+        return False
+    if head.startswith(name + b"\0"):
+        return True
+    # A long name, and one beyond ASCII, stands in a header of its own before this one.
+    written = head[:_NAME_BYTES].partition(b"\0")[0].removeprefix(b"./")
+    return written == name or (len(written) > _NAME_BYTES - 3 and name.startswith(written)) or not name.isascii()
+
+
 class OpenShards:
     """Bounded cache of open shards; each process and each thread opens its own: they would share a file position."""
 
@@ -103,11 +117,17 @@ class OpenShards:
         self._process = os.getpid()
 
     def read(self, path: str, member: Member) -> bytes:
+        """The bytes of a clip. ValueError when they are not there, or the header before them is another clip's."""
         file = self._open(path)
-        file.seek(member.offset)
-        content = file.read(member.size)
+        file.seek(member.offset - tarfile.BLOCKSIZE)
+        head, content = file.read(tarfile.BLOCKSIZE), file.read(member.size)
         if len(content) != member.size:
             raise ValueError(f"{path}: clip {member.key} has {len(content)} of {member.size} bytes")
+        if not _is_header(head, member):
+            raise ValueError(
+                f"{path}: clip {member.key} is not where the headers of this tar had it; the tar has changed since it "
+                "was opened"
+            )
         return content
 
     def close(self) -> None:

@@ -14,15 +14,8 @@ from typing import Any
 import numpy as np
 
 from egom2p.data.shards.array_files import decode_array, encode_array
-from egom2p.data.shards.shard_files import (
-    CARD_NAME,
-    Member,
-    OpenShards,
-    expand_files,
-    read_card,
-    read_index,
-    split_folders,
-)
+from egom2p.data.shards.shard_files import CARD_NAME, Member, OpenShards, expand_files, read_card, split_folders
+from egom2p.data.shards.shard_index import ShardIndex
 from egom2p.data.shards.shard_writer import ShardWriter
 
 __all__ = ["CARD_NAME", "ShardSet", "ShardWriter", "decode_array", "encode_array", "read_card", "shard_pattern"]
@@ -36,22 +29,26 @@ def shard_pattern(root: str | Path, dataset: str, folders: Sequence[str]) -> str
 
 
 class ShardSet:
-    """Clips of the shards a pattern names, by index; keys and sizes are read once from the tar headers.
+    """Clips of the shards a pattern names, by index; where they lie is read once from the tar headers (`ShardIndex`).
 
-    Headers of the first folder are read at once, those of another folder when one of its shards is first touched; they
-    are then compared, so a clip missing in one tar is an error that names shard and key, never a shifted pair.
+    The index of the first folder is opened at once, that of another folder when one of its shards is first touched.
+    The keys of the shard are then compared, so a clip missing in one tar is an error that names shard and key, never a
+    shifted pair.
+
+    index_cache   folder for indexes that cannot lie beside their shards
     """
 
-    def __init__(self, pattern: str) -> None:
-        self.pattern = pattern
+    def __init__(self, pattern: str, *, index_cache: str | Path | None = None) -> None:
+        self.pattern, self._index_cache = pattern, index_cache
         self._paths = {folder: expand_files(part) for folder, part in split_folders(pattern).items()}
         self.folders: tuple[str, ...] = tuple(self._paths)
         self._check_same_shards()
-        self._index: dict[tuple[int, str], list[Member]] = {}
-        for shard in range(self.num_shards):
-            self._index[shard, self.folders[0]] = read_index(self._paths[self.folders[0]][shard])
-        sizes = [len(self._index[shard, self.folders[0]]) for shard in range(self.num_shards)]
+        first = self.folders[0]
+        self._index = {first: ShardIndex(self._paths[first], cache=index_cache)}
+        sizes = map(self._index[first].num_clips, range(self.num_shards))
         self.shard_starts: tuple[int, ...] = (0, *accumulate(sizes))
+        self._is_compared = {folder: bytearray([folder == first]) * self.num_shards for folder in self.folders}
+        self._last_key = (-1, "")
         self._open = OpenShards()
 
     @property
@@ -68,8 +65,8 @@ class ShardSet:
     @property
     def keys(self) -> list[str]:
         """Key of every clip, in order."""
-        first = self.folders[0]
-        return [member.key for shard in range(self.num_shards) for member in self._index[shard, first]]
+        index = self._index[self.folders[0]]
+        return [key for shard in range(self.num_shards) for key in index.keys(shard)]
 
     @property
     def gaps(self) -> tuple[str, ...]:
@@ -80,8 +77,11 @@ class ShardSet:
         return tuple(f"shard-{number:06d}.tar" for number in missing)
 
     def key(self, index: int) -> str:
-        shard, row = self._locate(index)
-        return self._index[shard, self.folders[0]][row].key
+        known, key = self._last_key  # the folders of a clip are read one after the other
+        if known != index:
+            key = self._index[self.folders[0]].key(*self._locate(index))
+            self._last_key = index, key
+        return key
 
     def where(self, index: int, folder: str) -> str:
         """Shard and key of a clip, for messages."""
@@ -90,12 +90,13 @@ class ShardSet:
     def suffix(self, index: int, folder: str) -> str:
         """What kind of file the clip is in a folder, without dot: `npy`, `npz`, `json`, `mp4`."""
         shard, row = self._locate(index)
-        return self._members(shard, folder)[row].suffix
+        return self._compared(shard, folder).member(shard, row)[2]
 
     def read(self, index: int, folder: str) -> bytes:
         """Bytes of one clip in one folder."""
         shard, row = self._locate(index)
-        member = self._members(shard, folder)[row]
+        offset, size, suffix = self._compared(shard, folder).member(shard, row)
+        member = Member(self.key(index), suffix, offset, size)
         return self._open.read(self._paths[folder][shard], member)
 
     def read_array(self, index: int, folder: str) -> np.ndarray:
@@ -124,7 +125,7 @@ class ShardSet:
         """
         for folder in self.folders:
             for shard in range(self.num_shards):
-                self._members(shard, folder)
+                self._compared(shard, folder)
         return self.num_clips
 
     def _locate(self, index: int) -> tuple[int, int]:
@@ -133,22 +134,25 @@ class ShardSet:
         shard = bisect.bisect_right(self.shard_starts, index) - 1
         return shard, index - self.shard_starts[shard]
 
-    def _members(self, shard: int, folder: str) -> list[Member]:
-        found = self._index.get((shard, folder))
-        if found is None:
-            if folder not in self._paths:
-                raise ValueError(f"{self.pattern}: no folder {folder!r}; it has {list(self.folders)}")
-            path = self._paths[folder][shard]
-            found = read_index(path)
+    def _compared(self, shard: int, folder: str) -> ShardIndex:
+        """The index of a folder, whose keys of this shard are those of the first folder."""
+        if folder not in self._paths:
+            raise ValueError(f"{self.pattern}: no folder {folder!r}; it has {list(self.folders)}")
+        if folder not in self._index:
+            self._index[folder] = ShardIndex(self._paths[folder], cache=self._index_cache)
+        found = self._index[folder]
+        if not self._is_compared[folder][shard]:
             first = self.folders[0]
-            check_same_keys(
-                [member.key for member in found],
-                [member.key for member in self._index[shard, first]],
-                where=path,
-                folder=folder,
-                reference=self._paths[first][shard],
-            )
-            self._index[shard, folder] = found
+            reference = self._index[first]
+            if found.digest(shard) != reference.digest(shard):
+                check_same_keys(
+                    found.keys(shard),
+                    reference.keys(shard),
+                    where=self._paths[folder][shard],
+                    folder=folder,
+                    reference=self._paths[first][shard],
+                )
+            self._is_compared[folder][shard] = True
         return found
 
     def _check_same_shards(self) -> None:

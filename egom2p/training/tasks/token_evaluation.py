@@ -80,6 +80,7 @@ class TokenEvaluation:
                     world_size=ranks.world_size,
                     num_registers=num_registers,
                     folder_names=dataset.folder_names,
+                    index_cache=data.index_cache,
                 )
                 self._loaders[group] = (set_name, loader)
         self._check_tasks(config.tasks)
@@ -150,7 +151,7 @@ class TokenEvaluation:
             for set_name, dataset in sources.items():
                 folder = (dataset.folder_names or {}).get(spec.name, spec.folder)
                 if set_name not in self._training_clips:  # opening reads the headers of all shards
-                    self._training_clips[set_name] = open_clips(dataset.shards)
+                    self._training_clips[set_name] = open_clips(dataset.shards, index_cache=self._data.index_cache)
                 clips = self._training_clips[set_name]
                 if folder in clips.folders:
                     counts = counts + position_counts(clips, replace(spec, folder=folder), self._baseline_clips)

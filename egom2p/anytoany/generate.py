@@ -4,6 +4,7 @@ Without media it generates text alone. Answers go to standard output, speed and 
 answer are written as an input of EgoM2P's generation, or rendered here: EgoM2P fills the other modalities from them.
 """
 
+import json
 import resource
 import sys
 import time
@@ -19,7 +20,7 @@ from egom2p.anytoany.codebooks import CodebookConfig, Codebooks
 from egom2p.anytoany.conversations.conversation import PLACEHOLDER
 from egom2p.anytoany.conversations.datasets import sources_of
 from egom2p.anytoany.language.packaged_model import stand_in_note
-from egom2p.anytoany.saving import load_anytoany, run_folder_of
+from egom2p.anytoany.saving import is_anytoany, load_anytoany, load_plain, run_folder_of
 from egom2p.anytoany.types import KINDS, PerceptionFeatures
 from egom2p.config import run_main, strict
 from egom2p.contracts import ModalitySpec, TokenClip
@@ -38,7 +39,7 @@ Files = str | tuple[str, ...]
 class GenerateConfig:
     """One prompt.
 
-    model       any-to-any directory
+    model       any-to-any directory; without media also a plain language model of transformers
     prompt      placeholders {video} {image} {audio} {gaze} {cam} {depth} take the files of their kind in order; \\n is
                 a line break; text with a comma stands in quotes of its own: 'prompt="First, ..."'
     video ...   files: a video, a picture, a clip's tokens (.npz), vectors (.npy, file.parquet#row), as the model
@@ -50,10 +51,13 @@ class GenerateConfig:
     answer      max_new_tokens; temperature (0: the likeliest token), top_k; spans: kinds of codes to begin with
     num_answers answers to the prompt, with seeds seed, seed + 1, ...
     tokens_out  .npz for modality codes of the (last) answer, an input of generate.py
+    prompts     file with a prompt without media on every line; all are answered, in place of `prompt`
+    rows_out    with prompts: .jsonl of questions and answers, rows for a data set of kind `text`. Answers of a base
+                model, drawn with answer.temperature=1, among its training data keep it near what it was
     """
 
     model: str
-    prompt: str
+    prompt: str = ""
     video: Files = ()
     image: Files = ()
     audio: Files = ()
@@ -67,6 +71,8 @@ class GenerateConfig:
     num_answers: int = 1
     seed: int = 0
     tokens_out: str | None = None
+    prompts: str | None = None
+    rows_out: str | None = None
     device: str = "auto"
 
     def __post_init__(self) -> None:
@@ -74,6 +80,8 @@ class GenerateConfig:
             raise ValueError(f"num_answers must be at least 1, got {self.num_answers}")
         if self.stride_s is not None and self.stride_s <= 0:
             raise ValueError(f"stride_s must be positive, got {self.stride_s}")
+        if (self.prompts is None) != (self.rows_out is None):
+            raise ValueError("prompts and rows_out go together: questions, and where they go with their answers")
         if self.windows and (self.num_answers > 1 or self.tokens_out is not None):
             raise ValueError("windows=true gives one caption per window: it goes without num_answers and tokens_out")
 
@@ -97,15 +105,20 @@ class GenerateConfig:
 
     def check_paths(self) -> None:
         """What is wrong with model and files, before seconds of loading."""
-        files = self.files()
+        files = [] if self.prompts else self.files()
         if self.windows and len(files) != 1:
             raise ValueError(f"windows=true needs a prompt with one placeholder, found {len(files)}")
         for kind, file in files:
             is_pattern = ".tar" in file  # of token shards
             if not is_pattern and not Path(file.partition("#")[0]).exists():
                 raise FileNotFoundError(f"{kind}: {file} is not there")
-        if not (Path(self.model) / "anytoany.json").is_file():
-            raise ValueError(f"model: {self.model} is no any-to-any directory (it has no anytoany.json)")
+        if not any((Path(self.model) / name).is_file() for name in ("anytoany.json", "config.json")):
+            raise ValueError(
+                f"model: {self.model} is no directory of an any-to-any model (anytoany.json) or of a plain language "
+                "model (config.json)"
+            )
+        if files and not is_anytoany(self.model):
+            raise ValueError(f"model: {self.model} is a plain language model, which perceives no {files[0][0]}")
 
 
 def unfamiliar_note(model: str | Path, files: Sequence[str]) -> str | None:
@@ -141,11 +154,12 @@ def question_of_files(inference: Inference, config: GenerateConfig) -> Question:
 
 def main(config: GenerateConfig) -> None:
     config.check_paths()
+    if config.prompts is not None:
+        return _write_replies(config)
     notes = (unfamiliar_note(config.model, [file for _, file in config.files()]), stand_in_note(config.model))
     sys.stderr.writelines(f"note: {note}\n" for note in notes if note)
-    device = choose_device(config.device)
     start_s = time.perf_counter()
-    inference = Inference(load_anytoany(config.model, device=device))
+    inference = _load(config)
     loaded_s = time.perf_counter()
     if config.windows:
         _write_captions(inference, config)
@@ -159,7 +173,30 @@ def main(config: GenerateConfig) -> None:
         _write_answers(inference, config, answers)
         done = f"perceived in {perceived_s - loaded_s:.2f} s, {num_tokens} tokens in {answer_s:.2f} s "
         done += f"({num_tokens / answer_s:.1f} tokens/s)"
-    sys.stderr.write(f"loaded in {loaded_s - start_s:.2f} s, {done}; {_memory(device)}\n")
+    sys.stderr.write(f"loaded in {loaded_s - start_s:.2f} s, {done}; {_memory(inference.model.device)}\n")
+
+
+def _load(config: GenerateConfig) -> Inference:
+    load = load_anytoany if is_anytoany(config.model) else load_plain
+    return Inference(load(config.model, device=choose_device(config.device)))
+
+
+def _write_replies(config: GenerateConfig) -> None:
+    """Every prompt of a file with its answers, `num_answers` of each."""
+    assert config.prompts is not None and config.rows_out is not None
+    lines = Path(config.prompts).read_text(encoding="utf-8").splitlines()
+    asked = [line for line in lines if line.strip() and not line.startswith("#")] * config.num_answers
+    if not asked:
+        raise ValueError(f"{config.prompts}: holds no prompt")
+    inference = _load(config)
+    seeds = range(config.seed, config.seed + len(asked))
+    answers = inference.answer([inference.question(text) for text in asked], config.answer, seeds=list(seeds))
+    # An answer that ends before it begins has nothing to learn from.
+    pairs = [(text, answer.text) for text, answer in zip(asked, answers, strict=True) if answer.text]
+    turns = [[{"from": "human", "value": text}, {"from": "gpt", "value": said}] for text, said in pairs]
+    with atomic_file(config.rows_out) as unfinished:
+        unfinished.write_text("".join(json.dumps({"conversations": pair}) + "\n" for pair in turns), encoding="utf-8")
+    sys.stderr.write(f"{config.rows_out}: {len(turns)} answers to {len(asked)} questions\n")
 
 
 def _write_answers(inference: Inference, config: GenerateConfig, answers: Sequence[Answer]) -> None:

@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from egom2p.anytoany.language.language_model import LanguageModelConfig
 from egom2p.anytoany.language.packaged_model import origin_of, save_origin
 from egom2p.anytoany.model import AnyToAny, AnyToAnyConfig, build_anytoany
-from egom2p.anytoany.perception.source import PerceptionConfig, TokenConfig, TrainableSource
+from egom2p.anytoany.perception.source import PerceptionConfig, TokenConfig, TrainableSource, VectorsConfig
 from egom2p.anytoany.perception.timm_frames import plain_tower_state
 from egom2p.config import from_plain, to_plain
 from egom2p.layers.lora import adapter_settings, has_lora, load_lora_state, lora_state, merge_lora
@@ -95,6 +96,22 @@ def load_anytoany(directory: str | Path, *, device: torch.device | str = "cpu", 
         load_lora_state(model.lm, load_tensors(directory / _ADAPTER))
     check_finite(model.state_dict(), where=directory)
     return model.eval()
+
+
+def is_anytoany(directory: str | Path) -> bool:
+    """Whether a directory is one of an any-to-any model; others (and ids of the Hub) may be plain language models."""
+    return (Path(directory) / _CARD).is_file()
+
+
+def load_plain(pretrained: str | Path, *, device: torch.device | str = "cpu") -> AnyToAny:
+    """A language model of transformers as one that is asked without media; nothing of it is changed."""
+    dtype = "bfloat16" if torch.device(device).type == "cuda" else "float32"
+    config = AnyToAnyConfig(
+        language_model=LanguageModelConfig(pretrained=str(pretrained), dtype=dtype),
+        perception=(VectorsConfig(width=1),),
+        adapt="frozen",
+    )
+    return build_anytoany(config, device=device)
 
 
 def run_folder_of(directory: str | Path) -> Path | None:

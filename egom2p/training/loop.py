@@ -84,6 +84,7 @@ def fit(
     add with atomics (the backward pass of attention and of embedding tables) may differ in the last bits between two
     runs, interrupted or not. DeadRunError when the run diverged: the last good checkpoint stays, nothing is exported.
     """
+    config = config.shared_by(ranks.world_size)
     configure_remote(config.remote)
     folder = RunFolder(output_dir, config.scratch_dir)
     folder.fetch(ranks)

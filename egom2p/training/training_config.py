@@ -1,5 +1,6 @@
 """Everything about training that does not depend on what is trained."""
 
+from dataclasses import replace
 from typing import Literal
 
 from egom2p.config import strict
@@ -87,7 +88,10 @@ class TrainingConfig:
     batching: Literal["clips", "tokens"] = "clips"  # what a micro-batch has a fixed number of
     batch_size: int = 8  # clips of one micro-batch on one rank
     batch_tokens: int | None = None  # with batching=tokens: input and target tokens of one micro-batch on one rank
-    accumulation: int = 1  # micro-batches per optimizer step
+    accumulation: int = 1  # micro-batches per optimizer step, on each rank: a step grows with the number of ranks
+    step_size: int | None = (
+        None  # clips (rows) of an optimizer step of all ranks together: they share it by accumulation
+    )
     reference_denominator: bool = False  # average per rank and micro-batch, as published, not over the whole step
     num_workers: int = 0  # processes that load data (threads, for tokenizers); 0: in this process
 
@@ -141,10 +145,24 @@ class TrainingConfig:
         _check_schedule(self)
         if (self.batching == "tokens") != (self.batch_tokens is not None):
             raise ValueError(f"batching=tokens needs batch_tokens (and only it does), got {self.batch_tokens}")
+        if self.step_size is not None and (self.accumulation != 1 or self.batching != "clips"):
+            raise ValueError("step_size counts clips and sets accumulation itself: leave accumulation and batching out")
         if self.batching == "tokens" and self.blr is not None:
             raise ValueError("blr is a rate per 256 clips, and with batching=tokens their number varies; say lr")
         if self.epochs is None and self.epoch_clips is not None:
             raise ValueError("epoch_clips has a meaning only together with epochs")
+
+    def shared_by(self, world_size: int) -> "TrainingConfig":
+        """The settings of so many ranks: `accumulation` as step_size wants it. ValueError where it does not divide."""
+        if self.step_size is None:
+            return self
+        micro_batches, left = divmod(self.step_size, self.batch_size * world_size)
+        if left or not micro_batches:
+            raise ValueError(
+                f"training.step_size {self.step_size} cannot be shared by {world_size} ranks with batch_size "
+                f"{self.batch_size}; it must be a multiple of {self.batch_size * world_size}"
+            )
+        return replace(self, accumulation=micro_batches, step_size=None)
 
     def length(self, num_train_clips: int | None = None) -> Length:
         """Length and warm-up; `num_train_clips` is the size of an epoch where the config does not say it."""

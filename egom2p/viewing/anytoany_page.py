@@ -10,6 +10,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from egom2p.anytoany.evaluation.controls import UNSEEN
 from egom2p.anytoany.evaluation.report import model_and_control
 from egom2p.anytoany.saving import run_folder_of
 from egom2p.config import run_main, strict
@@ -105,18 +106,26 @@ def _glance(table: ResultTable, title: str, labels: Sequence[str]) -> list[str]:
         return [page.card(f"{head}<p>{'<br>'.join(lines)}</p>")]
     cards = []
     for label in labels:
-        main = next(row for row in table.rows if (row.checkpoint, row.label) == (label, "true"))
+        main = next((row for row in table.rows if (row.checkpoint, row.label) == (label, "true")), None)
+        if main is None:
+            continue  # a plain language model, asked without media: in the list of others below
         parts = [f'<h3>{escape(title)}</h3><div class="small">{escape(label)}, {escape(metric.label)}</div>']
         parts.append(f'<div class="big">{main.mean(metric):.3f}</div>')
         parts += [_owed(row.values[metric.key]) for row in table.differences if _is_owed(row, label)]
-        others = [row for row in table.rows if row is not main and row.checkpoint in (label, None)]
+        others = [
+            row for row in table.rows if row is not main and (row.checkpoint in (label, None) or row.label == UNSEEN)
+        ]
         lines = [f"{escape(_title(row))} {row.mean(metric):.3f}" for row in others]
         cards.append(page.card("".join(parts) + f'<p class="small">{"<br>".join(lines)}</p>'))
     return cards
 
 
 def _title(row: Row) -> str:
-    return f"{row.label} features" if row.checkpoint else row.label
+    return (
+        f"{row.label} features"
+        if row.checkpoint and row.label != UNSEEN
+        else f"{row.checkpoint or ''} {row.label}".strip()
+    )
 
 
 def _is_owed(difference: Difference, label: str) -> bool:

@@ -54,6 +54,7 @@ def overrides(downloads, output, **more):
         "training.epochs": "null",
         "training.num_steps": 4,
         "training.warmup": 0,
+        "training.step_size": "null",
         "training.accumulation": 2,
         "training.dtype": "fp32",
         "training.num_threads": 1,

@@ -10,16 +10,19 @@ from tiny_artifacts import make_tiny_world
 
 from egom2p.anytoany.answers.answer_generation import AnswerConfig
 from egom2p.anytoany.answers.inference import Inference
+from egom2p.anytoany.conversations.datasets import TextConfig, TextSet
 from egom2p.anytoany.generate import GenerateConfig, main, question_of_files, unfamiliar_note
 from egom2p.anytoany.model import build_anytoany
 from egom2p.anytoany.perception.media_files import features_of_vectors
 from egom2p.anytoany.perception.source import EncoderConfig
 from egom2p.anytoany.saving import save_anytoany
+from egom2p.anytoany.world.synthetic_data import SyntheticDataConfig, write_stand_in
 from egom2p.config import load_config
 from egom2p.data.clips.video_files import write_video
 from egom2p.storage import save_json
 
 ANSWER = AnswerConfig(max_new_tokens=10)
+TINY_LLAMA = {"model_type": "llama", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +70,7 @@ def test_wrong_prompts_are_found_before_anything_is_loaded(saved):
         main(GenerateConfig(prompt="{video}", **settings))
     with pytest.raises(ValueError, match="no placeholder {gaze} is left for a.npz"):
         main(GenerateConfig(prompt="hi", gaze="a.npz", **settings))
-    with pytest.raises(ValueError, match="nowhere is no any-to-any directory"):
+    with pytest.raises(ValueError, match="nowhere is no directory of an any-to-any model"):
         main(GenerateConfig(prompt="hi", **settings))
     with pytest.raises(ValueError, match="did you mean {video}"):
         main(GenerateConfig(prompt="{vidoe}", **settings))
@@ -132,3 +135,24 @@ def test_files_of_ones_own_are_told_from_what_was_trained(tmp_path):
     datasets["coco"] = {"kind": "instruct", "files": ["coco.parquet"]}
     save_json(tmp_path / "run/config.json", {"data": {"datasets": datasets}})
     assert "trained on other data (captions, rooms, coco)" in unfamiliar_note(final, [own])
+
+
+def test_replies_of_a_plain_language_model_are_rows_of_a_text_data_set(tmp_path, capsys):
+    base = write_stand_in(tmp_path / "base", SyntheticDataConfig(vocab_size=400, architecture=TINY_LLAMA))
+    (tmp_path / "prompts.txt").write_text("# asked\nHow are you?\n\nWhat is rain, and why?\n")
+    rows = tmp_path / "replay.jsonl"
+    asked = {"model": str(base), "prompts": str(tmp_path / "prompts.txt"), "rows_out": str(rows), "device": "cpu"}
+    main(GenerateConfig(**asked, num_answers=2, answer=AnswerConfig(max_new_tokens=6, temperature=1.0)))
+    found = TextSet(TextConfig(files=(str(rows),)))
+    said = [found.conversation(number, np.random.default_rng(0)).turns for number in range(len(found))]
+    assert [turns[0].parts[0] for turns in said] == ["How are you?", "What is rain, and why?"] * 2
+    assert len({turns[1].parts for turns in said}) == 4, "each has a seed of its own"
+    first = rows.read_bytes()
+    main(GenerateConfig(**asked, num_answers=2, answer=AnswerConfig(max_new_tokens=6, temperature=1.0)))
+    assert rows.read_bytes() == first
+    main(GenerateConfig(model=str(base), prompt="hello", device="cpu", answer=AnswerConfig(max_new_tokens=2)))
+    assert "STAND-IN" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="is a plain language model, which perceives no video"):
+        main(GenerateConfig(model=str(base), prompt="{video}", video=str(rows)))
+    with pytest.raises(ValueError, match="prompts and rows_out go together"):
+        GenerateConfig(model=str(base), prompts="x.txt")

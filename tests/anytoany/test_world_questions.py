@@ -145,12 +145,14 @@ def test_codes_of_the_factor_world_follow_its_combinations():
 
 
 def test_three_things_side_by_side_have_an_order():
-    def facts(across, seen=(True, True, True)):
-        return ClipFacts("c", "", np.zeros(60, int), 0.0, 0.0, tuple(NAMES), seen, across)
+    def facts(across, seen=(True, True, True), looked_at=0):
+        return ClipFacts("c", "", np.full(60, looked_at), 0.0, 0.0, tuple(NAMES), seen, across)
 
     assert facts((0.8, 0.2, 0.5)).row == ("orange box", "pink barrel", "red ball")
     assert answer_to("position", facts((0.8, 0.2, 0.5)), min_candidates=3) == "an orange box"
     assert answer_to("row", facts((0.8, 0.2, 0.5)), min_candidates=3) == "an orange box, a pink barrel, a red ball"
+    sides = [answer_to("side", facts((0.8, 0.2, 0.5), looked_at=thing), min_candidates=3) for thing in (0, 1, 2, -2)]
+    assert sides == ["on the right", "on the left", "in the middle", None]
     assert facts((0.8, 0.2, 0.21)).row is None, "too close to be left and right"
     assert facts((0.8, 0.2, 0.5), (True, False, True)).row is None
     assert facts(None).row is None and answer_to("position", facts(None), min_candidates=1) is None

@@ -13,9 +13,15 @@ import torch
 
 from egom2p.anytoany.connectors import ConnectorConfig
 from egom2p.anytoany.conversations.datasets import trained_on
-from egom2p.anytoany.evaluation.anytoany_evaluation import MediaFrames, evaluate_anytoany, load_evaluated
+from egom2p.anytoany.evaluation.anytoany_evaluation import (
+    MediaFrames,
+    evaluate_anytoany,
+    load_evaluated,
+    question_text,
+)
+from egom2p.anytoany.evaluation.controls import UNSEEN
 from egom2p.anytoany.evaluation.harness import answer_config, lmms_adapter, run_lm_eval, run_lmms_eval
-from egom2p.anytoany.evaluation.questions import letters_of
+from egom2p.anytoany.evaluation.questions import letters_of, without_media
 from egom2p.anytoany.evaluation.report import glance, model_and_control, provenance
 from egom2p.anytoany.evaluation.settings import AnyToAnyEvaluationConfig, EvaluatedModelConfig, HarnessConfig
 from egom2p.anytoany.language.language_model import LanguageModelConfig
@@ -34,6 +40,7 @@ from egom2p.contracts import AlignedClip, Provenance, Stream
 from egom2p.data.clips.clip_store import write_clips
 from egom2p.metrics.result_table import Results
 from egom2p.storage import save_json
+from egom2p.viewing.anytoany_page import AnyToAnyPageConfig, write_anytoany_page
 
 SPECS = [spec.to_dict() for spec in factor_specs()]
 TINY = {
@@ -212,9 +219,7 @@ def test_sights_are_stored_clips_files_or_nothing(tmp_path, rng):
 
 
 def test_likelihoods_do_not_depend_on_the_batch_and_match_a_plain_forward(world):
-    model = load_evaluated(
-        EvaluatedModelConfig(directory=str(world / "rgb")), device=torch.device("cpu"), is_for_texts=True
-    )
+    model = load_evaluated(EvaluatedModelConfig(directory=str(world / "rgb")), device=torch.device("cpu"))
     rows = [continuation(model, "the wearer", text) for text in (" picks up", " looks at the red mug", " a")]
     together = likelihoods(model, rows, batch_size=3)
     alone = [likelihoods(model, [row], batch_size=1)[0] for row in rows]
@@ -231,9 +236,7 @@ def test_likelihoods_do_not_depend_on_the_batch_and_match_a_plain_forward(world)
 
 
 def test_the_targets_of_a_continuation_are_its_own_tokens(world):
-    model = load_evaluated(
-        EvaluatedModelConfig(directory=str(world / "rgb")), device=torch.device("cpu"), is_for_texts=True
-    )
+    model = load_evaluated(EvaluatedModelConfig(directory=str(world / "rgb")), device=torch.device("cpu"))
     row = continuation(model, "the wearer", " picks up")
     assert model.tokenizer.decode(row.ids[row.is_target].tolist()) == " picks up"
     whole = continuation(model, "", "the wearer")
@@ -242,15 +245,24 @@ def test_the_targets_of_a_continuation_are_its_own_tokens(world):
         continuation(model, "", "")
 
 
-def test_a_model_of_plain_transformers_answers_texts_and_no_questions(world, tmp_path):
+def test_a_model_of_plain_transformers_answers_texts_and_the_words_of_questions(world, tmp_path):
     save_merged(load_anytoany(world / "rgb"), tmp_path / "plain")
     models = {"base": {"directory": str(tmp_path / "plain")}, "rgb": {"directory": str(world / "rgb")}}
     config = config_of(world, tmp_path / "out", models=models, questions={}, embedding=None)
     tables = {table.task: table for table in evaluate_anytoany(config).tables}
     base, own = (row.values["nats_per_token"].mean for row in tables["passages"].rows)
     assert base == pytest.approx(own, abs=1e-4), "merging changes no text"
-    with pytest.raises(ValueError, match="can only answer `texts`"):
-        evaluate_anytoany(replace(config, questions=config_of(world, tmp_path).questions))
+    models["rgb"]["features"] = [str(world / "features")]
+    asked = config_of(world, tmp_path / "asked", models=models, texts={}, embedding=None)
+    (table, *_) = evaluate_anytoany(asked).tables
+    assert [(row.checkpoint, row.label) for row in table.rows][:2] == [("base", UNSEEN), ("rgb", "true")]
+    html = write_anytoany_page(AnyToAnyPageConfig(evaluation=str(tmp_path / "asked"))).read_text("utf-8")
+    assert f"base {UNSEEN}" in html
+
+
+def test_a_question_without_its_media_keeps_its_words():
+    conversation = Conversation("k", (Turn("user", (Media("video", "c"), "What is it?")), Turn("assistant", ("mug",))))
+    assert without_media(conversation).media == () and question_text(without_media(conversation)) == "What is it?"
 
 
 def test_choices_are_letters_that_the_question_offers():
@@ -273,9 +285,7 @@ def test_settings_are_checked(world, tmp_path):
 
 
 def test_own_embeddings_do_not_depend_on_padding(world):
-    model = load_evaluated(
-        EvaluatedModelConfig(directory=str(world / "rgb")), device=torch.device("cpu"), is_for_texts=True
-    )
+    model = load_evaluated(EvaluatedModelConfig(directory=str(world / "rgb")), device=torch.device("cpu"))
     embed = own_embedding(model)
     together, alone = embed(["a red mug", "the wearer looks at it for long"]), embed(["a red mug"])
     assert np.allclose(together[0], alone[0], atol=1e-5) and not np.allclose(together[0], together[1], atol=1e-3)
@@ -302,9 +312,7 @@ def test_lm_eval_gets_the_merged_model_as_a_folder(world, monkeypatch):
     fake = FakeHarness("lm_eval")
     fake.simple_evaluate = evaluate
     monkeypatch.setitem(sys.modules, "lm_eval", fake)
-    model = load_evaluated(
-        EvaluatedModelConfig(directory=str(world / "rgb")), device=torch.device("cpu"), is_for_texts=True
-    )
+    model = load_evaluated(EvaluatedModelConfig(directory=str(world / "rgb")), device=torch.device("cpu"))
     found = run_lm_eval(model, HarnessConfig(tasks=("piqa",), limit=3), batch_size=2)
     assert found == {"piqa": {"acc,none": 0.5}}
 
@@ -315,7 +323,7 @@ def test_own_arguments_of_a_harness_win_and_only_unknown_tasks_are_told_as_such(
     about = EvaluatedModelConfig(directory=str(world / "rgb"))
 
     def run():
-        model = load_evaluated(about, device=torch.device("cpu"), is_for_texts=True)
+        model = load_evaluated(about, device=torch.device("cpu"))
         run_lm_eval(model, HarnessConfig(tasks=("piqa",), arguments={"device": "cuda:1"}), batch_size=2)
 
     run()
@@ -339,9 +347,7 @@ def test_lmms_eval_asks_through_the_adapter(world, monkeypatch):
     api.lmms = Base
     for name, module in (("lmms_eval", fake), ("lmms_eval.api", types.ModuleType("a")), ("lmms_eval.api.model", api)):
         monkeypatch.setitem(sys.modules, name, module)
-    model = load_evaluated(
-        EvaluatedModelConfig(directory=str(world / "gaze")), device=torch.device("cpu"), is_for_texts=True
-    )
+    model = load_evaluated(EvaluatedModelConfig(directory=str(world / "gaze")), device=torch.device("cpu"))
     seen = []
 
     def perceive(kind, shown):
@@ -371,9 +377,7 @@ def test_lmms_eval_asks_through_the_adapter(world, monkeypatch):
 @pytest.mark.parametrize("package", ["lm_eval", "lmms_eval"])
 def test_a_missing_harness_is_named_with_the_way_to_get_it(world, monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
-    model = load_evaluated(
-        EvaluatedModelConfig(directory=str(world / "rgb")), device=torch.device("cpu"), is_for_texts=True
-    )
+    model = load_evaluated(EvaluatedModelConfig(directory=str(world / "rgb")), device=torch.device("cpu"))
     with pytest.raises(ValueError, match=f"pip install {package}"):
         if package == "lm_eval":
             run_lm_eval(model, HarnessConfig(tasks=("piqa",)), batch_size=1)

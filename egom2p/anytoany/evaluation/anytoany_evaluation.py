@@ -27,12 +27,11 @@ from egom2p.anytoany.evaluation.questions import (
 )
 from egom2p.anytoany.evaluation.report import DESCRIPTION, Table, conclude_table, glance, provenance, write_report
 from egom2p.anytoany.evaluation.settings import AnyToAnyEvaluationConfig, EvaluatedModelConfig
-from egom2p.anytoany.language.language_model import LanguageModelConfig
-from egom2p.anytoany.model import AnyToAny, AnyToAnyConfig, build_anytoany
+from egom2p.anytoany.model import AnyToAny
 from egom2p.anytoany.perception.feature_store import FeatureLookup, perceived_names
 from egom2p.anytoany.perception.media_files import read_clips
-from egom2p.anytoany.perception.source import PerceptionConfig, VectorsConfig, source_of_kind
-from egom2p.anytoany.saving import load_anytoany, load_config_of
+from egom2p.anytoany.perception.source import PerceptionConfig, source_of_kind
+from egom2p.anytoany.saving import is_anytoany, load_anytoany, load_config_of, load_plain
 from egom2p.anytoany.types import Conversation, Media
 from egom2p.config import run_main, to_plain
 from egom2p.contracts import AlignedClip
@@ -69,7 +68,7 @@ def _evaluate(config: AnyToAnyEvaluationConfig) -> Results:
     seconds = {}
     for label, about in config.models.items():
         start_s = time.perf_counter()
-        model = load_evaluated(about, device=device, is_for_texts=not config.questions)
+        model = load_evaluated(about, device=device)
         _ask(label, model, about, config, samples, rows)
         for name, task in config.texts.items():
             text_keys[name], scores = text_task(label, model, task, batch_size=config.batch_size)
@@ -95,19 +94,11 @@ def _evaluate(config: AnyToAnyEvaluationConfig) -> Results:
     return results
 
 
-def load_evaluated(about: EvaluatedModelConfig, *, device: torch.device, is_for_texts: bool) -> AnyToAny:
-    """An any-to-any directory, or a plain language model, which knows texts alone."""
-    if (Path(about.directory) / "anytoany.json").is_file():
+def load_evaluated(about: EvaluatedModelConfig, *, device: torch.device) -> AnyToAny:
+    """An any-to-any directory, or a plain language model, which answers without media."""
+    if is_anytoany(about.directory):
         return load_anytoany(about.directory, device=device, live_encoder=about.live_encoder)
-    if not is_for_texts:
-        raise ValueError(f"{about.directory}: no any-to-any directory; a plain language model can only answer `texts`")
-    dtype = "bfloat16" if device.type == "cuda" else "float32"
-    plain = AnyToAnyConfig(
-        language_model=LanguageModelConfig(pretrained=about.directory, dtype=dtype),
-        perception=(VectorsConfig(width=1),),
-        adapt="frozen",
-    )
-    return build_anytoany(plain, device=device)
+    return load_plain(about.directory, device=device)
 
 
 def _ask(
@@ -203,7 +194,7 @@ class MediaFrames:
     """Pictures of media items: stored clips by their key, files, or the ids that a model perceives."""
 
     def __init__(self, models: Mapping[str, EvaluatedModelConfig]) -> None:
-        self._models = [about for about in models.values() if (Path(about.directory) / "anytoany.json").is_file()]
+        self._models = [about for about in models.values() if is_anytoany(about.directory)]
         self._stores: dict[str, dict[str, tuple[ClipStore, int]]] = {}
         self._lookups: list[tuple[Sequence[PerceptionConfig], FeatureLookup]] | None = None
 

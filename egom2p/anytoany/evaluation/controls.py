@@ -14,6 +14,7 @@ from egom2p.data.clip_order import clip_rng
 
 FeaturesOf = Callable[[Media], PerceptionFeatures]
 _WHOLE = ("true", "shuffled", "zero")
+UNSEEN = "without media"  # what a plain language model gets: the words of a question alone
 
 
 def check_control(control: str) -> str:

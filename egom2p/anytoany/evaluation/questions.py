@@ -15,7 +15,7 @@ from egom2p.anytoany.conversations.chat import ChatConfig, ChatRenderer
 from egom2p.anytoany.conversations.conversation import answer_of, question_of
 from egom2p.anytoany.conversations.datasets import open_dataset, row_name
 from egom2p.anytoany.conversations.table_files import TableFiles
-from egom2p.anytoany.evaluation.controls import FeaturesOf, controlled
+from egom2p.anytoany.evaluation.controls import UNSEEN, FeaturesOf, controlled
 from egom2p.anytoany.evaluation.settings import (
     AnyToAnyEvaluationConfig,
     EvaluatedModelConfig,
@@ -25,6 +25,7 @@ from egom2p.anytoany.evaluation.settings import (
 from egom2p.anytoany.language.likelihood import continuation, likelihoods
 from egom2p.anytoany.model import AnyToAny
 from egom2p.anytoany.perception.feature_store import FeatureLookup, perceived_names, spellings
+from egom2p.anytoany.saving import is_anytoany
 from egom2p.anytoany.types import Conversation, Media, Turn
 from egom2p.data.clip_order import clip_rng
 from egom2p.metrics.caption import Encoder, caption_scores, corpus_bleu4, embedding_cosine
@@ -87,7 +88,7 @@ def draw_samples(name: str, config: QuestionsConfig, *, seed: int) -> Samples:
 
 
 class QuestionAsker:
-    """Puts sets of questions to one model."""
+    """Puts sets of questions to one model; to a plain language model their words alone."""
 
     def __init__(
         self,
@@ -99,6 +100,8 @@ class QuestionAsker:
     ) -> None:
         self._label, self._model, self._config, self._encoder = label, model, config, encoder
         self._controls = config.controls if about.controls is None else about.controls
+        if not is_anytoany(about.directory):
+            self._controls = (UNSEEN,)
         self._lookup = FeatureLookup(model.config.perception, about.features, model.config.connector)
 
     @property
@@ -107,10 +110,13 @@ class QuestionAsker:
 
     def scores(self, config: QuestionsConfig, samples: Samples, advance: Callable[[int], None]) -> list[Scores]:
         """One per control; `advance` hears of each."""
+        if self._controls == (UNSEEN,):
+            samples = replace(samples, conversations=[without_media(one) for one in samples.conversations])
         items = [item for conversation in samples.conversations for item in conversation.media]
         found = []
         for control in self._controls:
-            features_of = controlled(self._lookup.features, control, items, self._names_of)
+            shown = "true" if control == UNSEEN else control
+            features_of = controlled(self._lookup.features, shown, items, self._names_of)
             if config.kind == "choice":
                 found.append(self._choices(samples, control, features_of))
             else:
@@ -160,6 +166,12 @@ class QuestionAsker:
             outputs.append(offered[int(np.argmin(found))])
         right = [float(letter == wanted) for letter, wanted in zip(outputs, samples.references, strict=True)]
         return Scores(self._label, control, {"accuracy": right}, outputs)
+
+
+def without_media(conversation: Conversation) -> Conversation:
+    """The words alone: what is left of a question for a model that perceives nothing."""
+    turns = [replace(turn, parts=tuple(p for p in turn.parts if isinstance(p, str))) for turn in conversation.turns]
+    return replace(conversation, turns=tuple(turns))
 
 
 def text_scores(

@@ -4,6 +4,7 @@ Same files as the downloaded ones, so the same configs and readers work; no netw
 """
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from egom2p.data.clip_order import clip_rng
 from egom2p.storage import atomic_directory, atomic_file
 
 _TEMPLATES = ("caption_video", "looked_at", "looked_at_choice", "motion", "order")
+_BLANK_LINE = re.compile(r"\n\s*\n")
+_PROSE = re.compile(r"[A-Z][^{}<>=|\[\]^`*_+\\]{200,800}\.")  # sentences without signs of code
 _SHARD_CLIPS = 1024
 _VECTOR_WIDTH = 1024
 
@@ -47,6 +50,7 @@ def build_synthetic(output: str | Path, config: SyntheticDataConfig) -> list[Pat
     captions_train.jsonl, captions_unseen.jsonl, looked_at_*.jsonl   rows {clip, description}
     fusion_train.jsonl, fusion_unseen.jsonl   interleaved: camera codes asked for, and read
     features/    codes of all these clips     tokenizer/   trained on their texts
+    python_reference.jsonl   rows {text}: English by people that is on every machine
     """
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
@@ -61,7 +65,19 @@ def build_synthetic(output: str | Path, config: SyntheticDataConfig) -> list[Pat
     clips = [factor_clip(row["clip"]) for rows in tables.values() for row in rows]
     made.append(write_codes(output / "features", clips))
     made.append(write_tokenizer(output / "tokenizer", world_texts(), config.vocab_size))
+    made.append(write_rows(output / "python_reference.jsonl", [{"text": text} for text in reference_paragraphs()]))
     return made
+
+
+def reference_paragraphs() -> list[str]:
+    """Paragraphs of the language reference that comes with Python (PSF licence) which hold no code; by topic.
+
+    Which they are depends on the version of Python.
+    """
+    from pydoc_data.topics import topics
+
+    blocks = [" ".join(block.split()) for name in sorted(topics) for block in _BLANK_LINE.split(topics[name])]
+    return list(dict.fromkeys(block for block in blocks if _PROSE.fullmatch(block)))
 
 
 def build_like_manifest(tables: Mapping[Path, Sequence[str]], config: SyntheticDataConfig) -> list[Path]:

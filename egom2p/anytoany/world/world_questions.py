@@ -17,7 +17,7 @@ from egom2p.config import strict
 from egom2p.contracts import AlignedClip
 from egom2p.data.clips.clip_store import ClipStore, stored_streams
 
-Question = Literal["caption", "looked_at", "looked_at_choice", "colour", "motion", "order", "position", "row"]
+Question = Literal["caption", "looked_at", "looked_at_choice", "colour", "motion", "order", "position", "row", "side"]
 _MAIN_SHARE = 0.6  # of the clip that the eyes are on the one thing a question is about
 _ORDER_SHARE = 0.25  # of the clip for each of the two things in an order
 _SEEN_SHARE = 0.5  # of the clip that a candidate is in the picture
@@ -158,6 +158,9 @@ def answer_to(question: Question, facts: ClipFacts, *, min_candidates: int) -> s
         return facts.motion
     if question == "position":
         return facts.row and with_article(facts.row[0])
+    if question == "side":
+        is_in_row = facts.row is not None and facts.looked_at in facts.row
+        return _SIDES[(facts.row or ()).index(facts.looked_at)] if is_in_row else None
     if question == "row":
         return facts.row and ", ".join(with_article(name) for name in facts.row)
     order = facts.order

@@ -59,6 +59,7 @@ def dry_run(config: PretrainConfig) -> None:
 def plan_pretraining(config: PretrainConfig) -> Plan:
     """Everything that can be known of a run without a device and without its data."""
     plan = Plan(config.output_dir, num_gpus=config.plan.num_gpus or int(os.environ.get("WORLD_SIZE", "1")))
+    config = replace(config, training=config.training.shared_by(plan.num_gpus))
     specs, source = planned_specs(config.data, config.tokenizer_folders)
     plan.facts.append(("modalities", f"{', '.join(spec.name for spec in specs) or 'unknown'} (known from {source})"))
     _check_data(plan, config, specs)
@@ -300,7 +301,7 @@ def dry_run_tokenizer(config: TokenizerTrainingConfig) -> None:
 def plan_tokenizer(config: TokenizerTrainingConfig) -> Plan:
     """What is known before the first clip is read. Activations of convolutions are not estimated."""
     plan = Plan(config.output_dir, num_gpus=config.plan.num_gpus or int(os.environ.get("WORLD_SIZE", "1")))
-    training = config.training
+    training = config.training.shared_by(plan.num_gpus)
     network = build_network(config.network)
     for prefix, source in (("", config.train), ("validation ", config.validation)):
         for dataset in source.datasets:

@@ -11,7 +11,8 @@ from scipy.spatial.transform import Rotation
 
 from egom2p.config import load_config
 from egom2p.data.recordings.adt import AdtReader, AdtSource
-from egom2p.data.recordings.aria_mps import read_gaze_angles
+from egom2p.data.recordings.aria_mps import read_gaze_angles, read_mps
+from egom2p.data.recordings.aria_recordings import AriaSource, NymeriaSource
 from egom2p.data.recordings.hot3d import Hot3dAriaReader, Hot3dAriaSource, Hot3dQuestReader, Hot3dQuestSource
 from egom2p.data.recordings.reader_choice import AnySource, open_reader, recognised
 from egom2p.geometry import is_inside, pixels_from_gaze, project
@@ -199,7 +200,7 @@ def test_adt_gives_the_official_poses_depth_and_gaze(real_data_dir):
 
     vrs = read_vrs_camera(root / "video.vrs")
     at_one_metre = root / "mps/eye_gaze/general_eye_gaze.csv"
-    _, gaze, is_valid = read_gaze_angles(at_one_metre, vrs.calibration, 1408, vrs.device_from_cpf)
+    _, gaze, is_valid = read_gaze_angles(at_one_metre, vrs.calibration, (1408, 1408), vrs.device_from_cpf)
     np.testing.assert_allclose(pixels_from_gaze(gaze, 1408, 1408), official, atol=0.01)
     assert is_valid.all()
 
@@ -232,3 +233,144 @@ def test_hands_of_hot3d_become_a_modality_by_configs_alone(aria_replica, tmp_pat
     about += ["tokenizers.tok_hands=tokenizer/final", "device=cpu"]
     tokenize(load_config(TokenizeConfig, "default/tokenize/clips.yaml", about))
     assert list(tokens.glob("hands/*/shard-*.tar"))
+
+
+SAMPLE, CPF = "aria_mps_sample", se3([0.8, 0.0, 0.6, 0.0], [0.01, 0.02, -0.03])
+
+
+def mps_folders(sample, folder, *, gaze="eye_gaze"):
+    copied(sample / "trajectory", folder / "mps/slam")
+    copied(sample / gaze, folder / "mps/eye_gaze")
+
+
+def hand_row(stamp, confidences, points):
+    """A line of MPS's hand tracking and its header: left then right."""
+    header, cells = ["tracking_timestamp_us"], [str(stamp)]
+    for side, confidence, shift in zip(("left", "right"), confidences, (0.0, 1.0), strict=True):
+        header.append(f"{side}_tracking_confidence")
+        cells.append(str(confidence))
+        for number in range(21):
+            header += [f"t{axis}_{side}_landmark_{number}_device" for axis in "xyz"]
+            cells += [str(value) for value in points[number] + shift]
+    return ",".join(header), ",".join(cells)
+
+
+def test_aria_recordings_are_found_wherever_they_lie(real_data_dir, tmp_path):
+    root = tmp_path / "Everyday äctivities"
+    for name in ("loc1_script1_seq1_rec1", "loc2/rec 2"):
+        mps_folders(real_data_dir / SAMPLE, root / name)
+    (root / "loc1_script1_seq1_rec1/metadata.json").write_text("{}")
+    (tmp_path / "link").symlink_to(root)
+    reference = np.load(real_data_dir / SAMPLE / "reference_cam2world_30fps.npz")
+    for folder in (root, tmp_path / "link"):
+        reader = open_reader(AnySource(kind="any", root=str(folder)))
+        assert reader.names == ("loc1_script1_seq1_rec1", "loc2_rec 2")
+        recording = reader.read(1)
+        assert recording.streams.keys() == {"camera", "gaze"} and recording.intrinsics.width == 2880
+        camera = recording.streams["camera"]
+        nearest = np.abs(camera.times_s[:, None] * 1e6 - reference["grid_us"]).argmin(axis=0)
+        distance_m = np.linalg.norm(
+            camera.values[nearest, :3, 3] - reference["T_world_camera_opencv"][:, :3, 3], axis=1
+        )
+        assert distance_m.max() < 1e-3  # half a millisecond of walking
+    assert reader.read(0).unused == (
+        "metadata.json",
+        "mps/eye_gaze/eyegaze.csv",
+        "mps/eye_gaze/summary.json",
+        "mps/slam/summary.json",
+    )
+    shutil.copy(root / "loc2/rec 2/mps/slam/closed_loop_trajectory.csv", root / "loc2/rec 2/mps")
+    with pytest.raises(ValueError, match="rec 2: found trajectories .* wanted one of a recording"):
+        open_reader(AnySource(kind="any", root=str(root)))
+
+
+@pytest.mark.parametrize("sizes", [{"camera-rgb": [2016, 1512]}, "listed", None])
+def test_aria_gen2_is_upright_as_stored(real_data_dir, tmp_path, sizes):
+    """A replica: Gen 1's poses as those of a camera that is mounted upright, with names and gaze of Gen 2."""
+    folder = tmp_path / "gen2"
+    mps_folders(real_data_dir / SAMPLE, folder)
+    turn = np.array([[0, 1.0, 0, 0], [-1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+    path = folder / "mps/slam/online_calibration.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lens = [610.0, 1010.0, 750.0, 0.3, -0.1, 0.05, 0.01, 0.0, 0.0, 0.001, -0.002, 0.0, 0.0, 0.0, 0.0]
+    for line in lines:
+        for camera in line["CameraCalibrations"]:
+            camera["Label"] = camera["Label"].replace("slam-left", "slam-front-left")
+            if camera["Label"] == "camera-rgb":
+                pose = camera["T_Device_Camera"]
+                w, xyz = pose["UnitQuaternion"]
+                x, y, z, w = Rotation.from_matrix((se3([w, *xyz], [0, 0, 0]) @ turn)[:3, :3]).as_quat()
+                pose["UnitQuaternion"], camera["Projection"]["Params"] = [w, [x, y, z]], lens
+        labels = [camera["Label"] for camera in line["CameraCalibrations"]]
+        if sizes:
+            listed = [[2016, 1512] if label == "camera-rgb" else [512, 512] for label in labels]
+            line["ImageSizes"] = listed if sizes == "listed" else sizes
+    path.write_text("\n".join(map(json.dumps, lines)))
+    (folder / "mps/eye_gaze/eyegaze.csv").unlink()
+    (folder / "mps/eye_gaze/generalized_eye_gaze.csv").unlink()
+    names = ("yaw_rads_cpf", "pitch_rads_cpf", "left_yaw_rads_cpf", "right_yaw_rads_cpf")
+    header = ["tracking_timestamp_us", *names, "left_pitch_rads_cpf", "right_pitch_rads_cpf"]
+    rows = [[str(150_000_000 + k * 11_111), "0.1", "-0.3", "0.05", "0.15", "-0.3", "-0.3"] for k in range(100)]
+    (folder / "mps/eye_gaze/general_eye_gaze.csv").write_text("\n".join(",".join(r) for r in [header, *rows]))
+    points = np.arange(63.0).reshape(21, 3) / 50
+    hands = [hand_row(150_000_000 + 33_333 * k, (-1 if k == 3 else 0.9, 0.5), points) for k in range(60)]
+    (folder / "mps/hand_tracking").mkdir()
+    text = "\n".join([hands[0][0], *(cells for _, cells in hands)])
+    (folder / "mps/hand_tracking/hand_tracking_results.csv").write_text(text)
+    source = {"kind": "aria_mps", "root": str(folder)}
+    if sizes is None:
+        with pytest.raises(ValueError, match=r"says no size of the pictures of Aria Gen 2.*source\.image_size"):
+            open_reader(AriaSource(**source)).read(0)
+        source["image_size"] = (2016, 1512)
+    recording = open_reader(AriaSource(**source)).read(0)
+    assert (recording.intrinsics.width, recording.intrinsics.height) == (2016, 1512)
+    assert recording.notes[0].startswith("general_eye_gaze.csv is left out: where the eyes of Gen 2 are")
+    reference = np.load(real_data_dir / SAMPLE / "reference_cam2world_30fps.npz")
+    camera = recording.streams["camera"]
+    near = np.abs(camera.times_s - reference["grid_us"][40] / 1e6).argmin()
+    np.testing.assert_allclose(camera.values[near], reference["T_world_camera_opencv"][40], atol=3e-3)
+    assert not recording.streams["hand_left"].is_valid[3] and recording.streams["hand_right"].is_valid.all()
+    first = next(c for c in lines[0]["CameraCalibrations"] if c["Label"] == "camera-rgb")["T_Device_Camera"]
+    w, xyz = first["UnitQuaternion"]
+    device_from_cam = se3([w, *xyz], first["Translation"])
+    tip = np.linalg.inv(device_from_cam) @ [*(points[4] + 1.0), 1.0]
+    np.testing.assert_allclose(recording.streams["hand_right"].values[7, 12:15], tip[:3], atol=1e-9)
+    # With the place of the eyes, as a VRS file says it, gaze is where the documented lens sees it.
+    mps = read_mps(folder, image_size=(2016, 1512), device_from_cpf=CPF)
+    ray = np.array([np.tan(0.1), np.tan(-0.3), 1.0])
+    row = np.abs([line["tracking_timestamp_us"] - 150_000_000 for line in lines]).argmin()
+    pose = next(c for c in lines[row]["CameraCalibrations"] if c["Label"] == "camera-rgb")["T_Device_Camera"]
+    w, xyz = pose["UnitQuaternion"]
+    point = np.linalg.inv(se3([w, *xyz], pose["Translation"])) @ CPF @ [*(ray / np.linalg.norm(ray)), 1.0]
+    if point[2] > 0:
+        pixel = fisheye624(point[:3], [lens[0], *lens])
+        np.testing.assert_allclose(pixels_from_gaze(mps.gaze[:1], 2016, 1512)[0], pixel, atol=0.01)
+
+
+def test_nymeria_has_a_recording_of_each_headset(real_data_dir, tmp_path):
+    sequence = tmp_path / "20230607_s0_a_b_act0_x1"
+    for name in ("head", "observer", "lwrist"):
+        mps_folders(real_data_dir / SAMPLE, sequence / f"recording_{name}")
+    (sequence / "body").mkdir()
+    np.savez(sequence / "body/xdata.npz", timestamps_us=np.arange(10), segment_tXYZ=np.zeros((10, 69)))
+    reader = open_reader(AnySource(kind="any", root=str(tmp_path)))
+    assert isinstance(reader.config, NymeriaSource)
+    assert reader.names == (sequence.name, f"{sequence.name}_observer")
+    recording = reader.read(0)
+    assert recording.streams.keys() == {"camera", "gaze"} and recording.notes[0].startswith(
+        "body is left out: its clock"
+    )
+    assert reader.unused == [f"{sequence.name}/recording_lwrist/ (6 files)"]
+    only = open_reader(NymeriaSource(kind="nymeria", root=str(sequence), headsets=("observer",)))
+    assert only.names == (f"{sequence.name}_observer",)
+    pytest.importorskip("projectaria_tools", reason="clocks between devices are in VRS files")
+    vrs = real_data_dir / "aria_adt_sample/video.vrs"
+    (sequence / "recording_head/data").mkdir()
+    (sequence / "recording_head/data/data.vrs").symlink_to(vrs)
+    shared_us = 73_852_895_637 + np.arange(10) * 4_167  # of device time 87551.204 s, by the file's own map
+    positions = np.arange(690.0).reshape(10, 69)
+    np.savez(sequence / "body/xdata.npz", timestamps_us=shared_us, segment_tXYZ=positions)
+    streams = open_reader(NymeriaSource(kind="nymeria", root=str(tmp_path), headsets=("head",))).read(0).streams
+    np.testing.assert_allclose(streams["body"].times_s, 87551.2041523 + np.arange(10) * 4.167e-3, atol=2e-5)
+    np.testing.assert_array_equal(streams["body"].values, positions)
+    assert len(streams["rgb"].values) == 3

@@ -17,7 +17,6 @@ from egom2p.data.recordings.aria_mps import read_device_poses, read_gaze_angles
 from egom2p.data.recordings.aria_vrs import DEPTH_STREAM, RGB_STREAM, VrsFrames, read_vrs_camera
 from egom2p.data.recordings.reader_parts import frame_stream, pose_stream, track_stream
 from egom2p.data.recordings.recording_formats import FolderSource, FormatReader, Opened, folders_with
-from egom2p.geometry import CLOCKWISE_TURN
 
 _SECONDS = 1e-6
 
@@ -41,11 +40,11 @@ class AdtReader(FormatReader):
         video, trajectory, gazes = path / "video.vrs", path / "aria_trajectory.csv", path / "eyegaze.csv"
         camera = read_vrs_camera(video)
         times_us, world_from_device = read_device_poses(trajectory)
-        world_from_cam = world_from_device @ camera.calibration.device_from_cam[0] @ CLOCKWISE_TURN
+        world_from_cam = world_from_device @ camera.calibration.device_from_upright[0]
         streams = {"camera": pose_stream(times_us * _SECONDS, world_from_cam, where=trajectory)}
         if gazes.is_file():
-            size = camera.intrinsics.width
-            times_s, gaze, is_valid = read_gaze_angles(gazes, camera.calibration, size, camera.device_from_cpf)
+            size, eyes = camera.calibration.size, camera.device_from_cpf
+            times_s, gaze, is_valid = read_gaze_angles(gazes, camera.calibration, size, eyes)
             streams["gaze"] = track_stream(times_s, gaze, "image", where=gazes, is_valid=is_valid)
         used = [video, trajectory, gazes]
         if self.config.pictures:

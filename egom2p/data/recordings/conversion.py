@@ -171,6 +171,8 @@ def convert_aria_mps(
         mps = read_mps(sequence, image_size=image_size, device_size=device_size)
         folders.append(inside(out, recording))
         _write_mps(folders[-1], mps)
+        for note in mps.notes:
+            say(f"{sequence}: {note}")
         used += mps.files
     return folders, used
 

@@ -25,7 +25,7 @@ from egom2p.data.recordings.aria_vrs import read_vrs_camera
 from egom2p.data.recordings.reader_parts import frame_stream, pose_stream, read_json, track_stream
 from egom2p.data.recordings.recording_formats import FolderSource, FormatReader, Opened
 from egom2p.data.recordings.track_files import Table
-from egom2p.geometry import CLOCKWISE_TURN, seconds_from_stamps, stamps_from_text
+from egom2p.geometry import seconds_from_stamps, stamps_from_text
 
 _TRAJECTORY = "trajectory/closed_loop_trajectory.csv"
 _RGB = "_214-1.mp4"
@@ -131,9 +131,9 @@ def _with_factory_calibration(path: Path, trajectory: Path) -> tuple[Any, Any, I
     if vrs is None:
         raise ValueError(f"{path}: found neither trajectory/online_calibration.jsonl nor aria*.vrs, wanted one of them")
     camera, (times_us, world_from_device) = read_vrs_camera(vrs), read_device_poses(trajectory)
-    world_from_cam = world_from_device @ camera.calibration.device_from_cam[0] @ CLOCKWISE_TURN
+    world_from_cam = world_from_device @ camera.calibration.device_from_upright[0]
     file, gaze = find_file(path, GAZE_FILES), None
     if file is not None:
-        gaze = read_gaze_angles(file, camera.calibration, camera.intrinsics.width, camera.device_from_cpf)
+        gaze = read_gaze_angles(file, camera.calibration, camera.calibration.size, camera.device_from_cpf)
     files = [trajectory, vrs, *([file] if file is not None else [])]
     return (times_us * 1e-6, world_from_cam), gaze, camera.intrinsics, files

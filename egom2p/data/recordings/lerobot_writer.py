@@ -121,7 +121,12 @@ class _Writer:
         _parquet(self._root / "meta/episodes/chunk-000/file-000.parquet", pa.Table.from_pylist(self._episodes))
         tasks = pa.table({"task_index": list(range(len(self._tasks))), "task": self._tasks})
         # lerobot looks a task up by the index of a pandas table, which this metadata makes of the column.
-        index = {"index_columns": ["task"], "column_indexes": [], "columns": [], "pandas_version": "2.0.0"}
+        kinds = {"task_index": ("int64", "int64"), "task": ("unicode", "object")}
+        columns = [
+            {"name": name, "field_name": name, "pandas_type": kind, "numpy_type": held, "metadata": None}
+            for name, (kind, held) in kinds.items()
+        ]
+        index = {"index_columns": ["task"], "column_indexes": [], "columns": columns, "pandas_version": "2.0.0"}
         pq.write_table(tasks.replace_schema_metadata({"pandas": json.dumps(index)}), self._root / "meta/tasks.parquet")
         scalars = {
             key: {"dtype": "float32" if key == "timestamp" else "int64", "shape": [1], "names": None}

@@ -20,6 +20,7 @@ from egom2p.config import strict, to_plain
 from egom2p.contracts import Recording
 from egom2p.data.recordings.adt import AdtReader
 from egom2p.data.recordings.arctic import ArcticReader
+from egom2p.data.recordings.aria_recordings import AriaReader, NymeriaReader
 from egom2p.data.recordings.ase import AseReader
 from egom2p.data.recordings.egocentric_tar import EgocentricTarReader
 from egom2p.data.recordings.egodex import EgoDexReader
@@ -58,6 +59,8 @@ FORMATS: tuple[type[FormatReader], ...] = (
     Hoi4dReader,
     AseReader,
     EgoExo4dReader,
+    NymeriaReader,
+    AriaReader,
     EgoGenReader,
     EurocReader,
     TumRgbdReader,

@@ -137,3 +137,58 @@ def test_a_real_v21_set_reads_its_episodes_and_videos():
     rgb = recording.streams["rgb"]
     assert len(rgb.values) == len(open_video(next(folder.glob("videos/*/*/episode_000010.mp4"))))
     assert rgb.values.read(np.array([5])).shape[0] == 1 and rgb.times_s[1] == 1 / info["fps"]
+
+
+def test_the_texts_of_tasks_are_the_index_that_pandas_makes(tmp_path):
+    """What lerobot does with tasks.parquet, which is no lerobot code."""
+    pandas = pytest.importorskip("pandas", reason="by evo and datasets")
+    write_lerobot(tmp_path / "set", [_recording("a", 20, 0.0)], fps=30)
+    tasks = pandas.read_parquet(tmp_path / "set/meta/tasks.parquet")
+    assert list(tasks.index) == ["reach", "grasp"] and tasks.loc["grasp"].task_index == 1
+
+
+def test_lerobot_itself_reads_what_is_written(tmp_path, monkeypatch):
+    """Where lerobot is installed (README_DATA.md says how): every frame, pose, gaze point and task, and an episode."""
+    pytest.importorskip("lerobot", reason="lerobot is not installed; README_DATA.md says how this was run")
+    import av
+    import torch
+    import torchvision
+
+    class Reader:
+        """What torchvision had until 0.25, by PyAV as then."""
+
+        def __init__(self, path, _):
+            self.container = av.open(path)
+
+        def seek(self, time_s, keyframes_only):
+            self.container.seek(int(time_s * 1e6), backward=True)
+
+        def __iter__(self):
+            for frame in self.container.decode(video=0):
+                pixels = torch.from_numpy(frame.to_ndarray(format="rgb24")).permute(2, 0, 1)
+                yield {"data": pixels, "pts": float(frame.pts * frame.time_base)}
+
+    if not hasattr(torchvision.io, "VideoReader"):
+        monkeypatch.setattr(torchvision.io, "VideoReader", Reader, raising=False)
+        monkeypatch.setattr(torchvision, "set_video_backend", lambda _: None, raising=False)
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+    recordings = [_recording("a", 20, 100.0), _recording("b", 25, 2000.25)]
+    write_lerobot(tmp_path / "set", recordings, fps=30)
+    found = LeRobotDataset("local/set", root=tmp_path / "set", video_backend="pyav")
+    assert (len(found), found.num_episodes, found.fps) == (45, 2, 30)
+    for first, recording, count in ((0, recordings[0], 20), (20, recordings[1], 25)):
+        for row in range(count):
+            item = found[first + row]
+            assert round(float(item["observation.images.ego"].mean()) * 255 / 4) == row
+            np.testing.assert_allclose(item["observation.camera"].reshape(4, 4), walk(count)[row], atol=1e-6)
+            np.testing.assert_allclose(
+                item["observation.gaze"][:2], recording.streams["gaze"].values[row] * (row != 7), atol=1e-6
+            )
+            assert item["task"] == ("reach" if row < 10 else "grasp")
+    steps = {"observation.images.ego": [-1 / 30, 0.0]}
+    second = LeRobotDataset(
+        "local/set", root=tmp_path / "set", video_backend="pyav", episodes=[1], delta_timestamps=steps
+    )
+    pair = second[3]["observation.images.ego"]
+    assert len(second) == 25 and [round(float(frame.mean()) * 255 / 4) for frame in pair] == [2, 3]

@@ -28,7 +28,7 @@ def _write(path, topics):
         writer = writer_module.Writer(opened)
         writer.start()
         for topic, (schema, encoding, data, messages) in topics.items():
-            kind = "jsonschema" if encoding == "json" else encoding
+            kind = {"json": "jsonschema", "cdr": "ros2msg"}.get(encoding, encoding)
             identity = writer.register_schema(name=schema, encoding=kind, data=data)
             channel = writer.register_channel(topic=topic, message_encoding=encoding, schema_id=identity)
             for offset_ns, content in messages:
@@ -159,3 +159,105 @@ def test_a_real_ros_file_without_pictures_says_what_it_holds():
     pytest.importorskip("mcap_ros2", reason="extra [formats]")
     with pytest.raises(ValueError, match="/topic holds no poses"):
         open_reader(McapSource(kind="mcap", root=str(folder), pose="/topic")).read(1)
+
+
+def test_ros2_messages_of_another_writer_have_their_values(tmp_path):
+    """CDR by rosbags, which shares nothing with the decoder that reads it."""
+    pytest.importorskip("mcap_ros2", reason="extra [formats]")
+    typesys = pytest.importorskip("rosbags.typesys", reason="extra [dev], by evo")
+    types = typesys.get_typestore(typesys.Stores.ROS2_HUMBLE)
+
+    def made(kind, **fields):
+        return types.types[kind](**fields)
+
+    def xyz(kind, values, axes="xyz"):
+        return made(f"geometry_msgs/msg/{kind}", **dict(zip(axes, map(float, values), strict=True)))
+
+    def header(offset_ns):
+        stamp = _stamp(offset_ns)
+        time = made("builtin_interfaces/msg/Time", sec=stamp["sec"], nanosec=stamp["nsec"])
+        return made("std_msgs/msg/Header", stamp=time, frame_id="cam")
+
+    def topic(kind, messages):
+        text = types.generate_msgdef(kind, ros_version=2)[0].encode()
+        return kind, "cdr", text, [(at, bytes(types.serialize_cdr(message, kind))) for at, message in messages]
+
+    def image(at, picture, encoding, step):
+        rows = np.zeros((picture.shape[0], step), np.uint8)  # rows may be padded
+        content = picture.reshape(len(picture), -1).view(np.uint8)
+        rows[:, : content.shape[1]] = content
+        about = {"height": picture.shape[0], "width": picture.shape[1], "encoding": encoding, "is_bigendian": 0}
+        return made("sensor_msgs/msg/Image", header=header(at), **about, step=step, data=rows.reshape(-1))
+
+    random = np.random.default_rng(0)
+    colour, depth_mm = random.integers(0, 255, (5, 6, 3), np.uint8), random.integers(500, 4000, (5, 6)).astype("<u2")
+    poses, xyzw = walk(6), quaternions(walk(6))
+    steps_ns = [number * 50_000_000 for number in range(6)]
+    covariance = np.zeros(9)
+    roi = made(
+        "sensor_msgs/msg/RegionOfInterest", x_offset=0, y_offset=0, height=0, width=0, do_rectify=False
+    )  # fmt: skip
+    k, d = np.array([5.0, 0, 2.5, 0, 5.5, 2, 0, 0, 1]), np.array([0.1, 0.02, 0.0, -0.01])
+    info = made(
+        "sensor_msgs/msg/CameraInfo",
+        **{"header": header(0), "height": 5, "width": 6, "distortion_model": "equidistant", "d": d, "k": k},
+        **{"r": np.eye(3).ravel(), "p": np.zeros(12), "binning_x": 0, "binning_y": 0, "roi": roi},
+    )
+    imu = [
+        made(
+            "sensor_msgs/msg/Imu",
+            **{"header": header(at), "orientation": xyz("Quaternion", [0, 0, 0, 1], "xyzw")},
+            **{"angular_velocity": xyz("Vector3", [n, 2, 3]), "linear_acceleration": xyz("Vector3", [4, 5, 9.8])},
+            **{f"{name}_covariance": covariance for name in ("orientation", "angular_velocity", "linear_acceleration")},
+        )
+        for n, at in enumerate(steps_ns)
+    ]
+    where = [
+        made(
+            "geometry_msgs/msg/PoseStamped",
+            header=header(at),
+            pose=made(
+                "geometry_msgs/msg/Pose",
+                position=xyz("Point", pose[:3, 3]),
+                orientation=xyz("Quaternion", turn, "xyzw"),
+            ),
+        )
+        for at, pose, turn in zip(steps_ns, poses, xyzw, strict=True)
+    ]
+    transforms = [
+        made(
+            "geometry_msgs/msg/TransformStamped",
+            header=message.header,
+            child_frame_id="cam",
+            transform=made(
+                "geometry_msgs/msg/Transform",
+                translation=xyz("Vector3", pose[:3, 3]),
+                rotation=message.pose.orientation,
+            ),
+        )
+        for message, pose in zip(where, poses, strict=True)
+    ]
+    bgr = np.ascontiguousarray(colour[..., ::-1])
+    topics = {
+        "/rgb": topic("sensor_msgs/msg/Image", [(at, image(at, bgr, "bgr8", 20)) for at in steps_ns]),
+        "/depth": topic("sensor_msgs/msg/Image", [(at, image(at, depth_mm, "16UC1", 12)) for at in steps_ns]),
+        "/info": topic("sensor_msgs/msg/CameraInfo", [(0, info)]),
+        "/imu": topic("sensor_msgs/msg/Imu", list(zip(steps_ns, imu, strict=True))),
+        "/pose": topic("geometry_msgs/msg/PoseStamped", list(zip(steps_ns, where, strict=True))),
+        "/tf": topic(
+            "tf2_msgs/msg/TFMessage",
+            [(at, made("tf2_msgs/msg/TFMessage", transforms=[t])) for at, t in zip(steps_ns, transforms, strict=True)],
+        ),
+    }
+    _write(tmp_path / "ros.mcap", topics)
+    for named in ("/pose", "/tf"):
+        options = {"rgb": "/rgb", "depth": "/depth", "depth_metres_per_unit": 0.001, "pose": named}
+        recording = recognised_as(tmp_path, "mcap", **options)
+        streams, camera = recording.streams, recording.intrinsics
+        np.testing.assert_array_equal(streams["rgb"].values.read(np.array([3]))[0], colour)
+        np.testing.assert_allclose(streams["depth"].values.read(np.array([2]))[0], depth_mm / 1000, atol=1e-6)
+        np.testing.assert_allclose(streams["camera"].values, poses, atol=1e-9)
+        np.testing.assert_allclose(streams["camera"].times_s, 1_700_000_000 + np.arange(6) * 0.05, atol=3e-7)
+        np.testing.assert_array_equal(streams["imu"].values[4], [4, 2, 3, 4, 5, 9.8])
+        assert (camera.fx, camera.fy, camera.cx, camera.cy, camera.model) == (5, 5.5, 2.5, 2, "kannala_brandt")
+        assert camera.distortion == tuple(d)

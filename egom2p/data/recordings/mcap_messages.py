@@ -193,6 +193,8 @@ class _File:
             needs("mcap_ros2", self.path)
             from mcap_ros2.decoder import DecoderFactory
 
+            if schema.encoding != "ros2msg":
+                raise ValueError(f"{self.path}: {channel.topic} is described in {schema.encoding}, wanted ros2msg")
             return DecoderFactory().decoder_for("cdr", schema)
         raise ValueError(
             f"{self.path}: {channel.topic} is encoded as {channel.message_encoding!r}, wanted protobuf, json or cdr"

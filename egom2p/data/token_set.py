@@ -91,8 +91,9 @@ class TokenSet:
         fits = 0 < len(ids) <= spec.num_tokens if spec.kind == "sequence" else len(ids) == spec.num_tokens
         if not fits:
             raise ValueError(f"{self._clips.where(index, folder)}: {len(ids)} ids, {wanted}")
-        low, high = int(ids.min()), int(ids.max())
-        if low < 0 or high >= spec.vocab_size:
+        # Read as unsigned a negative id is a large one, so that one pass sees both ends.
+        if int(ids.view(f"u{ids.itemsize}").max()) >= spec.vocab_size:
+            low, high = int(ids.min()), int(ids.max())
             raise ValueError(f"{self._clips.where(index, folder)}: ids from {low} to {high}, {wanted}")
         return ids.astype(np.int32, copy=False)
 

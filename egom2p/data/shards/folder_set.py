@@ -60,6 +60,10 @@ class FolderSet:
             raise ValueError(f"{self.pattern}: no folder {folder!r}; it has {list(self.folders)}")
         return self._files[folder][index].read_bytes()
 
+    def read_file(self, index: int, folder: str) -> tuple[bytes, str]:
+        """Bytes of one clip in one folder, and its suffix."""
+        return self.read(index, folder), self.suffix(index, folder)
+
     def read_array(self, index: int, folder: str) -> np.ndarray:
         return read_array(self, index, folder)
 

@@ -10,6 +10,7 @@ import tarfile
 import threading
 from collections import OrderedDict
 from glob import glob
+from io import FileIO
 from itertools import product
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NamedTuple
@@ -118,17 +119,22 @@ class OpenShards:
 
     def read(self, path: str, member: Member) -> bytes:
         """The bytes of a clip. ValueError when they are not there, or the header before them is another clip's."""
-        file = self._open(path)
-        file.seek(member.offset - tarfile.BLOCKSIZE)
-        head, content = file.read(tarfile.BLOCKSIZE), file.read(member.size)
-        if len(content) != member.size:
-            raise ValueError(f"{path}: clip {member.key} has {len(content)} of {member.size} bytes")
-        if not _is_header(head, member):
+        file, start, size = self._open(path), member.offset - tarfile.BLOCKSIZE, tarfile.BLOCKSIZE + member.size
+        if isinstance(getattr(file, "raw", None), FileIO):
+            found = os.pread(file.fileno(), size, start)  # half the time of seeking and reading
+        else:
+            file.seek(start)
+            found = file.read(size)
+        if len(found) != size:
+            raise ValueError(
+                f"{path}: clip {member.key} has {max(0, len(found) - tarfile.BLOCKSIZE)} of {member.size} bytes"
+            )
+        if not _is_header(found, member):
             raise ValueError(
                 f"{path}: clip {member.key} is not where the headers of this tar had it; the tar has changed since it "
                 "was opened"
             )
-        return content
+        return found[tarfile.BLOCKSIZE :]
 
     def close(self) -> None:
         while self._files:

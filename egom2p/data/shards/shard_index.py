@@ -153,7 +153,8 @@ class IndexFile:
     def key(self, row: int, clip: int) -> str:
         if not self._is_checked[row] & 2:
             self._check_keys(row)
-        return self._decoded(row, clip // _KEYS_PER_GROUP, clip % _KEYS_PER_GROUP + 1)[-1]
+        key = self._decoded(row, clip // _KEYS_PER_GROUP, clip % _KEYS_PER_GROUP + 1)[-1]
+        return self._plain(row, key)
 
     def keys(self, row: int) -> list[str]:
         """All keys of a shard, in order."""
@@ -162,7 +163,7 @@ class IndexFile:
         count = self.num_clips[row]
         groups = range(0, count, _KEYS_PER_GROUP)
         return [
-            key
+            self._plain(row, key)
             for first in groups
             for key in self._decoded(row, first // _KEYS_PER_GROUP, min(_KEYS_PER_GROUP, count - first))
         ]
@@ -225,22 +226,28 @@ class IndexFile:
         at = self._keys_at[row]
         return self._content[at : at + self._keys_bytes[row]]
 
-    def _decoded(self, row: int, group: int, count: int) -> list[str]:
-        """The first `count` keys of a group."""
-        content, first = self._content, self._keys_at[row]
-        num_groups = -(-self.num_clips[row] // _KEYS_PER_GROUP)
-        end = first + self._keys_bytes[row]
-        keys, text = [], b""
+    def _plain(self, row: int, key: bytes) -> str:
         try:
-            at = first + 4 * num_groups + int.from_bytes(content[first + 4 * group : first + 4 * group + 4], "little")
+            return plain_name(key.decode(errors=_ERRORS), "clip key")
+        except ValueError as error:
+            raise self._damage(row, "its keys") from error
+
+    def _decoded(self, row: int, group: int, count: int) -> list[bytes]:
+        """The first `count` keys of a group."""
+        num_groups, at = -(-self.num_clips[row] // _KEYS_PER_GROUP), self._keys_at[row]
+        end = at + self._keys_bytes[row]
+        first = at + 4 * group
+        at += 4 * num_groups + int.from_bytes(self._content[first : first + 4], "little")
+        # A key has at most 200 bytes and two before it; slices end where the part ends, whatever a number says.
+        content = self._content[at : min(at + count * 202, end)]
+        keys, key, at = [], b"", 0
+        try:
             for _ in range(count):
                 shared, more = content[at], content[at + 1]
+                key = key[:shared] + content[at + 2 : at + 2 + more]
                 at += 2 + more
-                if at > end:
-                    raise ValueError("ends after its part")
-                text = text[:shared] + content[at - more : at]
-                keys.append(plain_name(text.decode(errors=_ERRORS), "clip key"))
-        except (ValueError, IndexError) as error:
+                keys.append(key)
+        except IndexError as error:
             raise self._damage(row, "its keys") from error
         return keys
 

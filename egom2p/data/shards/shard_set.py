@@ -94,10 +94,14 @@ class ShardSet:
 
     def read(self, index: int, folder: str) -> bytes:
         """Bytes of one clip in one folder."""
+        return self.read_file(index, folder)[0]
+
+    def read_file(self, index: int, folder: str) -> tuple[bytes, str]:
+        """Bytes of one clip in one folder, and its suffix."""
         shard, row = self._locate(index)
         offset, size, suffix = self._compared(shard, folder).member(shard, row)
         member = Member(self.key(index), suffix, offset, size)
-        return self._open.read(self._paths[folder][shard], member)
+        return self._open.read(self._paths[folder][shard], member), suffix
 
     def read_array(self, index: int, folder: str) -> np.ndarray:
         """The array of one clip in one folder (npy or npz). Raises ValueError naming shard and key."""
@@ -170,7 +174,7 @@ class ShardSet:
 
 def read_array(clips: Any, index: int, folder: str) -> np.ndarray:
     """The array of one clip of a set (this one's, or `folder_set`'s). Raises ValueError naming file and key."""
-    content, suffix = clips.read(index, folder), clips.suffix(index, folder)
+    content, suffix = clips.read_file(index, folder)
     try:
         return decode_array(content, suffix)
     except ValueError as error:

@@ -65,6 +65,25 @@ class ClipOrder:
         return self._block[1]
 
 
+class LaneOrder:
+    """Global clip indices in another order, under which each of several readers passes consecutive ones.
+
+    Runs of `run` indices are dealt to the lanes in turn; each lane takes its runs one after the other from a part of
+    its own of a window of at least `num_clips` indices. So a reader that serves one lane touches one block of shards at
+    a time, in whatever order the mixture has; every index of a window occurs once in it, and resuming stays a seek.
+    """
+
+    def __init__(self, *, num_lanes: int, run: int, num_clips: int) -> None:
+        self._num_lanes, self._run = num_lanes, run
+        self._runs_per_lane = -(-num_clips // (num_lanes * run))
+
+    def locate(self, index: int) -> int:
+        number, row = divmod(index, self._run)
+        turn, lane = divmod(number, self._num_lanes)
+        window, turn = divmod(turn, self._runs_per_lane)
+        return ((window * self._num_lanes + lane) * self._runs_per_lane + turn) * self._run + row
+
+
 class MixtureOrder:
     """Which data set, and which position of its own order, stands at a global clip index."""
 

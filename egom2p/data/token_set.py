@@ -21,6 +21,7 @@ class TokenSet:
     folder_names   modality -> folder where it differs from the spec's, e.g. another depth
     in_memory      read all tokens now (and check all): reading then costs nothing
     index_cache    folder for indexes that cannot lie beside their shards
+    streams        take clips from so many whole shards in memory, see `ahead`; None: read one by one
     """
 
     def __init__(
@@ -31,8 +32,9 @@ class TokenSet:
         folder_names: Mapping[str, str] | None = None,
         in_memory: bool = False,
         index_cache: str | None = None,
+        streams: int | None = None,
     ) -> None:
-        self._clips = open_clips(pattern, index_cache=index_cache)
+        self._clips = open_clips(pattern, index_cache=index_cache, streams=streams)
         named = folder_names or {}
         if unknown := sorted(set(named) - {spec.name for spec in specs}):
             raise ValueError(f"{pattern}: folder_names has {unknown}, modalities are {[spec.name for spec in specs]}")
@@ -62,6 +64,10 @@ class TokenSet:
 
     def __getitem__(self, index: int) -> TokenClip:
         return self._read(index) if self._memory is None else self._memory[index]
+
+    def ahead(self, index: int) -> None:
+        """Begin to stream the shards of a clip."""
+        self._clips.ahead(index, [folder for _, folder in self._specs])
 
     def verify(self) -> int:
         """Compare the keys of all folders; returns the number of clips."""

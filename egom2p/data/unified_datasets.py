@@ -1,16 +1,17 @@
 """Mixtures of token data sets as endless, seekable batches for training and finite, fixed ones for evaluation."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import count, islice
-from typing import Any
+from math import gcd
+from typing import Any, Literal
 
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 from egom2p.config import strict
 from egom2p.contracts import MaskedClip, ModalitySpec, PackedBatch
-from egom2p.data.clip_order import ClipOrder, MixtureOrder, clip_rng
+from egom2p.data.clip_order import ClipOrder, LaneOrder, MixtureOrder, clip_rng
 from egom2p.data.collate import BatchShape, collate
 from egom2p.data.masking import Masking, UnifiedMasking
 from egom2p.data.masking_config import MaskingConfig
@@ -45,6 +46,9 @@ class DataConfig:
     num_validation_clips  at most this many of each validation set, spread over it
     shards_per_block      clips are shuffled among this many shards
     in_memory             keep all tokens in memory (small sets)
+    access                `indexed`: clips are read one by one. `streaming`: whole shards one after the other, through
+                          webdataset, for object stores; batches of clips only. Each of `streaming_lanes` readers (by
+                          default one per worker of every rank) holds two blocks of shards in memory
     index_cache           folder for the packed indexes of shards in folders that cannot be written to, and for copies
                           of those in buckets; without it they stay in memory
     """
@@ -56,6 +60,8 @@ class DataConfig:
     modalities: dict[str, dict[str, Any] | None] | None = None
     shards_per_block: int = 8
     in_memory: bool = False
+    access: Literal["indexed", "streaming"] = "indexed"
+    streaming_lanes: int | None = None
     index_cache: str | None = None
 
     def __post_init__(self) -> None:
@@ -66,6 +72,10 @@ class DataConfig:
                 f"shards_per_block and num_validation_clips are positive, got {self.shards_per_block} and "
                 f"{self.num_validation_clips}"
             )
+        if self.access == "indexed" and self.streaming_lanes is not None or (self.streaming_lanes or 1) < 1:
+            raise ValueError(f"streaming_lanes is positive, and of access=streaming, got {self.streaming_lanes}")
+        if self.access == "streaming" and self.in_memory:
+            raise ValueError("access=streaming reads tokens as they are needed, in_memory all at once: choose one")
 
 
 def data_specs(config: DataConfig) -> tuple[ModalitySpec, ...]:
@@ -82,15 +92,56 @@ def data_specs(config: DataConfig) -> tuple[ModalitySpec, ...]:
     return build_specs({name: spec for name, (spec, _) in found.items()})
 
 
+@dataclass(frozen=True)
+class _Streaming:
+    """How clips are streamed.
+
+    run     consecutive clips of a lane: those of one rank's batch
+    held    lanes that one worker serves
+    """
+
+    num_lanes: int
+    run: int
+    held: int
+
+    def identity(self) -> dict[str, int]:
+        """What the order of the clips depends on, beside the data and the seed."""
+        return {"lanes": self.num_lanes, "clips of a lane in a row": self.run}
+
+
+class _ClipOrders:
+    """Global clip index -> data set and clip in it."""
+
+    def __init__(
+        self, config: DataConfig, shard_starts: Mapping[str, Sequence[int]], seed: int, num_lanes: int
+    ) -> None:
+        self._mixture = MixtureOrder({name: dataset.weight for name, dataset in config.datasets.items()}, seed=seed)
+        self._orders = {}
+        for name, starts in shard_starts.items():
+            # Streamed shards of a block are read by every lane that passes through it: no block is larger than a lane.
+            size = min(config.shards_per_block, max(1, (len(starts) - 1) // num_lanes))
+            self._orders[name] = ClipOrder(starts, seed=seed, name=name, shards_per_block=size)
+
+    def dataset(self, index: int) -> str:
+        return self._mixture.locate(index)[0]
+
+    def locate(self, index: int) -> tuple[str, int]:
+        name, position = self._mixture.locate(index)
+        return name, self._orders[name].locate(position)
+
+
 class _MaskedClips:
     """Global clip index -> the masked clip; a function of the seed and the index alone."""
 
-    def __init__(self, config: DataConfig, specs: Sequence[ModalitySpec], *, seed: int) -> None:
+    def __init__(
+        self, config: DataConfig, specs: Sequence[ModalitySpec], *, seed: int, streaming: _Streaming | None = None
+    ) -> None:
         self.specs, self.seed = tuple(specs), seed
+        # Of every lane this block of shards and the next one.
+        streams = None if streaming is None else 2 * config.shards_per_block * streaming.held
         self._token_budgets = {name: dataset.token_budget for name, dataset in config.datasets.items()}
         self.sets: dict[str, TokenSet] = {}
         self._maskings: dict[str, UnifiedMasking] = {}
-        self._orders: dict[str, ClipOrder] = {}
         for name, dataset in config.datasets.items():
             tokens = TokenSet(
                 dataset.shards,
@@ -98,28 +149,33 @@ class _MaskedClips:
                 folder_names=dataset.folder_names,
                 in_memory=config.in_memory,
                 index_cache=config.index_cache,
+                streams=streams,
             )
             tokens.verify()
             self.sets[name] = tokens
             self._maskings[name] = UnifiedMasking(specs, dataset)
             self._maskings[name].check(tokens.modalities, where=f"data set {name}")
-            self._orders[name] = ClipOrder(
-                tokens.shard_starts, seed=seed, name=name, shards_per_block=config.shards_per_block
-            )
-        self._mixture = MixtureOrder({name: dataset.weight for name, dataset in config.datasets.items()}, seed=seed)
+        starts = {name: tokens.shard_starts for name, tokens in self.sets.items()}
+        num_lanes = 1 if streaming is None else streaming.num_lanes
+        self._orders = _ClipOrders(config, starts, seed, num_lanes)
+        self._orders_ahead = _ClipOrders(config, starts, seed, num_lanes)  # each remembers the block it was asked for
 
     def __getitem__(self, index: int) -> MaskedClip:
-        name, position = self._mixture.locate(index)
-        clip = self.sets[name][self._orders[name].locate(position)]
-        return self._maskings[name](clip, clip_rng(self.seed, "masking", index))
+        name, clip = self._orders.locate(index)
+        return self._maskings[name](self.sets[name][clip], clip_rng(self.seed, "masking", index))
+
+    def ahead(self, indices: Sequence[int]) -> None:
+        """Begin to stream the shards of clips that will be asked for."""
+        for name, clip in map(self._orders_ahead.locate, indices):
+            self.sets[name].ahead(clip)
 
     def token_budget(self, indices: Sequence[int]) -> int:
         """Sum of the budgets of these clips, filled or not."""
-        return sum(self._token_budgets[self._mixture.locate(index)[0]] for index in indices)
+        return sum(self._token_budgets[self._orders.dataset(index)] for index in indices)
 
     def size(self, index: int) -> ClipSize:
         """Rows of a clip; without reading it, where its masking can tell."""
-        name, _ = self._mixture.locate(index)
+        name = self._orders.dataset(index)
         rows = self._maskings[name].sizes(self.sets[name].modalities, clip_rng(self.seed, "masking", index))
         if rows is not None:
             return ClipSize(*rows, *rows)
@@ -146,6 +202,40 @@ class _ClipBatches(Dataset):
         return collate(clips, self._clips.specs, self._num_registers, self._clips.token_budget(indices))
 
 
+class _StreamedBatches(Dataset):
+    """As `_ClipBatches`, in the order of lanes: a rank's part of a global batch is a run of one lane.
+
+    ahead   global batches after which this worker's next block of shards may begin
+    """
+
+    def __init__(
+        self,
+        clips: _MaskedClips,
+        streaming: _Streaming,
+        *,
+        ahead: int,
+        rank: int,
+        world_size: int,
+        num_registers: int,
+    ) -> None:
+        self._clips, self._run, self._num_registers = clips, streaming.run, num_registers
+        num_clips = sum(tokens.num_clips for tokens in clips.sets.values())
+        self._order = LaneOrder(num_lanes=streaming.num_lanes, run=streaming.run, num_clips=num_clips)
+        self._rank, self._step, self._ahead = rank, streaming.run * world_size, ahead
+
+    def __getitem__(self, first_clip: int) -> PackedBatch:
+        indices = self._indices(first_clip)
+        # All shards of the batch are on their way before the first is waited for.
+        self._clips.ahead(indices)
+        clips = [self._clips[index] for index in indices]
+        self._clips.ahead(self._indices(first_clip + self._ahead * self._step))
+        return collate(clips, self._clips.specs, self._num_registers, self._clips.token_budget(indices))
+
+    def _indices(self, first_clip: int) -> list[int]:
+        first = first_clip + self._rank * self._run
+        return [self._order.locate(index) for index in range(first, first + self._run)]
+
+
 class _TokenBatches(IterableDataset):
     """This rank's batches of fixed shape from a global clip index on; workers take turns."""
 
@@ -165,6 +255,18 @@ class _TokenBatches(IterableDataset):
             clips, num_trimmed = fit_clips(drawn, run, self._shape, self._clips.specs, self._clips.seed)
             token_budget = self._clips.token_budget(indices)
             yield collate(clips, self._clips.specs, self._num_registers, token_budget, self._shape, num_trimmed)
+
+
+STREAMING = "streaming lanes"  # beside the data sets in what a checkpoint says of the data
+
+
+def _streaming(config: DataConfig, batch_size: int, world_size: int, num_workers: int) -> _Streaming | None:
+    if config.access == "indexed":
+        return None
+    workers = world_size * max(1, num_workers)
+    lanes = config.streaming_lanes or workers
+    # A number of lanes that is no multiple of the workers lets several of them read the same shards.
+    return _Streaming(lanes, batch_size, held=lanes // gcd(lanes, workers))
 
 
 class TokenLoader:
@@ -200,9 +302,16 @@ class TokenLoader:
             )
         self._clips_per_step = batch_size * world_size
         self._num_workers, self._pin_memory = num_workers, pin_memory
-        self._clips = _MaskedClips(config, specs, seed=seed)
+        self._streaming = _streaming(config, batch_size, world_size, num_workers)
+        if self._streaming is not None and batch_tokens is not None:
+            raise ValueError("data.access=streaming gives batches of clips; training.batching=tokens needs indexed")
+        self._clips = _MaskedClips(config, specs, seed=seed, streaming=self._streaming)
         self._position = {"rank": rank, "world_size": world_size, "num_registers": num_registers}
-        self._dataset = _ClipBatches(self._clips, batch_size=batch_size, **self._position)
+        if self._streaming is None:
+            self._dataset: Dataset = _ClipBatches(self._clips, batch_size=batch_size, **self._position)
+        else:
+            ahead = self._batches_ahead(config, self._streaming)
+            self._dataset = _StreamedBatches(self._clips, self._streaming, ahead=ahead, **self._position)
         self.shape = None if batch_tokens is None else choose_shape(self._clips.size, batch_tokens)
 
     @property
@@ -212,7 +321,15 @@ class TokenLoader:
 
     def identity(self) -> dict[str, Any]:
         """Plain values that change with the data on the disk."""
-        return {name: tokens.identity() for name, tokens in self._clips.sets.items()}
+        known = {name: tokens.identity() for name, tokens in self._clips.sets.items()}
+        return known if self._streaming is None else {**known, STREAMING: self._streaming.identity()}
+
+    def _batches_ahead(self, config: DataConfig, streaming: _Streaming) -> int:
+        """Half a block of the largest data set, a multiple of the lanes: the same worker's, and early enough."""
+        largest = max(self._clips.sets.values(), key=len)
+        block = len(largest) * config.shards_per_block // (len(largest.shard_starts) - 1)
+        turns = max(1, block // (2 * streaming.run))
+        return turns * streaming.held * max(1, self._num_workers)
 
     @property
     def notes(self) -> list[str]:

@@ -61,15 +61,15 @@ def bucket_and_key(url: str | Path) -> tuple[str, str]:
     return address.netloc, address.path.lstrip("/")
 
 
-def open_binary(url: str | Path) -> BinaryIO:
-    """A seekable file for reading: a local path, `file://...` or `s3://bucket/key` (read by ranges, never whole).
+def open_binary(url: str | Path, *, buffer_bytes: int = _PART_BYTES) -> BinaryIO:
+    """A seekable file for reading: a local path, `file://...` or `s3://bucket/key` (read by ranges of `buffer_bytes`).
 
     The S3 endpoint, region and credentials are those of boto3's usual environment variables and files.
     FileNotFoundError names what is missing.
     """
     text = str(url)
     if is_remote(text):
-        return _open_s3(text)
+        return _open_s3(text, buffer_bytes)
     path = Path(text.removeprefix("file://"))
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
@@ -116,7 +116,7 @@ class RangeReader(io.RawIOBase):
         return len(data)
 
 
-def _open_s3(url: str) -> BinaryIO:
+def _open_s3(url: str, buffer_bytes: int) -> BinaryIO:
     bucket, key = bucket_and_key(url)
     client = s3_client()
     with errors_of_s3(url):
@@ -126,7 +126,7 @@ def _open_s3(url: str) -> BinaryIO:
         with errors_of_s3(url):
             return _read_range(client, url, start, stop, version)
 
-    return io.BufferedReader(RangeReader(size, fetch), buffer_size=1 << 20)
+    return io.BufferedReader(RangeReader(size, fetch), buffer_size=buffer_bytes)
 
 
 def _size_and_version(client: Any, bucket: str, key: str) -> tuple[int, str]:

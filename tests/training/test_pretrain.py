@@ -69,6 +69,24 @@ def test_resume_is_bitwise(tokens, tmp_path):
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
 
 
+def test_a_streamed_run_resumes_bitwise_and_only_on_its_lanes(tokens, tmp_path):
+    def streamed(folder, lanes=None, **training):
+        values = pretrain_values(tokens, folder, schedule="constant", checkpoint_every=4, keep_last=9, **training)
+        values["data"] |= {"access": "streaming", "in_memory": False, "streaming_lanes": lanes}
+        pretrain(from_plain(PretrainConfig, values))
+
+    streamed(tmp_path / "whole", num_steps=8, num_workers=2)
+    streamed(tmp_path / "parts", num_steps=4, num_workers=2)
+    with pytest.raises(ValueError, match="clips would be lost or seen twice; continue with data.streaming_lanes=2"):
+        streamed(tmp_path / "parts", num_steps=8, num_workers=3)
+    with pytest.raises(ValueError, match="found streaming of .*, wanted None"):
+        run(tokens, tmp_path / "parts", num_steps=8)
+    streamed(tmp_path / "parts", num_steps=8, num_workers=2)
+    assert curve(tmp_path / "parts") == curve(tmp_path / "whole")
+    found, wanted = (load_tensors(tmp_path / name / "final" / "model.safetensors") for name in ("parts", "whole"))
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
 def test_one_batch_equals_its_micro_batches(tokens, tmp_path):
     """Loss and gradients of 4 clips at once and of 2 + 2, whatever modalities each half happens to hold."""
     gradients, losses = [], []

@@ -90,9 +90,15 @@ class FolderSet:
         return keys
 
 
-def open_clips(pattern: str, *, index_cache: str | Path | None = None) -> ShardSet | FolderSet:
-    """Shards where the pattern ends in `.tar`, plain files otherwise."""
-    return ShardSet(pattern, index_cache=index_cache) if pattern.endswith(".tar") else FolderSet(pattern)
+def open_clips(
+    pattern: str, *, index_cache: str | Path | None = None, streams: int | None = None
+) -> ShardSet | FolderSet:
+    """Shards where the pattern ends in `.tar`, plain files otherwise, which cannot be streamed (ValueError)."""
+    if streams is not None and not pattern.endswith(".tar"):
+        raise ValueError(f"{pattern}: access=streaming reads tars, wanted a pattern that ends in .tar")
+    return (
+        ShardSet(pattern, index_cache=index_cache, streams=streams) if pattern.endswith(".tar") else FolderSet(pattern)
+    )
 
 
 def _files_of(pattern: str) -> tuple[Path, list[Path]]:

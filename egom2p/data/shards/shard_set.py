@@ -16,6 +16,7 @@ import numpy as np
 from egom2p.data.shards.array_files import decode_array, encode_array
 from egom2p.data.shards.shard_files import CARD_NAME, Member, OpenShards, expand_files, read_card, split_folders
 from egom2p.data.shards.shard_index import ShardIndex
+from egom2p.data.shards.shard_streams import StreamedShards
 from egom2p.data.shards.shard_writer import ShardWriter
 
 __all__ = ["CARD_NAME", "ShardSet", "ShardWriter", "decode_array", "encode_array", "read_card", "shard_pattern"]
@@ -36,9 +37,10 @@ class ShardSet:
     shifted pair.
 
     index_cache   folder for indexes that cannot lie beside their shards
+    streams       clips of each folder are taken from whole shards in memory, so many of them; None: read one by one
     """
 
-    def __init__(self, pattern: str, *, index_cache: str | Path | None = None) -> None:
+    def __init__(self, pattern: str, *, index_cache: str | Path | None = None, streams: int | None = None) -> None:
         self.pattern, self._index_cache = pattern, index_cache
         self._paths = {folder: expand_files(part) for folder, part in split_folders(pattern).items()}
         self.folders: tuple[str, ...] = tuple(self._paths)
@@ -49,7 +51,7 @@ class ShardSet:
         self.shard_starts: tuple[int, ...] = (0, *accumulate(sizes))
         self._is_compared = {folder: bytearray([folder == first]) * self.num_shards for folder in self.folders}
         self._last_key = (-1, "")
-        self._open = OpenShards()
+        self._open = OpenShards() if streams is None else StreamedShards(streams * len(self.folders))
 
     @property
     def num_shards(self) -> int:
@@ -102,6 +104,11 @@ class ShardSet:
         offset, size, suffix = self._compared(shard, folder).member(shard, row)
         member = Member(self.key(index), suffix, offset, size)
         return self._open.read(self._paths[folder][shard], member), suffix
+
+    def ahead(self, index: int, folders: Sequence[str]) -> None:
+        """Begin to stream the shard of a clip."""
+        for folder in folders:
+            self._open.ahead(self._paths[folder][self._locate(index)[0]])
 
     def read_array(self, index: int, folder: str) -> np.ndarray:
         """The array of one clip in one folder (npy or npz). Raises ValueError naming shard and key."""

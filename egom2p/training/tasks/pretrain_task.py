@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from egom2p.contracts import LossOutput, ModalitySpec, PackedBatch
-from egom2p.data.unified_datasets import TokenLoader
+from egom2p.data.unified_datasets import STREAMING, TokenLoader
 from egom2p.layers.lora import adapter_settings, attach_lora, lora_state, merged_state
 from egom2p.models.egom2p_model import EgoM2P, load_model
 from egom2p.models.losses import combine_losses
@@ -131,6 +131,15 @@ class PretrainTask(Task):
             raise ValueError(
                 f"{directory} was trained on {[token_identity(spec) for spec in found]}, but the data now holds "
                 f"{[token_identity(spec) for spec in self.specs]}; choose another output_dir or remove the old run"
+            )
+
+        data = load_json(directory / "training.json").get("data")
+        before, now = (data or {}).get(STREAMING), self.data_identity().get(STREAMING)
+        if data is not None and before != now:
+            how = f"streaming_lanes={before.get('lanes')} and the same batch size" if before else "access=indexed"
+            raise ValueError(
+                f"{directory}: found streaming of {before}, wanted {now}: clips would be lost or seen twice; "
+                f"continue with data.{how}"
             )
 
     def export(self, directory: Path) -> None:

@@ -13,14 +13,18 @@ Masks are the published ones: True = ignored. `benchmarks/parity.py --only refer
 import copy
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from egom2p.contracts import MaskedClip, ModalitySpec
+from egom2p.data.budgets import draw_budgets
+from egom2p.data.masking_config import MaskingConfig
+from egom2p.data.token_set import TokenSet
 from egom2p.layers.blocks import sincos_positions
 from egom2p.models.egom2p_model import EgoM2P, ModelConfig
 from egom2p.models.losses import LossType
@@ -333,6 +337,49 @@ def dense_batch(clips: Sequence[MaskedClip], specs: Sequence[ModalitySpec]) -> D
         masks = {"input_mask": is_unused["input"], "target_mask": is_unused["target"]}
         batch[spec.name] = {"tensor": ids_BL, **masks, "decoder_attention_mask": counts_BL}
     return batch
+
+
+def plain_dense_clips(
+    tokens: TokenSet, specs: Sequence[ModalitySpec], masking: MaskingConfig, *, batch_size: int, seed: int
+) -> Iterator[DenseBatch]:
+    """Endless batches as published: masks over all positions of every modality, by sorting noise; then stacked."""
+    rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
+    alphas = masking.alphas.alphas_mixture
+    index = 0
+    while True:
+        clips = []
+        for _ in range(batch_size):
+            clip = tokens[index % len(tokens)]
+            index += 1
+            component = rng.integers(masking.alphas.num_components)
+            limits = [spec.num_tokens for spec in specs]
+            inputs = draw_budgets(
+                masking.max_input_tokens, [alphas[spec.name].input_alphas[component] for spec in specs], limits,
+                policy="clamp", rng=rng,
+            )  # fmt: skip
+            room = [limit - count for limit, count in zip(limits, inputs, strict=True)]
+            targets = draw_budgets(
+                masking.max_target_tokens, [alphas[spec.name].target_alphas[component] for spec in specs], room,
+                policy="clamp", rng=rng,
+            )  # fmt: skip
+            counts = zip(specs, inputs, targets, strict=True)
+            clips.append({spec.name: _masked_modality(clip.tokens[spec.name], *numbers, generator)
+                          for spec, *numbers in counts})  # fmt: skip
+        yield {spec.name: {key: torch.stack([clip[spec.name][key] for clip in clips]) for key in clips[0][spec.name]}
+               for spec in specs}  # fmt: skip
+
+
+def _masked_modality(
+    ids: np.ndarray, num_inputs: int, num_targets: int, generator: torch.Generator
+) -> dict[str, Tensor]:
+    order_L = torch.rand(len(ids), generator=generator).argsort()
+    is_unused = torch.ones(2, len(ids), dtype=torch.bool)
+    is_unused[0, order_L[:num_inputs]] = False
+    is_unused[1, order_L[num_inputs : num_inputs + num_targets]] = False
+    counts_L = torch.zeros(len(ids), dtype=torch.int32)
+    counts_L[is_unused[1].int().argmin()] = num_targets
+    masks = {"input_mask": is_unused[0], "target_mask": is_unused[1]}
+    return {"tensor": torch.tensor(ids, dtype=torch.int64), **masks, "decoder_attention_mask": counts_L}
 
 
 def train_step(

@@ -4,9 +4,9 @@
     python benchmarks/training.py --json FILE --rows dense --size base     (rows that begin so, other sizes)
 
 Every row has two processes, `ours` and `reference_like` (the published design, plainly written), with the same weights
-and the same clips; they take turns, step by step, so that a busy machine slows both alike. Ratios are of processor time:
-on one thread (the default) it does not contain what others compute. A row is written as soon as it is measured and
-replaces what the file had under its name. Losses of both sides are compared: it is the same work.
+and the same clips; they take turns, step by step, so that a busy machine slows both alike. Ratios are of processor
+time, which on one thread (the default) does not contain what others compute. A row is written as soon as it is measured
+and replaces what the file had under its name. Losses of both sides are compared: it is the same work.
 """
 
 import argparse

@@ -18,9 +18,9 @@ from egom2p.anytoany.answers.answer_generation import Answer, AnswerConfig, Ques
 from egom2p.anytoany.answers.inference import Inference, PerceivedClip, caption_windows, joined, typed_prompt
 from egom2p.anytoany.codebooks import CodebookConfig, Codebooks
 from egom2p.anytoany.conversations.conversation import PLACEHOLDER
-from egom2p.anytoany.conversations.datasets import sources_of
 from egom2p.anytoany.language.packaged_model import stand_in_note
-from egom2p.anytoany.saving import is_anytoany, load_anytoany, load_plain, run_folder_of
+from egom2p.anytoany.perception.familiarity import Familiarity
+from egom2p.anytoany.saving import is_anytoany, load_anytoany, load_plain
 from egom2p.anytoany.types import KINDS, PerceptionFeatures
 from egom2p.config import run_main, strict
 from egom2p.contracts import ModalitySpec, TokenClip
@@ -29,7 +29,7 @@ from egom2p.jobs.workers import choose_device
 from egom2p.models.egom2p_model import EgoM2P
 from egom2p.models.generate import generate
 from egom2p.models.sampling import TargetPlan
-from egom2p.storage import atomic_file, load_json
+from egom2p.storage import atomic_file
 
 _KIND_OF_QUANTITY = {"rgb": "video", "depth": "depth", "gaze": "gaze", "camera": "cam"}
 Files = str | tuple[str, ...]
@@ -121,34 +121,11 @@ class GenerateConfig:
             raise ValueError(f"model: {self.model} is a plain language model, which perceives no {files[0][0]}")
 
 
-def unfamiliar_note(model: str | Path, files: Sequence[str]) -> str | None:
-    """One line for files of one's own: what the model was trained on, by the settings of its run beside it.
-
-    None where every file is an item of the training or evaluation data.
-    """
-    run = run_folder_of(model)
-    settings = {} if run is None or not (run / "config.json").is_file() else load_json(run / "config.json")
-    sets = {**settings.get("data", {}).get("datasets", {}), **settings.get("evaluation", {}).get("datasets", {})}
-    known = {source for about in sets.values() for source in sources_of(about)}
-    folders = [about["folder"] for about in sets.values() if about.get("folder")]
-    known |= {Path(folder).resolve() for folder in (*folders, *settings.get("features", ()))}
-    paths = [Path(file.partition("#")[0]).resolve() for file in files]
-    if not paths or all(any(path.is_relative_to(source) for source in known) for path in paths):
-        return None
-    if not sets:
-        return f"nothing beside {model} says what it was trained on; what it says of files of your own may be wrong"
-    names = ", ".join(dict.fromkeys(settings["data"]["datasets"]))
-    made = all(
-        about.get("kind") == "world" or any("synthetic" in file for file in about.get("files", ()))
-        for about in sets.values()
-    )
-    where = "made-up scenes alone" if made else "other data"
-    return f"the model was trained on {where} ({names}); a file of your own is none of it, and the answer is a guess"
-
-
 def question_of_files(inference: Inference, config: GenerateConfig) -> Question:
     """The prompt about the first clip of each file."""
     media = [(kind, _first(_clips(inference, kind, file, config.stride_s), file)) for kind, file in config.files()]
+    notes = [inference.note(kind, item, file) for (kind, item), (_, file) in zip(media, config.files(), strict=True)]
+    sys.stderr.writelines(f"note: {note}\n" for note in dict.fromkeys(notes) if note)
     return inference.question(config.text, media, num_tokens=config.num_tokens)
 
 
@@ -156,8 +133,8 @@ def main(config: GenerateConfig) -> None:
     config.check_paths()
     if config.prompts is not None:
         return _write_replies(config)
-    notes = (unfamiliar_note(config.model, [file for _, file in config.files()]), stand_in_note(config.model))
-    sys.stderr.writelines(f"note: {note}\n" for note in notes if note)
+    if note := stand_in_note(config.model):
+        sys.stderr.write(f"note: {note}\n")
     start_s = time.perf_counter()
     inference = _load(config)
     loaded_s = time.perf_counter()
@@ -178,7 +155,7 @@ def main(config: GenerateConfig) -> None:
 
 def _load(config: GenerateConfig) -> Inference:
     load = load_anytoany if is_anytoany(config.model) else load_plain
-    return Inference(load(config.model, device=choose_device(config.device)))
+    return Inference(load(config.model, device=choose_device(config.device)), Familiarity.load(config.model))
 
 
 def _write_replies(config: GenerateConfig) -> None:
@@ -213,7 +190,7 @@ def _write_answers(inference: Inference, config: GenerateConfig, answers: Sequen
 
 def _write_captions(inference: Inference, config: GenerateConfig) -> None:
     ((kind, file),) = config.files()
-    clips = _clips(inference, kind, file, config.stride_s)
+    clips = _with_note(inference, kind, _clips(inference, kind, file, config.stride_s))
     settings = {"prompt": config.text, "kind": kind, "num_tokens": config.num_tokens, "seed": config.seed}
     found = None
     for found in joined(caption_windows(inference, clips, config.answer, **settings)):
@@ -221,6 +198,16 @@ def _write_captions(inference: Inference, config: GenerateConfig) -> None:
         sys.stdout.flush()  # a long video takes long
     if found is None:
         raise _no_clip(file)
+
+
+def _with_note(inference: Inference, kind: str, clips: Iterator[PerceivedClip]) -> Iterator[PerceivedClip]:
+    """The clips themselves; the first one that is not like the training data is told."""
+    is_noted = False
+    for clip in clips:
+        if not is_noted and (note := inference.note(kind, clip.features, clip.key)):
+            sys.stderr.write(f"note: {note}\n")
+            is_noted = True
+        yield clip
 
 
 def _clips(inference: Inference, kind: str, file: str, stride_s: float | None) -> Iterator[PerceivedClip]:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from egom2p.anytoany.download import DownloadConfig, download
+from egom2p.anytoany.perception.familiarity import Familiarity
 from egom2p.anytoany.world.synthetic_data import SyntheticDataConfig
 from egom2p.config import ConfigError, load_config
 from egom2p.storage import load_tensors, save_tensors, write_checksums
@@ -82,6 +83,7 @@ def test_the_published_config_takes_steps_and_resumes_to_the_bit(downloads, tmp_
     adapter = load_tensors(tmp_path / "whole" / "final" / "adapter_model.safetensors")
     assert all(tensor.abs().max() > 0 for name, tensor in adapter.items() if "lora_B" in name)
     assert {name.split(".")[-3] for name in adapter} == {"q_proj", "v_proj"}
+    assert Familiarity.load(tmp_path / "whole" / "final").limit[0] > 0
 
     train_anytoany(
         config_of(downloads, tmp_path / "parts", **{"training.num_steps": 2, "training.schedule": "constant"})

@@ -1,6 +1,7 @@
 """The command line: a prompt with files, answers on standard output."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,15 +12,17 @@ from tiny_artifacts import make_tiny_world
 from egom2p.anytoany.answers.answer_generation import AnswerConfig
 from egom2p.anytoany.answers.inference import Inference
 from egom2p.anytoany.conversations.datasets import TextConfig, TextSet
-from egom2p.anytoany.generate import GenerateConfig, main, question_of_files, unfamiliar_note
+from egom2p.anytoany.generate import GenerateConfig, main, question_of_files
 from egom2p.anytoany.model import build_anytoany
+from egom2p.anytoany.perception.familiarity import Familiarity
 from egom2p.anytoany.perception.media_files import features_of_vectors
-from egom2p.anytoany.perception.source import EncoderConfig
+from egom2p.anytoany.perception.source import CodesConfig, EncoderConfig
 from egom2p.anytoany.saving import save_anytoany
+from egom2p.anytoany.types import Media, PerceptionFeatures
+from egom2p.anytoany.world.factor_world import factor_specs
 from egom2p.anytoany.world.synthetic_data import SyntheticDataConfig, write_stand_in
 from egom2p.config import load_config
 from egom2p.data.clips.video_files import write_video
-from egom2p.storage import save_json
 
 ANSWER = AnswerConfig(max_new_tokens=10)
 TINY_LLAMA = {"model_type": "llama", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -121,20 +124,62 @@ def test_a_video_file_and_its_windows(tmp_path, capsys):
         list(Inference(vectors).perceive_file("video", str(tmp_path / "walk.mp4")))
 
 
-def test_files_of_ones_own_are_told_from_what_was_trained(tmp_path):
-    """By the run that made the model; an item of its data needs no word."""
-    final = tmp_path / "run" / "final"
-    final.mkdir(parents=True)
-    own, item = str(tmp_path / "walk.mp4"), str(tmp_path / "synthetic" / "a.npy")
-    assert "nothing beside" in unfamiliar_note(final, [own]) and unfamiliar_note(final, []) is None
-    captions = {"kind": "captions", "files": [str(tmp_path / "synthetic" / "rows.jsonl")], "folder": None}
-    datasets = {"captions": captions, "rooms": {"kind": "world", "root": str(tmp_path / "clips"), "datasets": ["a"]}}
-    save_json(tmp_path / "run/config.json", {"data": {"datasets": datasets}, "features": [str(tmp_path / "synthetic")]})
-    assert "made-up scenes alone (captions, rooms)" in unfamiliar_note(final, [own])
-    assert unfamiliar_note(final, [item + "#3"]) is None and unfamiliar_note(final, [item, own]) is not None
-    datasets["coco"] = {"kind": "instruct", "files": ["coco.parquet"]}
-    save_json(tmp_path / "run/config.json", {"data": {"datasets": datasets}})
-    assert "trained on other data (captions, rooms, coco)" in unfamiliar_note(final, [own])
+def test_an_input_unlike_the_training_data_is_told(saved, capsys, tmp_path):
+    folder, model = saved
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(90, 10)).astype(np.float32)
+    items = {Media("video", str(number)): features_of_vectors(vector) for number, vector in enumerate(vectors)}
+    train, held_out = list(items)[:60], list(items)[60:]
+    found = Familiarity.measure(model, train, held_out, items.__getitem__)
+    deviations = np.sqrt(np.square((vectors - vectors[:60].mean(0)) / vectors[:60].std(0)).mean(1))
+    wanted = max(np.quantile(part, 0.99) for part in (deviations[60:], deviations[:60]))
+    assert found.limit[0] == pytest.approx(wanted, rel=1e-5)
+    found.save(tmp_path)
+    again = Familiarity.load(tmp_path)
+    told = [again.note(model, "video", features_of_vectors(vector), "x") for vector in (vectors[0], vectors[0] + 5)]
+    assert told[0] is None and "x is unlike what the model was trained on (its features lie 5." in told[1]
+    assert Familiarity.load(folder) is None
+    settings = {"model": str(folder / "model"), "prompt": "{video} what?", "answer": ANSWER, "device": "cpu"}
+    main(GenerateConfig(**settings, video=str(folder / "v.npy")))
+    assert "says what its training data was like" in capsys.readouterr().err
+    for name, is_told in (("near", False), ("far", True)):
+        np.save(tmp_path / f"{name}.npy", vectors[:1] + 5 * is_told)
+        inference = Inference(model, again)
+        question_of_files(inference, GenerateConfig(**settings, video=str(tmp_path / f"{name}.npy")))
+        assert ("unlike" in capsys.readouterr().err) == is_told
+    alone = Familiarity.measure(model, train, [], items.__getitem__)
+    assert 0.8 < alone.limit[0] < 2.5, "without held-out items a fourth of the training's stands in"
+
+
+def test_modalities_that_the_training_had_are_missed(tmp_path):
+    model, item = two_modalities(tmp_path)
+    items = {Media("video", str(number)): item(number, (0, 1)) for number in range(16)}
+    found = Familiarity.measure(model, items, [], items.__getitem__)
+    assert found.note(model, "video", item(3, (0, 1)), "x") is None
+    assert "x is unlike what the model was trained on (it has no code_gaze" in found.note(
+        model, "video", item(3, (1,)), "x"
+    )
+    without = {media: item(number, (1,)) for number, media in enumerate(items)}
+    never = Familiarity.measure(model, without, [], without.__getitem__)
+    assert never.note(model, "video", item(5, (1,)), "x") is None, "what no training item had is not missed"
+
+
+def two_modalities(folder):
+    """A model of codes of gaze and rgb; `item(number, sources)` has rows of some of both."""
+    specs = [spec.to_dict() for spec in factor_specs() if spec.name != "code_cam"]
+    source = CodesConfig(width=6, modality_specs=specs)
+    model = build_anytoany(replace(toy_config(folder), perception=(source,)))
+
+    def item(number, sources):
+        rng = np.random.default_rng(number)
+        rows = [np.full(4, which, np.int16) for which in sources]
+        source_N = np.concatenate(rows)
+        ids_N1 = rng.integers(0, 3, size=(len(source_N), 1)).astype(np.float32)
+        position_N3 = np.zeros((len(source_N), 3), np.int16)
+        position_N3[:, 0] = np.tile(np.arange(4), len(sources))
+        return PerceptionFeatures(ids_N1, position_N3, source_N)
+
+    return model, item
 
 
 def test_replies_of_a_plain_language_model_are_rows_of_a_text_data_set(tmp_path, capsys):

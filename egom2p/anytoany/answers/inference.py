@@ -16,6 +16,7 @@ from egom2p.anytoany.conversations.chat import ChatConfig, ChatRenderer
 from egom2p.anytoany.conversations.conversation import captioned, question_of
 from egom2p.anytoany.model import AnyToAny
 from egom2p.anytoany.perception.build_perception import build_source
+from egom2p.anytoany.perception.familiarity import Familiarity
 from egom2p.anytoany.perception.media_files import VectorFiles, read_clips
 from egom2p.anytoany.perception.source import Clip, PerceptionSource, VectorsConfig, source_of_kind
 from egom2p.anytoany.types import KINDS, Media, PerceptionFeatures
@@ -36,10 +37,13 @@ class PerceivedClip:
 
 
 class Inference:
-    """A model that answers prompts; perception sources are opened when something is to be perceived."""
+    """A model that answers prompts; perception sources are opened when something is to be perceived.
 
-    def __init__(self, model: AnyToAny) -> None:
-        self.model = model
+    familiarity   what the model's training data was like; None: not known
+    """
+
+    def __init__(self, model: AnyToAny, familiarity: Familiarity | None = None) -> None:
+        self.model, self.familiarity = model, familiarity
         self._sources: dict[int, PerceptionSource] = {}
 
     def question(
@@ -59,6 +63,12 @@ class Inference:
         )
         conversation = question_of(captioned("prompt", prompt, items, "-"))
         return Question(renderer.render_question(conversation), tuple(features))
+
+    def note(self, kind: str, item: PerceptionFeatures, name: str) -> str | None:
+        """A line for people where an input called `name` is not like the training data, or that is not known."""
+        if self.familiarity is None:
+            return "nothing in the model's directory says what its training data was like: it may know nothing of this"
+        return self.familiarity.note(self.model, kind, item, name)
 
     def answer(
         self, questions: Sequence[Question], config: AnswerConfig, *, seeds: Sequence[int] | None = None

@@ -226,11 +226,11 @@ def trained_on(run: Mapping[str, Any], measured: Mapping[str, Mapping[str, Any]]
     run        the run's config.json
     measured   name -> plain config of a data set, or of a text task
     """
-    used = {source for dataset in run["data"]["datasets"].values() for source in sources_of(dataset)}
-    return {name for name, dataset in measured.items() if not used.isdisjoint(sources_of(dataset))}
+    used = {source for dataset in run["data"]["datasets"].values() for source in _sources(dataset)}
+    return {name for name, dataset in measured.items() if not used.isdisjoint(_sources(dataset))}
 
 
-def sources_of(dataset: Mapping[str, Any]) -> set[Path]:
+def _sources(dataset: Mapping[str, Any]) -> set[Path]:
     """Files and folders of stored clips that the rows of a data set (its plain config) come from."""
     files = [file for pattern in dataset.get("files", ()) for file in glob.glob(pattern) or [pattern]]
     clips = [Path(dataset["root"], name) for name in dataset["datasets"]] if "root" in dataset else []

@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Iterable, Iterator
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,13 @@ from egom2p.anytoany.language.language_tokenizer import load_text_tokenizer, res
 from egom2p.anytoany.language.packaged_model import stand_in_note
 from egom2p.anytoany.language.size_of_model import LanguageFlops
 from egom2p.anytoany.model import AnyToAny, AnyToAnyConfig, build_anytoany
+from egom2p.anytoany.perception.familiarity import MAX_ITEMS, Familiarity
 from egom2p.anytoany.perception.feature_store import FeatureLookup, spellings
 from egom2p.anytoany.saving import load_config_of, write_anytoany_files
 from egom2p.anytoany.types import LanguageBatch
 from egom2p.config import strict
 from egom2p.contracts import LossOutput
+from egom2p.data.clip_order import clip_rng
 from egom2p.training.distributed import Ranks
 from egom2p.training.loop import FitResult, train
 from egom2p.training.planning.anytoany_memory import estimate_text
@@ -109,6 +112,7 @@ class AnyToAnyTask(Task):
             world_size=ranks.world_size,
             nested=tuple(nested.values()),
         )
+        self._familiarity: Familiarity | None = None
         self.num_train_clips = self.loader.num_conversations
         note = stand_in_note(config.model.language_model.pretrained)
         self.notes = () if note is None else (note,)
@@ -137,6 +141,8 @@ class AnyToAnyTask(Task):
         return sums[0] / max(denominators[0], 1)
 
     def evaluate(self, model: nn.Module) -> Iterable[Measurement]:
+        if self.ranks.is_first:  # here and not in `export`, where sharded weights cannot be run
+            self._familiarity = self._measured_familiarity()
         measurements = self.evaluation.measure(self._anytoany)
         if self.ranks.is_first and self.evaluation.samples:
             folder = local_folder(self.config.output_dir, self.config.training.scratch_dir)
@@ -156,3 +162,15 @@ class AnyToAnyTask(Task):
 
     def export(self, directory: Path) -> None:
         write_anytoany_files(self._anytoany, directory)
+        if self._familiarity is not None:
+            self._familiarity.save(directory)
+
+    def _measured_familiarity(self) -> Familiarity:
+        """Of items spread over the training data, and of the evaluation's."""
+        train = []
+        for dataset in self.loader.datasets.values():
+            count = min(len(dataset), MAX_ITEMS)
+            rows = (dataset.conversation(n * len(dataset) // count, clip_rng(0, "familiar", n)) for n in range(count))
+            train.append([item for conversation in rows for item in conversation.media])
+        turns = [item for row in zip_longest(*train) for item in row if item is not None]
+        return Familiarity.measure(self._anytoany, turns, self.evaluation.media(), self.lookup.features)

@@ -97,6 +97,10 @@ class LanguageEvaluation:
                 measurements += [Measurement(group, key, value) for key, value in zip(_NAMES, values, strict=True)]
         return measurements
 
+    def media(self) -> list[Media]:
+        """Media items of all sets."""
+        return [span.media for rows in self._sets.values() for _, rendered in rows for span in rendered.spans]
+
     def _draw(self, name: str, dataset: Any, seed: int, renderer: ChatRenderer) -> list[tuple[Conversation, Rendered]]:
         opened = open_dataset(dataset)
         count = min(len(opened), self._config.max_conversations)

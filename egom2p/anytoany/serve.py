@@ -1,7 +1,10 @@
 """Captions over HTTP on this machine: `python -m egom2p.anytoany.serve model=<directory>`.
 
 POST /api/v1/inference {"embedding": [B * W numbers]} -> {"texts": [B captions]}, W = 1024 for ImageBind's vectors.
-GET / or /api/v1/health -> {"status": "ok", "model": ..., "prompt": ..., "width": W, "max_batch": most vectors at once}.
+POST /api/v1/file <bytes of a video or picture> -> {"texts": [caption], "note": how it is unlike the training data, or
+null}. Which of the two a model answers follows from what it perceives.
+GET / or /api/v1/health -> {"status": "ok", "model", "prompt", "width": W or null, "max_batch": most vectors at once,
+"max_file_bytes": largest file, 0 where files are not perceived}.
 Errors: {"error": "..."} with status 4xx or 5xx.
 Requests of web pages are refused (403): Host and Origin, where sent, must be this machine and port.
 """
@@ -9,25 +12,46 @@ Requests of web pages are refused (403): Host and Origin, where sent, must be th
 import io
 import json
 import logging
+import re
 import socket
 import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import numpy as np
+from PIL import Image
 
 from egom2p.anytoany.answers.answer_generation import AnswerConfig
 from egom2p.anytoany.answers.inference import Inference, typed_prompt
 from egom2p.anytoany.conversations.conversation import PLACEHOLDER
+from egom2p.anytoany.perception.familiarity import Familiarity
 from egom2p.anytoany.perception.media_files import features_of_vectors
+from egom2p.anytoany.perception.source import VectorsConfig, source_of_kind
 from egom2p.anytoany.saving import load_anytoany
 from egom2p.config import run_main, strict
+from egom2p.data.clips.image_files import PICTURE_SUFFIXES
+from egom2p.data.clips.video_files import VideoFile
 from egom2p.jobs.workers import choose_device
 
-INFERENCE, HEALTH = "/api/v1/inference", "/api/v1/health"
-_METHODS = {INFERENCE: "POST", HEALTH: "GET", "/": "GET"}
+INFERENCE, FILE, HEALTH = "/api/v1/inference", "/api/v1/file", "/api/v1/health"
+_METHODS = {INFERENCE: "POST", FILE: "POST", HEALTH: "GET", "/": "GET"}
+# Containers are told by their first bytes, before a decoder sees them: playlists, which name other files, are none.
+_FIRST_BYTES = {
+    ".mp4": re.compile(rb".{4}(ftyp|moov|mdat|wide|free|skip)", re.DOTALL),
+    ".webm": re.compile(rb"\x1a\x45\xdf\xa3"),
+    ".avi": re.compile(rb"RIFF.{4}AVI ", re.DOTALL),
+    ".png": re.compile(rb"\x89PNG\r\n\x1a\n"),
+    ".jpg": re.compile(rb"\xff\xd8\xff"),
+    ".gif": re.compile(rb"GIF8[79]a"),
+    ".webp": re.compile(rb"RIFF.{4}WEBP", re.DOTALL),
+}
+_MAX_UPLOADS = 4  # at once: each lies on the disk until it is answered
+_CHUNK_BYTES = 2**20
+_MAX_FRAMES = 16  # of the largest size, of an animation
 # A number in JSON with all its digits, sign, exponent and comma.
 _BYTES_PER_NUMBER = 32
 # Of a refused request so much is read and forgotten: a client that is still sending would not see the answer.
@@ -42,14 +66,17 @@ _log = logging.getLogger(__name__)
 class ServeConfig:
     """One server.
 
-    model      any-to-any directory whose perception source is `vectors`
+    model      any-to-any directory
     prompt     with one placeholder, that of `kind`; \\n is a line break
-    kind       as what the vectors are perceived
+    kind       as what vectors and files are perceived
     port       0: a free one
     max_batch  vectors of one request; a longer body is refused before it is taken in. They are answered
                answer.batch_size at a time
     timeout_s  a request that has not arrived after so long is dropped, however it trickles in
     max_connections  more at once are answered with 503
+    max_file_mb  of an uploaded video or picture; the first clip of a video is what is answered
+    max_pixels   of a frame: a small file may hold frames that fill the memory
+    folder     uploaded files lie below it until they are answered
     """
 
     model: str
@@ -61,6 +88,9 @@ class ServeConfig:
     max_batch: int = 64
     timeout_s: float = 30.0
     max_connections: int = 256
+    max_file_mb: float = 64.0
+    max_pixels: int = 4096 * 2304
+    folder: str = "outputs/serve"
     device: str = "cpu"
 
     def __post_init__(self) -> None:
@@ -71,11 +101,9 @@ class ServeConfig:
             )
         if not 0 <= self.port <= 65535:
             raise ValueError(f"port must be in 0 ... 65535, got {self.port}")
-        if self.max_batch < 1 or self.max_connections < 1 or not 0 < self.timeout_s < float("inf"):
-            raise ValueError(
-                f"max_batch, max_connections and timeout_s must be positive, got {self.max_batch}, "
-                f"{self.max_connections} and {self.timeout_s}"
-            )
+        for name in ("max_batch", "max_connections", "timeout_s", "max_file_mb", "max_pixels"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
 
     @property
     def text(self) -> str:
@@ -97,10 +125,13 @@ class CaptionServer(ThreadingHTTPServer):
     request_queue_size = 1024  # connections that wait to be taken; the library's five are refused in any rush
 
     def __init__(self, config: ServeConfig, inference: Inference) -> None:
-        """ValueError where the model perceives no vectors, or the port is taken."""
+        """ValueError where the model perceives nothing of this kind, or the port is taken."""
         self.config, self.inference = config, inference
-        self.width = inference.vector_width
-        self.max_bytes = config.max_batch * self.width * _BYTES_PER_NUMBER + 1024
+        source = inference.model.config.perception[source_of_kind(inference.model.config.perception, config.kind)]
+        self.width = source.width if isinstance(source, VectorsConfig) else None
+        self.max_bytes = 0 if self.width is None else config.max_batch * self.width * _BYTES_PER_NUMBER + 1024
+        self.max_file_bytes = int(config.max_file_mb * 1e6) if self.width is None else 0
+        self.uploads = threading.BoundedSemaphore(_MAX_UPLOADS)
         self._model_lock = threading.Lock()
         self._free = threading.BoundedSemaphore(config.max_connections)
         if config.host == "::1":
@@ -143,7 +174,30 @@ class CaptionServer(ThreadingHTTPServer):
             questions = [self.inference.question(config.text, [(config.kind, item)]) for item in items]
             return [answer.text for answer in self.inference.answer(questions, config.answer)]
 
+    def caption_of_file(self, file: Path) -> dict[str, Any]:
+        """Answer about the first clip of an uploaded video, or about a picture; RefusedRequest for anything else."""
+        with file.open("rb") as opened:
+            first = opened.read(16)
+        suffix = next((suffix for suffix, pattern in _FIRST_BYTES.items() if pattern.match(first)), None)
+        if suffix is None:
+            known = ", ".join(_FIRST_BYTES)
+            raise RefusedRequest(415, f"the body is no video or picture by its first bytes; known are {known}")
+        named = file.rename(file.with_suffix(suffix))
+        config = self.config
+        with self._model_lock:
+            try:
+                check_frame_size(named, config.max_pixels)
+                clip = next(self.inference.perceive_file(config.kind, str(named)), None)
+            except (ValueError, OSError, Image.DecompressionBombError) as error:
+                raise RefusedRequest(400, str(error).replace(str(named), "the file").partition(" (")[0]) from None
+            if clip is None:
+                raise RefusedRequest(400, "the file: no segment of it is long enough, with enough frames, for one clip")
+            question = self.inference.question(config.text, [(config.kind, clip.features)])
+            texts = [answer.text for answer in self.inference.answer([question], config.answer)]
+            return {"texts": texts, "note": self.inference.note(config.kind, clip.features, "the file")}
+
     def _vectors(self, body: bytes) -> np.ndarray:
+        assert self.width is not None
         try:
             content = json.loads(body)
         except (ValueError, RecursionError):
@@ -161,6 +215,19 @@ class CaptionServer(ThreadingHTTPServer):
         if not all(abs(number) < largest for number in numbers):
             raise RefusedRequest(400, "embedding holds numbers that are not finite")
         return np.array(numbers, dtype=np.float32).reshape(-1, self.width)
+
+
+def check_frame_size(file: Path, max_pixels: int) -> None:
+    """ValueError for larger frames, or an animation of too many, by what the file says before one is decoded."""
+    count = 1
+    if file.suffix in PICTURE_SUFFIXES:
+        with Image.open(file) as picture:
+            (width, height), count = picture.size, getattr(picture, "n_frames", 1)
+    else:
+        video = VideoFile(file)  # its frames are read as they are needed, those of an animation all at once
+        width, height = video.width, video.height
+    if width * height > max_pixels or width * height * count > _MAX_FRAMES * max_pixels:
+        raise ValueError(f"{file}: {count} frames of {width} x {height}, at most {max_pixels} pixels are taken")
 
 
 class _Arriving(io.RawIOBase):
@@ -214,12 +281,12 @@ class _Handler(BaseHTTPRequestHandler):
         if _METHODS.get(self._where) != "GET":
             return self._refuse(self._wrong_address())
         facts = {"model": config.model, "prompt": config.text, "width": server.width, "max_batch": config.max_batch}
-        return self._send(200, {"status": "ok", **facts, "inference": INFERENCE})
+        facts |= {"max_file_bytes": server.max_file_bytes}
+        return self._send(200, {"status": "ok", **facts, "inference": FILE if server.width is None else INFERENCE})
 
     def do_POST(self) -> None:
         try:
-            body = self._body()
-            texts = self.server.captions(body)
+            answer = self._answer_to_file() if self._where == FILE else {"texts": self.server.captions(self._body())}
         except RefusedRequest as refused:
             return self._refuse(refused)
         except ConnectionError:
@@ -227,23 +294,49 @@ class _Handler(BaseHTTPRequestHandler):
         except Exception:  # noqa: BLE001, one broken request must not end the server
             _log.exception("a request failed")
             return self._refuse(RefusedRequest(500, "the model failed; the server's log tells why"))
-        return self._send(200, {"texts": texts})
+        return self._send(200, answer)
+
+    def _answer_to_file(self) -> dict[str, Any]:
+        length = self._length(self.server.max_file_bytes)
+        if not self.server.uploads.acquire(blocking=False):
+            raise RefusedRequest(503, f"{_MAX_UPLOADS} files are being answered, the most at once")
+        try:
+            folder = Path(self.server.config.folder)
+            folder.mkdir(parents=True, exist_ok=True)
+            with TemporaryDirectory(dir=folder, prefix="upload-") as own:
+                file = Path(own) / "file"
+                with file.open("wb") as opened:
+                    for start in range(0, length, _CHUNK_BYTES):
+                        opened.write(self._read(min(_CHUNK_BYTES, length - start)))
+                return self.server.caption_of_file(file)
+        finally:
+            self.server.uploads.release()
 
     def _body(self) -> bytes:
+        return self._read(self._length(self.server.max_bytes))
+
+    def _length(self, max_bytes: int) -> int:
+        """Bytes of the body; RefusedRequest where this address takes none, or not so many."""
         if _METHODS.get(self._where) != "POST":
             raise self._wrong_address()
+        if not max_bytes:
+            other = FILE if self._where == INFERENCE else INFERENCE
+            raise RefusedRequest(404, f"this model perceives {'files' if other == FILE else 'vectors'}: POST {other}")
         length = self.headers.get("Content-Length", "")
         if not (length.isascii() and length.isdecimal()) or "Transfer-Encoding" in self.headers:
             raise RefusedRequest(411, "a request needs one Content-Length")
-        if len(length) > _MAX_LENGTH_DIGITS or int(length) > self.server.max_bytes:
+        if len(length) > _MAX_LENGTH_DIGITS or int(length) > max_bytes:
             shown = length if len(length) <= _MAX_LENGTH_DIGITS else f"{length[:_MAX_LENGTH_DIGITS]}..."
-            raise RefusedRequest(413, f"the body has {shown} bytes, at most {self.server.max_bytes} are read")
+            raise RefusedRequest(413, f"the body has {shown} bytes, at most {max_bytes} are read")
+        return int(length)
+
+    def _read(self, count: int) -> bytes:
         try:
-            body = self.rfile.read(int(length))
+            body = self.rfile.read(count)
         except TimeoutError:
             raise RefusedRequest(408, "the body did not arrive in time") from None
-        if len(body) < int(length):
-            raise RefusedRequest(400, f"the body ended after {len(body)} of {length} bytes")
+        if len(body) < count:
+            raise RefusedRequest(400, f"the body ended {count - len(body)} bytes early")
         return body
 
     @property
@@ -251,7 +344,9 @@ class _Handler(BaseHTTPRequestHandler):
         return self.path.partition("?")[0]
 
     def _wrong_address(self) -> RefusedRequest:
-        return RefusedRequest(405 if self._where in _METHODS else 404, f"wanted POST {INFERENCE} or GET {HEALTH}")
+        return RefusedRequest(
+            405 if self._where in _METHODS else 404, f"wanted POST {INFERENCE} or {FILE}, or GET {HEALTH}"
+        )
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         """What the base class refuses itself (a broken request line, an unknown method), as JSON too."""
@@ -292,9 +387,16 @@ class _Handler(BaseHTTPRequestHandler):
 def main(config: ServeConfig) -> None:
     """Serve until interrupted."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    with CaptionServer(config, Inference(load_anytoany(config.model, device=choose_device(config.device)))) as server:
+    model = load_anytoany(config.model, device=choose_device(config.device))
+    with CaptionServer(config, Inference(model, Familiarity.load(config.model))) as server:
         host = f"[{config.host}]" if ":" in config.host else config.host
-        _log.info("serving %s on http://%s:%d%s (Ctrl-C ends it)", config.model, host, server.server_port, INFERENCE)
+        _log.info(
+            "serving %s on http://%s:%d%s (Ctrl-C ends it)",
+            config.model,
+            host,
+            server.server_port,
+            FILE if server.width is None else INFERENCE,
+        )
         try:
             server.serve_forever()
         except KeyboardInterrupt:

@@ -12,12 +12,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from model_toys import WIDTH, toy_model
+from PIL import Image
 
 from egom2p.anytoany.answers.answer_generation import AnswerConfig
 from egom2p.anytoany.answers.inference import Inference
 from egom2p.anytoany.perception.media_files import features_of_vectors
-from egom2p.anytoany.perception.source import VectorsConfig
-from egom2p.anytoany.serve import INFERENCE, CaptionServer, ServeConfig
+from egom2p.anytoany.perception.source import TimmFramesConfig, VectorsConfig
+from egom2p.anytoany.serve import FILE, INFERENCE, CaptionServer, ServeConfig
+from egom2p.data.clips.video_files import write_video
 
 CONFIG = ServeConfig(
     model="-", prompt="{video} what?", port=0, max_batch=3, timeout_s=1.0, answer=AnswerConfig(max_new_tokens=5)
@@ -62,7 +64,7 @@ def test_texts_are_those_of_the_model(server, inference):
     for path in ("/", "/api/v1/health", "/api/v1/health?at=now"):
         status, facts = request(server, method="GET", path=path)
         wanted = {"status": "ok", "model": "-", "prompt": CONFIG.prompt, "width": WIDTH, "max_batch": 3}
-        assert status == 200 and facts == {**wanted, "inference": INFERENCE}
+        assert status == 200 and facts == {**wanted, "max_file_bytes": 0, "inference": INFERENCE}
 
 
 def test_requests_at_the_same_time_get_their_own_answers(server):
@@ -130,9 +132,9 @@ def test_a_failure_of_the_model_is_an_answer_too(server, monkeypatch):
     assert status == 500 and "out of memory" not in content["error"]
 
 
-def test_only_models_of_vectors_can_be_served(tmp_path):
-    two = tuple(VectorsConfig(width=4, kinds=(kind,)) for kind in ("video", "audio"))
-    with pytest.raises(ValueError, match="one perception source of vectors"):
+def test_what_the_model_perceives_must_be_of_the_kind(tmp_path):
+    two = tuple(VectorsConfig(width=4, kinds=(kind,)) for kind in ("audio", "image"))
+    with pytest.raises(ValueError, match="media of kind video need exactly one perception source, found none"):
         CaptionServer(CONFIG, Inference(toy_model(tmp_path, perception=two)))
 
 
@@ -252,3 +254,86 @@ def test_a_client_that_hangs_up_leaves_no_traceback(server, caplog, capfd):
 @pytest.mark.parametrize("length", ["9" * 5000, "1" * 16, "99999999"])
 def test_a_length_with_thousands_of_digits_is_too_large(server, length):
     assert request(server, b"{}", headers={"Content-Length": length})[0] == 413
+
+
+@pytest.fixture(scope="module")
+def of_files(tmp_path_factory):
+    """A server whose model sees pictures and videos through a tiny image tower."""
+    folder = tmp_path_factory.mktemp("files")
+    tower = TimmFramesConfig(tower="test_vit", tower_weights="random", image_size=32, num_frames=4, clip_s=1.0)
+    model = toy_model(folder, perception=(tower,), noise=0.3)
+    config = replace(CONFIG, folder=str(folder / "uploads"), max_file_mb=0.2, max_pixels=64 * 64, timeout_s=5.0)
+    frames = np.random.default_rng(0).integers(0, 255, (20, 48, 64, 3), np.uint8)
+    write_video(folder / "walk.mp4", frames, 10)
+    Image.fromarray(frames[0]).save(folder / "photo.png")
+    Image.fromarray(np.zeros((100, 100, 3), np.uint8)).save(folder / "large.png")
+    write_video(folder / "short.mp4", frames[:2], 10)
+    write_video(folder / "large.mp4", np.zeros((20, 100, 100, 3), np.uint8), 10)
+    pictures = [Image.fromarray(np.full((64, 64, 3), value, np.uint8)) for value in range(20)]
+    pictures[0].save(folder / "long.gif", save_all=True, append_images=pictures[1:])
+    with CaptionServer(config, Inference(model)) as running:
+        thread = threading.Thread(target=running.serve_forever, daemon=True)
+        thread.start()
+        yield running, folder
+        running.shutdown()
+
+
+def upload(server, body, **more):
+    return request(server, body, path=FILE, **more)
+
+
+@pytest.mark.parametrize("name", ["walk.mp4", "photo.png"])
+def test_an_uploaded_file_is_answered_as_on_the_command_line(of_files, name):
+    server, folder = of_files
+    status, content = upload(server, (folder / name).read_bytes())
+    (clip, *_) = server.inference.perceive_file("video", str(folder / name))
+    (wanted,) = server.inference.answer(
+        [server.inference.question(CONFIG.prompt, [("video", clip.features)])], CONFIG.answer
+    )
+    assert status == 200 and content["texts"] == [wanted.text] and "training data" in content["note"]
+    assert list((folder / "uploads").iterdir()) == [], "nothing of it stays"
+
+
+def test_uploads_that_are_no_video_or_too_large_are_refused(of_files):
+    server, folder = of_files
+    whole = (folder / "walk.mp4").read_bytes()
+    playlist = b"ffconcat version 1.0\nfile /etc/hostname\n"
+    hls = b"#EXTM3U\n#EXTINF:1,\nfile:///etc/hostname\n"
+    inside = whole[:4] + b"ftyp" + b"isom" + hls
+    for body, status, message in (
+        (b"", 415, "no video or picture"),
+        (b"hello", 415, "no video or picture"),
+        (playlist, 415, "no video or picture"),
+        (hls, 415, "no video or picture"),
+        (inside, 400, "the file"),
+        (whole[: len(whole) // 2], 400, "the file"),
+        (b"\x89PNG\r\n\x1a\n" + b"0" * 50, 400, ""),
+        ((folder / "short.mp4").read_bytes(), 400, "the file"),
+        ((folder / "large.png").read_bytes(), 400, "frames of 100 x 100"),
+        ((folder / "large.mp4").read_bytes(), 400, "frames of 100 x 100"),
+        ((folder / "long.gif").read_bytes(), 400, "20 frames of 64 x 64"),
+        (whole + b"0" * 300_000, 413, "at most 200000"),
+    ):
+        found, content = upload(server, body)
+        assert (found, message in content["error"]) == (status, True), (body[:20], content)
+        assert str(folder) not in content["error"], "no path of this machine"
+    assert upload(server, whole, method="PUT")[0] == 405
+    assert request(server, json.dumps({"embedding": [0.5]}))[0] == 404, "it perceives no vectors"
+    assert upload(server, whole)[0] == 200 and list((folder / "uploads").iterdir()) == []
+
+
+def test_a_model_of_vectors_takes_no_files_and_uploads_are_bounded(server, of_files):
+    status, content = upload(server, b"x")
+    assert status == 404 and f"POST {INFERENCE}" in content["error"]
+    running, folder = of_files
+    held = [running.uploads.acquire(blocking=False) for _ in range(4)]
+    try:
+        assert all(held) and upload(running, (folder / "photo.png").read_bytes())[0] == 503
+    finally:
+        for _ in held:
+            running.uploads.release()
+    with socket.create_connection(("127.0.0.1", running.server_port), timeout=10) as half:
+        half.sendall(f"POST {FILE} HTTP/1.1\r\nContent-Length: 1000\r\n\r\nhalf".encode())
+        half.shutdown(socket.SHUT_WR)
+        assert b"996 bytes early" in half.recv(2000)
+    assert list((folder / "uploads").iterdir()) == []

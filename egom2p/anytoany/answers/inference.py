@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from functools import cached_property
 from itertools import islice
 from pathlib import Path
 
@@ -93,15 +92,6 @@ class Inference:
         for clip in read_clips(path, config, stride_s=stride_s):
             start_s, end_s = _span_s(clip)
             yield PerceivedClip(clip.key, self._sources[number].perceive([clip])[0], start_s, end_s)
-
-    @cached_property
-    def vector_width(self) -> int:
-        """Numbers of one vector, for models that perceive vectors; ValueError for others."""
-        widths = [source.width for source in self.model.config.perception if isinstance(source, VectorsConfig)]
-        if len(widths) != 1:
-            found = [source.source for source in self.model.config.perception]
-            raise ValueError(f"wanted a model with one perception source of vectors, this one has {found}")
-        return widths[0]
 
 
 def typed_prompt(prompt: str) -> str:

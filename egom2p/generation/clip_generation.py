@@ -4,7 +4,7 @@ B clips, L tokens of one modality, T frames or samples of a stream.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -20,6 +20,7 @@ class Generated:
     """A clip with its targets filled: signals, and the tokens they were decoded from.
 
     given, made    modalities; made_streams: streams of the clip that were generated
+    truth          what the prompt held of those streams: unseen by the model, or seen in part (inpainting)
     """
 
     clip: AlignedClip
@@ -27,6 +28,7 @@ class Generated:
     given: tuple[str, ...]
     made: tuple[str, ...]
     made_streams: tuple[str, ...]
+    truth: Mapping[str, Stream] = field(default_factory=dict)
 
 
 def generate_clips(
@@ -150,10 +152,13 @@ def _generated(
     made_names = [spec.name for spec in specs]
     given = tuple(name for name in tokens.tokens if name not in made_names)
     streams = dict(prompt.streams) if isinstance(prompt, AlignedClip) else _decoded_inputs(checkpoint, tokens, given)
+    truth = {}
     start_s = min((float(stream.times_s[0]) for stream in streams.values()), default=0.0)
     for spec in specs:
         name = stream_of(checkpoint, spec)
         made, mask = stream_at(spec, *values[spec.name], start_s=start_s), request.mask_of(spec)
+        if isinstance(prompt, AlignedClip) and name in prompt.streams:
+            truth[name] = prompt.streams[name]
         if mask is not None and isinstance(prompt, AlignedClip):
             made = merge_given(spec, prompt.streams[name], made, mask)
         streams[name] = made
@@ -161,7 +166,8 @@ def _generated(
     base = prompt if isinstance(prompt, AlignedClip) else empty
     extra = dict(base.extra) | {"given": list(given), "made": made_names}
     made_streams = tuple(stream_of(checkpoint, spec) for spec in specs)
-    return Generated(replace(base, streams=streams, extra=extra), tokens, given, tuple(made_names), made_streams)
+    clip = replace(base, streams=streams, extra=extra)
+    return Generated(clip, tokens, given, tuple(made_names), made_streams, truth)
 
 
 def _decoded_inputs(checkpoint: Checkpoint, tokens: TokenClip, given: Sequence[str]) -> dict[str, Stream]:

@@ -220,7 +220,7 @@ class _Job:
         settings = self._settings(made.clip.provenance)
         note = {"given": made.given, "made": made.made, "made_streams": made.made_streams, "settings": settings}
         folder = inside(self.folder, made.clip.key)
-        write_generated(folder, made.clip, made.tokens, note | dict(more), video=self.config.video)
+        write_generated(folder, made.clip, made.tokens, note | dict(more), video=self.config.video, truth=made.truth)
 
     def _is_done(self, key: str, provenance: Provenance | None) -> bool:
         note = self.folder / key / "clip.json"

@@ -4,6 +4,7 @@ F frames, S samples of a track, H, W pixels.
 """
 
 import csv
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -17,17 +18,25 @@ from egom2p.data.clips.video_files import write_video
 from egom2p.geometry import pixels_from_gaze, write_tum
 from egom2p.storage import atomic_directory, save_json
 
+TRUTH_OF = "truth_"  # before the name of a stream that was made: what the input held of it
 _OWN_FILES = ("rgb", "depth", "gaze", "camera")
 _DOT = np.array([213, 94, 0], np.uint8)  # vermillion, visible to colour-blind eyes
 _RING = np.array([255, 255, 255], np.uint8)
 
 
 def write_generated(
-    folder: Path, clip: AlignedClip, tokens: TokenClip, note: dict[str, Any], *, video: str
+    folder: Path,
+    clip: AlignedClip,
+    tokens: TokenClip,
+    note: dict[str, Any],
+    *,
+    video: str,
+    truth: Mapping[str, Stream] | None = None,
 ) -> list[str]:
     """Write one clip below `folder`, atomically; returns the names of the files.
 
-    clip.npz       every stream: `<name>` in its unit, `<name>_is_valid`, `<name>_times_s`
+    clip.npz       every stream: `<name>` in its unit, `<name>_is_valid`, `<name>_times_s`; and as `truth_<name>` what
+                   the input held of a stream that was made
     tokens.npz     ids by modality
     rgb.<video>, depth.<video> (grey, near is bright, logarithmic between the metres noted in clip.json),
     gaze.<video> (the point drawn on rgb), gaze.csv, camera.tum (world_from_cam), <track>.csv of any other track that
@@ -40,7 +49,8 @@ def write_generated(
     rates = {name: _rate_hz(stream.times_s) for name, stream in clip.streams.items()}
     with atomic_directory(folder) as unfinished:
         arrays: dict[str, np.ndarray] = {}
-        for name, stream in clip.streams.items():
+        known = {f"{TRUTH_OF}{name}": stream for name, stream in (truth or {}).items()}
+        for name, stream in {**clip.streams, **known}.items():
             arrays |= {name: stream.values, f"{name}_is_valid": stream.is_valid, f"{name}_times_s": stream.times_s}
         np.savez_compressed(unfinished / "clip.npz", **arrays)
         np.savez_compressed(unfinished / "tokens.npz", **tokens.tokens)

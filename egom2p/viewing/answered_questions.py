@@ -129,7 +129,7 @@ def _codes(arrays: Mapping[str, np.ndarray], name: str) -> str:
         ids_N, position_N3 = arrays["ids"][is_own], arrays["position"][is_own].astype(int)
         _, height, width = (int(size) for size in position_N3.max(axis=0) + 1)
         middle = top + height * _CELL_PX / 2 + 4
-        parts.append(f'<text x="0" y="{middle:.0f}" fill="#5b6776">{escape(modality)}</text>')
+        parts.append(f'<text x="0" y="{middle:.0f}" fill="var(--soft, #5b6776)">{escape(modality)}</text>')
         for code, (t, y, x) in zip(ids_N.tolist(), position_N3.tolist(), strict=True):
             left = _NAMES_PX + t * (width * _CELL_PX + _BLOCK_GAP_PX) + x * _CELL_PX
             right = max(right, left + _CELL_PX)

@@ -5,6 +5,7 @@ Reads manifest.json and every clip.npz; writes index.html beside them.
 
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,14 @@ import numpy as np
 
 from egom2p.config import run_main, strict
 from egom2p.data.clips.video_files import encode_webm
+from egom2p.generation.generation_outputs import TRUTH_OF
 from egom2p.geometry import canonicalise
 from egom2p.storage import load_json
 from egom2p.viewing import page, plots
-from egom2p.viewing.plots import coloured_depth, depth_range, enlarged, samples_at_frames, side_by_side, with_gaze
+from egom2p.viewing.page import Tile
+from egom2p.viewing.plots import coloured_depth, depth_range, enlarged, samples_at_frames, with_gaze
 
-_PANEL_HEIGHT = 224
+_TILE_HEIGHT, _COLUMNS = 256, 4
 _FRAMES_AT_ONCE = 32
 _OVERLAPS = {  # of a joined result, as `stitching` reports them -> unit
     "overlap_m": "m", "overlap_deg": "deg", "overlap_log_aligned": "log", "overlap": "image sizes",
@@ -40,9 +43,8 @@ def write_generation_page(folder: str | Path, *, max_clips: int = 24) -> Path:
     clips = {clip["key"]: dict(np.load(folder / clip["key"] / "clip.npz")) for clip in shown}
     depths = [arrays["depth"] for arrays in clips.values() if "depth" in arrays]
     range_m = depth_range(depths) if depths else (1.0, 2.0)
-    bar = page.figure(plots.depth_colour_bar(*range_m), "Depth, the same scale in every picture.") if depths else ""
     body = "".join(page.card(page.note(note)) for note in manifest["notes"])
-    body += page.card(bar) if depths else ""
+    body += page.figure(plots.depth_colour_bar(*range_m), "Depth, the same scale in every tile.") if depths else ""
     for clip in shown:
         nothing = "nothing else" if manifest["settings"]["inpainting"] else "nothing"
         words = f"given {', '.join(clip['given']) or nothing}; generated {', '.join(clip['made'])}"
@@ -90,54 +92,102 @@ def _windows(note: Mapping[str, Any]) -> str:
 
 
 def _clip(arrays: dict[str, Any], range_m: tuple[float, float], made: Sequence[str]) -> str:
-    """Pictures side by side with the gaze point, then tracks as plots."""
-    panels: dict[str, Callable[[slice], np.ndarray]] = {}
-    if "rgb" in arrays and "gaze" in arrays:
-        panels[f"rgb with {_origin('gaze', made)} gaze"] = lambda rows: _rgb_with_gaze(arrays, rows)
-    elif "rgb" in arrays:
-        panels[f"{_origin('rgb', made)} rgb"] = lambda rows: enlarged(arrays["rgb"][rows], _PANEL_HEIGHT)
-    if "depth" in arrays:
-        panels[f"{_origin('depth', made)} depth"] = lambda rows: enlarged(
-            coloured_depth(arrays["depth"][rows], *range_m), _PANEL_HEIGHT
-        )
+    """Pictures as tiles, the truth beside what was made where the input held it, then tracks as plots."""
+    at = "rgb" if "rgb" in arrays else "depth"
+    times_s = arrays.get(f"{at}_times_s", np.zeros(0))
     content = ""
-    if panels:
-        times_s = arrays["rgb_times_s" if "rgb" in arrays else "depth_times_s"]
-        rate_hz = (len(times_s) - 1) / float(times_s[-1] - times_s[0]) if len(times_s) > 1 else 8.0
-        num_frames = min(len(arrays[name]) for name in ("rgb", "depth") if name in arrays)
-        # Part by part: enlarged, the frames of two minutes are hundreds of megabytes.
-        parts = [
-            slice(first, min(first + _FRAMES_AT_ONCE, num_frames)) for first in range(0, num_frames, _FRAMES_AT_ONCE)
-        ]
-        frames = (frame for rows in parts for frame in side_by_side([panel(rows) for panel in panels.values()]))
-        content += page.video(encode_webm(frames, rate_hz), list(panels))
     if "camera" in arrays:
-        content += page.figure(
-            plots.trajectory_plot(canonicalise(arrays["camera"]), {}, label=_origin("camera", made)),
-            "Camera relative to its first pose.",
+        origin = _origin("camera", made)
+        svg = plots.trajectory_plot(canonicalise(arrays["camera"]), _true_line(arrays, "camera"), label=origin)
+        content += page.figure(svg, "Camera relative to its first pose.")
+    tracks = [name for name in made if name not in ("rgb", "depth", "gaze", "camera") and arrays[name].ndim == 2]
+    for name in [*(["gaze"] if "gaze" in arrays else []), *tracks]:
+        track_s, label = _from_start(arrays[f"{name}_times_s"]), f"{_origin(name, made)} {name}"
+        draw = plots.gaze_plot if name == "gaze" else plots.track_plot
+        is_valid, truth = arrays[f"{name}_is_valid"], _true_line(arrays, name)
+        content += page.figure(draw(track_s, arrays[name], is_valid, truth, label=label))
+    below = f'<div class="pair">{content}</div>' if content else ""
+    tiles = _tiles(arrays, range_m, made, times_s)
+    if tiles:
+        rows = [tiles[first : first + _COLUMNS] for first in range(0, len(tiles), _COLUMNS)]
+        columns = len(rows[0])
+        # Part by part: enlarged, the frames of two minutes are hundreds of megabytes.
+        parts = (slice(first, first + _FRAMES_AT_ONCE) for first in range(0, len(times_s), _FRAMES_AT_ONCE))
+        mosaics = (plots.mosaic([[draw(part) for _, draw in row] for row in rows], _TILE_HEIGHT) for part in parts)
+        first = next(mosaics)
+        rate_hz = (len(times_s) - 1) / float(times_s[-1] - times_s[0]) if len(times_s) > 1 else 8.0
+        below = page.player(
+            encode_webm(chain(first, (frame for part in mosaics for frame in part)), rate_hz),
+            [("", [tile for tile, _ in row]) for row in rows],
+            columns=columns,
+            size=(first.shape[2] // columns, _TILE_HEIGHT),
+            start_s=max(_num_given(arrays, name) or 0 for name in ("rgb", "depth")) / rate_hz,
+            below=below,
         )
-    if "gaze" in arrays:
-        times_s = _from_start(arrays["gaze_times_s"])
-        content += page.figure(
-            plots.gaze_plot(times_s, arrays["gaze"], arrays["gaze_is_valid"], {}, label=_origin("gaze", made))
-        )
-    for name in made:
-        if name not in ("rgb", "depth", "gaze", "camera") and arrays[name].ndim == 2:
-            times_s = _from_start(arrays[f"{name}_times_s"])
-            svg = plots.track_plot(times_s, arrays[name], arrays[f"{name}_is_valid"], {}, label="generated")
-            content += page.figure(svg, name)
     texts = [name for name, values in arrays.items() if values.dtype.kind == "U" and f"{name}_times_s" in arrays]
-    words = [f"<p><b>{_origin(name, made)} {escape(name)}:</b> {escape(str(arrays[name][0]))}</p>" for name in texts]
-    return "".join(words) + f'<div class="pair">{content}</div>'
+    words = [
+        f"<p><b>{_origin(name, made)} {escape(name.removeprefix(TRUTH_OF))}:</b> {escape(str(arrays[name][0]))}</p>"
+        for name in texts
+    ]
+    return "".join(words) + below
 
 
-def _rgb_with_gaze(arrays: dict[str, Any], rows: slice) -> np.ndarray:
-    at = samples_at_frames(_from_start(arrays["gaze_times_s"]), _from_start(arrays["rgb_times_s"]))[rows]
-    rgb = enlarged(arrays["rgb"][rows], _PANEL_HEIGHT)
-    return with_gaze(rgb, arrays["gaze"][at], arrays["gaze_is_valid"][at], plots.COLOURS[0], filled=True)
+def _true_line(arrays: dict[str, Any], name: str) -> dict[str, tuple[np.ndarray, None, str]]:
+    """What the input held of a track that was made, as plots take it; nothing where it held none."""
+    values = arrays.get(TRUTH_OF + name)
+    if values is None:
+        return {}
+    is_valid = arrays[f"{TRUTH_OF}{name}_is_valid"]
+    values = canonicalise(values) if name == "camera" else np.where(is_valid[:, None], values, np.nan)
+    return {"truth": (values, None, plots.COLOURS[1])}
+
+
+def _num_given(arrays: dict[str, Any], name: str) -> int | None:
+    """Frames before the first that was made, of a stream that was given in part (inpainting); None: of any other."""
+    if TRUTH_OF + name not in arrays:
+        return None
+    pairs = zip(arrays[name], arrays[TRUTH_OF + name], strict=True)
+    is_given = np.array([np.array_equal(made, truth, equal_nan=made.dtype.kind == "f") for made, truth in pairs])
+    return int(is_given.argmin()) if is_given.any() else None
+
+
+_Drawn = tuple[Tile, Callable[[slice], np.ndarray]]
+
+
+def _tiles(
+    arrays: dict[str, Any], range_m: tuple[float, float], made: Sequence[str], times_s: np.ndarray
+) -> list[_Drawn]:
+    """What is given, then each stream that was made, with the truth after it; every frame the one nearest in time."""
+
+    def pictures(name: str) -> Callable[[slice], np.ndarray]:
+        at, values = samples_at_frames(arrays[f"{name}_times_s"], times_s), arrays[name]
+        if values.ndim == 3:
+            return lambda part: coloured_depth(values[at[part]], *range_m)
+        return lambda part: values[at[part]]
+
+    def gaze_on_rgb(name: str, colour: str) -> Callable[[slice], np.ndarray]:
+        at, rgb = samples_at_frames(arrays[f"{name}_times_s"], times_s), pictures("rgb")
+        gaze, is_valid = arrays[name][at], arrays[f"{name}_is_valid"][at]
+        return lambda part: with_gaze(
+            enlarged(rgb(part), _TILE_HEIGHT), gaze[part], is_valid[part], colour, filled=True
+        )
+
+    found: list[_Drawn] = []
+    for name in sorted((name for name in ("rgb", "depth") if name in arrays), key=lambda name: name in made):
+        origin = "generated in part" if _num_given(arrays, name) is not None else _origin(name, made)
+        found.append((Tile(name, origin), pictures(name)))
+        if TRUTH_OF + name in arrays:
+            found.append((Tile(name, "truth"), pictures(TRUTH_OF + name)))
+    if "rgb" in arrays and "gaze" in arrays:
+        found.append((Tile("gaze on rgb", _origin("gaze", made)), gaze_on_rgb("gaze", plots.COLOURS[0])))
+        if TRUTH_OF + "gaze" in arrays:
+            found.append((Tile("gaze on rgb", "truth"), gaze_on_rgb(TRUTH_OF + "gaze", plots.TRUTH)))
+    return found
 
 
 def _origin(stream: str, made: Sequence[str]) -> str:
+    if stream.startswith(TRUTH_OF):
+        return "truth"
     return "generated" if stream in made else "given"
 
 

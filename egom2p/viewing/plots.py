@@ -1,13 +1,15 @@
-"""Plots as inline SVG; pictures for videos: depth in colour, gaze dots, panels side by side.
+"""Plots as inline SVG and HTML; pictures for videos: depth in colour, gaze dots, tiles of one size.
 
 F frames, H, W pixels, S samples of a track, K samples of one estimate. Colours are Okabe and Ito's, which colour-blind
-readers tell apart.
+readers tell apart; ink and lines are those of the page (`page.py`), light or dark. A plot is at most `_WIDTH_IN`
+wide, so that its words stay readable on a phone; several stand beside each other where there is room.
 """
 
 import io
 import re
 import zlib
 from collections.abc import Mapping, Sequence
+from html import escape
 from typing import Any
 
 import matplotlib
@@ -27,7 +29,11 @@ DEPTH_MAP = "cividis"
 
 STYLE = {
     "font.family": "sans-serif",
-    "font.size": 9.5,
+    "font.size": 10,
+    "text.color": "#47525f",
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "savefig.facecolor": "none",
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.edgecolor": "#9aa5b1",
@@ -39,61 +45,76 @@ STYLE = {
     "axes.axisbelow": True,
     "legend.frameon": False,
     "svg.fonttype": "none",  # text stays text: small, sharp, searchable
-}
+    "path.simplify": False,  # every sample is a point of its path: the page's clock finds it there
+} | {f"axes3d.{axis}axis.panecolor": (0.5, 0.5, 0.5, 0.06) for axis in "xyz"}
+# What drawings are coloured with -> the page's own, which change with the reader's preference.
+_PAGE_COLOURS = {"#000000": "ink", "#47525f": "soft", "#9aa5b1": "axis", "#e8ecf0": "line", "#8a94a0": "axis"}
+_WIDTH_IN = 4.6
+# Ids of what moves with a player's clock: a line across an axes, what it runs along, and a path that a dot runs along.
+CLOCK, SPAN, PATH = "clock", "span", "path"
 _INVALID = np.array([40, 40, 40], np.uint8)
-_GAP = 6
 
 
 def forest_plot(table: ResultTable, colours: Mapping[str, str]) -> str:
-    """Means and intervals of all rows of a table, of its primary metric."""
+    """Means, intervals and medians over clips of all rows of a table, of its primary metric, as HTML."""
     metric = table.primary
-    known = [row for row in table.rows if row.mean(metric) is not None]
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(7.2, 0.75 + 0.33 * len(known)))
-        axes = figure.add_subplot()
-        for line, row in enumerate(reversed(known)):
-            value = row.values[metric.key]
-            colour = colours.get(row.checkpoint or "", "") if row.kind == "model" else ""
-            colour = colour or _KIND_COLOURS.get(row.kind, COLOURS[0])
-            if value.low is not None:
-                axes.plot(
-                    [value.low, value.high],
-                    [line, line],
-                    color=colour,
-                    lw=3.2,
-                    solid_capstyle="round",
-                    alpha=0.45,
-                )
-            axes.plot(value.mean, line, "o" if row.kind == "model" else "D", color=colour, ms=6.5)
-        best = table.best_row("baseline", metric)
-        if best is not None:
-            axes.axvline(best.mean(metric), color="#8a94a0", lw=1, ls=(0, (4, 3)))
-        axes.set_yticks(range(len(known)), [row.title for row in reversed(known)])
-        axes.grid(axis="y", visible=False)
-        axes.spines["left"].set_visible(False)
-        axes.tick_params(axis="y", length=0)
-        unit = f" ({metric.unit})" if metric.unit else ""
-        better = "higher" if metric.higher_is_better else "lower"
-        axes.set_xlabel(f"{metric.label}{unit}, {better} is better; dashed: best trivial baseline")
-        return _svg(figure)
+    known = [(row, row.values[metric.key]) for row in table.rows if row.mean(metric) is not None]
+    ends = [value for _, found in known for value in (found.mean, found.low, found.high) if value is not None]
+    low, reach = min(ends, default=0), (max(ends, default=1) - min(ends, default=0)) or 1.0
+
+    def at(value: float) -> float:  # per cent of the track; 3 on both sides are free
+        return 3 + 94 * (value - low) / reach
+
+    best = table.best_row("baseline", metric)
+    base = "" if best is None else f'<i class="base" style="left:{at(best.mean(metric)):.2f}%"></i>'
+    lines = []
+    for row, found in known:
+        colour = colours.get(row.checkpoint or "", "") if row.kind == "model" else ""
+        colour = colour or _KIND_COLOURS.get(row.kind, COLOURS[0])
+        shown, bar = f"{found.mean:.{metric.decimals}f}", ""
+        if found.low is not None:
+            width = at(found.high) - at(found.low)
+            bar = f'<i class="bar" style="left:{at(found.low):.2f}%;width:{width:.2f}%;background:{colour}"></i>'
+            shown += f' <span class="small">{found.low:.{metric.decimals}f} – {found.high:.{metric.decimals}f}</span>'
+        if found.median is not None:
+            shown += f'<span class="small">, median {found.median:.{metric.decimals}f}</span>'
+        dot = f'<i class="dot" style="left:{at(found.mean):.2f}%;background:{colour}"></i>'
+        name = f'<span class="name">{escape(row.title)}<span class="kind">{row.kind}</span></span>'
+        lines.append(
+            f'<div class="{row.kind}">{name}<span class="track">{base}{bar}{dot}</span><span>{shown}</span></div>'
+        )
+    dashed = "; dashed: best trivial baseline" if best is not None else ""
+    return (
+        f'<div class="forest">{"".join(lines)}</div>'
+        f'<p class="small">{escape(metric.title)}: mean and its 95 % interval{dashed}</p>'
+    )
 
 
 def loss_curves(curves: Mapping[str, Mapping[str, Any]], x_label: str) -> str:
-    """Validation losses (name -> {x, y, baseline}) with the loss that ignoring the input can reach as a dashed line."""
-    columns = min(2 if len(curves) == 4 else 3, len(curves))
-    rows = -(-len(curves) // columns)
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(3.45 * columns, 2.5 * rows))
-        for number, (name, curve) in enumerate(curves.items()):
-            axes = figure.add_subplot(rows, columns, number + 1)
-            axes.plot(curve["x"], curve["y"], color=COLOURS[1], lw=1.8, marker="o", ms=2.8)
+    """Losses: name -> {x, y, baseline}, and perhaps `train` -> (x, y) of every line of the log; a plot each, as HTML.
+
+    The loss that ignoring the input can reach is dashed.
+    """
+    plots = []
+    for name, curve in curves.items():
+        with matplotlib.rc_context(STYLE):
+            figure = Figure(figsize=(3.6, 2.5))
+            axes = figure.add_subplot()
+            if "train" in curve:
+                axes.plot(*curve["train"], color=COLOURS[5], lw=1.3)
+            marker = "o" if len(curve["x"]) < 40 else ""
+            axes.plot(curve["x"], curve["y"], color=COLOURS[1], lw=1.8, marker=marker, ms=3.5)
             if curve.get("baseline") is not None:
                 axes.axhline(curve["baseline"], color=COLOURS[0], lw=1.3, ls=(0, (4, 3)))
             axes.set_title(name, fontsize=10, loc="left")
             axes.set_xlabel(x_label)
             axes.set_ylabel("nats per token")
-        figure.tight_layout(h_pad=1.4, w_pad=1.6)
-        return _svg(figure)
+            plots.append(_svg(figure))
+    return _beside(plots)
+
+
+def _beside(plots: Sequence[str]) -> str:
+    return f'<div class="plots">{"".join(plots)}</div>'
 
 
 def trajectory_plot(
@@ -101,14 +122,14 @@ def trajectory_plot(
 ) -> str:
     """Top view and 3-D view of poses (S, 4, 4) relative to the first; estimates: name -> (poses, samples, colour).
 
-    `label` names what is drawn black.
+    `label` names what is drawn in the page's ink.
 
     Camera axes: x right, y down, z forward; drawn with z forward (up in the top view) and height up.
     """
+    everything = [truth] + [poses for poses, _, _ in estimates.values()]
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(8.6, 3.7))
-        top, space = figure.add_subplot(1, 2, 1), figure.add_subplot(1, 2, 2, projection="3d")
-        everything = [truth] + [poses for poses, _, _ in estimates.values()]
+        above, aside = Figure(figsize=(3.6, 3.4)), Figure(figsize=(3.6, 3.4))
+        top, space = above.add_subplot(), aside.add_subplot(projection="3d")
         for name, (poses, samples, colour) in estimates.items():
             for sample in samples if samples is not None else ():
                 top.plot(sample[:, 0, 3], sample[:, 2, 3], color=colour, lw=0.7, alpha=0.3)
@@ -117,19 +138,18 @@ def trajectory_plot(
         top.set_aspect("equal", adjustable="datalim")
         top.set_xlabel("right of the start (m)")
         top.set_ylabel("ahead of the start (m)")
-        top.legend(fontsize=8, loc="best")
+        top.legend(fontsize=9, loc="lower left", bbox_to_anchor=(0, 1.0))
         _equal_box(space, np.concatenate([poses[:, :3, 3] for poses in everything]))
         space.set_xlabel("right (m)")
         space.set_ylabel("ahead (m)")
         space.set_zlabel("up (m)")
         space.locator_params(nbins=4)
-        figure.tight_layout(w_pad=2.5)
-        return _svg(figure)
+        return _beside([_svg(above), _svg(aside)])
 
 
 def _draw_path(top: Any, space: Any, poses: np.ndarray, colour: str, name: str) -> None:
     right_S, down_S, ahead_S = poses[:, 0, 3], poses[:, 1, 3], poses[:, 2, 3]
-    top.plot(right_S, ahead_S, color=colour, lw=1.9, label=name)
+    top.plot(right_S, ahead_S, color=colour, lw=1.9, label=name, gid=f"{PATH}{len(top.lines)}")
     looks = slice(0, None, max(1, len(poses) // 6))
     top.quiver(
         right_S[looks],
@@ -183,7 +203,7 @@ def track_plot(
     """
     words = channels or [f"channel {number}" for number in range(truth.shape[1])]
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(6.4, 0.5 + 1.4 * len(words)))
+        figure = Figure(figsize=(_WIDTH_IN, 0.6 + 1.35 * len(words)))
         for row, (word, truth_S) in enumerate(zip(words, truth.T, strict=True)):
             axes = figure.add_subplot(len(words), 1, row + 1)
             for name, (points, samples, colour) in estimates.items():
@@ -194,9 +214,11 @@ def track_plot(
             axes.plot(times_s, np.where(is_valid, truth_S, np.nan), color=TRUTH, lw=1.9, label=label)
             if limits is not None:
                 axes.set_ylim(*limits)
+            axes.plot([times_s[0], times_s[-1]], [axes.get_ylim()[0]] * 2, alpha=0, lw=0.1, gid=f"{SPAN}{row}")
+            axes.axvline(times_s[0], color="#9aa5b1", lw=1, gid=f"{CLOCK}{row}")
             axes.set_ylabel(word)
             if row == 0:
-                axes.legend(fontsize=8, ncols=3, loc="lower left", bbox_to_anchor=(0, 1.0))
+                axes.legend(fontsize=9, ncols=1 if len(estimates) > 1 else 2, loc="lower left", bbox_to_anchor=(0, 1.0))
             if row + 1 < len(words):
                 axes.set_xticklabels([])
             else:
@@ -208,29 +230,27 @@ def track_plot(
 def calibration_plot(found: Sequence[Uncertainty], unit: str, colours: Mapping[str, str]) -> str:
     """Coverage of the samples' intervals, and error against spread per clip."""
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(8.0, 3.4))
-        covered, clips = figure.add_subplot(1, 2, 1), figure.add_subplot(1, 2, 2)
+        left, right = Figure(figsize=(3.6, 3.2)), Figure(figsize=(3.6, 3.2))
+        covered, clips = left.add_subplot(), right.add_subplot()
         covered.plot([0, 1], [0, 1], color="#8a94a0", lw=1, ls=(0, (4, 3)), label="calibrated")
         for number, one in enumerate(found):
             colour, marker = colours.get(one.checkpoint, COLOURS[0]), "osD^v"[number % 5]
-            label = f"{one.checkpoint}: {one.estimator}"
-            covered.plot(one.levels, one.coverage, marker=marker, ms=4.5, lw=1.6, color=colour, label=label)
+            covered.plot(one.levels, one.coverage, marker=marker, ms=4.5, lw=1.6, color=colour, label=one.checkpoint)
             clips.plot(one.spread, one.error, marker, ms=3.4, alpha=0.55, mew=0, color=colour)
         covered.set(xlim=(0, 1), ylim=(0, 1), xlabel="share an interval should hold", ylabel="share it holds")
-        covered.legend(fontsize=7.5, loc="lower left", bbox_to_anchor=(0, 1.0))
+        covered.legend(fontsize=9, loc="lower left", bbox_to_anchor=(0, 1.0))
         tail = f" ({unit})" if unit else ""
         clips.set(xlabel=f"spread of the samples{tail}", ylabel=f"error of their mean{tail}")
         clips.set_xlim(left=0)
         clips.set_ylim(bottom=0)
         clips.axline((0, 0), slope=1, color="#8a94a0", lw=1, ls=(0, (4, 3)))
-        figure.tight_layout(w_pad=2.0)
-        return _svg(figure)
+        return _beside([_svg(left), _svg(right)])
 
 
 def depth_colour_bar(near_m: float, far_m: float) -> str:
     """The scale shared by all depth pictures of a page, in metres."""
     with matplotlib.rc_context(STYLE | {"axes.grid": False}):
-        figure = Figure(figsize=(5.2, 0.75))
+        figure = Figure(figsize=(_WIDTH_IN, 0.75))
         axes = figure.add_axes((0.03, 0.55, 0.94, 0.3))
         mapped = ScalarMappable(LogNorm(near_m, far_m), cmap=DEPTH_MAP)
         bar = figure.colorbar(mapped, cax=axes, orientation="horizontal")
@@ -249,6 +269,8 @@ def _svg(figure: Figure) -> str:
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
+    for colour, name in _PAGE_COLOURS.items():
+        text = text.replace(f": {colour}", f": var(--{name}, {colour})")
     mark = f"p{zlib.crc32(text.encode()):x}"  # the same in every run, so that a page made again is the same file
     text = re.sub(r'id="([^"]+)"', rf'id="{mark}-\1"', text)
     text = re.sub(r'href="#([^"]+)"', rf'href="#{mark}-\1"', text)
@@ -277,14 +299,20 @@ def enlarged(frames: np.ndarray, height: int) -> np.ndarray:
     return np.stack([np.asarray(Image.fromarray(frame).resize(size, kind)) for frame in frames])
 
 
-def side_by_side(panels: Sequence[np.ndarray]) -> np.ndarray:
-    """Panels (F, H, W, 3) of equal height in one row, with a white gap."""
-    num_frames, height = min(len(panel) for panel in panels), panels[0].shape[1]
-    gap = np.full((num_frames, height, _GAP, 3), 255, np.uint8)
-    parts = [panels[0][:num_frames]]
-    for panel in panels[1:]:
-        parts += [gap, panel[:num_frames]]
-    return np.concatenate(parts, axis=2)
+def mosaic(rows: Sequence[Sequence[np.ndarray]], height: int) -> np.ndarray:
+    """Frames of one video (F, rows x height, columns x width, 3) of tiles (F, H, W, 3), each in the middle of its own.
+
+    height   of a tile, even; all are as wide as the widest picture, a row's missing tiles are black
+    """
+    tiles = [[enlarged(tile, height) for tile in row] for row in rows]
+    width = max(tile.shape[2] for row in tiles for tile in row)
+    width += width % 2  # colour is stored at half the resolution: an odd tile would bleed into the next
+    whole = np.zeros((len(tiles[0][0]), len(rows) * height, max(map(len, rows)) * width, 3), np.uint8)
+    for line, row in enumerate(tiles):
+        for column, tile in enumerate(row):
+            left = column * width + (width - tile.shape[2]) // 2
+            whole[:, line * height : (line + 1) * height, left : left + tile.shape[2]] = tile
+    return whole
 
 
 def with_gaze(frames: np.ndarray, gaze: np.ndarray, is_valid: np.ndarray, colour: str, *, filled: bool) -> np.ndarray:

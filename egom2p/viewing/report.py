@@ -14,7 +14,7 @@ from egom2p.evaluation.quantities import SCORING
 from egom2p.metrics.result_table import Comparison, Metric, Results, ResultTable, Row
 from egom2p.storage import load_json
 from egom2p.viewing import page, plots
-from egom2p.viewing.shown_clips import clip_sections
+from egom2p.viewing.shown_clips import clip_sections, task_title
 
 
 @strict
@@ -30,17 +30,16 @@ def write_report(config: ReportConfig) -> Path:
     folder = Path(config.evaluation)
     results = Results.read(folder)
     config_used, colours = results.about["config"], checkpoint_colours(results)
-    sections = [("glance", "At a glance", _glance(results))]
-    sections += [
-        (f"task-{number}", _task_title(table), _task_section(table, colours))
-        for number, table in enumerate(results.tables)
-    ]
+    clips = clip_sections(folder / "shown", results, colours)
+    sections = [("clips", "Held-out clips", clips)] if clips else []
+    sections.append(("glance", "At a glance", _glance(results, colours)))
     training = _training_section(config_used.get("training_runs") or {})
     if training:
         sections.append(("training", "Training", training))
-    clips = clip_sections(folder / "shown", results, colours)
-    if clips:
-        sections.append(("clips", "Held-out clips", clips))
+    sections += [
+        (f"task-{number}", task_title(table), _task_section(table, colours))
+        for number, table in enumerate(results.tables)
+    ]
     sections.append(("run", "What was run", _run_section(results)))
     html = page.document(
         config_used.get("title", "EgoM2P evaluation"),
@@ -68,38 +67,62 @@ def _facts(results: Results) -> list[str]:
     return [*facts, f"evaluated in {sum(about['seconds'].values()):.0f} s"]
 
 
-def _task_title(table: ResultTable) -> str:
-    return table.task.replace("->", " → ").replace("2", " → ", 0 if "->" in table.task else 1)
-
-
-def _glance(results: Results) -> str:
-    """Per task: the best row of every checkpoint, the best baseline, the ceiling."""
+def _glance(results: Results, colours: Mapping[str, str]) -> str:
+    """Per task: the best row of every checkpoint with its own ceiling and what it lost in, and the best baseline."""
     cards = []
     for table in results.tables:
         metric = table.primary
-        parts = [f"<h3>{escape(_task_title(table))}</h3>"]
-        for label in results.about["checkpoints"]:
+        parts = [f"<h3>{escape(task_title(table))}</h3>", f'<div class="small">{escape(metric.title)}</div>']
+        for label, colour in colours.items():
             row = table.best_row("model", metric, checkpoint=label)
-            if row is None:
-                continue
-            parts.append(f'<div class="small">{escape(row.title)}</div>')
-            verdict = _verdict_line(row.against_baseline.get(metric.key))
-            parts.append(f'<div class="big">{_number(row, metric)}</div>{verdict}')
-        baseline, ceiling = table.best_row("baseline", metric), table.best_row("ceiling", metric)
-        lines = [f"best trivial baseline {_number(baseline, metric)} ({baseline.label})"] if baseline else []
-        lines += [f"tokenizer ceiling {_number(ceiling, metric)}"] if ceiling else []
-        parts.append(f'<p class="small">{escape(metric.title)}<br>{"<br>".join(lines)}</p>')
+            if row is not None:
+                parts.append(f'<div class="one">{_card_of_checkpoint(table, row, colour)}</div>')
+        baseline = table.best_row("baseline", metric)
+        if baseline:
+            lost_to = f"best trivial baseline: {_number(baseline, metric)} ({escape(baseline.label)})"
+            parts.append(f'<div class="small">{lost_to}</div>')
         cards.append(page.card("".join(parts)))
-    lead = page.note(
-        "For every task the better of each checkpoint's estimators. Better or worse means that the 95 % interval of "
-        "the paired difference to the best trivial baseline leaves out zero (bootstrap over recordings)."
+    lead = page.details(
+        "how to read this",
+        page.note(
+            "For every task the better of each checkpoint's estimators. Better or worse means that the 95 % interval "
+            "of the paired difference to the best trivial baseline leaves out zero (bootstrap over recordings). The "
+            "ceiling is what the checkpoint's own tokenizer reaches when it encodes and decodes the truth."
+        ),
     )
-    return lead + f'<div class="cards">{"".join(cards)}</div>'
+    return f'<div class="cards">{"".join(cards)}</div>{lead}'
+
+
+def _card_of_checkpoint(table: ResultTable, row: Row, colour: str) -> str:
+    metric = table.primary
+    median, ceiling = row.values[metric.key].median, table.best_row("ceiling", metric, checkpoint=row.checkpoint)
+    below = [f"median {median:.{metric.decimals}f}"] if median is not None else []
+    below += [f"its own ceiling {_number(ceiling, metric)}"] if ceiling else []
+    parts = [
+        f"<div>{page.swatch(colour)}<b>{escape(row.checkpoint or '')}</b></div>",
+        f'<div class="big">{_plain(row, metric)} <span class="small">{escape(metric.unit)}</span></div>',
+        f'<div class="small">{"; ".join(below)}</div>' if below else "",
+        _verdict_line(row.against_baseline.get(metric.key)),
+    ]
+    for other in table.metrics:
+        against = row.against_baseline.get(other.key)
+        if other.key != metric.key and against is not None and against.verdict != "better":
+            sign, word = {"worse": ("✗", "lost"), "tie": ("≈", "undecided")}[against.verdict]
+            rival = next((one for one in table.rows if one.kind == "baseline" and one.label == against.baseline), None)
+            found = f", {_number(row, other)} against {_number(rival, other)}" if rival else ""
+            parts.append(
+                f'<div class="verdict {against.verdict}">{sign} {word} in {escape(other.title)}'
+                f'<span class="small">{found} of {escape(against.baseline)}</span></div>'
+            )
+    return "".join([*parts, f'<div class="small">{escape(row.label)}</div>'])
 
 
 def _number(row: Row, metric: Metric) -> str:
-    unit = f" {metric.unit}" if metric.unit else ""
-    return f"{row.mean(metric):.{metric.decimals}f}{escape(unit)}"
+    return f"{_plain(row, metric)} {escape(metric.unit)}".strip()
+
+
+def _plain(row: Row, metric: Metric) -> str:
+    return f"{row.mean(metric):.{metric.decimals}f}"
 
 
 _VERDICT_WORDS = {
@@ -122,17 +145,21 @@ def _task_section(table: ResultTable, colours: Mapping[str, str]) -> str:
     protocol = "; ".join(f"{metric.label}: {metric.protocol}" for metric in table.metrics)
     failures = [f"{row.title}, {key}: {reason}" for row in table.rows for key, reason in row.failures.items()]
     content = page.figure(plots.forest_plot(table, colours))
-    content += page.table(["method", *[metric.title for metric in table.metrics]], rows)
-    content += _list(table.sentences()) + page.note(
+    content += page.details("all metrics", page.table(["method", *[metric.title for metric in table.metrics]], rows))
+    said = [*table.checkpoints_compared(), *map(str, table.token_losses), *table.set_distances()]
+    more = _list(said) + page.note(
         f"{table.counted_clips}, the same for every row; {protocol}. Failures: {len(failures)}."
     )
+    content += page.details("comparisons, token losses, protocol", more)
     if table.uncertainty:
-        content += page.figure(
+        calibration = page.figure(
             plots.calibration_plot(table.uncertainty, SCORING[table.quantity].spread_unit, colours),
             "Left: how often intervals of the samples hold the truth; below the dashed line the model is too sure of "
             "itself. Right: spread and error, one dot per clip; dashed: as large as each other.",
         )
-        content += _list(map(str, table.uncertainty))
+        content += page.details(
+            "does the model know what it does not know?", calibration + _list(map(str, table.uncertainty))
+        )
     if failures:
         content += page.details("failures", "<br>".join(escape(line) for line in failures))
     return page.card(content)
@@ -170,20 +197,24 @@ def _training_section(runs: Mapping[str, str]) -> str:
         if not log.is_file():
             raise ValueError(f"{log}: no training log; training_runs names the folder of a run")
         entries = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
-        curves = validation_curves(entries)
+        curves = training_curves(entries)
         if not curves:
             continue
         last = entries[-1]
-        content += f"<h3>{escape(label)}</h3>" + page.note(
-            f"{last['step']} steps, {last['clips']} clips, {last['seconds']:.0f} s of training. Validation loss; "
-            "dashed: what a model that ignores its input can reach (the unigram baseline per position)."
+        content += f"<h3>{escape(label)}</h3>" + page.card(page.figure(plots.loss_curves(curves, "clips seen")))
+        content += page.note(
+            f"{last['step']} steps, {last['clips']} clips, {last['seconds']:.0f} s of training. Dark: loss on held-out "
+            "clips; light: on what a training step masked, which is another mixture of tasks; dashed: what a model "
+            "that ignores its input can reach on the held-out clips (the unigram baseline per position)."
         )
-        content += page.card(page.figure(plots.loss_curves(curves, "clips seen")))
     return content
 
 
-def validation_curves(entries: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Name -> {x clips, y nats, baseline} of the losses that the log's evaluations hold."""
+def training_curves(entries: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Name -> {x clips, y nats, baseline} of the losses that the log's evaluations hold, and `train`.
+
+    train   (clips, nats) of every logged step, of the same modality
+    """
     curves: dict[str, dict[str, Any]] = {}
     for entry in entries:
         if entry.get("kind") != "evaluation":
@@ -194,6 +225,11 @@ def validation_curves(entries: Sequence[Mapping[str, Any]]) -> dict[str, dict[st
                 curve = curves.setdefault(name.replace("/", ": "), {"x": [], "y": [], "baseline": baseline})
                 curve["x"].append(entry["clips"])
                 curve["y"].append(value)
+    for name, curve in curves.items():
+        loss = f"loss/{name.rpartition(': ')[2]}"
+        steps = [entry for entry in entries if entry.get("kind") == "train" and entry.get(loss) is not None]
+        if steps:
+            curve["train"] = ([entry["clips"] for entry in steps], [entry[loss] for entry in steps])
     return curves
 
 
@@ -210,7 +246,7 @@ def _run_section(results: Results) -> str:
     )
     plain = json.dumps({"config": about["config"], "hardware": about["hardware"]}, indent=1)
     content += page.details("full configuration", f"<pre>{escape(plain)}</pre>")
-    return page.card(content)
+    return page.details("stages, seconds, configuration", page.card(content))
 
 
 if __name__ == "__main__":

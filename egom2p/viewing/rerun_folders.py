@@ -13,6 +13,7 @@ import numpy as np
 
 from egom2p.config import run_main, strict
 from egom2p.contracts import Intrinsics, Stream, quantity_of_stream
+from egom2p.generation.generation_outputs import TRUTH_OF
 from egom2p.jobs.progress import say
 from egom2p.metrics.result_table import Results
 from egom2p.storage import load_json
@@ -55,8 +56,10 @@ def _generated(folder: Path, clip: Mapping[str, Any]) -> Path:
         for name in names
     }
     made = {name: stream for name, stream in streams.items() if name in clip["made_streams"]}
-    given = {name: stream for name, stream in streams.items() if name not in clip["made_streams"]}
+    truth = {name.removeprefix(TRUTH_OF): stream for name, stream in streams.items() if name.startswith(TRUTH_OF)}
+    given = {name: s for name, s in streams.items() if name not in made and not name.startswith(TRUTH_OF)}
     sources = {"given": Source(given, colour=plots.COLOURS[1])} if given else {}
+    sources |= {"truth": Source(truth, context=given, colour=_TRUTH)} if truth else {}
     sources["generated"] = Source(made, context=given, colour=plots.COLOURS[0])
     camera = load_json(folder / "clip.json").get("intrinsics")
     return write_rerun(folder / "recording.rrd", sources, intrinsics=_intrinsics(camera), name=clip["key"])

@@ -68,7 +68,7 @@ def test_a_video_becomes_depth_camera_and_gaze(world):
     assert len(times_s) == NUM_SAMPLES and np.allclose(written, poses, atol=1e-6)
     assert len(open_video(folder / "depth.mp4")) == len(open_video(folder / "gaze.mp4")) == NUM_FRAMES
     page = write_generation_page(manifest.parent).read_text()
-    assert "generated depth" in page and ">truth<" not in page
+    assert 'aria-label="depth generated"' in page and ">truth<" not in page
     assert page.count("<video") == 2 and "http" not in page.replace("http://www.w3.org", "")
 
 

@@ -86,7 +86,8 @@ setup(
     python_requires=">=3.11",
     packages=[*find_packages(include=["egom2p", "egom2p.*"]), *DATA],
     package_dir=DATA,
-    package_data={package: files_of(folder) for package, folder in DATA.items()},
+    package_data={"egom2p.viewing": ["page.css", "page.js"]}
+    | {name: files_of(folder) for name, folder in DATA.items()},
     entry_points={"console_scripts": ["egom2p = egom2p.__main__:main"]},
     install_requires=BASE,
     extras_require=EXTRAS,

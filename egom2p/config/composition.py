@@ -30,8 +30,8 @@ SchemaT = TypeVar("SchemaT")
 def cfgs_root() -> Path:
     """Folder of the configs: beside the package in a checkout, inside it when installed."""
     package = Path(egom2p.__file__).resolve().parent
-    beside = package.parent / "cfgs"
-    return beside if beside.is_dir() else package / "cfgs"
+    inside = package / "cfgs"  # looked at first: beside an installed package any other may have a folder of this name
+    return inside if inside.is_dir() else package.parent / "cfgs"
 
 
 def load_config(schema: type[SchemaT], file: str | Path, overrides: Sequence[str] = ()) -> SchemaT:

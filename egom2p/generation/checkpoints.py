@@ -159,7 +159,7 @@ def checkpoint_directory(id_or_path: str | Path | None) -> Path:
 def pretrained_checkpoint() -> Path:
     """Model directory that comes with the project: beside the package in a checkout, inside it when installed."""
     package = Path(egom2p.__file__).resolve().parent
-    for folder in (package.parent / "checkpoints" / _PRETRAINED, package / "pretrained" / _PRETRAINED):
+    for folder in (package / "pretrained" / _PRETRAINED, package.parent / "checkpoints" / _PRETRAINED):
         if (folder / "model.json").is_file():
             return folder
     raise ValueError(f"no checkpoint {_PRETRAINED!r} comes with this installation; name one: checkpoint=<folder>")

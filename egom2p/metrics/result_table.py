@@ -183,9 +183,8 @@ class ResultTable:
         return (max if metric.higher_is_better else min)(known, key=lambda row: row.mean(metric), default=None)
 
     def sentences(self) -> list[str]:
-        """What stands below the rows: medians, checkpoints compared, token losses, and distances of the whole set."""
-        below = [*self.checkpoints_compared(), *map(str, self.token_losses), *self.set_distances()]
-        return [*self.medians(), *below]
+        """What stands below the rows: checkpoints compared, token losses, and distances of the whole set."""
+        return [*self.checkpoints_compared(), *map(str, self.token_losses), *self.set_distances()]
 
     def medians(self) -> list[str]:
         """The primary metric's median over clips, which a few lost clips do not carry away; nothing where none is."""

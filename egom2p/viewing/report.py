@@ -146,8 +146,7 @@ def _task_section(table: ResultTable, colours: Mapping[str, str]) -> str:
     failures = [f"{row.title}, {key}: {reason}" for row in table.rows for key, reason in row.failures.items()]
     content = page.figure(plots.forest_plot(table, colours))
     content += page.details("all metrics", page.table(["method", *[metric.title for metric in table.metrics]], rows))
-    said = [*table.checkpoints_compared(), *map(str, table.token_losses), *table.set_distances()]
-    more = _list(said) + page.note(
+    more = _list(table.sentences()) + page.note(
         f"{table.counted_clips}, the same for every row; {protocol}. Failures: {len(failures)}."
     )
     content += page.details("comparisons, token losses, protocol", more)

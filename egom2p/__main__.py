@@ -7,20 +7,25 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from runpy import run_module
 from typing import Any
 
 
 @dataclass(frozen=True)
 class Command:
-    """What it is for, where schema and task lie (`module:name`), and the YAML used without --config.
+    """A command of the list.
 
-    Without a schema the task takes the arguments itself.
+    task             where it lies: `module:name`; or a module that is a program itself
+    schema           of its config, `module:name`; None: the task takes the arguments itself
+    default_config   YAML used without --config
+    program          as headers of YAML files name it: theirs are offered where a config is asked for
     """
 
     purpose: str
     task: str
     schema: str | None = None
     default_config: str | None = None
+    program: str | None = None
 
 
 _TASKS, _ANY = "egom2p.training.tasks", "egom2p.anytoany"
@@ -35,6 +40,7 @@ COMMANDS = {
         "train a tokenizer on aligned clips",
         f"{_TASKS}.tokenizer_task:train_tokenizer",
         f"{_TASKS}.tokenizer_config:TokenizerTrainingConfig",
+        program="run_training_tokenizer.py",
     ),
     "tokenize": Command(
         "aligned clips -> shards of tokens",
@@ -46,6 +52,7 @@ COMMANDS = {
         "pretrain EgoM2P on token shards",
         f"{_TASKS}.pretrain_task:pretrain",
         f"{_TASKS}.pretrain_config:PretrainConfig",
+        program="run_training_egom2p.py",
     ),
     "generate": Command(
         "depth, camera, gaze or rgb of a video, recordings or tokens",
@@ -69,6 +76,7 @@ COMMANDS = {
         "train a language model on what cameras and eyes perceive",
         f"{_TASKS}.anytoany_task:train_anytoany",
         f"{_TASKS}.anytoany_task:AnyToAnyTrainingConfig",
+        program="run_training_anytoany.py",
     ),
     "caption": Command(
         "ask a trained any-to-any model about a video or picture",
@@ -80,8 +88,14 @@ COMMANDS = {
         "any-to-any models on held-out questions and texts",
         f"{_ANY}.evaluation.anytoany_evaluation:main",
         f"{_ANY}.evaluation.settings:AnyToAnyEvaluationConfig",
+        program=f"{_ANY}.evaluation.anytoany_evaluation",
     ),
-    "upload": Command("push trained weights to the Hub", "egom2p.pipelines.publish:upload"),
+    "caption-serve": Command("an any-to-any model behind HTTP", f"{_ANY}.serve"),
+    "probe": Command("linear probes of the encoder's features", "egom2p.evaluation.probe"),
+    "view": Command("what was generated or evaluated, in 3-D (rerun)", "egom2p.viewing.rerun_folders"),
+    "score-camera": Command("a trajectory file against another", "egom2p.metrics.camera"),
+    "convert": Command("published weights -> a checkpoint of ours", "egom2p.models.convert_model"),
+    "publish": Command("push trained weights to the Hub", "egom2p.pipelines.publish:upload"),
 }
 
 
@@ -102,6 +116,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(2)
     command = COMMANDS[name]
     sys.argv = [f"egom2p {name}", *rest]
+    if ":" not in command.task:
+        run_module(command.task, run_name="__main__")
+        return
     task = _found(command.task)
     if command.schema is None:
         task(rest)
@@ -109,7 +126,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from egom2p.config import run_main
 
     run_main(
-        _found(command.schema), task, default_config=command.default_config, description=command.purpose, arguments=rest
+        _found(command.schema),
+        task,
+        default_config=command.default_config,
+        description=command.purpose,
+        arguments=rest,
+        program=command.program,
     )
 
 

@@ -76,11 +76,13 @@ def run_main(
     default_config: str | None = None,
     description: str = "",
     arguments: list[str] | None = None,
+    program: str | None = None,
 ) -> None:
     """Parse the command line, compose and validate the config, call `task(config)`.
 
     default_config   YAML used without --config, relative to the cfgs root; None: the recipes are listed
     arguments        the command line without the program's name; sys.argv by default
+    program          as headers of YAML files name it (see `recipes`); None: the script that runs
 
     What can be foreseen (bad config, bad data, a full disk, too little memory) ends as one message on stderr and exit
     code 2, Ctrl-C as one word and exit code 130; with HYDRA_FULL_ERROR=1 their tracebacks are kept. Other exceptions
@@ -89,7 +91,7 @@ def run_main(
     given = _parse(sys.argv[1:] if arguments is None else arguments, default_config, description)
     try:
         if given.config is None:
-            raise ConfigError("which config? Say --config FILE" + recipes(Path(sys.argv[0]).name))
+            raise ConfigError("which config? Say --config FILE" + recipes(program or Path(sys.argv[0]).name))
         if given.hydra_flags:
             _run_hydra(schema, task, given, description)
         else:

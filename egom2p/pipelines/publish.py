@@ -139,7 +139,7 @@ def check_anytoany(directory: Path) -> None:
 
 def upload(arguments: Sequence[str]) -> list[str]:
     """The command line; returns the names of the files."""
-    parser = argparse.ArgumentParser(prog="upload_ckpt_hf.py", description="Push trained weights to the Hub.")
+    parser = argparse.ArgumentParser(prog=Path(sys.argv[0]).name, description="Push trained weights to the Hub.")
     parser.add_argument("--ckpt_dir", required=True, help="folder of a run, or of a model or tokenizer")
     parser.add_argument("--epoch", type=int, help="0 is the first; left out: the end of the run")
     parser.add_argument("--hf_repo_id", required=True, help="owner/name")

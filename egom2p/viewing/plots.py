@@ -157,7 +157,6 @@ def _draw_path(top: Any, space: Any, poses: np.ndarray, colour: str, name: str) 
         poses[looks, 0, 2],
         poses[looks, 2, 2],
         color=colour,
-        angles="xy",
         scale=16,
         width=0.006,
         alpha=0.75,

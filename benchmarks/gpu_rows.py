@@ -23,6 +23,7 @@ from loader import published_mixture, write_random_tokens
 from egom2p.contracts import TokenClip
 from egom2p.data.modality_info import build_specs
 from egom2p.data.unified_datasets import DataConfig, DatasetConfig
+from egom2p.jobs.workers import choose_dtype
 from egom2p.layers.attention import AttentionLayout, attend
 from egom2p.models.egom2p_model import EgoM2P, ModelConfig
 from egom2p.models.generate import Sampler
@@ -31,7 +32,6 @@ from egom2p.models.sampling import SamplingConfig
 from egom2p.storage import save_tensors
 from egom2p.training.checkpoint import make_train_state
 from egom2p.training.distributed import ranks_of_launch
-from egom2p.training.loop import choose_dtype
 from egom2p.training.optim import OptimizerConfig
 from egom2p.training.step import apply_gradients, autocast, forward_backward
 from egom2p.training.tasks.pretrain_config import PretrainConfig

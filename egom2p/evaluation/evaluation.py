@@ -29,7 +29,7 @@ from egom2p.evaluation.task_evaluation import (
 from egom2p.generation.checkpoints import checkpoint_directory, load_checkpoint, unfamiliar_input
 from egom2p.geometry import canonicalise
 from egom2p.jobs.progress import progress_bar, say
-from egom2p.jobs.workers import Workers
+from egom2p.jobs.workers import Workers, choose_device
 from egom2p.metrics.measurements import Measured, write_results
 from egom2p.metrics.result_table import Results
 from egom2p.storage import (
@@ -165,7 +165,8 @@ class _Local:
 
 def _prepare(config: EvaluationConfig, statistics: TrainingStatistics) -> None:
     checkpoints = {
-        label: load_checkpoint(directory, device=config.device) for label, directory in config.checkpoints.items()
+        label: load_checkpoint(directory, device=config.device, dtype=config.dtype)
+        for label, directory in config.checkpoints.items()
     }
     _Local.evaluator = TaskEvaluator(config, checkpoints, _held_out_clips(config), statistics)
 
@@ -262,7 +263,11 @@ def _truth_arrays(clip: AlignedClip) -> dict[str, np.ndarray]:
 
 def _describe(directory: str, config: EvaluationConfig) -> dict[str, Any]:
     """What the page says about a checkpoint; also the check that it loads and knows the tasks, before any work."""
-    checkpoint = load_checkpoint(directory, device="cpu")
+    # Not the same numbers in another precision: what a GPU makes of it is by default another result.
+    dtype = config.dtype
+    if dtype == "auto" and choose_device(config.device).type == "cuda":
+        dtype = "bf16"
+    checkpoint = load_checkpoint(directory, device="cpu", dtype=dtype)
     streams = stored_streams(config.clips.root, config.clips.dataset)
     for task in config.tasks:
         check_task(task, checkpoint, streams, where=f"{config.clips.root}, {config.clips.dataset}")

@@ -4,6 +4,7 @@ from dataclasses import field
 
 from egom2p.config import not_deciding, strict
 from egom2p.evaluation.scoring import ProtocolConfig
+from egom2p.jobs.workers import Dtype
 from egom2p.models.sampling import SamplingConfig
 
 
@@ -43,6 +44,7 @@ class EvaluationConfig:
     training_runs    label -> folder of a training run, whose `log.jsonl` the page shows as curves
     stage_times      JSON file, stage -> seconds, shown on the page
     page             where the page is written; None: index.html in `output`
+    dtype            of the models' weights; auto: bf16 on a GPU, else fp32. Decides results by their fingerprints
 
     A finished task is kept for an evaluation that asks the same; fields that are `not_deciding` change no number of it.
     """
@@ -67,6 +69,7 @@ class EvaluationConfig:
     num_workers: int = not_deciding(0)
     seed: int = 0
     device: str = not_deciding("auto")
+    dtype: Dtype = not_deciding("auto")
     progress: bool = not_deciding(True)
     title: str = not_deciding("EgoM2P evaluation")
     description: str = not_deciding("")

@@ -9,7 +9,7 @@ import numpy as np
 import egom2p
 from egom2p.config import to_plain
 from egom2p.contracts import AlignedClip, ModalitySpec, TokenClip, Tokenizer, check_fingerprint
-from egom2p.jobs.workers import choose_device
+from egom2p.jobs.workers import Dtype, choose_device, choose_dtype
 from egom2p.models.egom2p_model import EgoM2P, load_model
 from egom2p.models.generate import Sampler
 from egom2p.models.weights import tokenizer_locations
@@ -44,7 +44,7 @@ class Checkpoint:
 
     @property
     def fingerprint(self) -> str:
-        """Of the model's weights and config: a model trained again lies at the same path."""
+        """Of the model's weights in their precision, and config: a model trained again lies at the same path."""
         return fingerprint_of(self.model.state_dict(), to_plain(self.model.config))
 
     def spec(self, word: str) -> ModalitySpec:
@@ -81,8 +81,13 @@ class Checkpoint:
         ]
 
 
-def load_checkpoint(id_or_path: str | Path | None = None, *, device: str = "auto") -> Checkpoint:
+def load_checkpoint(
+    id_or_path: str | Path | None = None, *, device: str = "auto", dtype: Dtype = "auto", graphs: bool = True
+) -> Checkpoint:
     """Model and tokenizers of a model directory, or of a repository `owner/name` of the Hub; needs nothing else.
+
+    dtype    precision of the model's weights: bf16 by default on a GPU, where logits are made in fp32 all the same
+    graphs   see `Sampler`
 
     None is the pretrained checkpoint. Raises ValueError when a tokenizer is not the one whose tokens the model
     was trained on.
@@ -91,7 +96,7 @@ def load_checkpoint(id_or_path: str | Path | None = None, *, device: str = "auto
     if not (directory / "model.json").is_file():
         raise ValueError(f"{directory}: no model.json; wanted a model directory such as outputs/<run>/final")
     chosen = choose_device(device)
-    model = load_model(directory, chosen)
+    model = load_model(directory, chosen).to(choose_dtype(dtype, chosen))
     locations = tokenizer_locations(directory)
     tokenizers = {}
     for spec in model.specs:
@@ -101,7 +106,8 @@ def load_checkpoint(id_or_path: str | Path | None = None, *, device: str = "auto
                 spec.name, found=spec.tokenizer_fingerprint, wanted=tokenizer.fingerprint, where=str(directory)
             )
             tokenizers[spec.name] = tokenizer
-    return Checkpoint(directory, model, Sampler(model, context_bytes=_CONTEXT_BYTES), tokenizers, _CONTEXT_BYTES)
+    sampler = Sampler(model, context_bytes=_CONTEXT_BYTES, graphs=graphs)
+    return Checkpoint(directory, model, sampler, tokenizers, _CONTEXT_BYTES)
 
 
 def trained_on(directory: Path) -> tuple[str, ...] | None:

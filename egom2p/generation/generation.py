@@ -36,6 +36,7 @@ from egom2p.generation.generation_outputs import write_generated
 from egom2p.generation.long_generation import Segment, generate_segment, overlap_of, plan_segments, window_seeds
 from egom2p.generation.request import Request, clip_seed
 from egom2p.jobs.progress import progress_bar, say
+from egom2p.jobs.workers import Dtype
 from egom2p.storage import (
     atomic_directory,
     atomic_file,
@@ -57,6 +58,8 @@ class GenerationConfig(Request):
     source       a reader of recordings, as in data preparation
     max_clips    stop after so many (clips, or recordings)
     video        file type of the videos
+    dtype        of the model's weights; auto: bf16 on a GPU, else fp32. Decides the result, by the weights' fingerprint
+    graphs       GPUs replay generations of few clips whose shapes come again as CUDA graphs
     """
 
     checkpoint: str | None = None
@@ -66,6 +69,8 @@ class GenerationConfig(Request):
     max_clips: int | None = not_deciding(None)
     video: Literal["mp4", "webm"] = "mp4"
     device: str = not_deciding("auto")
+    dtype: Dtype = not_deciding("auto")
+    graphs: bool = not_deciding(True)
     progress: bool = not_deciding(True)
 
     def __post_init__(self) -> None:
@@ -84,7 +89,7 @@ def run_generation(config: GenerationConfig) -> Path:
 
 
 def _generate(config: GenerationConfig) -> Path:
-    checkpoint = load_checkpoint(config.checkpoint, device=config.device)
+    checkpoint = load_checkpoint(config.checkpoint, device=config.device, dtype=config.dtype, graphs=config.graphs)
     specs = config.specs(checkpoint)  # for its errors, before any work
     kind = "folder" if config.input is None else kind_of_input(config.input)
     device = next(checkpoint.model.parameters()).device

@@ -25,7 +25,8 @@ ResultT = TypeVar("ResultT")
 _SHARE = 0.7
 # A pixel of a joined result: rgb and depth (7 bytes), and what the grey, dotted and npz copies of one of them take.
 _JOINED_BYTES = 7 + 16
-_LOGITS_BYTES = 3 * 4 * LOGITS_PER_CHUNK  # a chunk of logits, its probabilities and their sum, in fp32
+# A chunk of logits, its probabilities and their sum: fp32 and fp64 on a CPU, and twice as many rows on a GPU.
+_LOGITS_BYTES = 2 * (4 + 4 + 8 + 8) * LOGITS_PER_CHUNK
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def _model_step(num_clips: int, model: nn.Module, *, plan: TargetPlan) -> Tensor
         }
         asked = np.arange(target.num_tokens)
         rows, weights = Shown(state_of(TokenClip(str(clip), tokens), model.specs), plan, model.specs).rows(asked)
-        queries.append(Query(clip, rows, weights, np.zeros(len(asked)), len(asked)))
+        queries.append(Query(clip, rows, weights, np.zeros(len(asked)), asked))
     return PromptAnswers(model).hidden_by_pass(queries)[0][0]
 
 

@@ -25,6 +25,7 @@ from egom2p.generation.generation_inputs import (
 )
 from egom2p.generation.long_generation import generate_segment, overlap_of, plan_segments, window_seeds
 from egom2p.generation.request import Request, clip_seed
+from egom2p.jobs.workers import Dtype
 
 Input = str | Path | Recording | AlignedClip | TokenClip
 
@@ -72,9 +73,11 @@ class LoadedModel(Checkpoint):
             yield from read_prompts(str(source), self, request)
 
 
-def load_model(id_or_path: str | Path | None = None, *, device: str = "auto") -> LoadedModel:
-    """A model directory, an id `owner/name` of the Hub, or (None) the pretrained checkpoint."""
-    return LoadedModel(**vars(load_checkpoint(id_or_path, device=device)))
+def load_model(
+    id_or_path: str | Path | None = None, *, device: str = "auto", dtype: Dtype = "auto", graphs: bool = True
+) -> LoadedModel:
+    """A model directory, an id `owner/name` of the Hub, or (None) the pretrained checkpoint; see `load_checkpoint`."""
+    return LoadedModel(**vars(load_checkpoint(id_or_path, device=device, dtype=dtype, graphs=graphs)))
 
 
 def _recordings(source: Input, rate_hz: float | None, rotate: int = 0) -> Iterator[Recording] | None:

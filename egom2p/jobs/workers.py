@@ -10,11 +10,13 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 
 Result = TypeVar("Result")
+Dtype = Literal["auto", "fp32", "bf16", "fp16"]
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _POLL_S = 0.2
 _PARENT_POLL_S = 0.5
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -39,6 +41,13 @@ def choose_device(wanted: str = "auto", *, only_cuda: bool = False) -> torch.dev
         why = str(error).splitlines()[0]
         raise ValueError(f"device: {wanted} is not to be had here ({why}); use device=auto or cpu") from None
     return device
+
+
+def choose_dtype(name: Dtype, device: torch.device) -> torch.dtype:
+    """`auto` is bf16 on a GPU and fp32 elsewhere: on a CPU bf16 is slower."""
+    if name == "auto":
+        name = "bf16" if device.type == "cuda" else "fp32"
+    return _DTYPES[name]
 
 
 def made_ahead(make: Callable[[Any], Result], items: Iterable[Any], *, num_threads: int) -> Iterator[Result]:

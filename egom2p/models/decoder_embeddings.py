@@ -40,6 +40,14 @@ class DecoderEmbeddings(nn.Module):
         return torch.where((query_ids >= 0)[:, None], F.embedding(row_M, table_VD), self.mask_token)
 
     def logits(self, hidden: Tensor, modality: int) -> Tensor:
-        """(..., D) -> (..., vocabulary of that modality)."""
+        """(..., D) -> (..., vocabulary of that modality); of weights in half precision float32 all the same.
+
+        A vocabulary's logits reach tens, where bfloat16 knows steps of a sixteenth: too coarse to choose by.
+        """
         first = sum(self.vocab_sizes[:modality])
-        return F.linear(hidden, self.head_table[first : first + self.vocab_sizes[modality]])
+        table_VD = self.head_table[first : first + self.vocab_sizes[modality]]
+        if table_VD.dtype == torch.float32:
+            return F.linear(hidden, table_VD)
+        if table_VD.is_cuda:
+            return torch.mm(hidden.flatten(0, -2), table_VD.T, out_dtype=torch.float32).unflatten(0, hidden.shape[:-1])
+        return F.linear(hidden, table_VD).float()

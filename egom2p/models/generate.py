@@ -8,15 +8,25 @@ state (several samples of one prompt, the unconditional passes of guidance) are 
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from egom2p.contracts import ModalitySpec, TokenClip
-from egom2p.models.prompt_answers import PromptAnswers, Query
+from egom2p.layers.attention import choose_backend
+from egom2p.layers.padding import to_device
+from egom2p.models.prompt_answers import PackedStep, PromptAnswers, Query, joined, split_sent
 from egom2p.models.prompt_batches import UNKNOWN, ClipState, Shown, state_of
-from egom2p.models.sampling import TargetPlan, combine_guided, step_temperatures, writing_order
+from egom2p.models.sampling import (
+    FEWEST_CANDIDATES,
+    MORE_CANDIDATES,
+    TargetPlan,
+    step_temperatures,
+    writing_order,
+)
+from egom2p.models.written_tokens import ID, PLACE, POSITION, Graphs, WrittenTokens, handles, write_step
 
 Positions = Mapping[str, Sequence[Sequence[np.ndarray]]]
 """Target -> clip -> step -> positions to write."""
@@ -38,16 +48,30 @@ class GenerationStep:
     tokens: tuple[np.ndarray, ...]
 
 
+# More steps than this are planned one by one: what all of them are asked would not fit into memory.
+_MOST_STEPS_AHEAD = 64
+# Above so many rows of a step a GPU takes longer for its kernels than the host to launch them; and graphs keep memory.
+_MOST_ROWS_OF_A_GRAPH = 1 << 14
+
+
 class Sampler:
     """Generates with one model, which gives `config`, `specs`, `encode`, `decode` and `logits`.
 
     context_bytes  encoder outputs kept between calls (0: none), for the same prompts asked for several targets
+    asks           the host reads every step's tokens before it plans the next; by default everywhere but on GPUs,
+                   where it would wait for them
+    graphs         on GPUs: generations of few clips whose shapes come again are replayed as CUDA graphs
     """
 
-    def __init__(self, model: torch.nn.Module, *, context_bytes: int = 0) -> None:
+    def __init__(
+        self, model: torch.nn.Module, *, context_bytes: int = 0, asks: bool | None = None, graphs: bool = True
+    ) -> None:
         self.model = model
         self.specs: tuple[ModalitySpec, ...] = tuple(model.specs)
         self._answers = PromptAnswers(model, context_bytes=context_bytes)
+        self._asks = asks
+        self._graphs = Graphs() if graphs else None
+        self._num_candidates: dict[str, int] = {}  # by target: what was enough so far
 
     def generate(
         self,
@@ -59,7 +83,8 @@ class Sampler:
     ) -> list[TokenClip]:
         """The prompts with every target filled; arguments as in `iterate`."""
         states = self._states(prompts, plans, seeds)
-        for _ in self._run(states, plans, seeds, positions or {}):
+        asks = self._answers.device.type != "cuda" if self._asks is None else self._asks
+        for _ in self._run(states, plans, seeds, positions or {}, asks=asks):
             pass
         return [state.to_token_clip() for state in states]
 
@@ -77,17 +102,14 @@ class Sampler:
         seeds     one per prompt; equal prompt and seed give an equal result in any batch
         positions    instead of drawn ones (roar)
         """
-        return self._run(self._states(prompts, plans, seeds), plans, seeds, positions or {})
+        return self._run(self._states(prompts, plans, seeds), plans, seeds, positions or {}, asks=True)
 
     @torch.inference_mode()
     def logits(self, prompts: Sequence[TokenClip], plan: TargetPlan, positions: Sequence[np.ndarray]) -> list[Tensor]:
         """Guided logits (n, V) of the plan's target at the given positions of each clip, with nothing else asked."""
         queries = self._queries(prompts, plan, positions)
         found = zip(queries, self._answers.hidden_by_pass(queries), strict=True)
-        return [
-            combine_guided([self.model.logits(part, query.rows[0].modality) for part in parts], query.weights).float()
-            for query, parts in found
-        ]
+        return [self._answers.guided(parts, query.rows[0].modality, query.weights).float() for query, parts in found]
 
     @torch.inference_mode()
     def log_likelihood(
@@ -124,7 +146,7 @@ class Sampler:
             if spec.kind == "sequence" and truths is not None:
                 fed = np.concatenate([[_start_id(spec)], truths[clip][:-1]]).astype(np.int32)
             rows, weights = Shown(state, plan, self.specs).rows(np.asarray(asked), fed)
-            queries.append(Query(clip, rows, weights, np.zeros(len(asked)), len(asked)))
+            queries.append(Query(clip, rows, weights, np.zeros(len(asked)), np.asarray(asked)))
         return queries
 
     def _states(
@@ -141,7 +163,13 @@ class Sampler:
 
     @torch.inference_mode()
     def _run(
-        self, states: list[ClipState], plans: Sequence[TargetPlan], seeds: Sequence[int], positions: Positions
+        self,
+        states: list[ClipState],
+        plans: Sequence[TargetPlan],
+        seeds: Sequence[int],
+        positions: Positions,
+        *,
+        asks: bool,
     ) -> Iterator[GenerationStep]:
         was_training = self.model.training
         self.model.eval()
@@ -152,7 +180,12 @@ class Sampler:
                 if spec.kind == "sequence":
                     yield from self._run_sequence(states, plan, spec, rngs)
                 else:
-                    yield from self._run_grid(states, plan, spec, rngs, positions.get(plan.target))
+                    order = positions.get(plan.target)
+                    work = _GridWork(states, plan, self.specs, spec, rngs, order, self._answers)
+                    if asks:
+                        yield from work.steps()
+                    else:
+                        self._run_ahead(work)
                 for state in states:
                     state.grown.append(plan.target)
                     state.fingerprints[plan.target] = spec.tokenizer_fingerprint
@@ -160,29 +193,64 @@ class Sampler:
             self._answers.forget()
             self.model.train(was_training)
 
-    def _run_grid(
-        self,
-        states: list[ClipState],
-        plan: TargetPlan,
-        spec: ModalitySpec,
-        rngs: list[np.random.Generator],
-        positions: Sequence[Sequence[np.ndarray]] | None,
-    ) -> Iterator[GenerationStep]:
-        work = [
-            _GridWork(state, plan, self.specs, spec, rng, None if positions is None else positions[clip])
-            for clip, (state, rng) in enumerate(zip(states, rngs, strict=True))
-        ]
-        num_steps = max((len(part.order) for part in work), default=0)
-        for step in range(num_steps):
-            active = [clip for clip, part in enumerate(work) if step < len(part.order)]
-            queries = [work[clip].query(clip, step) for clip in active]
-            temperatures = {clip: work[clip].temperatures[step] for clip in active}
-            answers = self._answers.drawn(queries, plan, temperatures)
-            written = {
-                query.clip: work[query.clip].write(query, step, ids, log_probs)
-                for query, (ids, log_probs) in zip(queries, answers, strict=True)
-            }
-            yield _report(plan, step, num_steps, states, written)
+    def _run_ahead(self, work: "_GridWork") -> None:
+        """Write all tokens of a target without a look at any before the last step."""
+        planned = work.planned()
+        steps = list(islice(planned, _MOST_STEPS_AHEAD))
+        if work.num_steps > len(steps):
+            work.finish(self._one_by_one(work, steps, planned))
+            return
+        size = self._num_candidates.get(work.plan.target, FEWEST_CANDIDATES)
+        while steps:
+            found = self._all_at_once(work, steps, size).cpu().numpy()
+            if not found[-1]:
+                break
+            # Rare, and remembered: what is drawn from was flatter than any before.
+            size *= MORE_CANDIDATES
+            self._num_candidates[work.plan.target] = size
+        work.finish(found[:-1] if steps else work.start.ravel())
+
+    def _all_at_once(self, work: "_GridWork", steps: Sequence[PackedStep], size: int) -> Tensor:
+        """Ids (C*L,) after the last step, and whether `size` candidates were too few; all is sent in one copy."""
+        answers, plan, device = self._answers, work.plan, self._answers.device
+        sent = to_device(np.concatenate([joined(steps), work.start.ravel().view(np.uint8)]), device)
+        numbers, start = sent.split([len(sent) - work.start.nbytes, work.start.nbytes])
+        context_ND = answers.context_of(steps[0], split_sent(steps, numbers)[0][0])
+
+        def write_all(numbers: Tensor, start: Tensor, context_ND: Tensor) -> Tensor:
+            start_CL = start.view(torch.int32).view(work.start.shape)
+            tokens = WrittenTokens(start_CL.clone(), by_certainty=plan.scheme == "maskgit")
+            for number, (step, part) in enumerate(zip(steps, split_sent(steps, numbers), strict=True)):
+                context = context_ND if number == 0 else None
+                write_step(answers, tokens, plan, step, part, context=context, num_candidates=size)
+            return torch.cat([tokens.ids.flatten(), tokens.is_short.int()])
+
+        num_rows = max(sum(step.shape.input_lengths) for step in steps)
+        is_closed = all(step.shape.is_all_new for step in steps[1:])
+        if not self._makes_graphs() or not is_closed or num_rows > _MOST_ROWS_OF_A_GRAPH:
+            return write_all(numbers, start, context_ND)
+        # Weights are read where they lie: after they were moved or replaced it is another graph.
+        weights = hash(tuple(parameter.data_ptr() for parameter in self.model.parameters()))
+        drawn = (plan.scheme, plan.top_k, plan.top_p, plan.rewrite_fraction > 0, size)
+        key = (tuple(step.shape for step in steps), work.start.shape, drawn, weights)
+        return self._graphs.run(key, write_all, (numbers, start, context_ND))
+
+    def _makes_graphs(self) -> bool:
+        """Not of padded attention, which sends a plan of its rectangles in every step."""
+        if self._graphs is None or self._answers.device.type != "cuda":
+            return False
+        config, dtype = self.model.config, next(self.model.parameters()).dtype
+        backend = choose_backend("cuda", dtype, config.dim // config.num_heads)
+        return backend == "flash" and config.attention_backend in ("auto", "flash")
+
+    def _one_by_one(self, work: "_GridWork", first: Sequence[PackedStep], others: Iterator[PackedStep]) -> np.ndarray:
+        """Ids (C*L,) after the last step; every step is sent by itself."""
+        tokens = WrittenTokens(to_device(work.start, self._answers.device), by_certainty=work.plan.scheme == "maskgit")
+        # Whole vocabularies: of the few rows of a step out of many that costs little, and nothing is left to ask.
+        size = max(spec.vocab_size for spec in self.specs)
+        for step in chain(first, others):
+            write_step(self._answers, tokens, work.plan, step, self._answers.send([step])[0], num_candidates=size)
+        return tokens.ids.flatten().cpu().numpy()
 
     def _run_sequence(
         self, states: list[ClipState], plan: TargetPlan, spec: ModalitySpec, rngs: list[np.random.Generator]
@@ -202,15 +270,17 @@ class Sampler:
                     continue
                 fed = np.concatenate([[start], ids]).astype(np.int32)
                 rows, weights = shown[clip].rows(np.arange(len(fed)), fed)
-                queries.append(Query(clip, rows, weights, rngs[clip].random(len(fed)), 1))
+                # One answer, after the last word, is wanted.
+                queries.append(Query(clip, rows, weights, rngs[clip].random(len(fed))[-1:], np.array([clip])))
             if not queries:
                 return
-            answers = self._answers.drawn(queries, plan, {query.clip: heats[step] for query in queries})
+            packed = self._answers.pack(queries, {query.clip: heats[step] for query in queries})
+            ids_C = self._answers.answered(packed, plan, np.zeros(len(states), np.int32))
             written = {}
-            for query, (ids, _) in zip(queries, answers, strict=True):
-                state = states[query.clip]
-                written[query.clip] = (np.array([len(state.tokens[plan.target])]), ids[-1:])
-                state.tokens[plan.target] = np.concatenate([state.tokens[plan.target], ids[-1:]]).astype(np.int32)
+            for query in queries:
+                state, ids = states[query.clip], ids_C[query.clip : query.clip + 1]
+                written[query.clip] = (np.array([len(state.tokens[plan.target])]), ids)
+                state.tokens[plan.target] = np.concatenate([state.tokens[plan.target], ids]).astype(np.int32)
             yield _report(plan, step, limit, states, written)
 
 
@@ -227,51 +297,129 @@ def _beginning(ids_L: np.ndarray, spec: ModalitySpec) -> np.ndarray:
 
 
 class _GridWork:
-    """One clip's way through the steps of a grid or track target."""
+    """The way of all clips through the steps of a grid or track target.
+
+    start   (C, L) ids before the first step
+    """
 
     def __init__(
         self,
-        state: ClipState,
+        states: list[ClipState],
         plan: TargetPlan,
         specs: Sequence[ModalitySpec],
         spec: ModalitySpec,
-        rng: np.random.Generator,
-        positions: Sequence[np.ndarray] | None,
+        rngs: list[np.random.Generator],
+        positions: Sequence[Sequence[np.ndarray]] | None,
+        answers: PromptAnswers,
     ) -> None:
-        self._ids_L = state.tokens.setdefault(plan.target, np.full(spec.num_tokens, UNKNOWN, np.int32))
-        self._plan, self._rng = plan, rng
-        self._shown = Shown(state, plan, specs, rng)
-        self._certainty_L = np.full(spec.num_tokens, np.inf)  # of what was given: never rewritten
-        unknown = np.flatnonzero(self._ids_L == UNKNOWN)
-        self.order = writing_order(plan, unknown, rng, positions, frame_size=spec.num_tokens // spec.grid.shape[0])
-        counts = tuple(len(part) for part in self.order)
-        self.temperatures = step_temperatures(plan.temperature_schedule, temperature=plan.temperature, counts=counts)
+        self.plan = plan
+        self._states, self._rngs, self._answers = states, rngs, answers
+        nothing = np.full(spec.num_tokens, UNKNOWN, np.int32)
+        for state in states:
+            state.tokens.setdefault(plan.target, nothing.copy())
+        self._shown = [Shown(state, plan, specs, rng) for state, rng in zip(states, rngs, strict=True)]
+        self.start = np.stack([state.tokens[plan.target] for state in states]) if states else nothing[None, :0]
+        self._orders = [
+            writing_order(
+                plan,
+                np.flatnonzero(ids_L == UNKNOWN),
+                rngs[clip],
+                None if positions is None else positions[clip],
+                frame_size=spec.num_tokens // spec.grid.shape[0],
+            )
+            for clip, ids_L in enumerate(self.start)
+        ]
+        self._heats = [
+            step_temperatures(
+                plan.temperature_schedule, temperature=plan.temperature, counts=tuple(len(part) for part in order)
+            )
+            for order in self._orders
+        ]
+        self.num_steps = max((len(order) for order in self._orders), default=0)
 
-    def query(self, clip: int, step: int) -> Query:
-        """ROAR asks for the positions it writes, MaskGIT for all unknown ones."""
-        asked, num_written = self.order[step], len(self.order[step])
-        if self._plan.scheme == "maskgit":
-            num_written += self._forget_least_certain()
-            asked = np.flatnonzero(self._ids_L == UNKNOWN)
-        rows, weights = self._shown.rows(asked)
-        return Query(clip, rows, weights, self._rng.random(len(asked)), num_written)
+    def steps(self) -> Iterator[GenerationStep]:
+        """Take every step, look at its tokens, and plan the next."""
+        if not self.num_steps:
+            return
+        tokens = WrittenTokens(
+            to_device(self.start.copy(), self._answers.device), by_certainty=self.plan.scheme == "maskgit"
+        )
+        for step in range(self.num_steps):
+            counts = self._counts(step)
+            if self.plan.rewrite_fraction > 0 and self.plan.scheme == "maskgit":
+                tokens.forget(to_device(counts[1], tokens.ids.device))
+            self._look(tokens)
+            packed = self._packed(step, counts, knows=True)
+            is_written = write_step(self._answers, tokens, self.plan, packed, self._answers.send([packed])[0])
+            self._look(tokens)
+            yield _report(self.plan, step, self.num_steps, self._states, self._written(step, is_written))
 
-    def write(self, query: Query, step: int, ids: np.ndarray, log_probs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Positions and ids written; of MaskGIT the most certain, at the last step all."""
-        asked = query.rows[0].positions
-        kept = np.arange(len(asked))
-        if self._plan.scheme == "maskgit" and step + 1 < len(self.order):
-            kept = np.sort(np.argsort(-log_probs, kind="stable")[: query.num_written])
-        self._ids_L[asked[kept]] = ids[kept]
-        self._certainty_L[asked[kept]] = log_probs[kept]
-        return asked[kept], ids[kept]
+    def planned(self) -> Iterator[PackedStep]:
+        """Plan every step without its tokens; `finish` then brings them."""
+        by_certainty = self.plan.scheme == "maskgit"
+        length = self.start.shape[1]
+        for step in range(self.num_steps):
+            counts = self._counts(step)
+            active = [clip for clip, order in enumerate(self._orders) if step < len(order)]
+            ids_by_clip = {clip: self._states[clip].tokens[self.plan.target] for clip in active}
+            for clip, ids_L in ids_by_clip.items():
+                if counts[1, clip]:  # the known ones stand first, and which of them become unknown the device knows
+                    ids_L[np.count_nonzero(ids_L != UNKNOWN) - counts[1, clip] :] = UNKNOWN
+            yield self._packed(step, counts, knows=step == 0 or not by_certainty)
+            for clip, ids_L in ids_by_clip.items():
+                slots = self._orders[clip][step]
+                if by_certainty:
+                    slots = np.arange(np.count_nonzero(ids_L != UNKNOWN) + counts[0, clip])
+                    ids_L[len(slots) :] = UNKNOWN
+                    all_slots = handles(POSITION, clip, np.arange(length), self.start.shape)
+                    self._states[clip].slots[self.plan.target] = all_slots
+                ids_L[slots] = handles(ID, clip, slots, self.start.shape)
 
-    def _forget_least_certain(self) -> int:
-        written = np.flatnonzero(np.isfinite(self._certainty_L) & (self._ids_L != UNKNOWN))
-        count = int(self._plan.rewrite_fraction * len(written))
-        least = written[np.argsort(self._certainty_L[written], kind="stable")[:count]]
-        self._ids_L[least] = UNKNOWN
-        return count
+    def finish(self, ids: np.ndarray) -> None:
+        """Give the clips their ids (C*L,)."""
+        for state, ids_L in zip(self._states, ids.reshape(self.start.shape).astype(np.int32), strict=True):
+            state.slots.pop(self.plan.target, None)
+            state.tokens[self.plan.target] = ids_L
+
+    def _packed(self, step: int, counts: np.ndarray, *, knows: bool) -> PackedStep:
+        """ROAR asks for the positions it writes, MaskGIT for all unknown ones; knows: the host knows which ones."""
+        queries, heats = [], {}
+        for clip, (order, state) in enumerate(zip(self._orders, self._states, strict=True)):
+            if step >= len(order):
+                continue
+            asked = order[step]
+            if self.plan.scheme == "maskgit":
+                asked = np.flatnonzero(state.tokens[self.plan.target] == UNKNOWN)
+            shape = self.start.shape
+            places = clip * shape[1] + asked if knows else handles(PLACE, clip, asked, shape)
+            positions = asked if knows else handles(POSITION, clip, asked, shape)
+            rows, weights = self._shown[clip].rows(positions)
+            queries.append(Query(clip, rows, weights, self._rngs[clip].random(len(asked)), places))
+            heats[clip] = self._heats[clip][step]
+        return self._answers.pack(queries, heats, counts.ravel())
+
+    def _counts(self, step: int) -> np.ndarray:
+        """(2, C) of each clip: tokens to write, and to forget before."""
+        counts = np.zeros((2, len(self._orders)), np.int32)
+        for clip, order in enumerate(self._orders):
+            if step < len(order):
+                made = sum(len(part) for part in order[:step])
+                counts[1, clip] = int(self.plan.rewrite_fraction * made) if self.plan.scheme == "maskgit" else 0
+                counts[0, clip] = len(order[step]) + counts[1, clip]
+        return counts
+
+    def _look(self, tokens: WrittenTokens) -> None:
+        for state, ids_L in zip(self._states, tokens.ids.cpu().numpy(), strict=True):
+            state.tokens[self.plan.target] = ids_L
+
+    def _written(self, step: int, is_written: Tensor | None) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+        """Clip -> positions and ids that a step wrote."""
+        found = {}
+        for clip, (order, state) in enumerate(zip(self._orders, self._states, strict=True)):
+            if step < len(order):
+                positions = order[step] if is_written is None else np.flatnonzero(is_written[clip].cpu().numpy())
+                found[clip] = (positions, state.tokens[self.plan.target][positions])
+        return found
 
 
 def _report(

@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +20,10 @@ UNKNOWN = -1  # id of a token that is not known: of a prompt, to be generated; o
 
 @dataclass(frozen=True)
 class KnownTokens:
-    """Tokens of one modality that the encoder sees: ids and positions (n,), positions ascending."""
+    """Tokens of one modality that the encoder sees: ids and positions (n,), positions ascending.
+
+    Where the device alone knows them they are handles (see `written_tokens`).
+    """
 
     modality: int
     ids: np.ndarray
@@ -66,6 +70,7 @@ class ClipState:
     """Tokens of one clip, -1 where unknown; grows while targets are generated.
 
     given  modalities the prompt held tokens of; grown: targets generated so far
+    slots  of a target whose positions the device alone knows: handles of the positions of `tokens`
     """
 
     key: str
@@ -73,6 +78,7 @@ class ClipState:
     fingerprints: dict[str, str | None]
     given: frozenset[str]
     grown: list[str] = field(default_factory=list)
+    slots: dict[str, np.ndarray] = field(default_factory=dict)
 
     def to_token_clip(self) -> TokenClip:
         return TokenClip(self.key, dict(self.tokens), dict(self.fingerprints))
@@ -152,7 +158,8 @@ class Shown:
             if positions is None:
                 positions = np.flatnonzero(ids_L != UNKNOWN)
             if len(positions):
-                parts.append(KnownTokens(index, ids_L[positions], positions))
+                slots = self._state.slots.get(spec.name)
+                parts.append(KnownTokens(index, ids_L[positions], positions if slots is None else slots[positions]))
         return tuple(parts)
 
 
@@ -175,48 +182,69 @@ def _draw_subset(
     return {name: np.sort(rng.choice(positions, size=counts[name], replace=False)) for name, positions in known.items()}
 
 
-def pack_prompts(rows: Sequence[PromptRow], modalities: tuple[str, ...], *, num_registers: int = 0) -> PackedBatch:
-    """Rows end to end, as the collator lays clips for training, on the CPU; `target_ids` are UNKNOWN."""
-    num_modalities = len(modalities)
-    ids, positions, kinds, input_lengths = [], [], [], []
-    target_positions, query_ids, target_kinds, segment_lengths = [], [], [], []
-    for row in rows:
-        known = [KnownTokens(num_modalities, np.zeros(num_registers, np.int32), np.arange(num_registers))]
-        known.extend(row.inputs)
-        ids.extend(np.asarray(part.ids, np.int32) for part in known)
-        positions.extend(np.asarray(part.positions, np.int32) for part in known)
-        kinds.extend(np.full(len(part.ids), part.modality, np.uint8) for part in known)
-        input_lengths.append(sum(len(part.ids) for part in known))
-        target_positions.append(np.asarray(row.positions, np.int32))
-        query_ids.append(np.asarray(row.query_ids, np.int32))
-        target_kinds.append(np.full(len(row.positions), row.modality, np.uint8))
-        segment_lengths.extend(len(row.positions) if kind == row.modality else 0 for kind in range(num_modalities))
-    target_lengths = [len(part) for part in target_positions]
-    target_kind_M = np.concatenate(target_kinds) if target_kinds else np.zeros(0, np.uint8)
-    queries = torch.from_numpy(_joined(query_ids, np.int32))
-    return PackedBatch(
-        input_ids=torch.from_numpy(_joined(ids, np.int32)),
-        input_position=torch.from_numpy(_joined(positions, np.int32)),
-        input_modality=torch.from_numpy(_joined(kinds, np.uint8)),
+class PromptArrays(NamedTuple):
+    """Rows end to end, as in `PackedBatch`, but in int32 all of them."""
+
+    input_ids: np.ndarray
+    input_position: np.ndarray
+    input_modality: np.ndarray
+    input_offsets: np.ndarray
+    target_position: np.ndarray
+    target_modality: np.ndarray
+    target_offsets: np.ndarray
+    query_ids: np.ndarray
+    segment_offsets: np.ndarray
+    input_lengths: tuple[int, ...]
+    target_lengths: tuple[int, ...]
+    segment_lengths: tuple[int, ...]
+
+
+def prompt_arrays(rows: Sequence[PromptRow], num_modalities: int, *, num_registers: int = 0) -> PromptArrays:
+    """Rows end to end, as the collator lays clips for training."""
+    registers = KnownTokens(num_modalities, np.zeros(num_registers, np.int32), np.arange(num_registers))
+    known = [part for row in rows for part in (registers, *row.inputs)]
+    input_lengths = [num_registers + sum(len(part.ids) for part in row.inputs) for row in rows]
+    target_lengths = [len(row.positions) for row in rows]
+    segment_lengths = [
+        length if kind == row.modality else 0
+        for row, length in zip(rows, target_lengths, strict=True)
+        for kind in range(num_modalities)
+    ]
+    return PromptArrays(
+        input_ids=_joined([part.ids for part in known]),
+        input_position=_joined([part.positions for part in known]),
+        input_modality=_joined([np.full(len(part.ids), part.modality) for part in known]),
         input_offsets=_offsets(input_lengths),
-        target_ids=torch.full_like(queries, UNKNOWN),
-        target_position=torch.from_numpy(_joined(target_positions, np.int32)),
-        target_modality=torch.from_numpy(target_kind_M),
+        target_position=_joined([row.positions for row in rows]),
+        target_modality=_joined([np.full(len(row.positions), row.modality) for row in rows]),
         target_offsets=_offsets(target_lengths),
-        query_ids=queries,
+        query_ids=_joined([row.query_ids for row in rows]),
         segment_offsets=_offsets(segment_lengths),
-        head_order=torch.from_numpy(np.argsort(target_kind_M, kind="stable")),
-        head_counts=tuple(int(count) for count in np.bincount(target_kind_M, minlength=num_modalities)),
         input_lengths=tuple(input_lengths),
         target_lengths=tuple(target_lengths),
         segment_lengths=tuple(segment_lengths),
+    )
+
+
+def pack_prompts(rows: Sequence[PromptRow], modalities: tuple[str, ...], *, num_registers: int = 0) -> PackedBatch:
+    """The same as a batch on the CPU; `target_ids` are UNKNOWN."""
+    arrays = prompt_arrays(rows, len(modalities), num_registers=num_registers)
+    kinds_M = arrays.target_modality
+    tensors = {name: torch.from_numpy(part) for name, part in arrays._asdict().items() if isinstance(part, np.ndarray)}
+    lengths = {name: part for name, part in arrays._asdict().items() if isinstance(part, tuple)}
+    return PackedBatch(
+        **tensors,
+        **lengths,
+        target_ids=torch.full((len(kinds_M),), UNKNOWN, dtype=torch.int32),
+        head_order=torch.from_numpy(np.argsort(kinds_M, kind="stable")),
+        head_counts=tuple(int(count) for count in np.bincount(kinds_M, minlength=len(modalities))),
         modalities=modalities,
     )
 
 
-def _joined(parts: list[np.ndarray], dtype: type) -> np.ndarray:
-    return np.concatenate(parts) if parts else np.zeros(0, dtype)
+def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:
+    return np.concatenate(parts).astype(np.int32) if parts else np.zeros(0, np.int32)
 
 
-def _offsets(lengths: Sequence[int]) -> torch.Tensor:
-    return torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
+def _offsets(lengths: Sequence[int]) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)

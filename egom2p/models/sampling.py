@@ -217,7 +217,8 @@ def step_temperatures(schedule: str, *, temperature: float, counts: tuple[int, .
     )
 
 
-_FIRST_CANDIDATES = 64
+# Of a vocabulary this many most likely tokens are taken first where top_p asks for few, then so many times as many.
+FEWEST_CANDIDATES, MORE_CANDIDATES = 64, 8
 
 
 def combine_guided(logits_passes: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
@@ -242,27 +243,38 @@ def candidates(logits_RV: Tensor, *, top_k: int | float = 0, top_p: float = 1.0)
     top_p  smallest set of most likely tokens whose probability (among the top_k) reaches top_p; 1 or 0 keeps all
     Never sorts the vocabulary: the most likely few are taken, and more only while their mass is short of top_p.
     """
+    values_RC, ids_RC, _ = _most_likely(logits_RV, None, top_k=top_k, top_p=top_p)
+    return values_RC, ids_RC
+
+
+def _most_likely(
+    logits_RV: Tensor, size: int | None, *, top_k: int | float, top_p: float
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Candidates among the `size` most likely tokens; whether some row (scalar bool) would take more, None: none can.
+
+    size   None: as many as it takes, about which the device is asked
+    """
     vocab = logits_RV.shape[1]
     limit = _num_kept(top_k, vocab)
-    if not 0 < top_p < 1:
-        return torch.topk(logits_RV, limit, dim=1)
-    size = min(limit, _FIRST_CANDIDATES)
-    log_total_R1 = torch.logsumexp(logits_RV, dim=1, keepdim=True)
-    while True:
-        values_RC, ids_RC = torch.topk(logits_RV, size, dim=1)
-        if size == limit:
-            if limit < vocab:
-                log_total_R1 = torch.logsumexp(values_RC, dim=1, keepdim=True)
+    if not 0 < top_p < 1 or limit < vocab:
+        values_RC, ids_RC = torch.topk(logits_RV, limit, dim=1)
+        if not 0 < top_p < 1:
+            return values_RC, ids_RC, None
+    log_total_R1 = torch.logsumexp(logits_RV if limit == vocab else values_RC, dim=1, keepdim=True)
+    if limit == vocab:
+        values_RC, ids_RC = torch.topk(logits_RV, min(limit, size or FEWEST_CANDIDATES), dim=1)
+    asks = size is None
+    while asks and values_RC.shape[1] < limit:
+        if bool(((values_RC - log_total_R1).exp().sum(1) >= top_p).all()):
             break
-        if limit == vocab and bool(((values_RC - log_total_R1).exp().sum(1) >= top_p).all()):
-            break
-        size = min(limit, size * 8) if limit == vocab else limit
+        values_RC, ids_RC = torch.topk(logits_RV, min(limit, MORE_CANDIDATES * values_RC.shape[1]), dim=1)
     share_RC = (values_RC - log_total_R1).exp()
+    is_short = None if asks or values_RC.shape[1] == limit else (share_RC.sum(1) < top_p).any()
     before_RC = share_RC.cumsum(1) - share_RC
     # The first token is always kept; a token is kept while the mass before it has not passed top_p.
     is_kept_RC = before_RC <= top_p
     is_kept_RC[:, 0] = True
-    return values_RC.masked_fill(~is_kept_RC, float("-inf")), ids_RC
+    return values_RC.masked_fill(~is_kept_RC, float("-inf")), ids_RC, is_short
 
 
 def _num_kept(top_k: int | float, vocab: int) -> int:
@@ -289,25 +301,44 @@ def draw(
     One uniform number per draw (inverse of the cumulative distribution), so a clip's randomness does not depend on
     the vocabulary or on the other clips of a batch. Temperature 0 takes the most likely token.
     """
+    ids_RK, _ = draw_ids(logits_RV, uniform_RK, temperature=temperature, top_k=top_k, top_p=top_p)
+    return ids_RK, log_probability(logits_RV, ids_RK)
+
+
+def log_probability(logits_RV: Tensor, ids_RK: Tensor) -> Tensor:
+    """(R, K) in nats, float32."""
     log_total_R1 = torch.logsumexp(logits_RV.float(), dim=1, keepdim=True)
-    num_draws = uniform_RK.shape[1]
+    return logits_RV.gather(1, ids_RK).float() - log_total_R1
+
+
+def draw_ids(
+    logits_RV: Tensor,
+    uniform_RK: Tensor,
+    *,
+    temperature: float,
+    top_k: int | float = 0,
+    top_p: float = 1.0,
+    num_candidates: int | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """Ids (R, K), and whether `num_candidates` were too few for them (scalar bool; None: they cannot be).
+
+    num_candidates   taken of the vocabulary for top_p; None: as many as it takes, which makes the host wait for the
+                     device to say so
+    """
     if temperature == 0 or top_k == 1:
-        ids_RK = logits_RV.argmax(1, keepdim=True).expand(-1, num_draws)
-    elif top_k == 0 and not 0 < top_p < 1:
-        ids_RK = _draw_inverse(logits_RV / temperature, uniform_RK)
-    else:
-        # top_p is a share of the distribution that is drawn from, so the temperature comes first (as published).
-        values_RC, ids_RC = candidates(logits_RV / temperature, top_k=top_k, top_p=top_p)
-        ids_RK = ids_RC.gather(1, _draw_inverse(values_RC, uniform_RK))
-    return ids_RK, logits_RV.gather(1, ids_RK).float() - log_total_R1
+        return logits_RV.argmax(1, keepdim=True).expand(-1, uniform_RK.shape[1]), None
+    if top_k == 0 and not 0 < top_p < 1:
+        return _draw_inverse(logits_RV / temperature, uniform_RK), None
+    # top_p is a share of the distribution that is drawn from, so the temperature comes first (as published).
+    values_RC, ids_RC, is_short = _most_likely(logits_RV / temperature, num_candidates, top_k=top_k, top_p=top_p)
+    return ids_RC.gather(1, _draw_inverse(values_RC, uniform_RK)), is_short
 
 
 def _draw_inverse(logits_RC: Tensor, uniform_RK: Tensor) -> Tensor:
     # fp64 sums: with 64,000 terms fp32 loses the tail. Rare enough to afford (one row chunk at a time).
-    share_RC = torch.softmax(logits_RC.float(), dim=1).double()
-    cumulative_RC = share_RC.cumsum(1)
-    wanted_RK = uniform_RK.to(cumulative_RC) * cumulative_RC[:, -1:]
-    index_RK = torch.searchsorted(cumulative_RC, wanted_RK, right=True).clamp_(max=logits_RC.shape[1] - 1)
-    # Rounding can land past the last candidate; step back onto one that may be drawn.
-    last_R1 = (share_RC > 0).long().cumsum(1).argmax(1, keepdim=True)
-    return torch.minimum(index_RK, last_R1)
+    cumulative_RC = torch.softmax(logits_RC.float(), dim=1).double().cumsum(1)
+    total_R1 = cumulative_RC[:, -1:]
+    # Below the total even where rounding reached it: then a sum exceeds it, the first of them at a token that adds to
+    # the sum, so one that may be drawn.
+    wanted_RK = torch.minimum(uniform_RK.to(total_R1) * total_R1, total_R1.nextafter(torch.zeros_like(total_R1)))
+    return torch.searchsorted(cumulative_RC, wanted_RK, right=True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from itertools import count
 from types import FrameType, TracebackType
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -18,8 +18,6 @@ from torch import Tensor
 from egom2p.jobs.workers import choose_device
 from egom2p.training.watchdog import WAITS, Watchdog, activity, launch_store
 
-Dtype = Literal["auto", "fp32", "bf16", "fp16"]
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)  # of several the first counts
 
 
@@ -119,13 +117,6 @@ def _watched(ranks: Ranks, limit_s: float | None) -> AbstractContextManager:
     if store is None:
         return nullcontext()
     return Watchdog(store, rank=ranks.rank, world_size=ranks.world_size, limit_s=limit_s, signals=STOP_SIGNALS)
-
-
-def choose_dtype(name: Dtype, device: torch.device) -> torch.dtype:
-    """`auto` is bf16 on a GPU and fp32 on the CPU, where bf16 is slower."""
-    if name == "auto":
-        name = "bf16" if device.type == "cuda" else "fp32"
-    return _DTYPES[name]
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from egom2p.config import to_plain
+from egom2p.jobs.workers import choose_dtype
 from egom2p.storage import RemoteError, configure_remote, load_json, only_writer, parse_json, save_json
 from egom2p.training.checkpoint import (
     CheckpointFolder,
@@ -35,7 +36,6 @@ from egom2p.training.distributed import (
     Ranks,
     StopRequest,
     autocast,
-    choose_dtype,
     end_if_stopped,
     ranks_of_launch,
 )

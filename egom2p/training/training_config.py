@@ -4,8 +4,8 @@ from dataclasses import replace
 from typing import Literal
 
 from egom2p.config import strict
+from egom2p.jobs.workers import Dtype
 from egom2p.storage import RemoteConfig
-from egom2p.training.distributed import Dtype
 from egom2p.training.ema import EmaConfig
 from egom2p.training.optim import OptimizerConfig
 from egom2p.training.parallel import ParallelConfig, Recompute

@@ -125,9 +125,12 @@ def test_finished_clips_are_kept_and_other_settings_make_them_again(world):
 
 
 def test_any_field_decides_unless_it_says_otherwise(world):
-    """What a forgotten list of keys would keep: every field of the request, also one that nobody thought of."""
+    """What a forgotten list of keys would keep: every field of the request, also one that nobody thought of.
+
+    The precision decides by the fingerprint of the weights.
+    """
     config = _config(world, "decided", targets=("gaze",), max_clips=1)
-    beside = {"output", "max_clips", "batch_size", "device", "progress"}
+    beside = {"output", "max_clips", "batch_size", "device", "dtype", "graphs", "progress"}
     assert set(to_plain(config)) - set(deciding(config)) == beside
     assert deciding(replace(config, batch_size=3, device="cpu", output="x")) == deciding(config)
     folder = run_generation(config).parent / "clip_100"

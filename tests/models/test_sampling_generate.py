@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from egom2p.contracts import ModalitySpec, TokenClip, TokenGrid
+from egom2p.models import generate, prompt_answers
 from egom2p.models.generate import Sampler
 from egom2p.models.sampling import TargetPlan
 
@@ -98,6 +99,33 @@ def test_a_clip_alone_equals_the_same_clip_in_a_batch(model, rng, plan):
         assert set(alone.tokens) == set(together[number].tokens)
         for name, ids in alone.tokens.items():
             assert np.array_equal(ids, together[number].tokens[name]), name
+
+
+@pytest.mark.parametrize("plan", _PLANS[:-1])
+def test_a_host_that_looks_at_no_step_gets_the_same_tokens(model, rng, plan):
+    """As on a GPU: handles stand for what only the device knows, positions of MaskGIT included."""
+    prompts = [_prompt("a", rng), _prompt("b", rng, ("tok_smell", "tok_touch")), _prompt("c", rng, ("tok_sound",))]
+    prompts[1].tokens["tok_sound"] = np.array([3, -1, 2, -1, -1, -1], np.int32)
+    plans = [plan, TargetPlan(target="tok_touch", temperature=1.0, top_p=0.99, num_steps=2)]
+    wanted = Sampler(model).generate(prompts + prompts[:1], plans, [3, 4, 5, 9])
+    found = Sampler(model, asks=False).generate(prompts + prompts[:1], plans, [3, 4, 5, 9])
+    for one, other in zip(found, wanted, strict=True):
+        assert {name: ids.tolist() for name, ids in one.tokens.items()} == {
+            name: ids.tolist() for name, ids in other.tokens.items()
+        }
+
+
+@pytest.mark.parametrize("ahead", [0, 2])
+def test_many_steps_are_planned_one_by_one_and_too_few_candidates_are_drawn_again(model, rng, monkeypatch, ahead):
+    plan = TargetPlan(target="tok_smell", scheme="autoregressive", temperature=3.0, top_p=0.95)
+    prompts = [_prompt(key, rng, ("tok_touch",)) for key in "ab"]
+    wanted = Sampler(model).generate(prompts, [plan], [1, 2])
+    monkeypatch.setattr(generate, "_MOST_STEPS_AHEAD", ahead or 64)
+    monkeypatch.setattr(generate, "FEWEST_CANDIDATES", 2)
+    monkeypatch.setattr(prompt_answers, "_FEW_LOGITS", 0)
+    found = Sampler(model, asks=False).generate(prompts, [plan], [1, 2])
+    for one, other in zip(found, wanted, strict=True):
+        assert np.array_equal(one.tokens["tok_smell"], other.tokens["tok_smell"])
 
 
 @pytest.mark.parametrize("plan", _PLANS[:-1])

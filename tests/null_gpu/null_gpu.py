@@ -27,7 +27,7 @@ _HERE = Path(__file__).parent
 _VARIABLE = "EGOM2P_NULL_GPU"
 COUNTERS = ("launch", "gemm", "h2d", "h2d_pageable", "d2h", "d2d", "memset")
 WAITS = ("stream_sync", "device_sync", "event_sync")
-_ALL = (*COUNTERS, *WAITS, "h2d_bytes")
+_ALL = (*COUNTERS, *WAITS, "h2d_bytes", "graph", "graph_kernels")
 
 
 def why_not() -> str | None:
@@ -112,11 +112,15 @@ def waits() -> Iterator[Counter]:
 
 
 # Bytes of these count as part of a product, which is limited by arithmetic; views move nothing.
-_PRODUCTS = re.compile(r"aten::(mm|addmm|bmm|baddbmm|_?scaled_dot|_flash|_efficient|_cudnn|convolution)|torch_attn::")
-_VIEWS = re.compile(
-    r"aten::(t|view|_unsafe_view|detach|slice|select|unbind|split|split_with_sizes|permute|transpose|expand|unsqueeze"
-    r"|squeeze|alias|as_strided|empty|empty_like|new_empty|empty_strided|_reshape_alias|resize_)(\.|$)"
+_PRODUCTS = re.compile(
+    r"aten::(mm|addmm|bmm|baddbmm|linear|matmul|_?scaled_dot|_flash|_efficient|_cudnn|convolution)|torch_attn::"
 )
+_VIEWS = re.compile(
+    r"aten::(t|numpy_T|view|_unsafe_view|detach|slice|select|unbind|split|split_with_sizes|permute|transpose|expand|unsqueeze"
+    r"|squeeze|alias|as_strided|empty|empty_like|new_empty|empty_strided|_reshape_alias|resize_|unflatten)(\.|$)"
+)
+# In inference mode these are seen whole.
+_MAY_BE_VIEWS = re.compile(r"aten::(flatten|reshape|to|contiguous)(\.|$)")
 
 
 class Traffic(TorchDispatchMode):
@@ -165,7 +169,9 @@ class Traffic(TorchDispatchMode):
         if name.startswith(("aten::_foreach", "aten::_fused")):
             given, made = [], [*given, *given]  # in place
         total = sum(map(_size, given)) + sum(map(_size, made))
-        if name.startswith("aten::scatter"):
+        if _MAY_BE_VIEWS.match(name) and made and given and made[0].data_ptr() == given[0].data_ptr():
+            total = 0
+        elif name.startswith("aten::scatter"):
             total = 0  # a row's one number
         elif name.startswith(("aten::zero", "aten::fill", "aten::zeros", "aten::new_zeros", "aten::full")):
             total = sum(map(_size, made))

@@ -12,9 +12,17 @@
 #include <sys/mman.h>
 
 // The names of these counters stand in null_gpu.py too.
-enum { LAUNCH, GEMM, H2D, H2D_PAGEABLE, D2H, D2D, MEMSET, STREAM_SYNC, DEVICE_SYNC, EVENT_SYNC, H2D_BYTES, NUM };
+enum { LAUNCH, GEMM, H2D, H2D_PAGEABLE, D2H, D2D, MEMSET, STREAM_SYNC, DEVICE_SYNC, EVENT_SYNC, H2D_BYTES,
+       GRAPH, GRAPH_KERNELS, NUM };
 long null_gpu_counts[NUM];
 #define ADD(which, amount) __atomic_add_fetch(&null_gpu_counts[which], (amount), __ATOMIC_RELAXED)
+
+// ---- graphs: what is launched while a stream is captured counts when the graph is launched ----
+// As on a GPU, a capture breaks where the host would wait or copy from or to its own memory.
+static struct { void *stream; unsigned long long number; int is_broken; long kernels; } capture;
+#define KERNEL(which) (capture.stream ? (void)__atomic_add_fetch(&capture.kernels, 1, __ATOMIC_RELAXED) : (void)ADD(which, 1))
+#define NOT_IN_A_CAPTURE \
+  if (capture.stream) { capture.is_broken = 1; fprintf(stderr, "%s breaks a capture\n", __func__); return 900; }
 #define TOTAL_MEMORY 150121545728ull
 
 // ---- kernels, by the address of their host function ----
@@ -31,7 +39,7 @@ void null_gpu_name(const void *function, const char *name) {
 }
 void null_gpu_launch(const void *function) {
   long i = slot_of(function);
-  ADD(LAUNCH, 1);
+  KERNEL(LAUNCH);
   slots[i].function = function;
   __atomic_add_fetch(&slots[i].launches, 1, __ATOMIC_RELAXED);
 }
@@ -138,11 +146,42 @@ cudaError_t cudaStreamGetPriority(void *s, int *p) { *p = 0; return 0; }
 cudaError_t cudaEventCreateWithFlags(void **s, unsigned f) { HANDLE(s); return 0; }
 cudaError_t cudaEventCreate(void **s) { HANDLE(s); return 0; }
 cudaError_t cudaEventElapsedTime(float *t, void *a, void *b) { *t = 1; return 0; }
-cudaError_t cudaStreamIsCapturing(void *s, int *c) { *c = 0; return 0; }
-cudaError_t cudaStreamGetCaptureInfo(void *s, int *c, ...) { *c = 0; return 0; }
-cudaError_t cudaStreamSynchronize(void *s) { ADD(STREAM_SYNC, 1); return 0; }
-cudaError_t cudaDeviceSynchronize(void) { ADD(DEVICE_SYNC, 1); return 0; }
-cudaError_t cudaEventSynchronize(void *e) { ADD(EVENT_SYNC, 1); return 0; }
+cudaError_t cudaStreamSynchronize(void *s) { NOT_IN_A_CAPTURE ADD(STREAM_SYNC, 1); return 0; }
+cudaError_t cudaDeviceSynchronize(void) { NOT_IN_A_CAPTURE ADD(DEVICE_SYNC, 1); return 0; }
+cudaError_t cudaEventSynchronize(void *e) { NOT_IN_A_CAPTURE ADD(EVENT_SYNC, 1); return 0; }
+cudaError_t cudaEventQuery(void *e) { NOT_IN_A_CAPTURE return 0; }
+cudaError_t cudaStreamQuery(void *s) { NOT_IN_A_CAPTURE return 0; }
+
+// ---- capturing ----
+cudaError_t cudaStreamIsCapturing(void *s, int *c) { *c = capture.stream && s == capture.stream; return 0; }
+cudaError_t cudaStreamGetCaptureInfo(void *s, int *c, unsigned long long *number, ...) {
+  *c = capture.stream && s == capture.stream;
+  if (number) *number = capture.number;
+  return 0;
+}
+cudaError_t cudaStreamBeginCapture(void *s, int mode) {
+  capture.stream = s; capture.number++; capture.is_broken = 0; capture.kernels = 0;
+  return 0;
+}
+cudaError_t cudaStreamEndCapture(void *s, void **graph) {
+  capture.stream = 0;
+  *graph = malloc(sizeof(long));
+  *(long *)*graph = capture.kernels;
+  return capture.is_broken ? 901 : 0;
+}
+cudaError_t cudaGraphGetNodes(void *graph, void **nodes, size_t *n) { *n = *(long *)graph; return 0; }
+cudaError_t cudaGraphInstantiate(void **executable, void *graph, unsigned long long flags) {
+  *executable = malloc(sizeof(long));
+  *(long *)*executable = *(long *)graph;
+  return 0;
+}
+cudaError_t cudaGraphInstantiateWithFlags(void **executable, void *graph, unsigned long long flags) {
+  return cudaGraphInstantiate(executable, graph, flags);
+}
+cudaError_t cudaGraphLaunch(void *executable, void *s) {
+  ADD(GRAPH, 1); ADD(GRAPH_KERNELS, *(long *)executable);
+  return 0;
+}
 
 // ---- memory ----
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
@@ -184,22 +223,28 @@ cudaError_t cudaPointerGetAttributes(struct cudaPointerAttributes *a, const void
   a->devicePointer = (void *)p;
   return 0;
 }
-static void copy(void *to, const void *from, size_t n) {
-  if (!n) return;
-  if (on_device(to) && on_device(from)) ADD(D2D, 1);
+static int copy(void *to, const void *from, size_t n) {
+  if (!n) return 0;
+  if (on_device(to) != on_device(from)) NOT_IN_A_CAPTURE
+  if (on_device(to) && on_device(from)) KERNEL(D2D);
   else if (on_device(to)) { ADD(H2D, 1); ADD(H2D_BYTES, n); if (!is_pinned(from)) ADD(H2D_PAGEABLE, 1); }
   else if (on_device(from)) { ADD(D2H, 1); memset(to, 0, n); }
   else memcpy(to, from, n);
+  return 0;
 }
-cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t n, int kind, void *s) { copy(to, from, n); return 0; }
-cudaError_t cudaMemcpy(void *to, const void *from, size_t n, int kind) { ADD(STREAM_SYNC, 1); copy(to, from, n); return 0; }
-cudaError_t cudaMemsetAsync(void *p, int value, size_t n, void *s) { ADD(MEMSET, 1); return 0; }
+cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t n, int kind, void *s) { return copy(to, from, n); }
+cudaError_t cudaMemcpy(void *to, const void *from, size_t n, int kind) {
+  NOT_IN_A_CAPTURE
+  ADD(STREAM_SYNC, 1);
+  return copy(to, from, n);
+}
+cudaError_t cudaMemsetAsync(void *p, int value, size_t n, void *s) { KERNEL(MEMSET); return 0; }
 
 // ---- matrix products ----
 int cublasCreate_v2(void **h) { HANDLE(h); return 0; }
 int cublasGetMathMode(void *h, int *m) { *m = 0; return 0; }
 int cublasGetPointerMode_v2(void *h, int *m) { *m = 0; return 0; }
-#define PRODUCT(name) int name() { ADD(GEMM, 1); return 0; }
+#define PRODUCT(name) int name() { KERNEL(GEMM); return 0; }
 PRODUCT(cublasGemmEx) PRODUCT(cublasSgemm_v2) PRODUCT(cublasDgemm_v2) PRODUCT(cublasSgemmEx)
 PRODUCT(cublasGemmStridedBatchedEx) PRODUCT(cublasSgemmStridedBatched) PRODUCT(cublasDgemmStridedBatched)
 PRODUCT(cublasSgemv_v2) PRODUCT(cublasDgemv_v2) PRODUCT(cublasLtMatmul)

@@ -13,13 +13,14 @@ from torch import Tensor, nn
 
 from egom2p.contracts import LossOutput, ModalitySpec, PackedBatch
 from egom2p.data.unified_datasets import STREAMING, TokenLoader
+from egom2p.jobs.workers import choose_dtype
 from egom2p.layers.lora import adapter_settings, attach_lora, lora_state, merged_state
 from egom2p.models.egom2p_model import EgoM2P, load_model
 from egom2p.models.losses import combine_losses
 from egom2p.models.partial_loading import load_weights
 from egom2p.models.weights import find_model, write_model_files
 from egom2p.storage import load_json, save_json, save_tensors
-from egom2p.training.distributed import Ranks, autocast, choose_dtype, ranks_of_launch
+from egom2p.training.distributed import Ranks, autocast, ranks_of_launch
 from egom2p.training.frozen import FrozenConfig, FrozenPhase, trained_lines
 from egom2p.training.loop import FitResult, train
 from egom2p.training.planning.plan import dry_run

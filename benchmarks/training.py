@@ -142,11 +142,11 @@ def loading(size: Size, side: str, *, num_batches: int) -> Iterator[Work]:
 _RELEASED = {"alphas": (0.01, 0.1, 1.0, 10.0), "policy": "clamp"}
 # Name -> what runs, and how many turns of each side count after one that warms up.
 ROWS: dict[str, tuple[Callable[[Size, str], Iterator[Work]], int]] = {
-    "dense 512, 2 clips": (partial(training, num_clips=2, budget=512), 4),
-    "dense 2048, 1 clip": (partial(training, num_clips=1, budget=2048), 3),
+    "dense 512, 2 clips": (partial(training, num_clips=2, budget=512), 3),
+    "dense 2048, 1 clip": (partial(training, num_clips=1, budget=2048), 2),
     "published mixture 2048, 1 clip": (partial(training, num_clips=1, budget=2048, **_RELEASED), 16),
-    "rgb to cam": (partial(generation, target="tok_cam", num_steps=3), 3),
-    "rgb to depth": (partial(generation, target="tok_depth", num_steps=3), 2),
+    "rgb to cam": (partial(generation, target="tok_cam", num_steps=3), 2),
+    "rgb to depth": (partial(generation, target="tok_depth", num_steps=3), 1),
     "loader": (partial(loading, num_batches=16), 3),
 }
 

@@ -7,7 +7,8 @@ import pytest
 import yaml
 from tiny_tokens import pretrain_values, write_tokens
 
-from egom2p.config import from_plain
+from egom2p.config import from_plain, load_config
+from egom2p.training.tasks.pretrain_config import PretrainConfig
 from experiments.training_choices.compare_choices import ChoicesConfig, compare_choices, table, units_to
 
 SLOW = {"clips": [0, 10, 20], "tokens": [0, 100, 200], "seconds": [0.0, 1.0, 2.0], "loss": [4.0, 3.0, 2.0]}
@@ -50,3 +51,17 @@ def test_a_study_from_runs_to_page(tmp_path):
     assert curve["clips"] == [0, 8, 16] and len(curve["loss"]) == 3
     assert curve["seconds"][0] == 0 and curve["seconds"] == sorted(curve["seconds"])
     assert not (tmp_path / "unused").exists()
+
+
+def test_every_choice_of_the_study_is_a_run():
+    study = load_config(ChoicesConfig, "experiments/training_choices/compare_choices.yaml")
+    runs = {
+        (name, label): load_config(PretrainConfig, study.base, [*study.settings, *part.settings, *settings])
+        for name, part in study.studies.items()
+        for label, settings in part.choices.items()
+    }
+    assert runs["optimizer", "adamw"].training.optimizer.kind == "adamw"
+    assert runs["head width", "2 heads of 128"].model.dim // runs["head width", "2 heads of 128"].model.num_heads == 128
+    budgets = [runs["budgets", label].data.datasets["world"] for label in ("clamp", "waterfill", "packed")]
+    assert [part.policy for part in budgets] == ["clamp", "waterfill", "clamp"]
+    assert all(len(part.alphas.alphas_mixture) == 4 and not part.alphas.transfers for part in budgets)

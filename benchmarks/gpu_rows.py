@@ -19,9 +19,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from loader import published_mixture, write_random_tokens
+from reference_like import ReferenceLike, plain_dense_clips, published_adamw, train_step
 
 from egom2p.contracts import TokenClip
+from egom2p.data.masking_config import MaskingConfig
 from egom2p.data.modality_info import build_specs
+from egom2p.data.token_set import TokenSet
 from egom2p.data.unified_datasets import DataConfig, DatasetConfig
 from egom2p.jobs.workers import choose_dtype
 from egom2p.layers.attention import AttentionLayout, attend
@@ -202,6 +205,37 @@ def training(
     }
 
 
+def reference_training(
+    bench: Bench, *, batch_size: int = 4, alphas: tuple[float, ...] = (10.0,), policy: str = "waterfill"
+) -> dict:
+    """Steps of the published design (benchmarks/reference_like), with its copies and waits."""
+    masking = MaskingConfig(
+        alphas=published_mixture(_NAMES, list(alphas)),
+        max_input_tokens=bench.budget,
+        max_target_tokens=bench.budget,
+        policy=policy,
+    )
+    model = bench.model()
+    reference = ReferenceLike.of(model).to(bench.device)
+    tokens = TokenSet(bench.shards, model.specs)
+    batches = list(islice(plain_dense_clips(tokens, model.specs, masking, batch_size=batch_size, seed=0), 4))
+    del model
+    optimizer, turn = published_adamw(reference, 1e-4), iter(range(10**9))
+    sizes = {"num_inputs": bench.budget, "num_targets": bench.budget}
+
+    def step() -> None:
+        batch = batches[next(turn) % len(batches)]
+        moved = {name: {key: value.to(bench.device) for key, value in part.items()} for name, part in batch.items()}
+        train_step(reference, optimizer, moved, dtype=bench.dtype, **sizes)
+
+    bench.forget_peak()
+    seconds = bench.seconds(step, repeats=len(batches))
+    used = [sum(int((~part[mask]).sum()) for part in batch.values() for mask in ("input_mask", "target_mask"))
+            for batch in batches]  # fmt: skip
+    return {"ms": 1e3 * seconds, "clips_per_s": batch_size / seconds, "tokens_per_s": statistics.mean(used) / seconds,
+            "peak_gb": bench.peak_gb()}  # fmt: skip
+
+
 def attention(bench: Bench, *, num_heads: int = 12, is_ragged: bool = False, kernel: str | None = None) -> dict:
     """Self-attention of 32 clips of 2048 rows, forward and forward with backward, through one kernel or as chosen."""
     if kernel is not None and bench.device.type == "cpu":
@@ -273,6 +307,19 @@ def generation(bench: Bench, *, target: str, num_steps: int = 3) -> dict:
 
     bench.forget_peak()
     return {"ms": 1e3 * bench.seconds(work, repeats=5), "peak_gb": bench.peak_gb()}
+
+
+def reference_generation(bench: Bench, *, target: str, num_steps: int = 3) -> dict:
+    """The same by benchmarks/reference_like, in float32 as published."""
+    reference = ReferenceLike.of(bench.model()).to(bench.device)
+    rgb = {spec.name: spec for spec in reference.specs}["tok_rgb"]
+    ids = torch.randint(rgb.vocab_size, (1, rgb.num_tokens), device=bench.device)
+
+    def work() -> None:
+        reference.generate({"tok_rgb": ids}, target, num_steps=num_steps, guidance=2.0, temperature=1.0, top_p=0.9)
+
+    bench.forget_peak()
+    return {"ms": 1e3 * bench.seconds(work, repeats=3), "peak_gb": bench.peak_gb()}
 
 
 def tokenizers(bench: Bench) -> dict:

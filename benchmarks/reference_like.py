@@ -355,12 +355,12 @@ def plain_dense_clips(
             limits = [spec.num_tokens for spec in specs]
             inputs = draw_budgets(
                 masking.max_input_tokens, [alphas[spec.name].input_alphas[component] for spec in specs], limits,
-                policy="clamp", rng=rng,
+                policy=masking.policy, rng=rng,
             )  # fmt: skip
             room = [limit - count for limit, count in zip(limits, inputs, strict=True)]
             targets = draw_budgets(
                 masking.max_target_tokens, [alphas[spec.name].target_alphas[component] for spec in specs], room,
-                policy="clamp", rng=rng,
+                policy=masking.policy, rng=rng,
             )  # fmt: skip
             counts = zip(specs, inputs, targets, strict=True)
             clips.append({spec.name: _masked_modality(clip.tokens[spec.name], *numbers, generator)
@@ -383,11 +383,19 @@ def _masked_modality(
 
 
 def train_step(
-    model: ReferenceLike, optimizer: torch.optim.Optimizer, batch: DenseBatch, *, num_inputs: int, num_targets: int
+    model: ReferenceLike,
+    optimizer: torch.optim.Optimizer,
+    batch: DenseBatch,
+    *,
+    num_inputs: int,
+    num_targets: int,
+    dtype: torch.dtype = torch.float32,
 ) -> dict[str, float]:
     """One step as published: gradients clipped at norm 1, and the host waits for every number it logs."""
     optimizer.zero_grad()
-    loss, terms = model(batch, num_inputs=num_inputs, num_targets=num_targets)
+    device = model.mask_token.device.type
+    with torch.autocast(device, dtype, enabled=dtype != torch.float32):
+        loss, terms = model(batch, num_inputs=num_inputs, num_targets=num_targets)
     logged = {"loss": loss.item(), **{name: term.item() for name, term in terms.items()}}
     loss.backward()
     logged["grad_norm"] = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).item()

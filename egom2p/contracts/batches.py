@@ -104,7 +104,7 @@ class PackedBatch:
         device = torch.device(device)
         moved = self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
         if device.type == self.head_order.device.type:
-            moved["head_order"] = self.head_order.to(device)
+            moved["head_order"] = self.head_order.to(device, non_blocking=non_blocking)
         else:
             moved["head_order"] = torch.argsort(moved["target_modality"], stable=True)
         return replace(self, **moved)

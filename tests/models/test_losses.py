@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from spy import Spy
 
 from egom2p.models.losses import combine_losses, modality_cross_entropy, row_cross_entropy
 
@@ -41,6 +42,17 @@ def test_chunks_equal_the_whole(counts, chunk_elements, generator):
     torch.testing.assert_close(torch.stack([part.sum() for part in rows.split(counts)]), wanted_sums.detach())
     with torch.no_grad():
         torch.testing.assert_close(modality_cross_entropy(hidden, table, targets, **settings), sums.detach())
+
+
+def test_no_tensor_is_as_large_as_rows_times_vocabulary(generator):
+    num_rows, vocab_size, chunk = 64, 3000, 8
+    hidden = torch.randn(num_rows, 8, generator=generator, requires_grad=True)
+    table = torch.randn(vocab_size, 8, generator=generator, requires_grad=True)
+    targets = torch.randint(vocab_size, (num_rows,), generator=generator)
+    settings = dict(counts=(num_rows,), vocab_sizes=(vocab_size,), chunk_elements=chunk * vocab_size)
+    with Spy() as spy:
+        modality_cross_entropy(hidden, table, targets, **settings).sum().backward()
+    assert spy.largest <= max(chunk * vocab_size, table.numel())
 
 
 def test_half_precision_sums_are_fp32(generator):

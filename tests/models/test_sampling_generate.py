@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from spy import BlockingCopies, Spy
 from torch import nn
 
 from egom2p.contracts import ModalitySpec, TokenClip, TokenGrid
 from egom2p.models import generate, prompt_answers
+from egom2p.models.egom2p_model import EgoM2P, ModelConfig
 from egom2p.models.generate import Sampler
 from egom2p.models.sampling import TargetPlan
 
@@ -113,6 +115,20 @@ def test_a_host_that_looks_at_no_step_gets_the_same_tokens(model, rng, plan):
         assert {name: ids.tolist() for name, ids in one.tokens.items()} == {
             name: ids.tolist() for name, ids in other.tokens.items()
         }
+
+
+@pytest.mark.parametrize("scheme", ["roar", "maskgit", "autoregressive", "frames"])
+def test_a_generation_planned_ahead_asks_for_nothing_but_its_tokens(rng, scheme):
+    """As on a GPU, with a real model: one answer is waited for, at the end, and every copy goes without waiting."""
+    specs = _SPECS[:3]
+    model = EgoM2P(ModelConfig(dim=24, encoder_depth=1, decoder_depth=1, num_heads=2), specs)
+    tokens = {"tok_smell": rng.integers(0, 13, 24).astype(np.int32)}
+    plan = TargetPlan(target="tok_sound", scheme=scheme, num_steps=3, temperature=0.5, top_p=0.8, guidance=2.0)
+    sampler = Sampler(model, asks=False)
+    with BlockingCopies() as copies, Spy() as spy:
+        sampler.generate([TokenClip("a", tokens)], [plan], [0])
+    assert not spy.waiting
+    assert copies.blocking == ["cpu", "numpy"]
 
 
 @pytest.mark.parametrize("ahead", [0, 2])

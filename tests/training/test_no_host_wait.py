@@ -1,11 +1,17 @@
 """A training step never asks the device for a value: neither scalars nor shapes that depend on data."""
 
+import functools
+
 import pytest
 import torch
-from spy import Spy
+import torch._dynamo
+from packing import TINY_SPECS, pack, random_clips
+from spy import BlockingCopies, Spy
 from tiny_tokens import pretrain_values, write_tokens
 
 from egom2p.config import from_plain
+from egom2p.layers.blocks import compile_block, transformer_blocks
+from egom2p.models.egom2p_model import EgoM2P, ModelConfig
 from egom2p.training.checkpoint import gradient_scaler
 from egom2p.training.distributed import Ranks
 from egom2p.training.ema import Ema, EmaConfig
@@ -29,7 +35,7 @@ def test_a_step_does_not_wait(tmp_path, kind, dtype):
     batches = task.batches(0)
     for number in range(2):
         batch = next(batches)
-        with Spy() as spy:
+        with BlockingCopies() as copies, Spy() as spy:
             step = forward_backward(
                 task, task.model, [batch], task.counts(batch), ranks=ranks, dtype=dtype, scaler=scaler
             )
@@ -39,4 +45,39 @@ def test_a_step_does_not_wait(tmp_path, kind, dtype):
             ema.update(task.model, number + 1)
         assert spy.num_calls > 100
         assert not spy.waiting
+        assert copies.num_sent > 5 and not copies.blocking
     assert sums.take()["loss"] > 0
+
+
+def test_a_blocking_copy_would_be_seen():
+    values = torch.ones(2)
+    with BlockingCopies() as copies:
+        values.to("cpu", non_blocking=True)
+        values.to(torch.float64)
+        assert not copies.blocking
+        values.to(torch.device("cpu"))
+        torch.tensor([1.0], device="cpu")
+        float(values.sum())
+    assert len(copies.blocking) >= 3
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # the compiler's own look at its inputs
+def test_compiled_blocks_add_no_graphs_for_other_lengths(rng, monkeypatch):
+    """Ragged batches, one with a clip that has no inputs: what two of them needed serves all others."""
+    torch._dynamo.reset()
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    model = EgoM2P(ModelConfig(dim=24, encoder_depth=2, decoder_depth=2, num_heads=2), TINY_SPECS)
+    for block in transformer_blocks(model):
+        compile_block(block)
+    graphs = []
+    for number in range(8):
+        clips = random_clips(rng, TINY_SPECS, 3 + number % 3)
+        if number == 1:
+            clips[0] = ({}, clips[0][1])
+        output = model(pack(clips, TINY_SPECS))
+        output.sums.sum().backward()
+        graphs.append(counters["stats"]["unique_graphs"])
+    assert graphs[1] > 0 and len(set(graphs[2:])) == 1
+    torch._dynamo.reset()

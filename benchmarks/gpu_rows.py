@@ -125,6 +125,7 @@ def tests(bench: Bench) -> dict:
     """The tests that need a GPU; of several thousand others only those that share their files."""
     root = Path(__file__).resolve().parents[1]
     files = ["tests/layers/test_attention.py", "tests/models/test_losses.py", "tests/training/test_gpu_step.py"]
+    files.append("tests/models/test_sampling_generate.py")
     present = [name for name in files if (root / name).is_file()]
     command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", *present]
     command += ["--collect-only"] if bench.is_tiny else []

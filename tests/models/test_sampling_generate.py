@@ -156,6 +156,21 @@ def test_every_position_is_written_once_and_in_range(model, rng, plan):
     assert steps[-1].num_steps == len(steps)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
+@pytest.mark.parametrize("scheme", ["roar", "maskgit", "autoregressive"])
+def test_a_replayed_graph_writes_the_tokens_of_plain_steps(rng, scheme):
+    with torch.device("cuda"):
+        model = EgoM2P(ModelConfig(dim=64, encoder_depth=2, decoder_depth=2, num_heads=2), _SPECS[:3])
+    model.to(torch.bfloat16)
+    plan = TargetPlan(target="tok_sound", scheme=scheme, num_steps=3, temperature=1.0, top_p=0.8, guidance=2.0)
+    replays, plain, looking = Sampler(model), Sampler(model, graphs=False), Sampler(model, asks=True)
+    for seed in range(5):
+        prompt = _prompt("a", rng)
+        wanted = plain.generate([prompt], [plan], [seed])[0].tokens["tok_sound"]
+        for sampler in (replays, looking):
+            assert np.array_equal(sampler.generate([prompt], [plan], [seed])[0].tokens["tok_sound"], wanted)
+
+
 def test_what_is_given_stays(model, rng):
     prompt = _prompt("a", rng, ("tok_smell", "tok_sound"))
     prompt.tokens["tok_sound"][2:] = -1

@@ -5,14 +5,14 @@
 
 A step of one GPU is the estimate of docs/PERFORMANCE.md (a line through its four batch sizes; not measured on a GPU).
 Around it: gradients are summed over ranks while the backward pass still runs, except the input token table, whose
-gradient is the last to be ready and a quarter of all bytes; a loader that is slower than the GPU sets the pace. Left
-out: ranks that wait for the slowest (clips of the mixture differ in size), checkpoints, evaluation, failures.
+gradient is the last to be ready and a quarter of all bytes; ranks wait for the one that drew the most work; a loader
+that is slower than the GPU sets the pace. Left out: checkpoints, evaluation, failures.
 """
 
 import argparse
+import functools
 import json
 import multiprocessing
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -24,7 +24,9 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from environment import environment
+from loader import published_mixture
 
+from egom2p.data.masking import MaskingConfig, UnifiedMasking
 from egom2p.data.modality_info import default_specs
 from egom2p.data.shards.shard_set import encode_array
 
@@ -80,14 +82,40 @@ class Step:
         return 1e3 * self.clips / self.ms
 
 
-def compute_ms(clips: int, *, is_mixture: bool = False) -> float:
-    """One GPU's part of a step: micro-batches of at most LARGEST_BATCH (of the mixture: as many rows) one by one."""
+def compute_ms(clips: int, *, share: float = 1.0) -> float:
+    """One GPU's part of a step: micro-batches of at most as many rows as LARGEST_BATCH full clips, one by one.
+
+    share   work of a clip against one of full budgets
+    """
     slope, fixed = np.polyfit(list(STEP_MS), list(STEP_MS.values()), 1)
-    share = MIXTURE_FLOPS if is_mixture else 1.0
     largest = int(LARGEST_BATCH / share)
     whole, rest = divmod(clips, largest)
     parts = [largest] * whole + [rest] * (rest > 0)
     return float(sum(max(HOST_MS, fixed + slope * share * part) for part in parts))
+
+
+@functools.cache
+def slowest_rank(num_gpus: int, clips_per_gpu: int, num_steps: int = 20) -> float:
+    """Work of the rank that drew most against the mean, over steps of the released mixture of four modalities."""
+    config = MaskingConfig(
+        alphas=published_mixture([spec.name for spec in default_specs()]),
+        max_input_tokens=2048,
+        max_target_tokens=2048,
+        policy="clamp",
+    )
+    masking, rng = UnifiedMasking(default_specs(), config), np.random.default_rng(0)
+    names = [spec.name for spec in default_specs()]
+    # Sums of few clips, again and again from the same 8,192 draws.
+    pool = np.array([clip_gflop(*masking.sizes(names, rng)) for _ in range(8192)])
+    work = rng.choice(pool, (num_steps, num_gpus, clips_per_gpu)).sum(-1)
+    return float(work.max(-1).mean() / work.mean())
+
+
+def clip_gflop(num_inputs: int, num_targets: int) -> float:
+    """Forward pass of the base model (12 + 12 blocks of width 768, heads of 64,000)."""
+    linear = 24 * (7.078e6 + 1.18e6) * num_inputs + (24 * 8.258e6 + 2 * 768 * 64000) * num_targets
+    pairs = num_inputs**2 + num_targets**2 / 2 + num_inputs * num_targets  # two video modalities share the targets
+    return (linear + 4 * 768 * 12 * pairs) / 1e9
 
 
 def all_reduce_ms(num_bytes: float, num_gpus: int, network: Network) -> float:
@@ -109,16 +137,16 @@ def step(
     clips_per_gpu: int,
     network: Network,
     *,
-    is_mixture: bool = False,
+    share: float = 1.0,
     workers: int = 8,
     clips_per_worker_s: float = 2500.0,
 ) -> Step:
-    busy_ms = compute_ms(clips_per_gpu, is_mixture=is_mixture)
+    busy_ms = compute_ms(clips_per_gpu, share=share)
     tail_ms = all_reduce_ms(4 * TAIL_PARAMETERS, num_gpus, network)
     rest_ms = all_reduce_ms(4 * (PARAMETERS - TAIL_PARAMETERS), num_gpus, network)
     # Accumulated micro-batches exchange nothing but in the last one.
-    last = min(clips_per_gpu, int(LARGEST_BATCH / (MIXTURE_FLOPS if is_mixture else 1.0)))
-    window_ms = BACKWARD_SHARE * compute_ms(last, is_mixture=is_mixture)
+    last = min(clips_per_gpu, int(LARGEST_BATCH / share))
+    window_ms = BACKWARD_SHARE * compute_ms(last, share=share)
     exposed_ms = tail_ms + max(0.0, rest_ms - window_ms) if num_gpus > 1 else 0.0
     loader_ms = 1e3 * clips_per_gpu / (workers * clips_per_worker_s)
     return Step(num_gpus, num_gpus * clips_per_gpu, busy_ms, exposed_ms, loader_ms)
@@ -135,17 +163,19 @@ def bytes_of_clip() -> int:
 def tables(clips_per_worker_s: float, dollars_per_gpu_hour: float) -> str:
     """Markdown."""
     lines = ["| released recipe, 1,024 clips a step | GPUs | clips a GPU | step, ms | not hidden, ms | clips/s | "
-             "GPU-hours | days | cost |", "|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
-    for is_mixture in (False, True):
+             "GPU-hours | hours | cost |", "|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    for kind in ("full budgets", "mixture, by tokens", "mixture, by clips"):
         for network in NETWORKS:
             for num_gpus in (8, 64, 256):
-                found = step(num_gpus, 1024 // num_gpus, network, is_mixture=is_mixture,
-                             clips_per_worker_s=clips_per_worker_s)  # fmt: skip
+                clips = 1024 // num_gpus
+                share = 1.0 if kind == "full budgets" else MIXTURE_FLOPS
+                if kind == "mixture, by clips":
+                    share *= slowest_rank(num_gpus, clips)
+                found = step(num_gpus, clips, network, share=share, clips_per_worker_s=clips_per_worker_s)
                 hours = RELEASED_CLIPS / found.clips_per_s / 3600
-                kind = "mixture as drawn" if is_mixture else "full budgets"
                 lines.append(
-                    f"| {kind}; {network.name} | {num_gpus} | {1024 // num_gpus} | {found.ms:.0f} | "
-                    f"{found.exposed_ms:.1f} | {found.clips_per_s:,.0f} | {num_gpus * hours:,.0f} | {hours / 24:.1f} | "
+                    f"| {kind}; {network.name} | {num_gpus} | {clips} | {found.ms:.0f} | {found.exposed_ms:.1f} | "
+                    f"{found.clips_per_s:,.0f} | {num_gpus * hours:,.0f} | {hours:.1f} | "
                     f"${num_gpus * hours * dollars_per_gpu_hour:,.0f} |"
                 )
     size = bytes_of_clip()
@@ -163,7 +193,7 @@ def tables(clips_per_worker_s: float, dollars_per_gpu_hour: float) -> str:
     return "\n".join(lines)
 
 
-def check(turns: int = 7, megabytes: Sequence[int] = (1, 4, 16, 64), width: int = 192) -> dict:
+def check(turns: int = 30, megabytes: Sequence[int] = (1, 4, 16, 64), width: int = 192) -> dict:
     """Two processes of this machine over gloo: a ring fitted to the smallest and largest sum predicts the others, and
     what the exchange of gradients adds to a step of a small model (nothing is hidden: the cores are the same)."""
     context = multiprocessing.get_context("spawn")
@@ -205,7 +235,7 @@ def _rank(rank: int, meeting: str, line: Connection | None, turns: int, megabyte
     sums = {}
     for size in megabytes:
         values = torch.ones(size * 250_000)
-        sums[size] = _median_s(lambda values=values: dist.all_reduce(values), turns)
+        sums[size] = _best_s(lambda values=values: dist.all_reduce(values), turns)
     layers = [torch.nn.Linear(width, width) for _ in range(24)]
     model = torch.nn.parallel.DistributedDataParallel(torch.nn.Sequential(*layers))
     rows = torch.randn(512, width)
@@ -217,30 +247,30 @@ def _rank(rank: int, meeting: str, line: Connection | None, turns: int, megabyte
         with model.no_sync():
             backward()
 
-    # In turns, so that a busy machine slows both alike.
+    # In turns, and the fastest of each: what a busy machine adds says nothing about either.
     times: dict[Callable, list[float]] = {alone: [], backward: []}
     for _ in range(turns + 1):
         for work, found in times.items():
-            found.append(_median_s(work, 1, warm_up=0))
+            found.append(_best_s(work, 1, warm_up=0))
             model.zero_grad()
     if line is not None:
         line.send({
             "sum_s": sums,
-            "alone_s": statistics.median(times[alone][1:]),
-            "together_s": statistics.median(times[backward][1:]),
+            "alone_s": min(times[alone][1:]),
+            "together_s": min(times[backward][1:]),
             "gradient_bytes": sum(4 * parameter.numel() for parameter in model.parameters()),
         })  # fmt: skip
     dist.destroy_process_group()
 
 
-def _median_s(work: Callable[[], object], turns: int, warm_up: int = 1) -> float:
+def _best_s(work: Callable[[], object], turns: int, warm_up: int = 1) -> float:
     found = []
     for _ in range(warm_up + turns):
         dist.barrier()
         begin = time.perf_counter()
         work()
         found.append(time.perf_counter() - begin)
-    return statistics.median(found[warm_up:])
+    return min(found[warm_up:])
 
 
 def main(words: list[str] | None = None) -> None:

@@ -5,12 +5,13 @@
 
 Every row has two processes, `ours` and `reference_like` (the published design, plainly written), with the same weights
 and the same clips; they take turns, step by step, so that a busy machine slows both alike. Ratios are of processor
-time, which on one thread (the default) does not contain what others compute. A row is written as soon as it is measured
-and replaces what the file had under its name. Losses of both sides are compared: it is the same work.
+time, which on one thread (the default) does not contain what others compute. A row is written as soon as it is
+measured; complete ones are not run again. Losses of both sides are compared: it is the same work.
 """
 
 import argparse
 import json
+import math
 import multiprocessing
 import os
 import random
@@ -151,8 +152,13 @@ ROWS: dict[str, tuple[Callable[[Size, str], Iterator[Work]], int]] = {
 }
 
 
-def measure(name: str, size: str, threads: int) -> dict:
-    """One row: both sides in turns, each in a process of its own."""
+def measure(name: str, size: str, threads: int, known: dict | None = None, seconds: float = math.inf) -> dict:
+    """One row: both sides in turns, each in a process of its own.
+
+    known     the row as far as it was measured before; goes on behind its last turn
+    seconds   no turn begins later
+    """
+    begin = time.monotonic()
     make, num_turns = ROWS[name]
     context = multiprocessing.get_context("spawn")
     processes, lines = {}, {}
@@ -161,26 +167,32 @@ def measure(name: str, size: str, threads: int) -> dict:
         processes[side] = context.Process(target=_serve, args=(theirs, make, size, side, threads), daemon=True)
         processes[side].start()
         theirs.close()
-    found: dict[str, list[dict]] = {side: [] for side in SIDES}
-    for turn in range(num_turns + 1):
+    steps: dict[str, list[dict]] = {side: list(known[side]["steps"]) if known else [] for side in SIDES}
+    losses: list[float | None] = []
+    for turn in (0, *range(len(steps["ours"]) + 1, num_turns + 1)):
+        if turn > 1 and time.monotonic() - begin > seconds:
+            break
         for side in SIDES if turn % 2 else SIDES[::-1]:
             lines[side].send(turn)
-            found[side].append(_received(lines[side], side))
-    row: dict = {"turns": num_turns}
+            said = _received(lines[side], side)
+            losses.append(said.get("loss"))
+            if turn > 0:
+                steps[side].append(said)
+    row: dict = {"turns": len(steps["ours"]), "of_turns": num_turns}
     for side in SIDES:
         lines[side].send(None)
-        counted = found[side][1:]
-        row[side] = {f"total_{unit}": sum(said[unit] for said in counted) for unit in _SUMMED if unit in counted[0]}
-        row[side]["median_processor_s"] = statistics.median(said["processor_s"] for said in counted)
+        row[side] = {f"total_{unit}": sum(said[unit] for said in steps[side]) for unit in _SUMMED
+                     if unit in steps[side][0]}  # fmt: skip
+        row[side]["median_processor_s"] = statistics.median(said["processor_s"] for said in steps[side])
         row[side]["peak_gb"] = _received(lines[side], side)
+        row[side]["steps"] = steps[side]
         processes[side].join()
     ours, theirs = (row[side] for side in SIDES)
     for key in ("total_processor_s", "median_processor_s", "total_s"):
         row[f"ratio_of_{key}"] = theirs[key] / ours[key]
-    if "loss" in found["ours"][0]:
+    if losses[0] is not None:
         # Of the first step: later ones differ by what rounding does to AdamW's first, sign-like updates.
-        first = [found[side][0]["loss"] for side in SIDES]
-        row["loss_difference"] = abs(first[0] - first[1]) / abs(first[1])
+        row["loss_difference"] = abs(losses[0] - losses[1]) / losses[0]
     return row
 
 
@@ -264,10 +276,15 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--rows", default="", help="only rows whose names begin so")
     parser.add_argument("--size", choices=SIZES, default="small")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=math.inf, help="of a row; the same command goes on there")
+    parser.add_argument("--again", action="store_true", help="also rows that are complete")
     arguments = parser.parse_args(words)
     found = json.loads(arguments.json.read_text()) if arguments.json.is_file() else {}
     for name in (name for name in ROWS if name.startswith(arguments.rows)):
-        row = measure(name, arguments.size, arguments.threads)
+        known = None if arguments.again else found.get(arguments.size, {}).get(name)
+        if known and known["turns"] == ROWS[name][1]:
+            continue
+        row = measure(name, arguments.size, arguments.threads, known, arguments.seconds)
         where = {**environment(), "threads": arguments.threads, "load": round(os.getloadavg()[0], 1)}
         found.setdefault(arguments.size, {})[name] = {**_rounded(row), **where}
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
@@ -286,6 +303,8 @@ def main(words: list[str] | None = None) -> None:
 def _rounded(value: object) -> object:
     if isinstance(value, dict):
         return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_rounded(item) for item in value]
     return float(f"{value:.4g}") if isinstance(value, float) else value
 
 

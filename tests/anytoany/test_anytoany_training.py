@@ -9,11 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from egom2p.anytoany import generate
+from egom2p.anytoany.answers.answer_generation import AnswerConfig
 from egom2p.anytoany.download import DownloadConfig, download
 from egom2p.anytoany.perception.familiarity import Familiarity
 from egom2p.anytoany.world.synthetic_data import SyntheticDataConfig
 from egom2p.config import ConfigError, load_config
+from egom2p.data.clips.video_files import write_video
 from egom2p.storage import load_tensors, save_tensors, write_checksums
 from egom2p.training.distributed import Ranks
 from egom2p.training.parallel import prepare_blocks, share_gradients, whole_tensor
@@ -133,6 +137,35 @@ def test_what_is_perceived_is_never_changed(downloads, tmp_path):
     for item, (features, position) in zip(seen, before, strict=True):
         assert item.features.dtype == np.float32 and (item.features == features).all()
         assert (item.position == position).all()
+
+
+def test_the_8b_recipe_with_files_of_ones_own_answers_about_a_file(downloads, tmp_path, capsys):
+    own, tower = tmp_path / "own", "{source: timm_frames, tower: test_vit, tower_weights: random, image_size: 32"
+    own.mkdir()
+    frames = np.random.default_rng(0).integers(0, 255, (12, 48, 64, 3), np.uint8)
+    write_video(own / "walk.mp4", frames, 10)
+    Image.fromarray(frames[0]).save(own / "photo.png")
+    rows = [{"file": name, "description": f"a {name[:4]}"} for name in ("walk.mp4", "photo.png")] * 8
+    (own / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    vectors = "{source: vectors, width: 1024, kinds: [image, audio]}"
+    more = {
+        f"{part}.datasets.own.{key}": value
+        for part in ("data", "evaluation")
+        for key, value in {"files": f"[{own}/captions.jsonl]", "folder": own}.items()
+    }
+    more |= {
+        "model.perception": f"[{vectors}, {tower}, num_frames: 2, clip_s: 0.5, kinds: [video]}}]",
+        "data.mix": "{weights: {coco_llava_instruct: 1, vision_flan: 1, sam_llava: 1, own: 3}}",
+        "training.num_steps": 2,
+    }
+    config = overrides(downloads, tmp_path / "run", **more)
+    train_anytoany(load_config(AnyToAnyTrainingConfig, ROOT / "cfgs/default/anytoany/8B_lora_files.yaml", config))
+    capsys.readouterr()
+    asked = {"model": str(tmp_path / "run" / "final"), "prompt": "{video}\nDescribe this video.", "device": "cpu"}
+    for name in ("walk.mp4", "photo.png"):
+        generate.main(generate.GenerateConfig(**asked, video=str(own / name), answer=AnswerConfig(max_new_tokens=4)))
+        told = capsys.readouterr()
+        assert told.out and "STAND-IN" in told.err and f"{name} is unlike" not in told.err
 
 
 def step_gradients(downloads, tmp_path, *, batch_size, accumulation):

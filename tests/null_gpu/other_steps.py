@@ -40,6 +40,41 @@ def of_anytoany(kind: str, folder: Path) -> dict:
     return counted(model, toy_batch(model))
 
 
+def of_published(folder: Path) -> dict:
+    """The 8B run: LoRA of a Llama 3 8B of random weights in bfloat16, its micro-batch of 4 x 512, its connector."""
+    from dataclasses import replace
+
+    from model_toys import toy_config, toy_features
+
+    from egom2p.anytoany.conversations.packing import collate
+    from egom2p.anytoany.model import build_anytoany
+    from egom2p.anytoany.types import Media, MediaSpan, Rendered
+    from egom2p.config import load_config
+    from egom2p.training.planning.anytoany_memory import estimate
+    from egom2p.training.tasks.anytoany_task import AnyToAnyTrainingConfig
+
+    config = load_config(AnyToAnyTrainingConfig, "default/anytoany/8B_lora.yaml")
+    described = replace(
+        config.model.language_model,
+        pretrained=None,
+        sizes=None,
+        architecture=config.model.language_model.sizes,
+        tokenizer=toy_config(folder).language_model.tokenizer,
+    )
+    model = build_anytoany(replace(config.model, language_model=described), device=torch.device("cuda")).train()
+    length = config.data.chat.max_length
+    is_target = np.arange(length) > 4
+    spans = (MediaSpan(Media("image", "x"), 1, config.model.connector.max_tokens),)
+    rows = [[Rendered(np.full(length, 300, np.int32), is_target, spans)]] * config.training.batch_size
+    ids = rows[0][0].ids
+    ids[1 : 1 + spans[0].length] = model.media_id
+    batch = collate(rows, lambda media: toy_features(0, rows=1, width=model.towers[0].width), pad_id=0)
+    planned = estimate(config.model, config.data, config.training)[1].total
+    parameters = sum(parameter.numel() for parameter in model.lm.parameters())
+    found = counted(model, batch)
+    return found | {"peak": torch.cuda.max_memory_allocated(), "planned": planned, "parameters": parameters}
+
+
 def counted(model: torch.nn.Module, batch) -> dict:
     optimizer = build_optimizer(model, OptimizerConfig())
 
@@ -66,7 +101,10 @@ def main() -> None:
     torch.backends.cuda.enable_cudnn_sdp(False)
     with tempfile.TemporaryDirectory() as folder:
         for case in sys.argv[1:] or ("tiny_codec", "tiny_trajectory", *CONNECTORS):
-            found = of_anytoany(case, Path(folder) / case) if case in CONNECTORS else of_tokenizer(case)
+            if case == "8B_lora":
+                found = of_published(Path(folder) / case)
+            else:
+                found = of_anytoany(case, Path(folder) / case) if case in CONNECTORS else of_tokenizer(case)
             print(json.dumps({"case": case, **found}), flush=True)
 
 

@@ -142,6 +142,16 @@ def test_generations_of_the_base_model_fit_their_budgets(stand_in):
 
 
 @pytest.mark.slow
+def test_a_step_of_the_8b_run_fits_what_its_dry_run_says(stand_in):
+    """LoRA on random weights of Llama 3 8B's shape, which nothing here could hold: no memory stands behind it."""
+    found = run(stand_in, "other_steps.py", "8B_lora")["8B_lora"]
+    assert 8.03e9 < found["parameters"] < 8.05e9
+    assert found["planned"] / 2**30 == pytest.approx(26.3, abs=0.05), "what 8B_lora.yaml and README_ANYTOANY say"
+    assert 0.75 * found["planned"] < found["peak"] <= found["planned"]
+    assert found["step"]["waits"] == found["step"]["d2h"] == 0 and not found["where"]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["tiny varied", "tiny varied tokens"])
 def test_compiled_blocks_keep_their_promises(stand_in, case):
     """Sixteen batches of other lengths, some with clips without inputs: nothing is compiled after the second."""

@@ -88,7 +88,7 @@ def labelled(model: str, control: str) -> str:
 
 
 def picture_of(file: Path, media: Mapping[str, str]) -> str:
-    """HTML of one media item from the arrays that the evaluation kept (see pipelines/anytoany_shown.py)."""
+    """HTML of one media item from the arrays that the evaluation kept."""
     name = f"{media['kind']} {media['ref']}"
     arrays = dict(np.load(file)) if file.is_file() else {}
     if "frames" in arrays:

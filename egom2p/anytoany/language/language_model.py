@@ -39,7 +39,7 @@ class LanguageModelConfig:
     architecture   transformers' settings for random weights: `model_type` (llama, qwen3, ...) and any of its settings;
                    the vocabulary and the marks follow from the tokenizer
     tokenizer      folder or Hub id; None: that of `pretrained`
-    chat_template  see text_tokenizer
+    chat_template  see language_tokenizer
     sizes          what `config.json` of `pretrained` says, as in architecture: for dry_run where the model is not here
     dtype          of weights that are not trained, and of all when nothing of the language model is trained in full
     gradient_checkpointing   keep no activations of the blocks, compute them twice

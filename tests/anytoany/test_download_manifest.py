@@ -8,6 +8,7 @@ from pyarrow import parquet
 
 from egom2p.anytoany import download as module
 from egom2p.anytoany.download import DownloadConfig, download, load_manifest
+from egom2p.anytoany.world.synthetic_data import reference_paragraphs
 from egom2p.storage import only_writer
 from egom2p.storage.hub import HubFile
 
@@ -143,3 +144,12 @@ def test_two_downloads_do_not_write_one_folder(hub, tmp_path):
     ):
         download(hub["config"]())
     assert hub["fetched"] == []
+
+
+def test_text_by_people_is_found_on_every_machine(tmp_path):
+    paragraphs = reference_paragraphs()
+    assert len(paragraphs) > 100 and len(set(paragraphs)) == len(paragraphs)
+    assert all(200 <= len(text) <= 802 and text[0].isupper() and text.endswith(".") for text in paragraphs)
+    assert not any(sign in text for text in paragraphs for sign in ("==", "->", "[", "{", "\n"))
+    words = " ".join(paragraphs).split()
+    assert sum(word in ("the", "a", "of", "is", "to") for word in words) > 0.12 * len(words), "English"

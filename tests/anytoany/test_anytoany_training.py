@@ -87,7 +87,7 @@ def test_the_published_config_takes_steps_and_resumes_to_the_bit(downloads, tmp_
     adapter = load_tensors(tmp_path / "whole" / "final" / "adapter_model.safetensors")
     assert all(tensor.abs().max() > 0 for name, tensor in adapter.items() if "lora_B" in name)
     assert {name.split(".")[-3] for name in adapter} == {"q_proj", "v_proj"}
-    assert Familiarity.load(tmp_path / "whole" / "final").limit[0] > 0
+    assert Familiarity.load(tmp_path / "whole" / "final").spreads[0, 0].limit > 0
 
     train_anytoany(
         config_of(downloads, tmp_path / "parts", **{"training.num_steps": 2, "training.schedule": "constant"})

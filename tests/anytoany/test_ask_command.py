@@ -131,13 +131,21 @@ def test_an_input_unlike_the_training_data_is_told(saved, capsys, tmp_path):
     items = {Media("video", str(number)): features_of_vectors(vector) for number, vector in enumerate(vectors)}
     train, held_out = list(items)[:60], list(items)[60:]
     found = Familiarity.measure(model, train, held_out, items.__getitem__)
-    deviations = np.sqrt(np.square((vectors - vectors[:60].mean(0)) / vectors[:60].std(0)).mean(1))
-    wanted = max(np.quantile(part, 0.99) for part in (deviations[60:], deviations[:60]))
-    assert found.limit[0] == pytest.approx(wanted, rel=1e-5)
+    covariance = np.cov(vectors[:60].T, bias=True)
+    shrunk = covariance + 0.1 * np.trace(covariance) / 10 * np.eye(10)
+    centred = vectors - vectors[:60].mean(0)
+    distances = np.sqrt(np.einsum("ni,ij,nj->n", centred, np.linalg.inv(shrunk), centred) / 10)
+    wanted = max(np.quantile(part, 0.99) for part in (distances[60:], distances[:60]))
+    assert found.spreads[0, 0].limit == pytest.approx(wanted, rel=1e-4)
+    assert found.spreads[0, 0].distance(vectors[70]) == pytest.approx(distances[70], rel=1e-4)
     found.save(tmp_path)
     again = Familiarity.load(tmp_path)
     told = [again.note(model, "video", features_of_vectors(vector), "x") for vector in (vectors[0], vectors[0] + 5)]
-    assert told[0] is None and "x is unlike what the model was trained on (its features lie 5." in told[1]
+    assert (
+        told[0] is None
+        and "x is unlike what the model was trained on (vectors " in told[1]
+        and "times as far off" in told[1]
+    )
     assert Familiarity.load(folder) is None
     settings = {"model": str(folder / "model"), "prompt": "{video} what?", "answer": ANSWER, "device": "cpu"}
     main(GenerateConfig(**settings, video=str(folder / "v.npy")))
@@ -148,7 +156,7 @@ def test_an_input_unlike_the_training_data_is_told(saved, capsys, tmp_path):
         question_of_files(inference, GenerateConfig(**settings, video=str(tmp_path / f"{name}.npy")))
         assert ("unlike" in capsys.readouterr().err) == is_told
     alone = Familiarity.measure(model, train, [], items.__getitem__)
-    assert 0.8 < alone.limit[0] < 2.5, "without held-out items a fourth of the training's stands in"
+    assert 0.8 < alone.spreads[0, 0].limit < 2.5, "without held-out items a fourth of the training's stands in"
 
 
 def test_modalities_that_the_training_had_are_missed(tmp_path):
@@ -156,7 +164,7 @@ def test_modalities_that_the_training_had_are_missed(tmp_path):
     items = {Media("video", str(number)): item(number, (0, 1)) for number in range(16)}
     found = Familiarity.measure(model, items, [], items.__getitem__)
     assert found.note(model, "video", item(3, (0, 1)), "x") is None
-    assert "x is unlike what the model was trained on (it has no code_gaze" in found.note(
+    assert "x is unlike what the model was trained on (no code_gaze in it" in found.note(
         model, "video", item(3, (1,)), "x"
     )
     without = {media: item(number, (1,)) for number, media in enumerate(items)}

@@ -31,9 +31,12 @@ from egom2p.pipelines.prepare_plan import (
     signature_of,
     sizes_of,
 )
+from egom2p.pipelines.recording_inspection import InspectConfig, QualityConfig, inspect_recording
+from egom2p.pipelines.recording_splits import SplitConfig, find_leaks, sides_of
 from egom2p.storage import inside, load_json, only_writer, remove_unfinished, save_json
 
 REPORT_NAME = "prepare_report.json"
+SHEETS = "contact_sheets"
 _MAX_LISTED = 20
 
 
@@ -50,6 +53,9 @@ class PrepareConfig:
     num_workers: int = 0
     skip_short: bool = False  # recordings shorter than a clip: counted instead of an error
     bad_recordings: Literal["error", "skip"] = "error"  # unreadable recordings: `skip` counts and lists them
+    split: SplitConfig | None = None  # data sets `<dataset>_<side>` instead of one
+    quality: QualityConfig = field(default_factory=QualityConfig)
+    inspect: InspectConfig = field(default_factory=InspectConfig)
 
     def __post_init__(self) -> None:
         if self.clips_per_shard < 1 or self.num_workers < 0:
@@ -67,6 +73,12 @@ class PrepareReport:
     skipped     recording -> why it gave no clip
     unused_files    recording -> files in it that no stream was made from
     notes           recording -> what a person should know of its material
+    faults          kind of fault -> number of clips that have it, dropped or not
+    fault_examples  kind of fault -> where one is and why
+    coverage        recording -> stream -> share of its samples that are valid
+    skew            recording -> stream -> how far it runs behind the camera
+    splits          side -> {"recordings", "clips", "groups"}
+    leaks           what two sides have in common
     """
 
     datasets: dict[str, dict[str, Any]]
@@ -79,6 +91,12 @@ class PrepareReport:
     skipped: dict[str, str] = field(default_factory=dict)
     unused_files: dict[str, list[str]] = field(default_factory=dict)
     notes: dict[str, list[str]] = field(default_factory=dict)
+    faults: dict[str, int] = field(default_factory=dict)
+    fault_examples: dict[str, str] = field(default_factory=dict)
+    coverage: dict[str, dict[str, float]] = field(default_factory=dict)
+    skew: dict[str, dict[str, str]] = field(default_factory=dict)
+    splits: dict[str, dict[str, Any]] = field(default_factory=dict)
+    leaks: list[str] = field(default_factory=list)
 
 
 class _BadRecording(ValueError):
@@ -108,7 +126,8 @@ def _prepare(config: PrepareConfig) -> PrepareReport:
     _check_cards(config, plan)
     with Workers(config.num_workers, _Desk.open, (config,)) as workers:
         known = known_recordings(plan, reader, is_accepted=lambda recording: _is_accepted(config, recording))
-        plan = plan.with_recordings(_plan_all(config, reader, workers, known), dataset=config.dataset)
+        planned, about_split = _split(config, reader, _plan_all(config, reader, workers, known), known)
+        plan = plan.with_recordings(planned, dataset=config.dataset)
         _check_cards(config, plan)
         while True:
             missing = missing_shards(plan, config.output)
@@ -130,7 +149,7 @@ def _prepare(config: PrepareConfig) -> PrepareReport:
     sizes = {file: size for shard in plan.shards for file, size in sizes_of(shard, config.output).items()}
     plan = replace(plan, sizes=sizes)
     save_plan(plan, config.output, config.dataset)
-    report = _report(plan, reader.names)
+    report = replace(_report(plan, reader.names), **about_split)
     path = Path(config.output) / META / config.dataset / REPORT_NAME
     save_json(path, {"config": to_plain(config), "report": to_plain(report)})
     say(summary(report) + f"\nreport: {path}")
@@ -153,6 +172,13 @@ def summary(report: PrepareReport) -> str:
         lines.append(f"  {report.num_empty_windows} windows left out: no usable stream")
     if report.unused_s > 0:
         lines.append(f"  {report.unused_s:.2f} s of recordings lie outside clips")
+    for kind, count in report.faults.items():
+        lines.append(f"  {kind} in {count} clips, e.g. {report.fault_examples[kind]}")
+    off = [f"{name}: {stream} is {how}" for name, by in report.skew.items() for stream, how in by.items()]
+    lines += [f"  {line}" for line in [line for line in off if " is off: " in line][:_MAX_LISTED]]
+    for side, about in report.splits.items():
+        lines.append(f"  {side}: {about['recordings']} recordings, {about['clips']} clips")
+    lines += [f"  leak: {leak}" for leak in report.leaks[:_MAX_LISTED]]
     for name, files in list(report.unused_files.items())[:_MAX_LISTED]:
         more = f" and {len(files) - _MAX_LISTED} more" if len(files) > _MAX_LISTED else ""
         lines.append(f"  not used of {name}: {', '.join(files[:_MAX_LISTED])}{more}")
@@ -227,22 +253,63 @@ def _plan_one(index: int) -> PlannedRecording:
     name, signature = reader.names[index], signature_of(reader, index)
     try:
         recording = _kept(outline(reader, index), config.streams)
-        plan = plan_clips(recording, config.clip, has_pictures=not hasattr(reader, "outline"))
+        has_pictures = not hasattr(reader, "outline")
+        plan = plan_clips(recording, config.clip, has_pictures=has_pictures)
+        inspected = inspect_recording(
+            recording,
+            plan.windows,
+            clip=config.clip,
+            quality=config.quality,
+            looked_at=config.inspect,
+            sheets=inside(config.output, META, config.dataset, SHEETS),
+            has_pictures=has_pictures,
+        )
     except RecordingTooShort as error:
         return PlannedRecording(name, problem=str(error), is_too_short=True, signature=signature)
     except Exception as error:  # noqa: BLE001  memory, codecs, pictures: no recording may cost the others
         return PlannedRecording(name, problem=_problem(name, error), signature=signature)
     finally:
         tick()
+    is_dropped = config.quality.action == "drop"
     return PlannedRecording(
         name,
-        plan.windows,
+        tuple(window for window in plan.windows if not (is_dropped and str(window.index) in inspected.faults)),
         plan.num_empty,
         plan.unused_s,
         unused_files=recording.unused,
         notes=recording.notes,
         signature=signature,
+        inspected=inspected,
     )
+
+
+def _split(
+    config: PrepareConfig, reader: Reader, planned: list[PlannedRecording], known: Mapping[str, PlannedRecording]
+) -> tuple[list[PlannedRecording], dict[str, Any]]:
+    """Recordings on their sides, and what the report says of it. Raises ValueError where two sides share a video."""
+    if config.split is None:
+        return planned, {}
+    names, pattern = [recording.name for recording in planned], config.split.pattern or getattr(reader, "groups", "")
+    by, groups, sides = sides_of(names, config.split, pattern)
+    if moved := [name for name in known if known[name].windows and known[name].split != sides[name]]:
+        raise ValueError(
+            f"{moved[0]} is on side {known[moved[0]].split} and, split by {by}, would now be on {sides[moved[0]]}; "
+            "split.by says what a group is, whatever recordings there are"
+        )
+    same, shared = find_leaks(sides, pattern, {about.name: about.inspected.picture_hash for about in planned})
+    if same and config.split.leaks == "error":
+        listed = "\n".join(same[:_MAX_LISTED])
+        raise ValueError(f"{listed}\nnothing was written; split.assign puts their groups on one side")
+    splits = {
+        side: {
+            "recordings": sum(side == held for held in sides.values()),
+            "clips": sum(len(about.windows) for about in planned if sides[about.name] == side),
+            "by": by,
+            "groups": sorted({groups[name] for name, held in sides.items() if held == side}),
+        }
+        for side in dict.fromkeys(["train", *config.split.fractions, *sides.values()])
+    }
+    return [replace(about, split=sides[about.name]) for about in planned], {"splits": splits, "leaks": same + shared}
 
 
 def _problem(name: str, error: Exception) -> str:
@@ -269,6 +336,10 @@ def _write_cards(config: PrepareConfig, plan: StorePlan) -> None:
 
 def _cards(config: PrepareConfig, plan: StorePlan) -> dict[str, dict[str, Any]]:
     made_from = {"clip": to_plain(config.clip), "source": identity(config.source)}
+    if config.split is not None:
+        made_from["split"] = to_plain(config.split)
+    if config.quality.action == "drop":
+        made_from["quality"] = to_plain(config.quality)
     return {shard.dataset: {"streams": list(shard.streams), **made_from} for shard in plan.shards}
 
 
@@ -309,12 +380,19 @@ def _report(plan: StorePlan, names: Sequence[str]) -> PrepareReport:
         about["num_shards"] += 1
     absent: Counter[str] = Counter()
     examples: dict[str, str] = {}
+    faults: Counter[str] = Counter()
+    fault_examples: dict[str, str] = {}
     recordings = [plan.recordings[name] for name in names]
     for recording in recordings:
         for window in recording.windows:
             for stream, why in window.absent.items():
                 absent[stream] += 1
                 examples.setdefault(stream, f"{recording.name} at {window.start_s:.2f} s: {why}")
+        for index, why in recording.inspected.faults.items():
+            kind = why.partition(":")[0]
+            faults[kind] += 1
+            fault_examples.setdefault(kind, f"{recording.name}, clip {index}: {why.partition(': ')[2]}")
+    inspected = {recording.name: recording.inspected for recording in recordings if not recording.problem}
     return PrepareReport(
         datasets=datasets,
         num_recordings=len(recordings),
@@ -328,4 +406,8 @@ def _report(plan: StorePlan, names: Sequence[str]) -> PrepareReport:
             recording.name: list(recording.unused_files) for recording in recordings if recording.unused_files
         },
         notes={recording.name: list(recording.notes) for recording in recordings if recording.notes},
+        faults=dict(faults),
+        fault_examples=fault_examples,
+        coverage={name: dict(about.coverage) for name, about in inspected.items()},
+        skew={name: dict(about.skew) for name, about in inspected.items() if about.skew},
     )

@@ -15,6 +15,7 @@ from egom2p.data.clips.clip_alignment import Window, clip_key
 from egom2p.data.clips.clip_store import META, PLAN_NAME, clip_folders
 from egom2p.data.recordings.reader_choice import Reader
 from egom2p.data.shards.shard_writer import check_finished, finished_keys, shard_path
+from egom2p.pipelines.recording_inspection import Inspection
 from egom2p.storage import inside, load_json, save_json
 
 
@@ -25,6 +26,8 @@ class PlannedRecording:
     signature       of its files as they were planned (`Reader.signature`)
     unused_files    of which no stream was made
     notes           what a person should know of its files
+    split           side it is on; empty where nothing is split
+    inspected       what was found in it
     """
 
     name: str
@@ -36,16 +39,19 @@ class PlannedRecording:
     unused_files: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     signature: Mapping[str, str] = field(default_factory=dict)
+    split: str = ""
+    inspected: Inspection = field(default_factory=Inspection)
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One shard: its data set, number, streams, and the (recording, window) of its clips."""
+    """One shard: its data set, number, streams, the (recording, window) of its clips, and the side they are on."""
 
     dataset: str
     number: int
     streams: tuple[str, ...]
     clips: tuple[tuple[str, Window], ...]
+    split: str = ""
 
     @property
     def keys(self) -> list[str]:
@@ -68,24 +74,26 @@ class StorePlan:
     def with_recordings(self, planned: Sequence[PlannedRecording], *, dataset: str) -> "StorePlan":
         """Clips of recordings that are not yet in it go into shards of their own, after the others.
 
-        Clips with the same streams go together; the commonest set of streams (ties: the larger) of the first ones has
-        the plain name.
+        Clips of one side of a split with the same streams go together; the commonest set of streams (ties: the larger)
+        of a side's first ones has the plain name, `<dataset>` or `<dataset>_<side>`.
         """
         new = [recording for recording in planned if not self._has_clips(recording.name)]
-        groups: dict[tuple[str, ...], list[tuple[str, Window]]] = {}
+        groups: dict[tuple[str, tuple[str, ...]], list[tuple[str, Window]]] = {}
         for recording in new:
             for window in recording.windows:
-                groups.setdefault(window.streams, []).append((recording.name, window))
-        named = {shard.streams: shard.dataset for shard in self.shards}
-        if groups and not named:
-            named[max(groups, key=lambda streams: (len(groups[streams]), len(streams), streams))] = dataset
+                groups.setdefault((recording.split, window.streams), []).append((recording.name, window))
+        named = {(shard.split, shard.streams): shard.dataset for shard in self.shards}
+        for split in {split for split, _ in groups} - {split for split, _ in named}:
+            sets = [streams for side, streams in groups if side == split]
+            commonest = max(sets, key=lambda streams: (len(groups[split, streams]), len(streams), streams))
+            named[split, commonest] = _base_name(dataset, split)
         shards = list(self.shards)
-        for streams, clips in sorted(groups.items()):
-            name = named.get(streams) or "-".join([dataset, *streams])
+        for (split, streams), clips in sorted(groups.items()):
+            name = named.get((split, streams)) or "-".join([_base_name(dataset, split), *streams])
             first_number = 1 + max((shard.number for shard in self.shards if shard.dataset == name), default=-1)
             for number, first in enumerate(range(0, len(clips), self.clips_per_shard), start=first_number):
-                shards.append(Shard(name, number, streams, tuple(clips[first : first + self.clips_per_shard])))
-        shards.sort(key=lambda shard: (shard.streams, shard.number))
+                shards.append(Shard(name, number, streams, tuple(clips[first : first + self.clips_per_shard]), split))
+        shards.sort(key=lambda shard: (shard.split, shard.streams, shard.number))
         recordings = {**self.recordings, **{recording.name: recording for recording in planned}}
         return replace(self, recordings=recordings, shards=tuple(shards))
 
@@ -210,6 +218,7 @@ def load_plan(output: str, dataset: str, *, clips_per_shard: int, kept_streams: 
             about["number"],
             tuple(about["streams"]),
             tuple((name, windows[name][index]) for name, indices in about["clips"] for index in indices),
+            about["split"],
         )
         for about in values["shards"]
     )
@@ -232,6 +241,7 @@ def save_plan(plan: StorePlan, output: str, dataset: str) -> None:
             "dataset": shard.dataset,
             "number": shard.number,
             "streams": list(shard.streams),
+            "split": shard.split,
             "clips": [
                 [name, [window.index for _, window in clips]]
                 for name, clips in groupby(shard.clips, key=lambda clip: clip[0])
@@ -250,6 +260,9 @@ def save_plan(plan: StorePlan, output: str, dataset: str) -> None:
 def _recording(name: str, values: dict[str, Any]) -> PlannedRecording:
     kinds, rows = values.pop("kinds"), values.pop("windows")
     windows = tuple(Window(index, start_s, tuple(kinds[kind][0]), kinds[kind][1]) for index, start_s, kind in rows)
-    return PlannedRecording(
-        name, windows, **{**values, "unused_files": tuple(values["unused_files"]), "notes": tuple(values["notes"])}
-    )
+    held = {key: tuple(values.pop(key)) for key in ("unused_files", "notes")}
+    return PlannedRecording(name, windows, inspected=Inspection(**values.pop("inspected")), **held, **values)
+
+
+def _base_name(dataset: str, split: str) -> str:
+    return f"{dataset}_{split}" if split else dataset

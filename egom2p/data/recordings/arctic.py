@@ -42,6 +42,7 @@ class ArcticSource(FolderSource):
 
 class ArcticReader(FormatReader):
     source, what = ArcticSource, "ARCTIC"
+    groups = r"^(?P<participant>s\d+)_"
 
     @classmethod
     def find(cls, root: Path) -> Mapping[str, Path]:

@@ -59,6 +59,7 @@ class NymeriaSource(AriaSource):
 
 class AriaReader(FormatReader):
     source, what = AriaSource, "Project Aria with MPS output"
+    groups = r"(?P<environment>loc\d+)_script"  # Aria Everyday Activities
 
     @classmethod
     def find(cls, root: Path) -> Mapping[str, Path]:
@@ -112,6 +113,7 @@ class AriaReader(FormatReader):
 
 class NymeriaReader(AriaReader):
     source, what = NymeriaSource, "Nymeria"
+    groups = r"^\d{8}_s\d+_(?P<participant>.+)_act\d+_"
 
     @classmethod
     def find(cls, root: Path) -> Mapping[str, Path]:

@@ -49,6 +49,7 @@ class AseSource(FolderSource):
 
 class AseReader(FormatReader):
     source, what = AseSource, "Aria Synthetic Environments"
+    groups = r"(?P<environment>.+)"
 
     @classmethod
     def find(cls, root: Path) -> Mapping[str, Path]:

@@ -33,6 +33,7 @@ class EgocentricTarSource(FolderSource):
 
 class EgocentricTarReader(FormatReader):
     source, what = EgocentricTarSource, "tars of mp4 clips (Egocentric-10K, -100K)"
+    groups = r"(?P<participant>(?P<environment>factory_?\d+)_worker_?\d+)"
 
     @classmethod
     def find(cls, root: Path) -> Mapping[str, Path]:

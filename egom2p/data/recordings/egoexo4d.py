@@ -46,6 +46,7 @@ class EgoExo4dSource(FolderSource):
 
 class EgoExo4dReader(FormatReader):
     source, what = EgoExo4dSource, "Ego-Exo4D"
+    groups = r"^(?P<environment>.+)_\d+$"
 
     @classmethod
     def find(cls, root: Path) -> Mapping[str, Path]:

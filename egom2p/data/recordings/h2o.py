@@ -48,6 +48,7 @@ class H2oSource(FolderSource):
 
 class H2oReader(FormatReader):
     source, what = H2oSource, "H2O"
+    groups = r"(?P<participant>subject\d+)(_ego)?_(?P<environment>[a-z]\d+)_"
 
     @classmethod
     def find(cls, root: Path) -> Mapping[str, Path]:

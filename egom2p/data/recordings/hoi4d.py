@@ -47,6 +47,7 @@ class Hoi4dSource(FolderSource):
 
 class Hoi4dReader(FormatReader):
     source, what = Hoi4dSource, "HOI4D"
+    groups = r"_(?P<participant>H\d+)_C\d+_N\d+_(?P<environment>S\d+)_"
 
     @classmethod
     def find(cls, root: Path) -> Mapping[str, Path]:

@@ -76,6 +76,7 @@ class Hot3dQuestSource(FolderSource):
 
 class Hot3dAriaReader(FormatReader):
     source, what = Hot3dAriaSource, "HOT3D, Aria headset"
+    groups = r"(?P<participant>P\d+)_"
 
     @classmethod
     def find(cls, root: Path) -> Mapping[str, Path]:
@@ -105,6 +106,7 @@ class Hot3dAriaReader(FormatReader):
 
 class Hot3dQuestReader(FormatReader):
     source, what = Hot3dQuestSource, "HOT3D, Quest 3 headset"
+    groups = r"(?P<participant>P\d+)_"
 
     @classmethod
     def find(cls, root: Path) -> Mapping[str, Path]:

@@ -22,6 +22,7 @@ from egom2p.data.recordings.adt import AdtReader
 from egom2p.data.recordings.arctic import ArcticReader
 from egom2p.data.recordings.aria_recordings import AriaReader, NymeriaReader
 from egom2p.data.recordings.ase import AseReader
+from egom2p.data.recordings.conversion import detect_format
 from egom2p.data.recordings.egocentric_tar import EgocentricTarReader
 from egom2p.data.recordings.egodex import EgoDexReader
 from egom2p.data.recordings.egoexo4d import EgoExo4dReader
@@ -45,6 +46,7 @@ from egom2p.data.recordings.taco import TacoReader
 from egom2p.data.recordings.track_files import visible
 from egom2p.data.recordings.tum_rgbd import TumRgbdReader
 from egom2p.data.recordings.unscaled_poses import ColmapReader, NerfstudioReader
+from egom2p.data.recordings.video_folder import VideoFolderReader
 from egom2p.jobs.progress import say
 
 # In the order in which a root is tried: a format whose folders hold another's comes before it.
@@ -75,6 +77,7 @@ FORMATS: tuple[type[FormatReader], ...] = (
     EgoDexReader,
     EgocentricTarReader,
     McapReader,
+    VideoFolderReader,
 )
 _LISTED = 20
 
@@ -148,7 +151,13 @@ def recognised(source: Any) -> Any:
         return PlainFolderSource(kind="plain_folder", root=source.root, names=source.names)
     kinds = sorted(_kind(reader.source) for reader in FORMATS)
     names = [path.name for path in visible(root)][:_LISTED]
-    raise ValueError(f"{root}: found {names}, wanted a folder of recordings, plain or in one of the formats {kinds}")
+    try:
+        cure = f"; convert_samples makes plain folders of it ({detect_format(root)}, README_DATA.md)"
+    except ValueError:
+        cure = ""
+    raise ValueError(
+        f"{root}: found {names}, wanted a folder of recordings, plain or in one of the formats {kinds}{cure}"
+    )
 
 
 def _kind(source: type[FolderSource]) -> str:

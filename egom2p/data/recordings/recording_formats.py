@@ -43,10 +43,12 @@ class FormatReader:
 
     source   class of its config, with a `kind: Literal[...]`
     what     the format in words, for people
+    groups   regular expression on names of recordings, with the groups `participant` and `environment` that they tell
     """
 
     source: ClassVar[type[FolderSource]]
     what: ClassVar[str]
+    groups: ClassVar[str] = ""
 
     def __init__(self, config: Any, *, dataset: str = "") -> None:
         self.config, self.dataset, self.root = config, dataset, Path(config.root)

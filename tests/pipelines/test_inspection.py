@@ -101,13 +101,13 @@ def test_faults_that_were_put_in_are_counted_and_dropped(tmp_path):
         assert prepare(config(tmp_path / "in", out, quality={"action": action})).faults == report.faults
     kept = [key for name in report.datasets for key in ClipStore(out, name).keys]
     assert sorted(kept) == ["walk_000000", "walk_000005"]
-    with pytest.raises(ValueError, match="quality: found .*wanted .*choose another output|found clips made otherwise"):
+    with pytest.raises(ValueError, match="found clips made otherwise"):
         prepare(config(tmp_path / "in", out, quality={"action": "drop", "min_contrast": 0}))
     thin = {"action": "drop", "min_coverage": {"gaze": 0.5}}
     with pytest.raises(ValueError, match="none of 1 recordings gives a clip"):
         prepare(config(tmp_path / "in", tmp_path / "thin", quality=thin))
-    sheet = Image.open(out / "meta/home/contact_sheets/walk.jpg")
-    assert sheet.size == (640, 240)
+    with Image.open(out / "meta/home/contact_sheets/walk.jpg") as sheet:
+        assert sheet.size == (640, 240)
 
 
 def test_a_group_is_on_one_side_wherever_it_is_looked_at(tmp_path):

@@ -7,12 +7,13 @@ from moving_clips import NUM_SAMPLES, moving_clip, moving_clips, with_stream
 from scipy.spatial.transform import Rotation
 from tiny_tokenizers import tiny_trajectory
 
-from egom2p.geometry import canonicalise, read_kitti, read_tum
+from egom2p.geometry import canonicalise, matrix_from_quaternion, poses_from_parts, read_kitti, read_tum
 from egom2p.tokenizers.trajectory.track_representations import (
     camera_clip_errors,
     camera_poses,
     motion_channels,
     pose_channels,
+    remounted_motions,
 )
 
 
@@ -109,3 +110,16 @@ def test_the_path_term_is_the_error_of_motions_added_up():
     for sample in range(NUM_SAMPLES):
         path[:, sample] = error[:, : sample + 1].sum(axis=1)
     assert float(added) == pytest.approx(3.0 * (path**2).sum(), rel=1e-3)
+
+
+def test_remounted_motions_are_those_of_a_camera_fixed_on_the_body():
+    clips = [moving_clip(number).streams["camera"].values for number in range(3)]
+    is_valid = np.ones(len(clips[0]), bool)
+    channels = torch.from_numpy(np.stack([motion_channels(poses, is_valid) for poses in clips]))
+    torch.manual_seed(5)
+    found = remounted_motions(channels, 0.2).numpy()
+    torch.manual_seed(5)
+    quaternions = torch.nn.functional.normalize(torch.randn(3, 4, dtype=torch.float64), dim=-1).numpy()
+    body_from_cam = poses_from_parts(matrix_from_quaternion(quaternions), 0.2 * torch.randn(3, 1, 3).numpy()[:, 0])
+    wanted = [motion_channels(poses @ mount, is_valid) for poses, mount in zip(clips, body_from_cam, strict=True)]
+    np.testing.assert_allclose(found, np.stack(wanted), atol=1e-9)

@@ -18,6 +18,7 @@ from egom2p.tokenizers import load_tokenizer, save_tokenizer
 from egom2p.tokenizers.trajectory.track_quantizers import (
     FsqConfig,
     ResidualVqConfig,
+    build_track_quantizer,
     replace_dead_codes,
     with_noise,
 )
@@ -178,3 +179,43 @@ def test_dead_codes_become_samples_without_asking_how_many(num_samples):
     assert (found.sum(1) == 1).all() and (found.sum(0) <= 1).all(), "samples are drawn without repetition"
     assert (codebook.cluster_size[0][is_new] == codebook.reset_cluster_size).all()
     assert torch.equal(codebook.embed_avg[0][is_new], codebook.embed[0][is_new] * codebook.reset_cluster_size)
+
+
+def test_a_wider_search_finds_codes_at_least_as_near():
+    torch.manual_seed(0)
+    latents_BTZ = torch.randn(64, 1, 8)
+    books = build_track_quantizer(
+        ResidualVqConfig(kind="residual_vq", num_streams=5),
+        dim=8,
+        num_codes=16,
+        decay=0.99,
+        threshold=0,
+        kmeans_init=True,
+    )
+    books.fit(torch.randn(2000, 8))
+    missed = []
+    for width in (1, 4, 16):
+        books.search_width = width
+        ids_BTQ = books.lookup(latents_BTZ)
+        assert ids_BTQ.shape == (64, 1, 5) and 0 <= int(ids_BTQ.min()) and int(ids_BTQ.max()) < 16
+        missed.append((books.vectors(ids_BTQ) - latents_BTZ).square().sum(-1))
+    assert missed[1].mean() < missed[0].mean() and missed[2].mean() < missed[1].mean()
+
+
+def test_fitted_codebooks_lose_less_with_every_stream_and_are_the_same_again():
+    torch.manual_seed(0)
+    latents_NZ = torch.randn(3000, 6)
+    config = {"dim": 6, "num_codes": 16, "decay": 0.99, "threshold": 0, "kmeans_init": True}
+    one, two = (build_track_quantizer(ResidualVqConfig(kind="residual_vq", num_streams=6), **config) for _ in range(2))
+    one.fit(latents_NZ)
+    two.fit(latents_NZ)
+    ids = one.lookup(latents_NZ[:, None])
+    assert torch.equal(ids, two.lookup(latents_NZ[:, None]))
+    missed = [
+        float((one.vectors(torch.where(torch.arange(6) < kept, ids, -1)) - latents_NZ[:, None]).square().sum(-1).mean())
+        for kept in range(7)
+    ]
+    assert missed[0] == pytest.approx(float(latents_NZ.square().sum(-1).mean()), rel=1e-5)
+    assert all(later < 0.8 * earlier for earlier, later in zip(missed[:-1], missed[1:], strict=True))
+    with pytest.raises(ValueError, match="found 3 latents, wanted at least 16"):
+        one.fit(latents_NZ[:3])

@@ -11,6 +11,7 @@ from tiny_tokenizers import TINY_TRACK, tiny_trajectory
 from egom2p.config import ConfigError, from_plain
 from egom2p.geometry import canonicalise, rotation_angle
 from egom2p.tokenizers.protocol import TrainableTokenizer
+from egom2p.tokenizers.trajectory.track_quantizers import ResidualVqConfig
 from egom2p.tokenizers.trajectory.trajectory_vqvae import TrajectoryVqVae, TrajectoryVqVaeConfig
 
 
@@ -214,3 +215,36 @@ def test_the_motion_term_counts_differences_between_valid_neighbours_only():
             if valid[row, sample] and valid[row, sample - 1]:
                 wanted += float(((error[row, sample] - error[row, sample - 1]) ** 2).sum())
     assert added[0] == pytest.approx(7.0 * wanted, rel=1e-3) and not added[1:].any()
+
+
+LINEAR = {
+    "samples_per_token": NUM_SAMPLES, "quantizer": ResidualVqConfig(kind="residual_vq", num_streams=8, search_width=4),
+    "has_linear_path": True, "latent_dim": 24, "dead_code_threshold": 0.0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("quantity", "error", "changes"),
+    [
+        ("gaze", "gaze_error", {}),
+        ("camera", "ate_m", {"camera_channels": "motion", "path_weight": 0.02, "reconstructs_validity": False}),
+    ],
+)
+def test_the_linear_path_is_good_before_any_step_and_training_makes_it_better(quantity, error, changes):
+    clips, held_out = moving_clips(400), moving_clips(40, first=5000)
+    network = tiny_trajectory(quantity, **LINEAR | changes)
+    network.fit_normalisation(clips)
+    found = network.evaluate(held_out)
+    still = {"gaze_error": 0.17, "ate_m": 0.9}[error]  # of the middle of the image, and of standing still
+    assert found[error] < 0.3 * still
+    if quantity == "gaze":
+        assert found["validity_accuracy"] > 0.85
+    losses = train(network, clips, 30)
+    assert min(losses[-3:]) < losses[0]
+
+
+def test_the_linear_path_wants_one_step_of_residual_codes():
+    with pytest.raises(ValueError, match="samples_per_token = num_samples"):
+        tiny_trajectory("gaze", has_linear_path=True)
+    with pytest.raises(ValueError, match="mount_noise_m turns motions"):
+        tiny_trajectory("camera", mount_noise_m=0.1)

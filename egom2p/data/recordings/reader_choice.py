@@ -44,6 +44,7 @@ from egom2p.data.recordings.stray_scanner import StrayScannerReader
 from egom2p.data.recordings.synthetic import SyntheticReader, SyntheticWorldConfig
 from egom2p.data.recordings.taco import TacoReader
 from egom2p.data.recordings.track_files import visible
+from egom2p.data.recordings.trajectories import RandomMotionReader, RandomMotionSource, TrajectoriesReader
 from egom2p.data.recordings.tum_rgbd import TumRgbdReader
 from egom2p.data.recordings.unscaled_poses import ColmapReader, NerfstudioReader
 from egom2p.data.recordings.video_folder import VideoFolderReader
@@ -79,6 +80,8 @@ FORMATS: tuple[type[FormatReader], ...] = (
     McapReader,
     VideoFolderReader,
 )
+# Any text file may be a trajectory: such a folder is never told from what lies in it.
+_BY_KIND_ONLY: tuple[type[FormatReader], ...] = (TrajectoriesReader,)
 _LISTED = 20
 
 
@@ -114,7 +117,13 @@ class AnySource(FolderSource):
     kind: Literal["any"]
 
 
-_SOURCES = (AnySource, SyntheticSource, PlainFolderSource, *(reader.source for reader in FORMATS))
+_SOURCES = (
+    AnySource,
+    SyntheticSource,
+    RandomMotionSource,
+    PlainFolderSource,
+    *(reader.source for reader in (*FORMATS, *_BY_KIND_ONLY)),
+)
 SourceConfig = Annotated[reduce(or_, _SOURCES), Field(discriminator="kind")]
 
 
@@ -123,9 +132,13 @@ def open_reader(source: Any, *, dataset: str = "") -> Reader:
     source = recognised(source)
     if isinstance(source, SyntheticSource):
         return SyntheticReader(replace(source.world, dataset=dataset or source.world.dataset))
+    if isinstance(source, RandomMotionSource):
+        return RandomMotionReader(source, dataset=dataset)
     if isinstance(source, PlainFolderSource):
         return PlainFolderReader(source.root, names=source.names, dataset=dataset)
-    return next(reader for reader in FORMATS if reader.source is type(source))(source, dataset=dataset)
+    return next(reader for reader in (*FORMATS, *_BY_KIND_ONLY) if reader.source is type(source))(
+        source, dataset=dataset
+    )
 
 
 def recognised(source: Any) -> Any:
@@ -182,7 +195,7 @@ def identity(source: Any) -> dict[str, Any]:
     if isinstance(source, SyntheticSource):
         counts = ("num_rooms", "first_seed", "recordings_per_room", "dataset")
         return {"kind": source.kind} | {k: v for k, v in to_plain(source.world).items() if k not in counts}
-    return {key: value for key, value in to_plain(source).items() if key != "names"}
+    return {key: value for key, value in to_plain(source).items() if key not in ("names", "num_recordings")}
 
 
 def outline(reader: Reader, index: int) -> Recording:

@@ -32,14 +32,20 @@ class VqConfig:
 
 @strict
 class ResidualVqConfig:
-    """Q codebooks, each for what the ones before it left over (Euclidean, moving averages)."""
+    """Q codebooks, each for what the ones before it left over (Euclidean, moving averages).
+
+    search_width   encoding follows so many of the best beginnings instead of one (training always follows one)
+    """
 
     kind: Literal["residual_vq"]
     num_streams: int = 2
+    search_width: int = 1
 
     def __post_init__(self) -> None:
         if self.num_streams < 2:
             raise ValueError(f"residual_vq needs at least 2 streams (one stream is kind vq), got {self.num_streams}")
+        if self.search_width < 1:
+            raise ValueError(f"search_width must be at least 1, got {self.search_width}")
 
 
 @strict
@@ -103,7 +109,7 @@ def build_track_quantizer(
         books = ResidualVQ(num_quantizers=config.num_streams, commitment_weight=1.0, **codebook)
         for layer in books.layers:
             _ask_nothing_of_a_gpu(layer._codebook)
-        return ResidualCodes(books)
+        return ResidualCodes(books, search_width=config.search_width)
     quantizer = VectorQuantize(use_cosine_sim=True, commitment_weight=0.0, **codebook)
     _ask_nothing_of_a_gpu(quantizer._codebook)
     return quantizer
@@ -159,9 +165,9 @@ def replace_dead_codes(codebook: nn.Module, samples: Tensor) -> None:
 class ResidualCodes(nn.Module):
     """Codebooks in a row: `books` is the library's ResidualVQ."""
 
-    def __init__(self, books: nn.Module) -> None:
+    def __init__(self, books: nn.Module, *, search_width: int = 1) -> None:
         super().__init__()
-        self.books = books
+        self.books, self.search_width = books, search_width
 
     def forward(self, latents_BTZ: Tensor) -> ChosenCodes:
         """In training mode the codebooks' moving averages take a step."""
@@ -170,22 +176,62 @@ class ResidualCodes(nn.Module):
         return ChosenCodes(ids_BTQ, codes, losses_Q.sum() * latents_BTZ.numel())
 
     def vectors(self, ids_BTQ: Tensor) -> Tensor:
-        """Codes (B, T, Z): the sum over streams."""
+        """Codes (B, T, Z): the sum over streams; an id of -1 adds nothing (a rate below the full one)."""
         books = self.books.codebooks
-        return torch.stack([books[stream][ids] for stream, ids in enumerate(ids_BTQ.unbind(-1))]).sum(0)
+        chosen = [books[stream][ids] * (ids >= 0)[..., None] for stream, ids in enumerate(ids_BTQ.unbind(-1))]
+        return torch.stack(chosen).sum(0)
+
+    @torch.no_grad()
+    def fit(self, latents_NZ: Tensor, *, num_rounds: int = 12) -> None:
+        """Codebook after codebook by k-means of what is left of latents; the same latents always give the same rows."""
+        generator = torch.Generator().manual_seed(0)
+        rest_NZ = latents_NZ.float()
+        for layer in self.books.layers:
+            codebook = layer._codebook
+            num_codes = codebook.embed.shape[1]
+            if len(rest_NZ) < num_codes:
+                raise ValueError(f"found {len(rest_NZ)} latents, wanted at least {num_codes} to fit codebooks to")
+            rows_VZ = rest_NZ[torch.randperm(len(rest_NZ), generator=generator)[:num_codes]]
+            for _ in range(num_rounds):
+                nearest_N = _nearest(rest_NZ, rows_VZ)
+                uses_V = torch.bincount(nearest_N, minlength=num_codes).to(rest_NZ)
+                sums_VZ = torch.zeros_like(rows_VZ).index_add_(0, nearest_N, rest_NZ)
+                drawn_V = torch.randint(len(rest_NZ), (num_codes,), generator=generator)
+                rows_VZ = torch.where(uses_V[:, None] > 0, sums_VZ / uses_V.clamp(min=1)[:, None], rest_NZ[drawn_V])
+            # Uses of a batch in which every code has one: what the moving average of uses will be near.
+            uses_V = num_codes * uses_V / len(rest_NZ)
+            codebook.embed.data[0].copy_(rows_VZ)
+            codebook.embed_avg.data[0].copy_(rows_VZ * uses_V[:, None])
+            codebook.cluster_size.data[0].copy_(uses_V)
+            codebook.initted.fill_(True)
+            rest_NZ = rest_NZ - rows_VZ[_nearest(rest_NZ, rows_VZ)]
 
     def lookup(self, latents_BTZ: Tensor) -> Tensor:
         """Ids (B, T, Q); the codebooks stay as they are."""
-        residual, ids = latents_BTZ.float(), []
+        clips, steps, _ = latents_BTZ.shape
+        rest_NKZ = latents_BTZ.float().flatten(0, 1)[:, None]
+        ids_NKQ = torch.empty((clips * steps, 1, 0), dtype=torch.int64, device=latents_BTZ.device)
         with torch.autocast(latents_BTZ.device.type, enabled=False):
-            for book_VZ in self.books.codebooks:
-                ids.append(torch.cdist(residual, book_VZ[None].float()).argmin(dim=-1))
-                residual = residual - book_VZ[ids[-1]]
-        return torch.stack(ids, dim=-1)
+            for book_VZ in self.books.codebooks.float():
+                distance_NKV = torch.cdist(rest_NKZ, book_VZ[None])
+                kept = min(self.search_width, distance_NKV[0].numel())
+                best_NK = distance_NKV.flatten(1).topk(kept, largest=False).indices
+                beginning_NK, code_NK = best_NK // len(book_VZ), best_NK % len(book_VZ)
+                rest_NKZ = torch.take_along_dim(rest_NKZ, beginning_NK[..., None], dim=1) - book_VZ[code_NK]
+                ids_NKQ = torch.take_along_dim(ids_NKQ, beginning_NK[..., None], dim=1)
+                ids_NKQ = torch.cat([ids_NKQ, code_NK[..., None]], dim=-1)
+        return ids_NKQ[:, 0].unflatten(0, (clips, steps))
 
     def cluster_sizes(self) -> Tensor:
         """Averaged uses of every code of every stream."""
         return torch.stack([layer._codebook.cluster_size for layer in self.books.layers])
+
+
+def _nearest(latents_NZ: Tensor, rows_VZ: Tensor) -> Tensor:
+    """Row (N,) nearest to each latent; in parts, since all distances at once may not fit."""
+    lengths_V = rows_VZ.square().sum(-1)
+    parts = (torch.addmm(lengths_V, part, rows_VZ.T, alpha=-2).argmin(-1) for part in latents_NZ.split(16384))
+    return torch.cat(list(parts))
 
 
 class FiniteCodes(nn.Module):

@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from egom2p.contracts import QUANTITIES, AlignedClip
 from egom2p.geometry import (
@@ -170,3 +173,20 @@ def camera_poses(channels: np.ndarray, kind: CameraChannels = "pose") -> np.ndar
     for sample in range(1, poses.shape[-3]):
         poses[..., sample, :, :] = poses[..., sample - 1, :, :] @ motions[..., sample, :, :]
     return poses
+
+
+def remounted_motions(channels_BSC: Tensor, offset_m: float) -> Tensor:
+    """The motions (B, S, 6) of other cameras on the same bodies: of each clip turned at random, and moved by a normal
+    distribution of standard deviation `offset_m` along each axis; torch's default generator.
+
+    body_from_cam = (turn, offset); a motion becomes its inverse, the motion, it again.
+    """
+    quaternion_B4 = torch.randn(len(channels_BSC), 4, dtype=torch.float64)
+    turn_BCC = torch.from_numpy(matrix_from_quaternion(F.normalize(quaternion_B4, dim=-1).numpy())).to(channels_BSC)
+    offset_BSC = offset_m * torch.randn(len(channels_BSC), 1, 3).to(channels_BSC).expand(-1, channels_BSC.shape[1], -1)
+    # A rotation by a about an axis: channels hold 2 sin(a / 2) axis, so (R - 1) o = cos(a / 2) s x o + s x (s x o) / 2.
+    sine_BSC, moved_BSC = channels_BSC.split(3, dim=-1)
+    cosine_BS1 = (1 - sine_BSC.square().sum(-1, keepdim=True) / 4).clamp(min=0).sqrt()
+    across_BSC = torch.linalg.cross(sine_BSC, offset_BSC)
+    moved_BSC = moved_BSC + cosine_BS1 * across_BSC + torch.linalg.cross(sine_BSC, across_BSC) / 2
+    return torch.cat([sine_BSC @ turn_BCC, moved_BSC @ turn_BCC], dim=-1)

@@ -25,6 +25,8 @@ from egom2p.tokenizers.trajectory.track_quantizers import (
     ChosenCodes,
     FsqConfig,
     QuantizerConfig,
+    ResidualCodes,
+    ResidualVqConfig,
     VqConfig,
     build_track_quantizer,
     with_noise,
@@ -36,11 +38,16 @@ from egom2p.tokenizers.trajectory.track_representations import (
     TrackRepresentation,
     camera_clip_errors,
     gaze_clip_errors,
+    remounted_motions,
 )
 from egom2p.tokenizers.trajectory.trajectory_network import TrackDecoder, TrackEncoder, TrackNetwork
 
 # A channel that hardly moves in the training data is not blown up to unit variance; motions of a sample are small.
 _SMALLEST_STD = {"pose": 0.02, "motion": 0.0005}
+_LOGIT_OF_ONE = 4.0
+# Thirty codebooks of 256 rows have to be told from so many clips, or they know these by heart: with 25,000 the error of
+# unseen clips was a third larger than that of seen ones.
+_NUM_FITTED = 80_000
 
 
 @strict
@@ -62,9 +69,13 @@ class TrajectoryVqVaeConfig:
     num_heads: int = 12
     mlp_ratio: float = 4.0
     has_local_encoder: bool = False  # True: a code describes its own samples only, the same way at every position
+    has_linear_path: bool = False  # the best linear codec of the training clips beside the network (needs one step)
     latent_dim: int = 32
     num_codes: int = 256  # of each stream
     quantizer: QuantizerConfig = VqConfig()
+    # In training only: every clip's camera is turned on its body at random and moved by so much along each axis
+    # (standard deviation, metres), since tracks of a few devices say little about others (camera_channels=motion).
+    mount_noise_m: float | None = None
     code_noise: float = 0.0  # share of codes replaced at random before the decoder, in training only
     ema_decay: float = 0.99
     dead_code_threshold: float = 2.0  # codes with fewer (averaged) uses per step are replaced; 0 keeps all
@@ -100,6 +111,12 @@ class TrajectoryVqVaeConfig:
         if not 0 <= self.code_noise < 1:
             raise ValueError(f"code_noise must be in [0, 1), got {self.code_noise}")
         self._check_camera()
+        if self.has_linear_path and (self.num_steps > 1 or not isinstance(self.quantizer, ResidualVqConfig)):
+            raise ValueError(
+                "has_linear_path describes whole clips by residual codes: it needs samples_per_token = num_samples "
+                f"({self.num_samples}) and quantizer.kind residual_vq, got {self.samples_per_token} and "
+                f"{self.quantizer.kind}"
+            )
         if self.dim % self.num_heads:
             raise ValueError(f"dim {self.dim} must be a multiple of num_heads {self.num_heads}")
         for name, values in (("mean", self.mean), ("std", self.std)):
@@ -111,6 +128,8 @@ class TrajectoryVqVaeConfig:
     def _check_camera(self) -> None:
         if self.camera_channels != "pose" and self.quantity != "camera":
             raise ValueError(f"camera_channels is for cameras only; quantity is {self.quantity!r}")
+        if self.mount_noise_m is not None and self.camera_channels != "motion":
+            raise ValueError("mount_noise_m turns motions; it needs camera_channels=motion")
         if self.path_weight and self.camera_channels != "motion":
             raise ValueError("path_weight adds motions up; it needs camera_channels=motion")
 
@@ -129,6 +148,43 @@ class TrajectoryVqVaeConfig:
     def num_tokens(self) -> int:
         """L: all streams of a time step, then those of the next."""
         return self.num_steps * self.quantizer.num_streams
+
+
+class LinearPath(nn.Module):
+    """The linear codec that loses least: principal components of whole clips, in units of the loss. I = S C inputs.
+
+    Real motion is smooth: where a network needs an hour to find that out, one eigenvalue problem says it.
+    """
+
+    def __init__(self, num_inputs: int, latent_dim: int) -> None:
+        super().__init__()
+        self.register_buffer("centre", torch.zeros(num_inputs))
+        self.register_buffer("to_latents", torch.zeros(num_inputs, latent_dim))
+        self.register_buffer("to_inputs", torch.zeros(latent_dim, num_inputs))
+
+    def fit(self, inputs_BSC: Tensor, weights_SS: Tensor) -> None:
+        """Fit to clips; errors of a channel weigh e W e."""
+        num_channels = inputs_BSC.shape[-1]
+        inputs_BI = inputs_BSC.flatten(1).double().cpu()
+        # W = R R': latents (x - centre) R V have squared distances in units of the loss.
+        root_II = torch.kron(
+            torch.linalg.cholesky(weights_SS).contiguous(), torch.eye(num_channels, dtype=torch.float64)
+        )
+        centre_I = inputs_BI.mean(0)
+        weighted_BI = (inputs_BI - centre_I) @ root_II
+        _, vectors_II = torch.linalg.eigh(weighted_BI.T @ weighted_BI)
+        vectors_IZ = vectors_II.flip(1)[:, : self.to_latents.shape[1]]
+        self.centre.copy_(centre_I)
+        self.to_latents.copy_(root_II @ vectors_IZ)
+        self.to_inputs.copy_(vectors_IZ.T @ torch.linalg.inv(root_II))
+
+    def latents(self, inputs_BSC: Tensor) -> Tensor:
+        """(B, Z)."""
+        return (inputs_BSC.flatten(1) - self.centre) @ self.to_latents
+
+    def inputs(self, latents_BZ: Tensor) -> Tensor:
+        """(B, I)."""
+        return latents_BZ @ self.to_inputs + self.centre
 
 
 class TrajectoryVqVae(nn.Module):
@@ -176,6 +232,13 @@ class TrajectoryVqVae(nn.Module):
         # with its length.
         if isinstance(config.quantizer, VqConfig):
             self.register_buffer("code_scale", torch.ones(config.num_codes))
+        if config.has_linear_path:
+            width = config.num_samples * (config.channels + config.reconstructs_validity)
+            self.linear = LinearPath(width, config.latent_dim)
+            # The network begins with nothing to add.
+            for layer in (self.quant_proj, self.decoder.out_proj):
+                nn.init.zeros_(layer.weight)
+                nn.init.zeros_(layer.bias)
         self.register_buffer("mean", torch.tensor(config.mean or [0.0] * config.channels))
         self.register_buffer("std", torch.tensor(config.std or [1.0] * config.channels))
 
@@ -198,10 +261,15 @@ class TrajectoryVqVae(nn.Module):
 
     def latents(self, samples: Tensor, is_valid: Tensor) -> Tensor:
         """Normalised samples (B, S, C) and validity (B, S) -> latents before lookup (B, T, Z)."""
+        inputs = self._inputs(samples, is_valid)
+        latents = self.quant_proj(self.encoder(inputs))
+        return latents + self.linear.latents(inputs)[:, None] if self.config.has_linear_path else latents
+
+    def _inputs(self, samples: Tensor, is_valid: Tensor) -> Tensor:
         inputs = samples * is_valid[..., None] if self.config.fill == "zero" else samples
         if self.config.reconstructs_validity:
             inputs = torch.cat([inputs, is_valid[..., None].to(inputs)], dim=-1)
-        return self.quant_proj(self.encoder(inputs))
+        return inputs
 
     def codes(self, ids: Tensor) -> Tensor:
         """Ids (B, L) -> code vectors (B, T, Z)."""
@@ -211,7 +279,13 @@ class TrajectoryVqVae(nn.Module):
 
     def restored(self, codes: Tensor) -> Tensor:
         """Code vectors (B, T, Z) -> normalised samples (B, S, C), and validity logits as a last channel if any."""
-        return self.decoder(self.post_quant_proj(codes))
+        restored = self.decoder(self.post_quant_proj(codes))
+        if not self.config.has_linear_path:
+            return restored
+        linear = self.linear.inputs(codes[:, 0]).unflatten(-1, restored.shape[1:])
+        if self.config.reconstructs_validity:  # 0 and 1 as logits
+            linear = torch.cat([linear[..., :-1], _LOGIT_OF_ONE * (2 * linear[..., -1:] - 1)], dim=-1)
+        return restored + linear
 
     def forward(self, batch: TokenizerBatch) -> LossOutput:
         return self.training_terms(batch)
@@ -219,16 +293,40 @@ class TrajectoryVqVae(nn.Module):
     # Training
 
     def fit_normalisation(self, clips: Sequence[AlignedClip]) -> None:
-        """Mean and standard deviation of each channel over valid samples, unless the config fixes them."""
-        if self.config.mean is not None:
-            return
+        """Mean and standard deviation of each channel over valid samples, unless the config fixes them; the linear
+        path and its codebooks where there is one."""
         channels = [self.representation.channels(clip) for clip in clips]
-        valid_NC = np.concatenate([values_SC[is_valid_S] for values_SC, is_valid_S in channels]).astype(np.float64)
-        if not len(valid_NC):
-            raise ValueError(f"none of {len(clips)} clips has a valid sample of {self.stream}")
-        smallest = _SMALLEST_STD[self.config.camera_channels]
-        self.mean.copy_(torch.from_numpy(valid_NC.mean(axis=0)))
-        self.std.copy_(torch.from_numpy(np.maximum(valid_NC.std(axis=0), smallest)))
+        if self.config.mean is None:
+            valid_NC = np.concatenate([values_SC[is_valid_S] for values_SC, is_valid_S in channels]).astype(np.float64)
+            if not len(valid_NC):
+                raise ValueError(f"none of {len(clips)} clips has a valid sample of {self.stream}")
+            smallest = _SMALLEST_STD[self.config.camera_channels]
+            self.mean.copy_(torch.from_numpy(valid_NC.mean(axis=0)))
+            self.std.copy_(torch.from_numpy(np.maximum(valid_NC.std(axis=0), smallest)))
+        if self.config.has_linear_path:
+            samples_BSC = torch.from_numpy(np.stack([values for values, _ in channels]))
+            is_valid_BS = torch.from_numpy(np.stack([is_valid for _, is_valid in channels]))
+            if self.config.mount_noise_m is not None and len(clips) < _NUM_FITTED:
+                repeats = -(-_NUM_FITTED // len(clips))
+                samples_BSC, is_valid_BS = samples_BSC.repeat(repeats, 1, 1), is_valid_BS.repeat(repeats, 1)
+                samples_BSC = remounted_motions(samples_BSC, self.config.mount_noise_m)
+            inputs_BSC = self._inputs(
+                (samples_BSC.to(self.mean) - self.mean) / self.std, is_valid_BS.to(self.mean.device)
+            )
+            self.linear.fit(inputs_BSC, self._sample_weights())
+            assert isinstance(self.quantizer, ResidualCodes)
+            self.quantizer.fit(self.linear.latents(inputs_BSC))
+
+    def _sample_weights(self) -> Tensor:
+        """What the loss counts of errors of a channel (S, S): e W e is the first term of `training_terms`."""
+        count = self.config.num_samples
+        weights_SS = torch.eye(count, dtype=torch.float64)
+        for weight, linear_SS in (
+            (self.config.motion_weight, weights_SS.diff(dim=0)),
+            (self.config.path_weight, torch.ones_like(weights_SS).tril()),
+        ):
+            weights_SS = weights_SS + weight * linear_SS.T @ linear_SS
+        return weights_SS
 
     def batch_from_clips(self, clips: Sequence[AlignedClip], rng: np.random.Generator | None) -> TokenizerBatch:
         """Samples in their own units and validity; nothing here is random."""
@@ -252,6 +350,8 @@ class TrajectoryVqVae(nn.Module):
         In training mode the codebook's moving averages take a step.
         """
         samples, is_valid = batch.tensors["samples"], batch.tensors["is_valid"]
+        if self.training and self.config.mount_noise_m is not None:
+            samples = remounted_motions(samples, self.config.mount_noise_m)
         normalised = (samples - self.mean) / self.std
         chosen = self._choose(self.latents(normalised, is_valid))
         restored = self.restored(self._noisy(chosen) if self.training and self.config.code_noise else chosen.codes)

@@ -8,7 +8,7 @@ changes no fingerprint. The checksum guards the folder: weights, fingerprint and
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -118,6 +118,18 @@ def build_network(config: Any) -> TrainableTokenizer:
     return network_class(config)
 
 
+def _is_row_sum(name: str) -> bool:
+    return ".books.layers." in name and name.endswith("._codebook.embed_avg")
+
+
+def _with_row_sums(tensors: Mapping[str, Tensor], wanted: Iterable[str]) -> dict[str, Tensor]:
+    """Rows times their uses, where a folder does not hold the sums."""
+    missing = [name for name in wanted if _is_row_sum(name) and name not in tensors]
+    stems = [name.removesuffix("embed_avg") for name in missing]
+    sums = [tensors[f"{stem}embed"] * tensors[f"{stem}cluster_size"][..., None] for stem in stems]
+    return dict(tensors) | dict(zip(missing, sums, strict=True))
+
+
 def save_tokenizer(
     network: TrainableTokenizer,
     directory: str | Path,
@@ -132,7 +144,9 @@ def save_tokenizer(
     metrics         what `evaluate` measured, in physical units
     """
     assert isinstance(network, nn.Module)
-    tensors = {name: tensor.detach().cpu() for name, tensor in network.state_dict().items()}
+    state = network.state_dict()
+    # Sums behind the rows of residual codebooks are of use to training alone, and half of what such a tokenizer weighs.
+    tensors = {name: tensor.detach().cpu() for name, tensor in state.items() if not _is_row_sum(name)}
     check_finite(tensors, where=f"{directory} is not written")
     fingerprint = fingerprint_of(tensors, _chosen_settings(network.config))
     config = to_plain(network.config)
@@ -172,8 +186,8 @@ def load_tokenizer(
     _check_weights(tensors, card, weights_file)
     check_finite(tensors, where=weights_file)
     try:
-        network.load_state_dict(tensors)
-    except RuntimeError as error:
+        network.load_state_dict(_with_row_sums(tensors, network.state_dict()))
+    except (RuntimeError, KeyError) as error:
         raise ValueError(f"{weights_file} does not fit the config in {card_file.name}: {error}") from error
     return PretrainedTokenizer(network.to(device), fingerprint=card["fingerprint"], card=card)
 

@@ -14,9 +14,9 @@ from zlib import crc32
 import numpy as np
 
 from egom2p.config import strict
-from egom2p.contracts import Intrinsics, Provenance, Recording, Stream
-from egom2p.data.recordings.reader_parts import poses, poses_from_rows
-from egom2p.data.recordings.recording_formats import FolderSource, FormatReader
+from egom2p.contracts import Provenance, Recording
+from egom2p.data.recordings.reader_parts import distinct_samples, pose_stream, poses_from_rows
+from egom2p.data.recordings.recording_formats import FolderSource, FormatReader, Opened
 from egom2p.data.recordings.track_files import TABLE_SUFFIXES, read_text, visible
 from egom2p.geometry import TimeUnit, matrix_from_quaternion, nearest_rotation, poses_from_parts, read_trajectory
 
@@ -71,9 +71,8 @@ class RandomMotionSource:
 
 
 class RandomMotionReader:
-    """Body rates and velocities are noise below a corner frequency that falls off as a power of the frequency, stronger
-    along some axes than others. Ranges: so that the shares of the bands between 0.4 and 15 Hz are those of eleven
-    measured sets of hand and head motion, in which rates are rougher than velocities.
+    """Body rates and velocities are noise below a corner frequency (0.2 to 2 Hz) that falls off as a power of the
+    frequency (1.5 to 3.5), stronger along some axes than others.
     """
 
     rate_hz = 60.0
@@ -88,16 +87,8 @@ class RandomMotionReader:
     def read(self, index: int) -> Recording:
         rng = np.random.default_rng([self.config.seed, index])
         count = round(self.config.duration_s * self.rate_hz)
-        turned = (
-            _smooth_noise(rng, count, self.rate_hz, corner_hz=(0.3, 3.0), power=(1.0, 2.5))
-            * np.radians(self.config.median_deg_s)
-            / self.rate_hz
-        )
-        moved = (
-            _smooth_noise(rng, count, self.rate_hz, corner_hz=(0.2, 2.0), power=(1.5, 3.5))
-            * self.config.median_m_s
-            / self.rate_hz
-        )
+        turned = _smooth_noise(rng, count, self.rate_hz) * np.radians(self.config.median_deg_s) / self.rate_hz
+        moved = _smooth_noise(rng, count, self.rate_hz) * self.config.median_m_s / self.rate_hz
         angles = np.linalg.norm(turned, axis=1, keepdims=True)
         axes = turned / np.maximum(angles, 1e-12)
         quaternions = np.concatenate([np.sin(angles / 2) * axes, np.cos(angles / 2)], axis=1)
@@ -105,17 +96,16 @@ class RandomMotionReader:
         world_from_cam = np.stack(list(accumulate(motions, np.matmul)))
         times_s = np.arange(count) / self.rate_hz
         name = self.names[index]
-        return Recording(name, {"camera": poses(name, world_from_cam, times_s)}, None, Provenance(self.dataset, name))
+        camera = pose_stream(times_s, world_from_cam, where=name)
+        return Recording(name, {"camera": camera}, None, Provenance(self.dataset, name))
 
 
-def _smooth_noise(
-    rng: np.random.Generator, count: int, rate_hz: float, *, corner_hz: tuple[float, float], power: tuple[float, float]
-) -> np.ndarray:
+def _smooth_noise(rng: np.random.Generator, count: int, rate_hz: float) -> np.ndarray:
     """(count, 3) of root mean square length around 1."""
     frequencies_hz = np.fft.rfftfreq(2 * count, 1 / rate_hz)
-    corner, exponent = np.exp(rng.uniform(*np.log(corner_hz))), rng.uniform(*power)
+    corner_hz, power = np.exp(rng.uniform(np.log(0.2), np.log(2.0))), rng.uniform(1.5, 3.5)
     spectrum = (rng.normal(size=(2, len(frequencies_hz), 3)) * np.array([1, 1j])[:, None, None]).sum(0)
-    spectrum = spectrum / (1 + (frequencies_hz / corner)[:, None] ** 2) ** (exponent / 2)
+    spectrum = spectrum / (1 + (frequencies_hz / corner_hz)[:, None] ** 2) ** (power / 2)
     noise = np.fft.irfft(spectrum, n=2 * count, axis=0)[:count] * np.exp(rng.normal(scale=0.7, size=3))
     return noise / np.sqrt(np.square(noise).sum(1).mean()) * np.exp(rng.normal(scale=0.8))
 
@@ -140,10 +130,10 @@ class TrajectoriesReader(FormatReader):
 
         return {"_".join(path.relative_to(root).with_suffix("").parts): path for path in below(root)}
 
-    def open(self, name: str, path: Path) -> tuple[Mapping[str, Stream], Intrinsics | None, Iterable[Path]]:
+    def open(self, name: str, path: Path) -> Opened:
         times_s, world_from_body = self._read(path)
-        is_first = np.diff(times_s, prepend=-np.inf) > 0  # of lines with the same time
-        times_s, world_from_cam = times_s[is_first], world_from_body[is_first]
+        rows, notes = distinct_samples(times_s, where=path.name)
+        times_s, world_from_cam = times_s[rows], world_from_body[rows]
         if self.config.mounts:
             rng = np.random.default_rng([self.config.seed, crc32(name.encode())])
             world, body_from_cam = _turn(rng, None), _turn(rng, self.config.max_turn_deg)
@@ -152,7 +142,7 @@ class TrajectoriesReader(FormatReader):
             # Faster is the same way in less time; seconds stay where they begin.
             speed = np.exp(rng.uniform(*np.log(self.config.speeds)))
             times_s = times_s[0] + (times_s - times_s[0]) / speed
-        return {"camera": poses(str(path), world_from_cam, times_s)}, None, [path]
+        return Opened({"camera": pose_stream(times_s, world_from_cam, where=path)}, None, [path], notes)
 
     def _read(self, path: Path) -> tuple[np.ndarray, np.ndarray]:
         config = self.config

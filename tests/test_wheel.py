@@ -98,5 +98,11 @@ def test_the_pretrained_checkpoint_and_its_tokenizers_come_with_the_wheel(instal
     assert made.returncode == 0 and "page: made/index.html" in made.stderr, made.stderr
     assert "Warning" not in made.stderr
     assert (installed.with_name("empty") / "made" / "index.html").stat().st_size > 10_000
+    tokenize = ("tokenize", "--config", "cfgs/default/tokenize/own_video.yaml", "clips=own", "output=tokens")
+    assert run(installed, "-m", "egom2p", *tokenize).returncode == 0
+    train = ("train", "--config", "cfgs/default/egom2p/models/main/own_video.yaml", "dry_run=true")
+    tokens = "tokens/[rgb,depth,gaze,cam]/synthetic/shard-*.tar"
+    planned = run(installed, "-m", "egom2p", *train, f"data.datasets.world.shards={tokens}", "~data.datasets.mine")
+    assert planned.returncode == 0 and "tok_rgb" in planned.stdout + planned.stderr, planned.stderr
     missing = run(installed, "-m", "egom2p", "tokenize", "clips=own", "output=tokens")
     assert missing.returncode == 2 and "say tokenizers_root=" in missing.stderr

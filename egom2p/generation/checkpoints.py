@@ -19,7 +19,6 @@ from egom2p.tokenizers.pretrained import load_tokenizer
 
 _CONTEXT_BYTES = 256 << 20
 _PRETRAINED = "world_small"
-_PRETRAINED_NAMES = (_PRETRAINED, f"checkpoints/{_PRETRAINED}")
 # Data sets of the embedded world in the configs of the project, and what files that belong to no data set are called.
 _EMBEDDED_WORLDS = {"world", "synthetic"}
 _OF_PLAIN_FILES = {"video", "pictures", "texts", "recordings"}
@@ -157,15 +156,16 @@ def checkpoint_directory(id_or_path: str | Path | None) -> Path:
 
     The pretrained one is found by its name from anywhere, also where the project is installed without its checkout.
     """
-    if id_or_path is None or (str(id_or_path) in _PRETRAINED_NAMES and not Path(id_or_path).is_dir()):
+    if id_or_path is None or (str(id_or_path) == _PRETRAINED and not Path(id_or_path).is_dir()):
         return pretrained_checkpoint()
     return fetch(id_or_path)
 
 
 def pretrained_checkpoint() -> Path:
     """Model directory that comes with the project: beside the package in a checkout, inside it when installed."""
-    package = Path(egom2p.__file__).resolve().parent
-    for folder in (package / "pretrained" / _PRETRAINED, package.parent / "checkpoints" / _PRETRAINED):
-        if (folder / "model.json").is_file():
-            return folder
+    # Never one of this name in the working directory, which is somebody's own.
+    folder = Path(egom2p.__file__).resolve().parent / "pretrained" / _PRETRAINED
+    folder = folder if folder.is_dir() else folder.parents[2] / "checkpoints" / _PRETRAINED
+    if (folder / "model.json").is_file():
+        return folder
     raise ValueError(f"no checkpoint {_PRETRAINED!r} comes with this installation; name one: checkpoint=<folder>")

@@ -21,7 +21,7 @@ from egom2p.pipelines.shard_job import ShardJob
 from egom2p.pipelines.token_shards import TokenShards
 from egom2p.pipelines.tokenization_report import TokenizeReport, merged_report, summary, suspicions
 from egom2p.storage import RemoteConfig, configure_remote, is_remote
-from egom2p.storage.remote import joined, list_names, read_bytes
+from egom2p.storage.remote import joined, list_names, read_bytes, with_pretrained
 from egom2p.tokenizers import load_tokenizer
 from egom2p.tokenizers.pretrained import CARD_FILE
 
@@ -104,7 +104,7 @@ def load_tokenizers(config: TokenizeConfig) -> dict[str, Tokenizer]:
         )
     loaded = {}
     for name in wanted:
-        folder = Path(config.tokenizers_root or "", config.tokenizers[name])
+        folder = with_pretrained(Path(config.tokenizers_root or "", config.tokenizers[name]))
         if (config.tokenizers_root is not None or folder.is_dir()) and not (folder / CARD_FILE).is_file():
             root = Path(config.tokenizers_root or folder.parent)
             cards = [*root.glob(f"*/{CARD_FILE}"), *root.glob(f"*/*/{CARD_FILE}")]

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from egom2p.storage.atomic import check_link
+from egom2p.storage.remote import with_pretrained
 
 PLAIN_FILES = ("*.safetensors", "*.json", "*.txt", "*.md", "*.jinja")
 """What is fetched unless another choice is given, and all that is ever pushed."""
@@ -32,7 +33,7 @@ def fetch(id_or_path: str | Path, *, revision: str | None = None, files: Sequenc
     FileNotFoundError for a folder or repository that does not exist or cannot be reached; ValueError for a gated one,
     with the page that asks for access. What was fetched before is found without a network.
     """
-    path = Path(id_or_path)
+    path = with_pretrained(id_or_path)
     if path.is_dir():
         if revision is not None:
             raise ValueError(f"{path}: is a local folder, revision {revision!r} has a meaning on the Hub only")

@@ -13,6 +13,7 @@ from egom2p.models.egom2p_model import ModelConfig
 from egom2p.models.losses import LossType
 from egom2p.models.partial_loading import LoadPolicy
 from egom2p.storage import load_json
+from egom2p.storage.remote import with_pretrained
 from egom2p.training.frozen import FrozenConfig
 from egom2p.training.tasks.token_evaluation import TokenEvaluationConfig
 from egom2p.training.training_config import PlanConfig, TrainingConfig
@@ -65,7 +66,8 @@ class PretrainConfig:
     def tokenizer_folders(self) -> dict[str, Path] | None:
         if self.tokenizers is None:
             return None
-        return {name: Path(self.tokenizers_root or "", folder) for name, folder in self.tokenizers.items()}
+        root = self.tokenizers_root or ""
+        return {name: with_pretrained(Path(root, folder)) for name, folder in self.tokenizers.items()}
 
 
 def resolve_specs(data: DataConfig, tokenizers: Mapping[str, Path] | None) -> tuple[ModalitySpec, ...]:

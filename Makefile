@@ -15,11 +15,15 @@ VARIABLES := PYTHON VENV PY LATEST WORKERS RANKS QUICK_RANKS QUICK_DTYPE SOURCE 
              SAMPLES SIDE RGBD ARIA VIDEOS
 UNKNOWN := $(filter-out $(VARIABLES) SHELL,$(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name))))
 NEAREST = $(shell $(PYTHON) -c 'import difflib, sys; print(*difflib.get_close_matches(sys.argv[1].upper(), sys.argv[2:], 1))' $(1) $(VARIABLES))
+NEAREST_TARGET = $(shell $(MAKE) --no-print-directory help | $(PYTHON) -c 'import difflib, sys; print(*difflib.get_close_matches(sys.argv[1], [word for line in sys.stdin for word in line.split()], 1))' $(1))
 ifneq ($(strip $(UNKNOWN)),)
 $(error unknown variable: $(foreach name,$(UNKNOWN),$(name)$(addprefix $(comma) did you mean ,$(call NEAREST,$(name)));) known are $(VARIABLES))
 endif
 
 .DEFAULT_GOAL := help
+# What there is no rule for, a file or a target.
+.DEFAULT:
+	@echo "make: no target $@$(addprefix $(comma) did you mean ,$(call NEAREST_TARGET,$@)); \`make\` lists them" >&2; exit 2
 .PHONY: help setup lock test test-experiments test-all check format
 
 help:  ## this list

@@ -90,6 +90,7 @@ COMMANDS = {
         f"{_ANY}.evaluation.settings:AnyToAnyEvaluationConfig",
         program=f"{_ANY}.evaluation.anytoany_evaluation",
     ),
+    "caption-perceive": Command("what a perception source makes of clips, once", f"{_ANY}.perception.export_features"),
     "caption-serve": Command("an any-to-any model behind HTTP", f"{_ANY}.serve"),
     "probe": Command("linear probes of the encoder's features", "egom2p.evaluation.probe"),
     "view": Command("what was generated or evaluated, in 3-D (rerun)", "egom2p.viewing.rerun_folders"),

@@ -7,6 +7,7 @@ A plain run is composed in this process, by every rank alike, with no run direct
 import argparse
 import errno
 import inspect
+import json
 import os
 import sys
 import tempfile
@@ -107,6 +108,9 @@ def run_main(
             # What all ranks meet is said by the first, whose end makes the launcher end this one.
             time.sleep(_OTHER_RANKS_WAIT_S)
         sys.stderr.write(f"error: {f'rank {rank}: ' if rank else ''}{message}\n")
+        if "TORCHELASTIC_ERROR_FILE" in os.environ:  # torchrun ends its own forty lines with what stands there
+            noted = json.dumps({"message": f"error: {message}", "timestamp": int(time.time())})
+            Path(os.environ["TORCHELASTIC_ERROR_FILE"]).write_text(noted, encoding="utf-8")
         if not isinstance(error, ConfigError):
             sys.stderr.write("(HYDRA_FULL_ERROR=1 shows where this comes from)\n")
         raise SystemExit(2) from None
@@ -119,10 +123,8 @@ def run_main(
 
 def foreseen(error: Exception) -> str | None:
     """What to tell a person of an error whose cause lies outside the program, and what to do; None for any other."""
-    if isinstance(error, ValueError | FileNotFoundError):
-        return str(error)
-    if isinstance(error, OSError) and error.errno is None:
-        return str(error)  # a library's own words, such as those of a file that a model lacks
+    if isinstance(error, ValueError) or (isinstance(error, OSError) and error.errno is None):
+        return str(error)  # of an OSError a library's own words, such as those of a file that a model lacks
     if isinstance(error, OSError):
         where = "" if error.filename is None else f"{error.filename}: "
         advice = _ADVICE.get(error.errno, "")
@@ -156,6 +158,7 @@ def _parse(arguments: list[str], default_config: str | None, description: str) -
     parser.add_argument("--help", "-h", action="store_true")
     parser.add_argument("--multirun", "-m", action="store_true", help="one run per combination of a=1,2 b=3,4")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
+    parser.error = lambda text: parser.exit(2, f"error: {text}; keys are said without dashes: key=value\n")
     given = parser.parse_intermixed_args(arguments)
     if given.help and given.config is None:
         parser.print_help()

@@ -137,7 +137,8 @@ def _prepare_override(schema: type, override: str, file: Path, is_sweep: bool) -
     sign = "++" if override.startswith("++") else override[:1] if override[:1] in "+~" else ""
     key, equals, value = override[len(sign) :].partition("=")
     if not equals and sign != "~":
-        raise ConfigError(f"override {override!r} is not of the form key=value")
+        hint = f"; did you mean input={override}?" if Path(override).exists() and types_at(schema, ["input"]) else ""
+        raise ConfigError(f"{override!r} is not of the form key=value{hint}")
     is_group = "/" in key or "@" in key or (file.parent / key).is_dir() or (cfgs_root() / key).is_dir()
     if is_group or key.split(".")[0] == "hydra":
         return override

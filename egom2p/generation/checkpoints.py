@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -53,7 +54,8 @@ class Checkpoint:
             if len(found) == 1:
                 return found[0]
         known = sorted({word for spec in self.specs for word in (spec.name, spec.quantity, spec.folder)})
-        raise ValueError(f"{self.directory}: no modality {word!r}; known: {known}")
+        nearest = "".join(f"; did you mean {near!r}?" for near in get_close_matches(word, known, n=1))
+        raise ValueError(f"{self.directory}: no modality {word!r}{nearest}; known: {known}")
 
     def tokenizer(self, name: str) -> Tokenizer:
         if name not in self.tokenizers:

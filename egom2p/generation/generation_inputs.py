@@ -11,7 +11,14 @@ import numpy as np
 from egom2p.contracts import AlignedClip, Provenance, Recording, Stream, TokenClip, check_fingerprint
 from egom2p.data.clips.clip_alignment import ClipConfig, RecordingTooShort, clip_config_for, cut_clips
 from egom2p.data.clips.clip_store import ClipStore, stored_datasets
-from egom2p.data.clips.image_files import RgbImages, frame_ticks, image_sequence, list_images, times_in_names
+from egom2p.data.clips.image_files import (
+    PICTURE_SUFFIXES,
+    RgbImages,
+    frame_ticks,
+    image_sequence,
+    list_images,
+    times_in_names,
+)
 from egom2p.data.clips.upright import CLOCKWISE, TurnedFrames
 from egom2p.data.clips.video_files import VIDEO_SUFFIXES, video_recording
 from egom2p.data.recordings.conversion import convert, detect_format
@@ -55,9 +62,13 @@ def kind_of_input(source: str) -> InputKind:
     if (path / "meta").is_dir():
         return "clips"
     if not path.is_dir():
+        if path.suffix.lower() in PICTURE_SUFFIXES and path.is_file():
+            raise ValueError(f"{source}: is one picture; wanted a video, or a folder of pictures in their order")
         raise ValueError(
             f"{source}: found no video, token file, token shards, stored clips or folder of recordings there"
         )
+    if not visible(path):
+        raise ValueError(f"{source}: is an empty folder; wanted videos, pictures, recordings or token files in it")
     if _format_of(path) in ("rgbd_frames", "aria_mps"):
         return "frames"
     suffixes = [entry.suffix.lower() for entry in visible(path) if entry.is_file()]

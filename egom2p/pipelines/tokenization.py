@@ -106,7 +106,7 @@ def load_tokenizers(config: TokenizeConfig) -> dict[str, Tokenizer]:
     for name in wanted:
         folder = with_pretrained(Path(config.tokenizers_root or "", config.tokenizers[name]))
         if (config.tokenizers_root is not None or folder.is_dir()) and not (folder / CARD_FILE).is_file():
-            root = Path(config.tokenizers_root or folder.parent)
+            root = with_pretrained(config.tokenizers_root or folder.parent)
             cards = [*root.glob(f"*/{CARD_FILE}"), *root.glob(f"*/*/{CARD_FILE}")]
             found = sorted(str(card.parent.relative_to(root)) for card in cards)
             raise ValueError(f"tokenizer of {name}: {folder} has no {CARD_FILE}; tokenizers in {root}: {found}")

@@ -149,6 +149,8 @@ def recognised(source: Any) -> Any:
     if not isinstance(source, AnySource):
         return source
     root = Path(source.root)
+    if root.is_file():
+        raise ValueError(f"{root}: is a file; wanted a folder of recordings or videos, such as {root.parent}")
     if not root.is_dir():
         raise ValueError(f"{root}: no such folder of recordings")
     for reader_class in FORMATS:

@@ -21,7 +21,8 @@ from egom2p.pipelines.shard_job import ShardJob
 from egom2p.pipelines.token_shards import TokenShards
 from egom2p.pipelines.tokenization_report import TokenizeReport, merged_report, summary, suspicions
 from egom2p.storage import RemoteConfig, configure_remote, is_remote
-from egom2p.storage.remote import joined, list_names, read_bytes, with_pretrained
+from egom2p.storage.atomic import with_pretrained
+from egom2p.storage.remote import joined, list_names, read_bytes
 from egom2p.tokenizers import load_tokenizer
 from egom2p.tokenizers.pretrained import CARD_FILE
 

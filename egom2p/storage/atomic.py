@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+import egom2p
 from egom2p.contracts import plain_name
 
 _UNFINISHED = re.compile(r"\.(?P<name>.+)\.unfinished-[0-9a-f]{8}", re.DOTALL)  # as `_sibling` names it
@@ -139,6 +140,19 @@ def remove_directory(path: str | Path) -> None:
     if Path(path).is_dir():
         check_replaceable(path)
         shutil.rmtree(path)
+
+
+def with_pretrained(path: str | Path) -> Path:
+    """The path itself; of a missing `checkpoints/<name>/...` the one that came with the package.
+
+    So configs name what is pretrained as a checkout has it, and mean the same where no checkout is.
+    """
+    given, package = Path(path), Path(egom2p.__file__).resolve().parent
+    if given.parts[:1] == ("checkpoints",) and ".." not in given.parts and not given.exists():
+        for folder in (package / "pretrained", package.parent / "checkpoints"):
+            if (found := folder.joinpath(*given.parts[1:])).exists():
+                return found
+    return given
 
 
 def is_unfinished(path: str | Path) -> bool:

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from egom2p.storage.atomic import check_link
-from egom2p.storage.remote import with_pretrained
+from egom2p.storage.atomic import check_link, with_pretrained
 
 PLAIN_FILES = ("*.safetensors", "*.json", "*.txt", "*.md", "*.jinja")
 """What is fetched unless another choice is given, and all that is ever pushed."""

@@ -12,7 +12,6 @@ from urllib.parse import urlparse
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
-import egom2p
 from egom2p.storage.atomic import atomic_file
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 10.0
@@ -220,19 +219,6 @@ def joined(location: str | Path, *parts: str) -> str:
     if is_remote(location):
         return "/".join([str(location).rstrip("/"), *parts])
     return str(Path(location, *parts))
-
-
-def with_pretrained(path: str | Path) -> Path:
-    """The path itself; of a missing `checkpoints/<name>/...` the one that came with the package.
-
-    So configs name what is pretrained as a checkout has it, and mean the same where no checkout is.
-    """
-    given, package = Path(path), Path(egom2p.__file__).resolve().parent
-    if given.parts[:1] == ("checkpoints",) and ".." not in given.parts and not given.exists():
-        for folder in (package / "pretrained", package.parent / "checkpoints"):
-            if (found := folder.joinpath(*given.parts[1:])).exists():
-                return found
-    return given
 
 
 def list_names(folder: str | Path) -> tuple[list[str], list[str]]:

@@ -13,7 +13,7 @@ from egom2p.models.egom2p_model import ModelConfig
 from egom2p.models.losses import LossType
 from egom2p.models.partial_loading import LoadPolicy
 from egom2p.storage import load_json
-from egom2p.storage.remote import with_pretrained
+from egom2p.storage.atomic import with_pretrained
 from egom2p.training.frozen import FrozenConfig
 from egom2p.training.tasks.token_evaluation import TokenEvaluationConfig
 from egom2p.training.training_config import PlanConfig, TrainingConfig

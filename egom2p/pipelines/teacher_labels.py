@@ -8,9 +8,9 @@ called `depth_unscaled` (F, H, W; its kind stands in the unit) or `camera_unscal
 that counts in metres reads. Model, licence, scale and the valid share stand in every clip's `extra.labels` and in the
 card of the data set. Nothing is downloaded. F frames and S samples of a clip, H, W pixels.
 
-Outputs of other programs (`teacher.kind=folder`) are found by the clip's key, else by the recording's name, in the
-folder: `.npy`, `.npz` (one array, or `teacher.array`), TUM trajectories (`.txt`, `.tum`, on the recording's clock), or a
-folder of 16-bit or EXR pictures. An array of a clip has its F frames (or S poses); one of a recording has a row each
+Outputs of other programs (`teacher.kind=folder`) are found by the clip's key, else by the recording's name: `.npy`,
+`.npz` (one array, or `teacher.array`), TUM trajectories (`.txt`, `.tum`, on the recording's clock), or a folder of
+16-bit or EXR pictures. An array of a clip has its F frames (or S poses); one of a recording has a row each
 1 / `teacher.rate_hz` seconds. ViPE and Depth Anything 3 write poses of either direction: `teacher.maps` says which.
 """
 
@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-import torch
 from pydantic import Field
 
+from egom2p.anytoany.perception.transformers_depth import load_depth_model
 from egom2p.config import run_main, strict
 from egom2p.contracts import AlignedClip, Stream
 from egom2p.data.clips.clip_store import META, ClipStore, clip_folders, encode_clip
@@ -276,31 +276,10 @@ def _as_matrices(path: Path, values: np.ndarray) -> np.ndarray:
 
 
 def _transformers_teacher(config: LabelConfig) -> Callable[[AlignedClip], Values]:
-    if not (Path(config.teacher.path) / "config.json").is_file():
-        raise ValueError(f"{config.teacher.path}: no folder with a model of transformers; none is downloaded here")
     if config.stream != "depth":
         raise ValueError("teacher.kind=transformers says depth; poses come from a folder or a callable")
-    try:
-        from transformers import AutoImageProcessor, AutoModelForDepthEstimation
-    except ImportError:
-        raise ValueError("teacher.kind=transformers is run by transformers: pip install 'egom2p[anytoany]'") from None
-    processor = AutoImageProcessor.from_pretrained(config.teacher.path, local_files_only=True)
-    model = AutoModelForDepthEstimation.from_pretrained(config.teacher.path, local_files_only=True)
-    model = model.to(config.teacher.device).eval()
-    kind = getattr(model.config, "depth_estimation_type", None)  # of Depth Anything; others do not say it
-    if kind not in (None, config.scale):
-        raise ValueError(f"{config.teacher.path}: its config says that its depth is {kind}, found scale={config.scale}")
-
-    @torch.inference_mode()
-    def label(clip: AlignedClip) -> Values:
-        pictures = np.asarray(clip.streams["rgb"].values)
-        inputs = processor(images=list(pictures), return_tensors="pt").to(config.teacher.device)
-        found = model(**inputs).predicted_depth[:, None].float()
-        size = pictures.shape[1:3]
-        depth = torch.nn.functional.interpolate(found, size=size, mode="bilinear", align_corners=False)[:, 0]
-        return depth.cpu().numpy(), np.asarray(clip.streams["rgb"].is_valid)
-
-    return label
+    depth_of = load_depth_model(config.teacher.path, scale=config.scale, device=config.teacher.device)
+    return lambda clip: (depth_of(clip.rgb), np.asarray(clip.streams["rgb"].is_valid))
 
 
 def _callable_teacher(config: LabelConfig) -> Callable[[AlignedClip], Values]:

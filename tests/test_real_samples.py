@@ -85,7 +85,7 @@ def test_the_videos_get_depth_camera_and_gaze_and_a_page(made, tmp_path):
             assert arrays["depth"].shape == (16, SIZE, SIZE) and arrays["gaze"].shape == (60, 2)
         assert len(read_tum(manifest.parent / clip["key"] / "camera.tum")[0]) == 60
     page = write_generation_page(manifest.parent).read_text()
-    assert page.count("<video") == 2 and "generated depth" in page
+    assert page.count("<video") == 2 and "depth generated" in page
     overrides = [f"checkpoints={{world: {model}}}", f"output={tmp_path / 'numbers'}", f"clips.root={made / 'clips'}"]
     evaluated = run_evaluation(
         load_config(

@@ -6,6 +6,7 @@ A clip's result depends on its prompt, the plans and its own seed alone, never o
 state (several samples of one prompt, the unconditional passes of guidance) are run once and share their logits.
 """
 
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -26,7 +27,7 @@ from egom2p.models.sampling import (
     step_temperatures,
     writing_order,
 )
-from egom2p.models.written_tokens import ID, PLACE, POSITION, Graphs, WrittenTokens, handles, write_step
+from egom2p.models.written_tokens import ID, PLACE, POSITION, Arriving, Graphs, WrittenTokens, handles, write_step
 
 Positions = Mapping[str, Sequence[Sequence[np.ndarray]]]
 """Target -> clip -> step -> positions to write."""
@@ -178,7 +179,7 @@ class Sampler:
                 spec = next(spec for spec in self.specs if spec.name == plan.target)
                 rngs = [np.random.default_rng([seed, number]) for seed in seeds]
                 if spec.kind == "sequence":
-                    yield from self._run_sequence(states, plan, spec, rngs)
+                    yield from self._run_sequence(states, plan, spec, rngs, asks=asks)
                 else:
                     order = positions.get(plan.target)
                     work = _GridWork(states, plan, self.specs, spec, rngs, order, self._answers)
@@ -253,35 +254,63 @@ class Sampler:
         return tokens.ids.flatten().cpu().numpy()
 
     def _run_sequence(
-        self, states: list[ClipState], plan: TargetPlan, spec: ModalitySpec, rngs: list[np.random.Generator]
+        self,
+        states: list[ClipState],
+        plan: TargetPlan,
+        spec: ModalitySpec,
+        rngs: list[np.random.Generator],
+        *,
+        asks: bool,
     ) -> Iterator[GenerationStep]:
-        """One token at a time, until the end token, continuing whatever the prompt holds."""
+        """One token at a time, until the end token, continuing whatever the prompt holds.
+
+        A host that does not look hears later that a clip has ended; what was written behind the end is cut off.
+        """
+        answers, target, shape = self._answers, plan.target, (len(states), spec.num_tokens)
         shown = [Shown(state, plan, self.specs, rng) for state, rng in zip(states, rngs, strict=True)]
-        start = _start_id(spec)
         limit = min(plan.max_new_tokens or spec.num_tokens, spec.num_tokens)
-        for state in states:
-            state.tokens[plan.target] = _beginning(state.tokens.get(plan.target, np.zeros(0, np.int32)), spec)
+        start = np.full(shape, UNKNOWN, np.int32)
+        for state, ids_L in zip(states, start, strict=True):
+            state.tokens[target] = _beginning(state.tokens.get(target, np.zeros(0, np.int32)), spec)
+            ids_L[: len(state.tokens[target])] = state.tokens[target]
+        first = [len(state.tokens[target]) for state in states]
+        ended = {clip for clip, count in enumerate(first) if count and start[clip, count - 1] == spec.eos_id}
         heats = step_temperatures(plan.temperature_schedule, temperature=plan.temperature, counts=(1,) * limit)
+        tokens = WrittenTokens(to_device(start, answers.device), by_certainty=False)
+        on_their_way: deque[Arriving] = deque()
         for step in range(limit):
-            queries = []
+            while on_their_way and (found := on_their_way[0].look()) is not None:
+                ended |= {clip for clip, count in enumerate(first) if (found[clip, count:] == spec.eos_id).any()}
+                on_their_way.popleft()
+            queries, written = [], {}
             for clip, state in enumerate(states):
-                ids = state.tokens[plan.target]
-                if len(ids) >= spec.num_tokens or (len(ids) and ids[-1] == spec.eos_id):
+                ids = state.tokens[target]
+                if len(ids) >= spec.num_tokens or clip in ended:
                     continue
-                fed = np.concatenate([[start], ids]).astype(np.int32)
+                fed = np.concatenate([[_start_id(spec)], ids]).astype(np.int32)
                 rows, weights = shown[clip].rows(np.arange(len(fed)), fed)
                 # One answer, after the last word, is wanted.
-                queries.append(Query(clip, rows, weights, rngs[clip].random(len(fed))[-1:], np.array([clip])))
+                uniform, place = rngs[clip].random(len(fed))[-1:], np.array([clip * shape[1] + len(ids)])
+                queries.append(Query(clip, rows, weights, uniform, place))
+                written[clip] = np.array([len(ids)])
             if not queries:
-                return
-            packed = self._answers.pack(queries, {query.clip: heats[step] for query in queries})
-            ids_C = self._answers.answered(packed, plan, np.zeros(len(states), np.int32))
-            written = {}
-            for query in queries:
-                state, ids = states[query.clip], ids_C[query.clip : query.clip + 1]
-                written[query.clip] = (np.array([len(state.tokens[plan.target])]), ids)
-                state.tokens[plan.target] = np.concatenate([state.tokens[plan.target], ids]).astype(np.int32)
-            yield _report(plan, step, limit, states, written)
+                break
+            packed = answers.pack(queries, dict.fromkeys(written, heats[step]), np.zeros(2 * len(states), np.int32))
+            size = None if asks else spec.vocab_size
+            write_step(answers, tokens, plan, packed, answers.send([packed])[0], num_candidates=size)
+            on_their_way.append(Arriving(tokens.ids))
+            ids_CL = tokens.ids.cpu().numpy() if asks else None
+            for clip, slots in written.items():
+                newest = handles(ID, clip, slots, shape) if ids_CL is None else ids_CL[clip, slots]
+                states[clip].tokens[target] = np.concatenate([states[clip].tokens[target], newest])
+            if ids_CL is not None:
+                report = {clip: (slots, ids_CL[clip, slots]) for clip, slots in written.items()}
+                yield _report(plan, step, limit, states, report)
+        if not asks:
+            for clip, ids_L in enumerate(tokens.ids.cpu().numpy()):
+                ids = ids_L[: len(states[clip].tokens[target])]
+                ends = first[clip] + np.flatnonzero(ids[first[clip] :] == spec.eos_id)
+                states[clip].tokens[target] = ids[: ends[0] + 1] if len(ends) else ids
 
 
 def _start_id(spec: ModalitySpec) -> int:

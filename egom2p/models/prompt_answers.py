@@ -54,7 +54,7 @@ class StepShape(NamedTuple):
     sizes         of the parts of the numbers, see `Numbers`
     new_lengths   input rows of those that are encoded; input_lengths: of all rows, new or known
     is_all_new    what is encoded is all that is seen, in the order in which it is seen
-    has_handles   some numbers stand for what only the device knows
+    has_handles   some numbers stand for what only the device knows; sees_handles: of the inputs
     """
 
     sizes: tuple[int, ...]
@@ -66,6 +66,7 @@ class StepShape(NamedTuple):
     groups: tuple[Group, ...]
     is_all_new: bool
     has_handles: bool
+    sees_handles: bool
 
 
 class Numbers(NamedTuple):
@@ -207,7 +208,8 @@ class PromptAnswers:
             modality=queries[0].rows[0].modality,
             groups=tuple(groups),
             is_all_new=is_all_new,
-            has_handles=any(len(part) and part.min() < UNKNOWN for part in numbers[:_NUM_WITH_HANDLES]),
+            has_handles=any(part.min(initial=0) < UNKNOWN for part in numbers[:_NUM_WITH_HANDLES]),
+            sees_handles=any(part.min(initial=0) < UNKNOWN for part in numbers[:2]),
         )
         uniform = [_by_row(queries, shared, "uniform") for alike in members for shared in alike]
         return PackedStep(
@@ -225,29 +227,19 @@ class PromptAnswers:
         """What the decoder sees (N, D), encoded where it is not known yet."""
         shape, contexts = step.shape, self._contexts
         encoded_ND = self.model.encode(self._batch(shape, parts)) if step.new_keys else None
-        if not shape.has_handles:
+        if not shape.sees_handles:
             if encoded_ND is not None:
                 contexts.update(zip(step.new_keys, encoded_ND.split(shape.new_lengths), strict=True))
             self._evict(set(step.keys))
         if shape.is_all_new:
             return encoded_ND
-        if shape.has_handles:  # what they stand for changes, so nothing of it is kept
+        if shape.sees_handles:  # what they stand for changes, so nothing of it is kept
             contexts = contexts | dict(zip(step.new_keys, encoded_ND.split(shape.new_lengths), strict=True))
         return torch.cat([contexts[key] for key in step.keys])
 
     def context_of(self, step: PackedStep, numbers: Tensor) -> Tensor:
         """The same of a step without handles."""
         return self.context(step, parts_of(step.shape, numbers))
-
-    def answered(self, step: PackedStep, plan: TargetPlan, start: np.ndarray) -> np.ndarray:
-        """`start` with the drawn ids of a step written into it."""
-        numbers, uniform = self.send([step])[0]
-        parts = parts_of(step.shape, numbers)
-        hidden_MD = self.decode(step.shape, parts, self.context(step, parts))
-        ids, _, _ = self.draw(step.shape, parts, uniform, hidden_MD, plan, num_candidates=None, with_certainty=False)
-        found = start.copy()
-        found[parts.written.cpu().numpy()] = ids.cpu().numpy()
-        return found
 
     def decode(self, shape: StepShape, parts: Numbers, context_ND: Tensor) -> Tensor:
         """Decoder output (M, D) of all different rows."""

@@ -41,14 +41,14 @@ class WrittenTokens:
     """
 
     def __init__(self, ids: Tensor, *, by_certainty: bool) -> None:
-        self.ids, self._by_certainty = ids, by_certainty
+        self.ids, self.by_certainty = ids, by_certainty
         # Of what was given: never rewritten.
         self._certainty = torch.full(ids.shape, torch.inf, device=ids.device) if by_certainty else None
         self.is_short = torch.zeros(1, dtype=torch.bool, device=ids.device)
 
     def values(self) -> Tensor:
         """What handles stand for."""
-        if not self._by_certainty:
+        if not self.by_certainty:
             return self.ids.flatten()
         num_clips, length = self.ids.shape
         position_CL = torch.argsort((self.ids == UNKNOWN).byte(), dim=1, stable=True).int()
@@ -58,7 +58,7 @@ class WrittenTokens:
 
     def write(self, place_R: Tensor, ids_R: Tensor, certainty_R: Tensor | None, num_written_C: Tensor) -> Tensor | None:
         """Write answers to their places, by certainty only so many of each clip; then which (C, L) were written."""
-        if not self._by_certainty:
+        if not self.by_certainty:
             self.ids.view(-1).index_copy_(0, place_R.long(), ids_R.int())
             return None
         place_R = place_R.long()
@@ -105,18 +105,32 @@ def write_step(
     shape, (numbers, uniform) = step.shape, sent
     num_clips = len(tokens.ids)
     counts = numbers[-2 * num_clips :]
-    if shape.has_handles and plan.rewrite_fraction > 0:
+    if tokens.by_certainty and shape.has_handles and plan.rewrite_fraction > 0:
         tokens.forget(counts[num_clips:])
     parts = parts_of(shape, numbers, tokens.values() if shape.has_handles else None)
     context_ND = answers.context(step, parts) if context is None else context
     hidden_MD = answers.decode(shape, parts, context_ND)
-    by_certainty = plan.scheme == "maskgit"
     ids_R, certainty_R, is_short = answers.draw(
-        shape, parts, uniform, hidden_MD, plan, num_candidates=num_candidates, with_certainty=by_certainty
+        shape, parts, uniform, hidden_MD, plan, num_candidates=num_candidates, with_certainty=tokens.by_certainty
     )
     for short in is_short:
         tokens.is_short |= short
     return tokens.write(parts.written, ids_R, certainty_R, counts[:num_clips])
+
+
+class Arriving:
+    """Numbers on their way to the host, for which it need not wait."""
+
+    def __init__(self, values: Tensor) -> None:
+        self._event = torch.cuda.Event() if values.is_cuda else None
+        self._host = torch.empty(values.shape, dtype=values.dtype, pin_memory=values.is_cuda)
+        self._host.copy_(values, non_blocking=True)
+        if self._event is not None:
+            self._event.record()
+
+    def look(self) -> np.ndarray | None:
+        """None while they are not there yet."""
+        return self._host.numpy() if self._event is None or self._event.query() else None
 
 
 class Graphs:

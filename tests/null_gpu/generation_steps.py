@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from null_gpu import Counts, Traffic, waits
 
-from egom2p.contracts import ModalitySpec, TokenClip
+from egom2p.contracts import ModalitySpec, TokenClip, TokenGrid
 from egom2p.data.modality_info import build_specs
 from egom2p.jobs.workers import choose_dtype
 from egom2p.models.egom2p_model import EgoM2P, ModelConfig
@@ -51,8 +51,10 @@ CASES = {
         "guidance_weights": {"tok_rgb": 2.0, "tok_gaze": -0.5},
     },
     "four clips": {**TINY, "target": "tok_depth", "num_clips": 4, **PUBLISHED},
+    "words": {**TINY, "target": "tok_words", "temperature": 1.0, "guidance": 2.0, "max_new_tokens": 8},
     "fp32": {**TINY, "target": "tok_depth", "dtype": "fp32", **PUBLISHED},
 }
+WORDS = ModalitySpec("tok_words", "sequence", "text", TokenGrid((16,)), 900, "words", pad_id=2, eos_id=1)
 SIZES = {"base": {"dim": 768, "encoder_depth": 12, "decoder_depth": 12, "num_heads": 12}}
 SIZES["tiny"] = {"dim": 192, "encoder_depth": 2, "decoder_depth": 2, "num_heads": 3}
 
@@ -72,6 +74,7 @@ def run(
     """What the first, the second and a later generation of one shape did, and what the later one took."""
     video = {"grid": [5, 8, 8], "vocab_size": 4000} if size == "tiny" else None
     specs = build_specs({"tok_rgb": video, "tok_depth": video, "tok_gaze": None, "tok_cam": None})
+    specs = (*specs, WORDS) if target == WORDS.name else specs
     model = EgoM2P(ModelConfig(**SIZES[size]), specs).to("cuda", choose_dtype(dtype, torch.device("cuda")))
     model.eval()
     prompts = [made_prompt(specs, number, given, target if is_partial else None) for number in range(num_clips)]

@@ -12,6 +12,7 @@ import numpy as np
 from readme_commands import commands_of
 
 from egom2p.data.clips.video_files import write_video
+from egom2p.data.recordings.reader_choice import FORMATS
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "README_DATA.md").read_text(encoding="utf-8")
@@ -56,3 +57,21 @@ def test_your_video_start_to_finish(tmp_path, monkeypatch):
 def test_the_sections_are_numbered_in_order():
     numbers = re.findall(r"^## (\d+)\. ", TEXT, re.MULTILINE)
     assert numbers == [str(number + 1) for number in range(len(numbers))]
+
+
+def test_the_table_of_formats_names_every_reader_and_its_config():
+    rows = re.findall(
+        r"^\| ((?:`[a-z0-9_]+`(?:, )?)+) \|", TEXT.split("| `FORMAT` |")[1].split("\n\n")[0], re.MULTILINE
+    )
+    named = [name for row in rows for name in re.findall(r"`([a-z0-9_]+)`", row)]
+    kinds = [reader.source.__annotations__["kind"].__args__[0] for reader in FORMATS]
+    assert sorted(named) == sorted(kinds)
+    for kind in kinds:
+        assert (ROOT / f"cfgs/default/data_preparation/{kind}.yaml").is_file(), kind
+    tried = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests/data").glob("test_*.py"))
+    untried = [
+        kind
+        for kind, reader in zip(kinds, FORMATS, strict=True)
+        if f'"{kind}"' not in tried and reader.__name__ not in tried
+    ]
+    assert untried == ["videos"]  # its test tells the format from the files alone

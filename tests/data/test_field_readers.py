@@ -224,3 +224,15 @@ def test_stray_scanner_real_rows_and_depth_by_frame_number(tmp_path):
     depth = recording.streams["depth"]
     assert depth.values.read(np.array([3]))[0, 5, 5] == np.float32(1.003) and depth.times_s[3] == times_s[3]
     assert len(depth.values) == len(kept) - 1
+
+
+def test_a_folder_of_videos_has_a_recording_each(tmp_path):
+    for name, count in (("a.mp4", 30), ("b ü.mp4", 45)):
+        numbered_video(tmp_path / name, count)
+    (tmp_path / "notes.txt").write_text("x")
+    reader = open_reader(AnySource(kind="any", root=str(tmp_path)))
+    assert reader.names == ("a", "b ü") and reader.unused == ["notes.txt"]
+    assert len(reader.read(1).streams["rgb"].values) == 45
+    (tmp_path / "gaze.csv").write_text("timestamps,u,v\n0,0.5,0.5\n")
+    with pytest.raises(ValueError, match="wanted one video"):
+        open_reader(AnySource(kind="any", root=str(tmp_path))).read(0)

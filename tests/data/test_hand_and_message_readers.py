@@ -7,7 +7,7 @@ import tarfile
 import cv2
 import numpy as np
 import pytest
-from field_replicas import numbered_video, numbers_seen, recognised_as, walk
+from field_replicas import numbered_video, numbers_seen, quaternions, recognised_as, walk
 
 from egom2p.data.recordings.egodex import HAND_JOINTS
 from egom2p.data.recordings.reader_choice import AnySource, open_reader
@@ -89,3 +89,43 @@ def test_a_tar_with_imu_has_a_row_a_frame(tmp_path):
     recording = recognised_as(tmp_path, "egocentric_tar")
     assert recording.name == "shard-000001_000001" and recording.intrinsics is None
     np.testing.assert_array_equal(recording.streams["imu"].values[2], np.arange(12, 18))
+
+
+def test_xperience_poses_are_of_the_camera_and_what_is_missing_is_invalid(tmp_path):
+    h5py = pytest.importorskip("h5py", reason="extra [formats]")
+    folder, count = tmp_path / "day 1" / "kitchen", 30
+    numbered_video(folder / "stereo_left.mp4", count)
+    world_from_cam, cam_from_body = walk(count), walk(9)[8]
+    body_from_world = np.linalg.inv(world_from_cam @ cam_from_body)
+    xyzw = quaternions(body_from_world)
+    hands = np.random.default_rng(0).normal(size=(count, 21, 3))
+    hands[4], hands[5] = 0.0, np.nan
+    stamps = [5_000_000_000 + 50_000_000 * row for row in range(count)]
+    with h5py.File(folder / "annotation.hdf5", "w") as held:
+        wxyz, position = xyzw[:, [3, 0, 1, 2]], body_from_world[:, :3, 3].copy()
+        wxyz[3], position[7], wxyz[9], position[9] = np.nan, np.nan, 0, 0
+        held["slam/quat_wxyz"], held["slam/trans_xyz"] = wxyz, position
+        held["calibration/cam01/K"], held["calibration/cam01/T_c0_b"] = [50.0, 51.0, 31.0, 23.0], cam_from_body
+        held["hand_mocap/left_joints_3d"] = hands
+        held["full_body_mocap/keypoints"] = np.ones((count, 52, 3))
+        held["imu/device_timestamp_ns"] = np.arange(100) * 10_000_000 + 5_000_000_000
+        held["imu/gyro_xyz"], held["imu/accel_xyz"] = np.ones((100, 3)), np.full((100, 3), 9.8)
+        held["video/device_timestamp"] = [str(stamp).encode() for stamp in stamps]
+        held["depth/depth"] = np.full((count, 24, 32), 1.5, np.float32)
+    recording = recognised_as(tmp_path, "xperience")
+    assert recording.name == "day 1_kitchen" and "depth is left out" in recording.notes[0]
+    camera = recording.streams["camera"]
+    assert list(np.flatnonzero(~camera.is_valid)) == [3, 7, 9]
+    np.testing.assert_allclose(camera.values[camera.is_valid], world_from_cam[camera.is_valid], atol=1e-9)
+    np.testing.assert_allclose(camera.times_s, np.array(stamps) / 1e9, atol=1e-9)
+    assert list(np.flatnonzero(~recording.streams["hand_left"].is_valid)) == [4, 5]
+    np.testing.assert_allclose(recording.streams["hand_left"].values[8], hands[8].ravel())
+    assert recording.streams["imu"].times_s[1] == pytest.approx(5.01) and recording.intrinsics.fy == 51
+    numbers = numbers_seen(recording.streams["rgb"].values.read(np.array([0, 29])))
+    np.testing.assert_array_equal(numbers, [0, 29])
+    depth = recognised_as(tmp_path, "xperience", depth_metres_per_unit=1.0).streams["depth"]
+    assert (depth.values.read(np.array([3])) == 1.5).all()
+    with h5py.File(folder / "annotation.hdf5", "a") as held:
+        del held["slam"]
+    recording = recognised_as(tmp_path, "xperience")
+    assert "camera" not in recording.streams and "there are no poses" in recording.notes[0]

@@ -48,6 +48,7 @@ from egom2p.data.recordings.trajectories import RandomMotionReader, RandomMotion
 from egom2p.data.recordings.tum_rgbd import TumRgbdReader
 from egom2p.data.recordings.unscaled_poses import ColmapReader, NerfstudioReader
 from egom2p.data.recordings.video_folder import VideoFolderReader
+from egom2p.data.recordings.xperience import XperienceReader
 from egom2p.jobs.progress import say
 
 # In the order in which a root is tried: a format whose folders hold another's comes before it.
@@ -75,6 +76,7 @@ FORMATS: tuple[type[FormatReader], ...] = (
     ColmapReader,
     KittiReader,
     LeRobotReader,
+    XperienceReader,
     EgoDexReader,
     EgocentricTarReader,
     McapReader,

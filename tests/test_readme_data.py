@@ -74,4 +74,4 @@ def test_the_table_of_formats_names_every_reader_and_its_config():
         for kind, reader in zip(kinds, FORMATS, strict=True)
         if f'"{kind}"' not in tried and reader.__name__ not in tried
     ]
-    assert untried == ["videos"]  # its test tells the format from the files alone
+    assert untried == []

@@ -374,3 +374,36 @@ def test_nymeria_has_a_recording_of_each_headset(real_data_dir, tmp_path):
     np.testing.assert_allclose(streams["body"].times_s, 87551.2041523 + np.arange(10) * 4.167e-3, atol=2e-5)
     np.testing.assert_array_equal(streams["body"].values, positions)
     assert len(streams["rgb"].values) == 3
+
+
+def test_aria_with_a_vrs_file_has_the_official_gaze_and_poses(real_data_dir, tmp_path):
+    """The real ADT recording laid out as MPS does, without an online calibration: the factory's is taken."""
+    pytest.importorskip("projectaria_tools", reason="calibrations of the factory are in VRS files")
+    sample, folder = real_data_dir / "aria_adt_sample", tmp_path / "loc1_script1_seq1_rec1"
+    (folder / "mps/slam").mkdir(parents=True)
+    copied(sample / "mps/eye_gaze", folder / "mps/eye_gaze")
+    shutil.copy(sample / "aria_trajectory.csv", folder / "mps/slam/closed_loop_trajectory.csv")
+    (folder / "recording.vrs").symlink_to(sample / "video.vrs")
+    reference = json.loads((sample / "reference.json").read_text())
+    recording = open_reader(AnySource(kind="any", root=str(tmp_path))).read(0)
+    streams = recording.streams
+    for row, pose in enumerate(reference["poses"]):
+        np.testing.assert_allclose(streams["camera"].values[row], pose["T_world_camera_opencv"], atol=1e-6)
+    official = np.array([row["gaze_px_upright"] for row in reference["gaze_projected_at_1m"]])
+    np.testing.assert_allclose(pixels_from_gaze(streams["gaze"].values, 1408, 1408), official, atol=0.01)
+    assert len(streams["rgb"].values) == 3
+    # An online calibration beside it rules, with the eyes where the VRS file has them; and may be set aside.
+    shutil.copy(real_data_dir / SAMPLE / "trajectory/online_calibration.jsonl", folder / "mps/slam")
+    source = {"kind": "aria_mps", "root": str(folder)}
+    with pytest.raises(ValueError, match="the camera would lie on its side|gravity lies at"):
+        bad = (folder / "mps/slam/closed_loop_trajectory.csv").read_text()
+        (folder / "mps/slam/closed_loop_trajectory.csv").write_text(bad.replace("-9.81", "9.81"))
+        open_reader(AriaSource(**source)).read(0)
+    (folder / "mps/slam/closed_loop_trajectory.csv").write_text(bad)
+    online = open_reader(AriaSource(**source)).read(0).streams["gaze"].values
+    assert np.abs(online - streams["gaze"].values).max() > 1e-3
+    factory = open_reader(AriaSource(**source, calibration="factory")).read(0).streams["gaze"].values
+    np.testing.assert_array_equal(factory, streams["gaze"].values)
+    (folder / "recording.vrs").unlink()
+    with pytest.raises(ValueError, match="found no VRS file"):
+        open_reader(AriaSource(**source, calibration="factory")).read(0)

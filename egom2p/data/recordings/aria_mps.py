@@ -118,6 +118,7 @@ def read_mps(
     image_size: tuple[int, int] | int | None = None,
     device_size: str = "L",
     device_from_cpf: np.ndarray | None = None,
+    calibration: AriaCalibration | None = None,
 ) -> MpsRecording:
     """Camera poses and gaze of one recording's MPS folder (files may lie in subfolders).
 
@@ -127,17 +128,21 @@ def read_mps(
                      Gen 1 the mode (1408 or 2880) whose centre it is nearest to
     device_size      "L" or "S": which frame of Gen 1 the design position of the eyes belongs to
     device_from_cpf  (4, 4), where the eyes are, as a VRS file says it; without it Gen 2 gives no gaze
+    calibration      in place of the online one, which need not be there then
     """
     if device_size not in _DEVICE_FROM_CPF_POSITION:
         raise ValueError(f"device_size must be one of {sorted(_DEVICE_FROM_CPF_POSITION)}, got {device_size!r}")
     trajectory, calibration_path = find_file(folder, (_TRAJECTORY,)), find_file(folder, (_CALIBRATION,))
-    if trajectory is None or calibration_path is None:
+    if trajectory is None or (calibration is None and calibration_path is None):
         raise ValueError(f"{folder}: found no {_TRAJECTORY if trajectory is None else _CALIBRATION}")
-    calibration = read_calibration(calibration_path)
+    if calibration is None:
+        calibration = read_calibration(calibration_path)
+    else:
+        calibration_path = None
     times_us, world_from_device = read_device_poses(trajectory)
     world_from_cam = world_from_device @ calibration.device_from_upright[nearest_index(calibration.times_us, times_us)]
     _check_upright(trajectory, world_from_cam)
-    size = _stored_size(calibration_path, calibration, image_size)
+    size = _stored_size(calibration_path or folder, calibration, image_size)
     gaze_path, notes = find_file(folder, GAZE_FILES), ()
     if device_from_cpf is None and calibration.is_turned:
         device_from_cpf = design_device_from_cpf(device_size)

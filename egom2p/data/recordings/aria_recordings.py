@@ -11,7 +11,7 @@ that camera, OpenCV axes, in MPS's order of landmarks. Pictures are in the VRS f
 Nymeria's headsets are recordings of their own; the wrists', which have no pictures, are left out. `body` (T, 23 x 3):
 the suit's segments, metres in the suit's own world (not Aria's), on the clock that devices share, which the VRS file
 brings to the device's. Narrations are left out, their columns not being confirmed. Formats: projectaria_tools' and
-nymeria_dataset's code. Gen 1's MPS is confirmed on real files; Gen 2's pictures, hands and Nymeria on replicas.
+nymeria_dataset's code. Gen 1 is confirmed on real files; Gen 2's pictures, hands and Nymeria on replicas.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,6 +28,7 @@ from egom2p.data.recordings.reader_parts import frame_stream, pose_stream, track
 from egom2p.data.recordings.recording_formats import FolderSource, FormatReader, Opened, folders_with
 from egom2p.data.recordings.track_files import load_npz
 
+_CALIBRATION = "online_calibration.jsonl"
 _VRS_NAMES = ("recording.vrs", "video.vrs", "data.vrs", "main_recording.vrs", "sample.vrs")
 _HEADSETS = ("head", "observer")
 _NUM_SEGMENTS = 23
@@ -37,7 +38,8 @@ _NUM_SEGMENTS = 23
 class AriaSource(FolderSource):
     """pictures: RGB out of the VRS file. image_size: width, height of the stored picture, where no file says it.
 
-    vrs: name of the file with pictures, where a recording has several. device_size: see `aria_mps.read_mps`.
+    vrs: name of the file with pictures, where a recording has several. calibration: MPS's, of every moment, or that
+    of the factory, in the VRS file, which Aria's own gaze projection takes. device_size: see `aria_mps.read_mps`.
     """
 
     kind: Literal["aria_mps"]
@@ -45,6 +47,7 @@ class AriaSource(FolderSource):
     hands: bool = True
     vrs: str | None = None
     image_size: tuple[int, int] | None = None
+    calibration: Literal["online", "factory"] = "online"
     device_size: Literal["L", "S"] = "L"
 
 
@@ -67,16 +70,22 @@ class AriaReader(FormatReader):
         return {"_".join(path.relative_to(root).parts) or root.resolve().name: path for path in folders}
 
     def open(self, name: str, path: Path) -> Opened:
-        calibration = read_calibration(
-            find_file(path, ("online_calibration.jsonl",)) or path / "online_calibration.jsonl"
-        )
-        vrs = self._vrs(path) if self.config.pictures or not calibration.is_turned else None
-        factory = read_vrs_camera(vrs) if vrs is not None and not calibration.is_turned else None
+        online, vrs = find_file(path, (_CALIBRATION,)), self._vrs(path)
+        if not self.config.pictures and online is not None and self.config.calibration == "online":
+            vrs = None  # needs no package then
+        factory = read_vrs_camera(vrs) if vrs is not None else None
+        is_online = online is not None and self.config.calibration == "online"
+        if not is_online and factory is None:
+            raise ValueError(f"{path}: found no VRS file and no {_CALIBRATION} that is asked for, wanted one of them")
+        calibration = read_calibration(online) if is_online else factory.calibration
         mps = read_mps(
             path,
-            image_size=self.config.image_size or (factory.calibration.size if factory else None),
+            # Online calibrations of other picture modes than the recording's exist: those tell their size themselves.
+            image_size=self.config.image_size
+            or (factory.calibration.size if factory and not calibration.is_turned else None),
             device_size=self.config.device_size,
             device_from_cpf=factory.device_from_cpf if factory else None,
+            calibration=None if is_online else calibration,
         )
         streams: dict[str, Stream] = {"camera": pose_stream(mps.pose_times_s, mps.world_from_cam, where=path)}
         used, notes = list(mps.files), list(mps.notes)

@@ -29,7 +29,7 @@ from egom2p.contracts import Intrinsics, Stream
 from egom2p.data.clips.image_files import RgbImages, list_images
 from egom2p.data.clips.upright import CLOCKWISE, TurnedFrames
 from egom2p.data.recordings.aria_mps import read_mps
-from egom2p.data.recordings.aria_vrs import RGB_STREAM, VrsFrames
+from egom2p.data.recordings.aria_vrs import RGB_STREAM, VrsFrames, read_vrs_camera
 from egom2p.data.recordings.reader_parts import frame_stream, pose_stream, read_json, track_stream
 from egom2p.data.recordings.recording_formats import FolderSource, FormatReader, Opened, folders_with
 from egom2p.data.recordings.track_files import Table, read_text
@@ -84,15 +84,18 @@ class Hot3dAriaReader(FormatReader):
         return {name: path for name, path in found.items() if _headset(path) == "Aria"}
 
     def open(self, name: str, path: Path) -> Opened:
-        mps = read_mps(path / "mps", device_size=self.config.device_size)
+        vrs = path / "recording.vrs"
+        has_vrs = self.config.pictures and vrs.is_file()
+        eyes = read_vrs_camera(vrs).device_from_cpf if has_vrs else None
+        mps = read_mps(path / "mps", device_size=self.config.device_size, device_from_cpf=eyes)
         streams = {"camera": pose_stream(mps.pose_times_s, mps.world_from_cam, where=path / "mps")}
         if mps.gaze is not None:
             streams["gaze"] = track_stream(
                 mps.gaze_times_s, mps.gaze, "image", where=path / "mps", is_valid=mps.gaze_is_valid
             )
         used = [*mps.files, path / "metadata.json"]
-        if self.config.pictures and (path / "recording.vrs").is_file():
-            frames = VrsFrames(path / "recording.vrs", RGB_STREAM)
+        if has_vrs:
+            frames = VrsFrames(vrs, RGB_STREAM)
             streams["rgb"] = frame_stream(frames, frames.times_s, "uint8", where=frames.path)
             used.append(frames.path)
         if self.config.hands and (path / _HANDS).is_file() and (path / _TRAJECTORY).is_file():

@@ -320,7 +320,7 @@ class _Sequences:
         )
 
     def _stream(self, sequence: JoinedStream, rate_hz: float, unit: str) -> Stream:
-        values, is_valid = sequence.part(0, sequence.end)
+        values, is_valid = sequence.result()
         return Stream(values, is_valid, self._segment.start_s + np.arange(len(values)) / rate_hz, unit)
 
     def _rate_hz(self, stream: str) -> float:

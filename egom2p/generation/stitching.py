@@ -19,11 +19,13 @@ import numpy as np
 
 from egom2p.config import strict
 from egom2p.contracts import Quantity
+from egom2p.generation.pose_graph import fused_poses, placed_windows
 from egom2p.geometry import (
     frame_to_frame,
     inverse_poses,
     matrix_from_quaternion,
     mean_rotation,
+    nearest_rotation,
     poses_from_parts,
     quaternion_from_matrix,
     rotation_angle,
@@ -41,14 +43,15 @@ class StitchConfig:
 
     camera   se3: rigid, least squares over the poses of the overlap; sim3: the same with scale; one_pose: rigid,
              through the first pose of the overlap alone; motion: the motions from sample to sample are averaged
-             instead of the poses, and summed up; none
+             instead of the poses, and summed up; graph: all windows at once (`pose_graph`), which gains where
+             windows overlap by more than half; none
     depth    scale: one factor per window (least squares in the logarithm); scale_shift: factor and metres (least
              squares of relative errors); none
     anchor   pull of a window's depth scale towards 1, in units of the overlap's evidence: 0 chains the windows,
              large keeps each window's own metres
     """
 
-    camera: Literal["se3", "sim3", "one_pose", "motion", "none"] = "se3"
+    camera: Literal["se3", "sim3", "one_pose", "motion", "graph", "none"] = "se3"
     depth: Literal["scale", "scale_shift", "none"] = "none"
     anchor: float = 1.0
 
@@ -114,9 +117,40 @@ class JoinedStream:
         assert self._values is not None and self._is_valid is not None, "no window was added"
         return self._values[start:stop], self._is_valid[start:stop]
 
+    def result(self) -> Part:
+        """Values and validity of all that is known."""
+        return self.part(0, self.end)
+
+
+class GraphStream(JoinedStream):
+    """Poses that are joined when asked for; until then each window lies where the one before it puts it."""
+
+    def __init__(self, length: int) -> None:
+        super().__init__(length, self._place, blend_poses)
+        self._windows: list[tuple[int, np.ndarray, np.ndarray]] = []
+        self._placements = [np.eye(4)]
+
+    def add(self, start: int, values: np.ndarray, is_valid: np.ndarray) -> None:
+        super().add(start, values, is_valid)
+        self._windows.append((start, np.asarray(values, np.float64), np.asarray(is_valid, bool)))
+
+    def _place(self, sequence: Part, known: Part, window: Part) -> tuple[np.ndarray, Report]:
+        aligned, report = align_poses(sequence, known, window)
+        self._placements.append(aligned[0] @ inverse_poses(window[0][0]))
+        return aligned, report
+
+    def result(self) -> Part:
+        """Values and validity of all samples, from all windows at once."""
+        starts, windows, is_valid = (list(column) for column in zip(*self._windows, strict=True))
+        values_WSCC, is_valid_WS = np.stack(windows), np.stack(is_valid)
+        placed = placed_windows(starts, values_WSCC, is_valid_WS, np.stack(self._placements))
+        return fused_poses(starts, placed[:, None] @ values_WSCC, is_valid_WS, self.end)
+
 
 def joined_stream(quantity: Quantity, length: int, config: StitchConfig) -> JoinedStream:
     """An empty sequence of `length` samples with the rules of a quantity."""
+    if quantity.is_relative and config.camera == "graph":
+        return GraphStream(length)
     if quantity.is_relative:
         blend = blend_motions if config.camera == "motion" else blend_poses
         return JoinedStream(length, lambda *parts: align_poses(*parts, mode=config.camera), blend)
@@ -147,6 +181,8 @@ def align_poses(sequence: Part, known: Part, window: Part, *, mode: str = "se3")
     if len(reference) == 0:
         last = sequence[0][-2:]  # nothing is shared: the motion of the last sample is the best guess of the next one's
         ahead = last[-1] @ inverse_poses(last[0]) @ last[-1] if len(last) == 2 else last[-1]
+        # Three factors of the last pose: rounding would triple from window to window, and overflow after eighty.
+        ahead = poses_from_parts(nearest_rotation(ahead[:3, :3]), ahead[:3, 3])
         return ahead @ inverse_poses(poses[0]) @ poses, {"scale": 1.0}
     estimate, scale = poses[: len(reference)], 1.0
     if mode == "motion":

@@ -4,10 +4,12 @@ K samples per clip, N values of one clip (coordinates of gaze or position, pixel
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from scipy.stats import spearmanr
+
+STRETCHED_SHARE, FOLDS = 0.8, 5
 
 
 @dataclass(frozen=True)
@@ -17,11 +19,13 @@ class ClipSpread:
     ranks   (K + 1,) how many of the N values have exactly k samples below the truth
     spread  root mean square over values of the samples' standard deviation
     error   root mean square over values of the mean sample's distance from the truth, same unit
+    needed  (N,) how often as far from their mean the samples would have to lie for their range to reach the truth
     """
 
     ranks: np.ndarray
     spread: float
     error: float
+    needed: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,10 @@ class Calibration:
     coverage     share of the true values that lie inside them
     spread       (B,) per clip; error (B,) per clip
     correlation  Spearman's, of spread and error over clips; None below 3 clips or without any variation
+    stretch      factor by which samples are moved away from their mean so that their range, from the lowest to the
+                 highest, holds STRETCHED_SHARE of the true values; None below FOLDS clips, or where no factor does
+    stretched    share that it holds of clips which the factor was not fitted to: of each of FOLDS parts, one after the
+                 other, by the factor of the others
     """
 
     num_samples: int
@@ -41,6 +49,8 @@ class Calibration:
     spread: tuple[float, ...]
     error: tuple[float, ...]
     correlation: float | None
+    stretch: float | None = field(default=None, kw_only=True)
+    stretched: float | None = field(default=None, kw_only=True)
 
 
 def clip_spread(samples: np.ndarray, truth: np.ndarray, rng: np.random.Generator) -> ClipSpread:
@@ -59,7 +69,15 @@ def clip_spread(samples: np.ndarray, truth: np.ndarray, rng: np.random.Generator
         ranks=np.bincount(rank_N, minlength=len(samples) + 1),
         spread=float(np.sqrt(variance_N.mean())),
         error=float(np.sqrt(((samples.mean(0) - truth) ** 2).mean())),
+        needed=_needed(samples, truth),
     )
+
+
+def _needed(samples: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    mean_N = samples.mean(0)
+    reach_N = np.where(truth > mean_N, samples.max(0) - mean_N, mean_N - samples.min(0))
+    off_N = np.abs(truth - mean_N)
+    return np.divide(off_N, reach_N, out=np.where(off_N > 0, np.inf, 0.0), where=reach_N > 0).astype(np.float32)
 
 
 def calibration(clips: Sequence[ClipSpread]) -> Calibration:
@@ -72,6 +90,7 @@ def calibration(clips: Sequence[ClipSpread]) -> Calibration:
     trims = range(num_samples // 2, 0, -1)
     spread = np.array([clip.spread for clip in clips])
     error = np.array([clip.error for clip in clips])
+    stretch, stretched = _stretch(clips)
     varies = len(clips) > 2 and np.ptp(spread) > 0 and np.ptp(error) > 0
     return Calibration(
         num_samples=num_samples,
@@ -80,4 +99,24 @@ def calibration(clips: Sequence[ClipSpread]) -> Calibration:
         spread=tuple(spread.tolist()),
         error=tuple(error.tolist()),
         correlation=float(spearmanr(spread, error).statistic) if varies else None,
+        stretch=stretch,
+        stretched=stretched,
     )
+
+
+def _stretch(clips: Sequence[ClipSpread]) -> tuple[float | None, float | None]:
+    """The factor of all clips, and the share that factors hold of clips they were not fitted to."""
+    if len(clips) < FOLDS:
+        return None, None
+    needed = [clip.needed for clip in clips]
+    # Parts of clips that follow each other, since clips of one recording are alike.
+    parts = [np.concatenate(needed[part[0] : part[-1] + 1]) for part in np.array_split(np.arange(len(clips)), FOLDS)]
+    held = 0
+    for number, part in enumerate(parts):
+        held += (part <= _factor(parts[:number] + parts[number + 1 :])).sum()
+    whole = _factor(parts)
+    return (whole, float(held / sum(map(len, parts)))) if np.isfinite(whole) else (None, None)
+
+
+def _factor(parts: Sequence[np.ndarray]) -> float:
+    return float(np.quantile(np.concatenate(parts), STRETCHED_SHARE, method="higher"))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from egom2p.metrics.bootstrap import Interval
-from egom2p.metrics.calibration import Calibration
+from egom2p.metrics.calibration import STRETCHED_SHARE, Calibration
 from egom2p.metrics.perceptual import STABLE_VIDEOS
 from egom2p.storage import atomic_file, load_json, save_json
 
@@ -79,6 +79,11 @@ class Uncertainty(Calibration):
             f"{self.checkpoint}, {self.estimator}: the range of {self.num_samples} samples should hold "
             f"{self.levels[-1]:.0%} of the true values, it holds {self.coverage[-1]:.0%}"
         )
+        if self.stretch is not None and self.stretched is not None:
+            text += (
+                f"; {self.stretch:.2f} times as far from their mean it holds {self.stretched:.0%} of clips that the "
+                f"factor was not fitted to (wanted {STRETCHED_SHARE:.0%})"
+            )
         if self.correlation is None:
             return text
         return text + f"; rank correlation of spread and error over clips {self.correlation:.2f}"

@@ -173,3 +173,49 @@ def test_a_gap_is_refused():
     sequence.add(0, *_all_valid(np.zeros((10, 2), np.float32)))
     with pytest.raises(ValueError, match=r"window 20..30 does not continue a sequence of 10 of 150"):
         sequence.add(20, *_all_valid(np.zeros((10, 2), np.float32)))
+
+
+def _shaken(truth: np.ndarray, rng: np.random.Generator, deg: float, metres: float) -> np.ndarray:
+    """A window whose errors wander: what a decoder adds, sample by sample, to a window that began right."""
+    wander = np.cumsum(rng.normal(size=(2, len(truth), 3)), axis=1) / np.sqrt(len(truth))
+    rotations = truth[:, :3, :3] @ Rotation.from_rotvec(np.radians(deg) * wander[0]).as_matrix()
+    return canonicalise(poses_from_parts(rotations, truth[:, :3, 3] + metres * wander[1]))
+
+
+def _end_error_m(rng, mode, *, stride=12, length=600, bad_window=None):
+    truth = _walk(rng, length)
+    sequence = joined_stream(QUANTITIES["camera"], length, StitchConfig(camera=mode))
+    noise = np.random.default_rng(1)
+    for number, start in enumerate(range(0, length - _WINDOW + 1, stride)):
+        window = _shaken(truth[start : start + _WINDOW], noise, 1.0, 0.02)
+        if number == bad_window:
+            window = _shaken(truth[start : start + _WINDOW], noise, 90.0, 2.0)
+        sequence.add(start, *_all_valid(window))
+    found, wanted = sequence.result()[0], canonicalise(truth)
+    return np.linalg.norm(found[:, :3, 3] - wanted[:, :3, 3], axis=1).mean()
+
+
+def test_a_graph_of_exact_windows_is_exact_and_of_two_windows_is_the_chain(rng):
+    truth = _walk(rng)
+    starts = _starts(stride=15)
+    windows = [_all_valid(canonicalise(truth[start : start + _WINDOW])) for start in starts]
+    values, is_valid = _join("camera", windows, starts, camera="graph").result()
+    np.testing.assert_allclose(values, canonicalise(truth), atol=1e-7)
+    assert is_valid.all()
+
+
+def test_all_overlaps_at_once_pass_over_a_window_that_is_wrong():
+    usual = _end_error_m(np.random.default_rng(3), "graph")
+    chained, all_at_once = (_end_error_m(np.random.default_rng(3), mode, bad_window=20) for mode in ("se3", "graph"))
+    assert all_at_once < 0.5 * chained and all_at_once < 2 * usual, (usual, all_at_once, chained)
+
+
+def test_many_windows_that_touch_stay_rotations(rng):
+    truth = _walk(rng, 60 * 200)
+    sequence = joined_stream(QUANTITIES["camera"], len(truth), StitchConfig())
+    for start in range(0, len(truth), 60):
+        sequence.add(start, *_all_valid(canonicalise(truth[start : start + 60])))
+    rotations = sequence.result()[0][:, :3, :3]
+    np.testing.assert_allclose(
+        rotations @ rotations.swapaxes(1, 2), np.broadcast_to(np.eye(3), rotations.shape), atol=1e-9
+    )

@@ -49,3 +49,24 @@ def test_shapes_are_checked():
         clip_spread(np.ones((1, 5)), np.ones(5), np.random.default_rng(0))
     with pytest.raises(ValueError, match="at least one clip"):
         calibration([])
+
+
+@pytest.mark.parametrize("own_std", [0.4, 1.0, 2.5])
+def test_a_stretch_makes_ranges_hold_four_fifths_of_clips_it_has_not_seen(own_std):
+    rng = np.random.default_rng(0)
+    clips = []
+    for _ in range(60):
+        centre = rng.normal(size=200)
+        clips.append(clip_spread(centre + own_std * rng.normal(size=(8, 200)), centre + rng.normal(size=200), rng))
+    found = calibration(clips)
+    assert found.stretched == pytest.approx(0.8, abs=0.01)
+    # The widest of 8 holds 7/9 of draws of its own law: 1.05 times as wide it holds 0.8, and s times narrower samples
+    # have to be stretched about as often.
+    assert (found.stretch > 1.5, found.stretch < 0.7) == (own_std < 1, own_std > 1)
+    assert calibration(clips[:4]).stretch is None
+
+
+def test_samples_without_spread_have_no_stretch():
+    rng = np.random.default_rng(0)
+    clips = [clip_spread(np.zeros((4, 50)), rng.normal(size=50), rng) for _ in range(10)]
+    assert calibration(clips).stretch is None and calibration(clips).stretched is None

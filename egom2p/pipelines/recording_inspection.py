@@ -141,6 +141,8 @@ def stream_skew(recording: Recording, span_s: float) -> dict[str, str]:
     if end_s - start_s < 2 * _SMOOTHED_S or period_s <= 0:
         return {}
     grid_s = np.arange(start_s + period_s, end_s - period_s, 1 / _LAG_RATE_HZ)
+    if len(grid_s) < 3 * _LARGEST_LAG_S * _LAG_RATE_HZ:
+        return {}
     motion = {}
     for name, stream in recording.streams.items():
         if name == "camera":

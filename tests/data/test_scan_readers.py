@@ -160,3 +160,31 @@ def test_kitti_colour_camera_sits_where_its_projection_says(tmp_path):
     expected = p2 @ point
     np.testing.assert_allclose(project(in_cam2[:3], recording.intrinsics)[0], expected[:2] / expected[2], atol=1e-6)
     assert not recording.unused
+
+
+def test_real_rgbd_frames_are_read_as_they_lie(real_data_dir, tmp_path):
+    root = tmp_path / "scènes" / "red kitchen"
+    shutil.copytree(real_data_dir / "rgbd_7scenes_redkitchen", root, copy_function=shutil.copyfile)
+    for folder in (root.parent, root):
+        folder.chmod(0o755)
+    with pytest.raises(ValueError, match="hold no times, wanted source.rate_hz"):
+        recognised_as(root.parent, "rgbd_frames")
+    recording = recognised_as(root.parent, "rgbd_frames", rate_hz=30.0)
+    assert recording.name == "red kitchen" and recording.unused == ()
+    streams = recording.streams
+    assert {name: len(stream.times_s) for name, stream in streams.items()} == {"rgb": 60, "depth": 60, "camera": 60}
+    assert (recording.intrinsics.fx, recording.intrinsics.cx) == (585.0, 320.0)
+    depth = streams["depth"].values.read(np.array([0]))[0]
+    stored = np.asarray(Image.open(root / "frame-000000.depth.png"))
+    np.testing.assert_allclose(depth, np.where(np.isin(stored, (0, 65535)), 0, stored / 1000), atol=1e-6)
+    np.testing.assert_allclose(streams["camera"].values[30], np.loadtxt(root / "frame-000030.pose.txt"), atol=1e-6)
+    assert streams["rgb"].times_s[59] == pytest.approx(59 / 30)
+    (root / "frame-000030.pose.txt").unlink()
+    (root / "frame-000010.color.jpg").unlink()
+    streams = recognised_as(root.parent, "rgbd_frames", rate_hz=30.0).streams
+    assert len(streams["camera"].times_s) == 58 and streams["rgb"].times_s[10] == pytest.approx(11 / 30)
+    # Poses of the other direction are seen by their depth.
+    for path in root.glob("*.pose.txt"):
+        np.savetxt(path, np.linalg.inv(np.loadtxt(path)))
+    with pytest.raises(ValueError, match="with their inverse; wanted poses in the direction its format documents"):
+        recognised_as(root.parent, "rgbd_frames", rate_hz=30.0)

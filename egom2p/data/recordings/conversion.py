@@ -123,24 +123,18 @@ def convert_rgbd_frames(
     The layout of 7-Scenes and of tools that follow it. There are no times in it: frame n is at n / rate_hz. A pose
     with nan or inf means lost tracking and becomes an invalid sample. `camera-intrinsics.txt` (3x3) is used if there.
     """
-    colours = _colour_frames(source)
-    stems = sorted({_FRAME.match(path.stem).group("stem") for path in colours})
-    if len(stems) > 1:
-        raise ValueError(f"{source}: found frames of several sequences {stems[:10]}, wanted those of one in a folder")
-    numbers = np.array([int(_FRAME.match(path.stem).group("number")) for path in colours])
+    colours, numbers = colour_frames(source)
     times_s = (numbers - numbers[0]) / rate_hz
-    if (np.diff(numbers) <= 0).any():
-        raise ValueError(f"{source}: found frame {numbers[:-1][np.diff(numbers) <= 0][0]} twice, wanted each once")
     folder = inside(out, name or source.name)
     with atomic_directory(folder) as unfinished:
         _copy_numbered(colours, unfinished / "rgb")
         _write_times(unfinished / "rgb_timestamps.txt", times_s)
-        depths = [_beside(path, _DEPTH_SUFFIX) for path in colours]
+        depths = [beside_colour(path, _DEPTH_SUFFIX) for path in colours]
         has_depth = np.array([path.is_file() for path in depths])
         if has_depth.any():
             _copy_numbered([p for p, is_there in zip(depths, has_depth, strict=True) if is_there], unfinished / "depth")
             _write_times(unfinished / "depth_timestamps.txt", times_s[has_depth])
-        poses = [_beside(path, _POSE_SUFFIX) for path in colours]
+        poses = [beside_colour(path, _POSE_SUFFIX) for path in colours]
         has_pose = np.array([path.is_file() for path in poses])
         if has_pose.any():
             matrices = np.stack([_read_matrix(p, 4) for p, is_there in zip(poses, has_pose, strict=True) if is_there])
@@ -196,13 +190,29 @@ FORMATS: dict[str, Callable[..., tuple[list[Path], list[Path]]]] = {
 }
 
 
+def colour_frames(folder: Path) -> tuple[list[Path], np.ndarray]:
+    """Colour pictures of RGB-D frames and their numbers (T,), increasing.
+
+    Raises ValueError where they are of several sequences, or a number is there twice.
+    """
+    colours = _colour_frames(folder)
+    stems = sorted({_FRAME.match(path.stem).group("stem") for path in colours})
+    if len(stems) > 1:
+        raise ValueError(f"{folder}: found frames of several sequences {stems[:10]}, wanted those of one in a folder")
+    numbers = np.array([int(_FRAME.match(path.stem).group("number")) for path in colours])
+    if (np.diff(numbers) <= 0).any():
+        raise ValueError(f"{folder}: found frame {numbers[:-1][np.diff(numbers) <= 0][0]} twice, wanted each once")
+    return colours, numbers
+
+
 def _colour_frames(folder: Path) -> list[Path]:
     """Colour pictures of RGB-D frames, sorted by frame number."""
     found = [p for p in visible(folder) if p.suffix.lower() in IMAGE_SUFFIXES and _FRAME.match(p.stem)]
     return sorted(found, key=lambda path: int(_FRAME.match(path.stem).group("number")))
 
 
-def _beside(colour: Path, suffix: str) -> Path:
+def beside_colour(colour: Path, suffix: str) -> Path:
+    """The file of another kind of the same frame."""
     return colour.with_name(colour.stem.rpartition(".")[0] + suffix)
 
 

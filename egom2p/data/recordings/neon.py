@@ -28,7 +28,7 @@ from egom2p.data.recordings.track_files import Table, check_times, visible
 from egom2p.geometry import gaze_from_pixels, seconds_from_stamps
 
 _STANDARD_GRAVITY = 9.80665  # m/s^2 in a g
-_SCENE = "Neon Scene Camera v1"
+_SCENE, _NEON_SIZE = "Neon Scene Camera v1", (1600, 1200)  # width, height of every Neon's
 _CALIBRATION = np.dtype(
     [
         ("version", "u1"),
@@ -110,7 +110,7 @@ class NeonReader(FormatReader):
             is_valid = worn[nearest, 0] > 0
             used += files
             notes += cut
-        size = self._size(path, streams)
+        size = self._size(path, streams, usual=_NEON_SIZE)
         streams["gaze"] = track_stream(times_s, gaze_from_pixels(values, *size), "image", where=path, is_valid=is_valid)
         if _parts(path, "eye_state", ".raw"):
             times_s, values, files, cut = _read_parts(path, "eye_state", "<f4", 14)
@@ -139,9 +139,13 @@ class NeonReader(FormatReader):
             used.append(calibration)
         return Opened(streams, intrinsics, used, notes)
 
-    def _size(self, path: Path, streams: Mapping[str, Stream]) -> tuple[int, int]:
+    def _size(
+        self, path: Path, streams: Mapping[str, Stream], *, usual: tuple[int, int] | None = None
+    ) -> tuple[int, int]:
         if "rgb" in streams:
             return streams["rgb"].values.width, streams["rgb"].values.height
+        if self.config.picture_size is None and usual is not None:
+            return usual
         if self.config.picture_size is None:
             raise ValueError(f"{path}: found no video, so gaze in pixels needs source.picture_size: [width, height]")
         return self.config.picture_size

@@ -40,6 +40,7 @@ from egom2p.data.recordings.plain_folder import PlainFolderReader, is_recording
 from egom2p.data.recordings.pupil_core import PupilCoreReader
 from egom2p.data.recordings.record3d import Record3dReader
 from egom2p.data.recordings.recording_formats import FolderSource, FormatReader
+from egom2p.data.recordings.rgbd_frames import RgbdFramesReader
 from egom2p.data.recordings.stray_scanner import StrayScannerReader
 from egom2p.data.recordings.synthetic import SyntheticReader, SyntheticWorldConfig
 from egom2p.data.recordings.taco import TacoReader
@@ -74,6 +75,7 @@ FORMATS: tuple[type[FormatReader], ...] = (
     Record3dReader,
     NerfstudioReader,
     ColmapReader,
+    RgbdFramesReader,
     KittiReader,
     LeRobotReader,
     XperienceReader,

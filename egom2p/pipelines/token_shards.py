@@ -146,9 +146,13 @@ class TokenShards:
         shutil.rmtree(ledger.folder)
         return note
 
+    def forget(self) -> None:
+        """Look at the folders anew: others write there too."""
+        self._listed = {}
+
     def finished(self) -> dict[int, dict[str, Any]]:
         """Number -> note of every shard that has one, of all ranks and runs."""
-        self._listed = {}
+        self.forget()
         names = [name for name in self._names(_NOTES) if name.endswith(".json")]
         folder = joined(self.output, _NOTES, self.dataset)
         return {int(name[6:12]): json.loads(read_bytes(joined(folder, name))) for name in sorted(names)}

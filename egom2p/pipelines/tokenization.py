@@ -14,8 +14,9 @@ from egom2p.config import strict, to_plain
 from egom2p.contracts import Tokenizer, check_fingerprint
 from egom2p.data.clips.clip_store import META, ClipStore, stored_datasets, stored_streams
 from egom2p.data.shards.shard_set import CARD_NAME, read_card
-from egom2p.jobs.progress import say
-from egom2p.jobs.workers import choose_device
+from egom2p.jobs.progress import progress_bar, say
+from egom2p.jobs.stages import PlaceConfig, run_stage, time_shares
+from egom2p.jobs.workers import choose_device, tick
 from egom2p.pipelines.clip_encoding import ClipEncoder
 from egom2p.pipelines.shard_job import ShardJob
 from egom2p.pipelines.token_shards import TokenShards
@@ -50,6 +51,7 @@ class TokenizeConfig:
     num_check_clips: int = 16  # clips per data set, evenly spread, whose encode-decode error is measured; 0: none
     clips_per_shard: int = 1000  # only where the clips are plain files; tars keep their shards
     work_dir: str | None = None  # of unfinished shards; by default below output, or outputs/ if that is a bucket
+    place: PlaceConfig = PlaceConfig()  # this machine and ranks of torchrun, a Slurm array, or Ray
     remote: RemoteConfig = RemoteConfig()  # waiting for and asking of S3
     report_every_s: float = 60.0  # a line of progress, for logs
 
@@ -85,14 +87,18 @@ def tokenize(config: TokenizeConfig) -> list[TokenizeReport]:
             _check_same_clips(folder, _clip_card(config, dataset))
         if present and not is_remote(config.clips):  # the headers of all tars: seconds on a disk, hours in a bucket
             _open_store(config, dataset, present).verify()
-    encoder = ClipEncoder(
+    encoder = _encoder(config, tokenizers)
+    return [_tokenize_dataset(config, dataset, encoder, present) for dataset, present in chosen.items() if present]
+
+
+def _encoder(config: TokenizeConfig, tokenizers: Mapping[str, Tokenizer]) -> ClipEncoder:
+    return ClipEncoder(
         tokenizers,
         device=choose_device(config.device, only_cuda=True),
         dtype=config.dtype,
         batch_size=config.batch_size,
         is_compiled=config.compile,
     )
-    return [_tokenize_dataset(config, dataset, encoder, present) for dataset, present in chosen.items() if present]
 
 
 def load_tokenizers(config: TokenizeConfig) -> dict[str, Tokenizer]:
@@ -141,7 +147,37 @@ def _check_streams(
 def _tokenize_dataset(
     config: TokenizeConfig, dataset: str, encoder: ClipEncoder, tokenizers: Mapping[str, Tokenizer]
 ) -> TokenizeReport:
-    store = _open_store(config, dataset, tokenizers)
+    job = _job(config, dataset, encoder, tokenizers)
+    _write_cards(config, dataset, tokenizers, job.shards)
+    if config.place.run_on == "ray":
+        missing = [(dataset, number) for number in job.missing(range(job.num_shards))]
+        stage = {"prepare": _Desk.open, "arguments": (config,)}
+        with progress_bar(f"shards of {dataset}", len(missing)) as advance:
+            times = list(run_stage(missing, _make_shard, config.place, on_tick=advance, **stage))
+    else:
+        job.run(config.place.mine(range(job.num_shards)), is_shown=config.place.share()[0] == 0)
+        times = job.spent_s
+    report = merged_report(
+        job.shards,
+        tokenizers,
+        num_shards=job.num_shards,
+        absent=tuple(sorted(set(encoder.tokenizers) - set(tokenizers))),
+        untouched=tuple(sorted(set(stored_streams(config.clips, dataset)) - set(job.store.streams))),
+        clips_per_s=job.clips_per_s,
+        waiting_share=job.times.waiting_share if job.clips_per_s else None,
+        time_shares=time_shares(times),
+    )
+    if report.is_complete:  # of several ranks, the one that finishes last sees all shards
+        content = json.dumps({"config": to_plain(config), "report": to_plain(report)}, indent=2) + "\n"
+        job.shards.save(joined(config.output, f"tokenize_report-{dataset}.json"), content.encode())
+    say(summary(report))
+    for name, tokenizer in tokenizers.items():
+        for line in suspicions(name, tokenizer, report.round_trip.get(name, {})):
+            say(f"  look: {line}")
+    return report
+
+
+def _job(config: TokenizeConfig, dataset: str, encoder: ClipEncoder, tokenizers: Mapping[str, Tokenizer]) -> ShardJob:
     shards = TokenShards(
         config.output,
         dataset,
@@ -149,26 +185,33 @@ def _tokenize_dataset(
         layout=config.layout,
         work_dir=config.work_dir,
     )
-    job = ShardJob(config, store, shards, encoder, tokenizers)
-    _write_cards(config, dataset, tokenizers, shards)
-    job.run()
-    report = merged_report(
-        shards,
-        tokenizers,
-        num_shards=job.num_shards,
-        absent=tuple(sorted(set(encoder.tokenizers) - set(tokenizers))),
-        untouched=tuple(sorted(set(stored_streams(config.clips, dataset)) - set(store.streams))),
-        clips_per_s=job.clips_per_s,
-        waiting_share=job.times.waiting_share if job.clips_per_s else None,
-    )
-    if report.is_complete:  # of several ranks, the one that finishes last sees all shards
-        content = json.dumps({"config": to_plain(config), "report": to_plain(report)}, indent=2) + "\n"
-        shards.save(joined(config.output, f"tokenize_report-{dataset}.json"), content.encode())
-    say(summary(report))
-    for name, tokenizer in tokenizers.items():
-        for line in suspicions(name, tokenizer, report.round_trip.get(name, {})):
-            say(f"  look: {line}")
-    return report
+    return ShardJob(config, _open_store(config, dataset, tokenizers), shards, encoder, tokenizers)
+
+
+class _Desk:
+    """What one process on Ray works with: the tokenizers on its device, and the data sets it has opened."""
+
+    config: TokenizeConfig
+    encoder: ClipEncoder
+    jobs: dict[str, ShardJob]
+
+    @classmethod
+    def open(cls, config: TokenizeConfig) -> None:
+        configure_remote(config.remote)
+        cls.config, cls.encoder, cls.jobs = config, _encoder(config, load_tokenizers(config)), {}
+
+
+def _make_shard(item: tuple[str, int]) -> dict[str, float]:
+    """Make one shard of a data set, unless it is there; activity -> seconds."""
+    dataset, number = item
+    if dataset not in _Desk.jobs:
+        present = _present(_Desk.encoder.tokenizers, stored_streams(_Desk.config.clips, dataset))
+        _Desk.jobs[dataset] = _job(_Desk.config, dataset, _Desk.encoder, present)
+    job = _Desk.jobs[dataset]
+    job.shards.forget()
+    job.run([number])
+    tick()
+    return job.spent_s.pop() if job.spent_s else {}
 
 
 def _write_cards(

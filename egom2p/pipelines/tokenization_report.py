@@ -26,6 +26,7 @@ class TokenizeReport:
     untouched    streams of the clips without a tokenizer
     skipped      key -> why the clip was left out
     clips_per_s, waiting_share   of this rank and run: its rate, and the share of time it waited for clips to be read
+    time_shares  of this rank and run: activity -> share of the time of all its threads (reading overlaps encoding)
     """
 
     dataset: str
@@ -40,6 +41,7 @@ class TokenizeReport:
     skipped: dict[str, str] = field(default_factory=dict)
     clips_per_s: float | None = None
     waiting_share: float | None = None
+    time_shares: dict[str, float] = field(default_factory=dict, compare=False)
 
     @property
     def is_complete(self) -> bool:
@@ -55,6 +57,7 @@ def merged_report(
     untouched: tuple[str, ...],
     clips_per_s: float | None = None,
     waiting_share: float | None = None,
+    time_shares: Mapping[str, float] | None = None,
 ) -> TokenizeReport:
     """The notes of all finished shards as one report."""
     notes = {number: note for number, note in shards.finished().items() if number < num_shards}
@@ -83,6 +86,7 @@ def merged_report(
         skipped=skipped,
         clips_per_s=clips_per_s,
         waiting_share=waiting_share,
+        time_shares=dict(time_shares or {}),
     )
 
 
@@ -105,6 +109,9 @@ def summary(report: TokenizeReport) -> str:
         lines.append(f"  {len(report.skipped)} clips left out, e.g. {key}: {why}")
     if report.clips_per_s:
         lines.append(f"  {report.clips_per_s:.1f} clips/s, waited for clips {100 * (report.waiting_share or 0):.0f} %")
+    if report.time_shares:
+        shares = (f"{name} {100 * share:.0f} %" for name, share in report.time_shares.items())
+        lines.append(f"  time: {', '.join(shares)}")
     return "\n".join(lines)
 
 

@@ -1,4 +1,5 @@
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import time
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ from egom2p.data.clips.clip_store import ClipStore
 from egom2p.data.clips.video_files import write_video
 from egom2p.data.recordings.conversion import convert
 from egom2p.geometry import write_tum
+from egom2p.jobs.stages import PlaceConfig
 from egom2p.pipelines import prepare as prepare_module
 from egom2p.pipelines.prepare import PrepareConfig, prepare, read_report
 
@@ -71,6 +74,34 @@ def test_two_workers_write_the_same_bytes(root, tmp_path):
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
 
 
+def _task(config, number, count):
+    values = {"ID": number, "MIN": 0, "STEP": 1, "COUNT": count}
+    os.environ.update({f"SLURM_ARRAY_TASK_{name}": str(value) for name, value in values.items()})
+    try:
+        prepare(replace(config, place=PlaceConfig(run_on="slurm")))
+    finally:
+        for name in values:
+            del os.environ[f"SLURM_ARRAY_TASK_{name}"]
+
+
+def test_the_tasks_of_a_slurm_array_write_the_same_bytes(root, tmp_path):
+    """At once, and one that was lost and comes again."""
+    _make(root, "c", has_poses=False)
+    whole = prepare(_config(root, tmp_path / "one", clips_per_shard=1))
+    config = _config(root, tmp_path / "array", clips_per_shard=1)
+    context = multiprocessing.get_context("fork")
+    tasks = [context.Process(target=_task, args=(config, number, 3)) for number in (0, 2)]
+    for task in tasks:
+        task.start()
+    for task in tasks:
+        task.join()
+        assert task.exitcode == 0
+    assert not (tmp_path / "array" / "meta" / "home" / "prepare_report.json").exists()
+    _task(config, 1, 3)
+    assert read_report(tmp_path / "array", "home") == whole
+    assert _shards(tmp_path / "one") == _shards(tmp_path / "array") and len(_shards(tmp_path / "one")) == 16
+
+
 def test_other_streams_go_to_another_data_set(root, tmp_path):
     _make(root, "c", has_poses=False)
     report = prepare(_config(root, tmp_path / "clips"))
@@ -101,7 +132,7 @@ def test_a_run_that_stops_keeps_its_shards_and_continues(root, tmp_path, monkeyp
     assert len(calls) == 12, "the finished shard was not made again"
     for path in sorted(whole.rglob("*.tar")):
         assert (tmp_path / "clips" / path.relative_to(whole)).read_bytes() == path.read_bytes()
-    assert {path.name for path in (tmp_path / "clips").rglob(".*")} <= {".writer"}
+    assert {path.name for path in (tmp_path / "clips").rglob(".*")} <= {".writer", ".index"}
 
 
 def test_nothing_is_written_when_a_recording_is_bad(root, tmp_path):

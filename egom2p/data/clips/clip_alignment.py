@@ -19,6 +19,7 @@ from egom2p.data.clips.cropping import Crop, Rectification, centre_crop, check_s
 from egom2p.data.clips.resampling import nearest_frames, poses_at, sample_period_s, track_at
 from egom2p.data.clips.upright import AS_STORED, CLOCKWISE
 from egom2p.geometry import LONGEST_SPAN_S
+from egom2p.jobs.stages import timed
 
 _TEXT = "caption"
 _TIME_TOLERANCE_S = 1e-6
@@ -252,7 +253,10 @@ def _cut_stream(
     for index in dict.fromkeys(indices.tolist()):
         small = before.get(index)
         if small is None:
-            small = shrink(_pictures(stream, np.array([index])), width=config.width, height=config.height)[0]
+            with timed("decode"):
+                picture = _pictures(stream, np.array([index]))
+            with timed("crop"):
+                small = shrink(picture, width=config.width, height=config.height)[0]
         kept[name][index] = small
     pictures = np.stack([kept[name][index] for index in indices.tolist()])
     if name == "depth":

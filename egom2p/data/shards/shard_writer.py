@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 
 from egom2p.contracts import plain_name
 from egom2p.data.shards.shard_files import CARD_NAME, read_index
+from egom2p.jobs.stages import timed
 from egom2p.storage import errors_name, inside, save_json
 
 _ALL = 10**9
@@ -69,7 +70,7 @@ class ShardWriter:
         for folder, suffix in self.folders.items():
             entry = tarfile.TarInfo(f"{key}.{suffix}")
             entry.size, entry.mode = len(contents[folder]), 0o644
-            with errors_name(self._path(folder)):
+            with errors_name(self._path(folder)), timed("write"):
                 self._open[folder][1].addfile(entry, io.BytesIO(contents[folder]))
         self._keys.add(key)
         self._num_open += 1
@@ -110,7 +111,7 @@ class ShardWriter:
 
     def _finish_shard(self) -> None:
         for folder, (file, archive) in self._open.items():
-            with errors_name(self._path(folder)):
+            with errors_name(self._path(folder)), timed("write"):
                 archive.close()
                 file.flush()
                 os.fsync(file.fileno())

@@ -57,9 +57,11 @@ def small_mixture(names: Sequence[str]) -> AlphasConfig:
     )
 
 
-def write_random_tokens(root: Path, specs: Sequence[ModalitySpec], num_clips: int) -> str:
+def write_random_tokens(
+    root: Path, specs: Sequence[ModalitySpec], num_clips: int, *, clips_per_shard: int = 256
+) -> str:
     rng = np.random.default_rng(0)
-    with ShardWriter(root, "random", {spec.folder: "npz" for spec in specs}, clips_per_shard=256) as writer:
+    with ShardWriter(root, "random", {spec.folder: "npz" for spec in specs}, clips_per_shard=clips_per_shard) as writer:
         for clip in range(num_clips):
             ids = {spec.folder: rng.integers(0, spec.vocab_size, spec.grid.shape).astype(np.int32) for spec in specs}
             writer.write(f"clip{clip:06d}", {folder: encode_array(array, "npz") for folder, array in ids.items()})

@@ -1,5 +1,4 @@
 import json
-import multiprocessing
 import os
 import shutil
 import signal
@@ -8,7 +7,6 @@ import subprocess
 import sys
 import time
 import zlib
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -74,32 +72,37 @@ def test_two_workers_write_the_same_bytes(root, tmp_path):
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
 
 
-def _task(config, number, count):
+def _array(number, count):
     values = {"ID": number, "MIN": 0, "STEP": 1, "COUNT": count}
-    os.environ.update({f"SLURM_ARRAY_TASK_{name}": str(value) for name, value in values.items()})
-    try:
-        prepare(replace(config, place=PlaceConfig(run_on="slurm")))
-    finally:
-        for name in values:
-            del os.environ[f"SLURM_ARRAY_TASK_{name}"]
+    return {f"SLURM_ARRAY_TASK_{name}": str(value) for name, value in values.items()}
 
 
-def test_the_tasks_of_a_slurm_array_write_the_same_bytes(root, tmp_path):
-    """At once, and one that was lost and comes again."""
+def test_the_tasks_of_a_slurm_array_write_the_same_bytes(root, tmp_path, monkeypatch):
     _make(root, "c", has_poses=False)
     whole = prepare(_config(root, tmp_path / "one", clips_per_shard=1))
-    config = _config(root, tmp_path / "array", clips_per_shard=1)
-    context = multiprocessing.get_context("fork")
-    tasks = [context.Process(target=_task, args=(config, number, 3)) for number in (0, 2)]
-    for task in tasks:
-        task.start()
-    for task in tasks:
-        task.join()
-        assert task.exitcode == 0
-    assert not (tmp_path / "array" / "meta" / "home" / "prepare_report.json").exists()
-    _task(config, 1, 3)
+    for number in (0, 2, 1):
+        assert not (tmp_path / "array" / "meta" / "home" / "prepare_report.json").exists()
+        for name, value in _array(number, 3).items():
+            monkeypatch.setenv(name, value)
+        prepare(_config(root, tmp_path / "array", clips_per_shard=1, place=PlaceConfig(run_on="slurm")))
     assert read_report(tmp_path / "array", "home") == whole
     assert _shards(tmp_path / "one") == _shards(tmp_path / "array") and len(_shards(tmp_path / "one")) == 16
+
+
+@pytest.mark.slow
+def test_the_tasks_of_a_slurm_array_begin_at_once(tmp_path):
+    """One of them plans, the others wait for it; the last one to finish writes the report."""
+    command = [sys.executable, "run_prepare_data.py", "--config", "cfgs/default/data_preparation/synthetic.yaml"]
+    command += ["source.world.num_rooms=6", "clips_per_shard=2"]
+    subprocess.run([*command, f"output={tmp_path / 'one'}"], check=True, stderr=subprocess.DEVNULL)
+    command += [f"output={tmp_path / 'array'}", "place.run_on=slurm"]
+    tasks = [
+        subprocess.Popen(command, env={**os.environ, **_array(number, 3)}, stderr=subprocess.DEVNULL)
+        for number in range(3)
+    ]
+    assert [task.wait(timeout=300) for task in tasks] == [0, 0, 0]
+    assert read_report(tmp_path / "array", "synthetic") == read_report(tmp_path / "one", "synthetic")
+    assert _shards(tmp_path / "one") == _shards(tmp_path / "array")
 
 
 def test_other_streams_go_to_another_data_set(root, tmp_path):

@@ -104,6 +104,13 @@ def _pack_keys(keys: Sequence[str]) -> bytes:
     return struct.pack(f"<{len(starts)}I", *starts) + packed
 
 
+def packed_file(parts: Sequence[PackedShard]) -> bytes:
+    """The content of an index file."""
+    table = json.dumps([part.row for part in parts], separators=(",", ":")).encode()
+    head = _HEAD.pack(_MAGIC, len(table), zlib.crc32(table))
+    return b"".join((head, table, *(part.members for part in parts), *(part.keys for part in parts)))
+
+
 class _Damaged(ValueError):
     """The file is not what was written; it names the file."""
 
@@ -386,10 +393,7 @@ def _content(directory: str, folders: Sequence[Path], wanted: Mapping[str, tuple
                 parts[name] = file.packed(row, name)
     tasks = [(directory, name, *stamp) for name, stamp in wanted.items() if name not in parts]
     parts |= {part.row.name: part for part in _read_headers(directory, tasks, num_workers)}
-    rows = [parts[name] for name in sorted(parts)]
-    table = json.dumps([part.row for part in rows], separators=(",", ":")).encode()
-    head = _HEAD.pack(_MAGIC, len(table), zlib.crc32(table))
-    content = b"".join((head, table, *(part.members for part in rows), *(part.keys for part in rows)))
+    content = packed_file([parts[name] for name in sorted(parts)])
     if beside is not None:
         try:
             write_bytes(beside, content)

@@ -1,6 +1,7 @@
 """Files of strangers: what they say can neither write, read nor run anything that they have no business with."""
 
 import ast
+import contextlib
 import io
 import os
 import shutil
@@ -13,20 +14,28 @@ import numpy as np
 import pytest
 import tiny_artifacts
 import torch
+from model_toys import LLAMA
 from safetensors.torch import save_file
 
 import egom2p
+from egom2p.anytoany.download import DownloadConfig, download
 from egom2p.anytoany.saving import _copy_checkpoint
+from egom2p.anytoany.world.synthetic_data import SyntheticDataConfig
 from egom2p.contracts import AlignedClip, ModalitySpec, Provenance, TokenClip, TokenGrid, plain_name
 from egom2p.data.clips.clip_store import ClipStore, clip_folders, encode_clip
 from egom2p.data.recordings.track_files import load_npz
 from egom2p.data.shards.array_files import decode_array, read_npz
 from egom2p.data.shards.folder_set import FolderSet
 from egom2p.data.shards.shard_set import ShardSet, ShardWriter, read_card
+from egom2p.data.shards.shard_writer import write_shard
+from egom2p.evaluation.evaluation import run_evaluation
+from egom2p.evaluation.evaluation_config import ClipsConfig, EvaluationConfig
 from egom2p.generation.checkpoints import load_checkpoint
 from egom2p.generation.generation import GenerationConfig, run_generation
 from egom2p.models.weights import tokenizer_locations
+from egom2p.pipelines.export_model import ExportModelConfig, export_model
 from egom2p.pipelines.token_shards import TokenShards
+from egom2p.pipelines.tokenization import TokenizeConfig, tokenize
 from egom2p.storage import (
     atomic_directory,
     inside,
@@ -41,6 +50,9 @@ from egom2p.storage import (
 )
 from egom2p.storage.hub import pushable_files
 from egom2p.tokenizers.pretrained import load_tokenizer
+from egom2p.training.run_log import RunLog, WandbConfig
+from egom2p.training.schedule import Length, Progress
+from egom2p.viewing.rerun_folders import RerunConfig, write_rerun_recordings
 
 EVIL_NAMES = [
     "../x",
@@ -227,6 +239,18 @@ def test_shards_are_written_below_their_root_only(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_the_hidden_folder_of_a_shard_in_work_keeps_files_of_others(tmp_path):
+    hidden = tmp_path / "gaze" / ".tiny-part-000000"
+    hidden.mkdir(parents=True)
+    (hidden / "shard-000000.tar.tmp").touch()  # what a killed run leaves
+    assert write_shard(tmp_path, "tiny", 0, {"gaze": "npy"}, [("a", {"gaze": b"x"})]) == 1 and not hidden.exists()
+    hidden.mkdir()
+    (hidden / "thesis.txt").write_text("years")
+    with pytest.raises(OSError, match="tiny-part-000000"):
+        write_shard(tmp_path, "tiny", 0, {"gaze": "npy"}, [("b", {"gaze": b"x"})])
+    assert (hidden / "thesis.txt").read_text() == "years"
+
+
 def test_keys_of_plain_files_are_plain_names(tmp_path):
     for name in ("a/x.npy", "b/x.npy", "x.npy"):
         path = tmp_path / "root" / "gaze" / "toy" / name
@@ -285,6 +309,77 @@ def test_links_that_lead_out_are_not_pushed(tmp_path):
     (model / "NOTICE").symlink_to(tmp_path / "secret.txt")
     with pytest.raises(ValueError, match="NOTICE: leads out of its folder"):
         pushable_files(model)
+
+
+def test_nothing_is_written_through_a_link(tiny, tmp_path):
+    """Whatever a command writes below its output: through links that lie there beforehand it ends nowhere."""
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    (victim / "thesis.txt").write_text("years")
+    clips = str(tiny / "clips" / "val")
+
+    def output(name: str, *links: str) -> Path:
+        for link in links:
+            place = tmp_path / name / link
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.symlink_to(victim / "thesis.txt" if "." in place.name[1:] else victim)
+        return tmp_path / name
+
+    def evaluate(*links):
+        files = ClipsConfig(root=clips, dataset="tiny")
+        config = EvaluationConfig(
+            output=str(output("evaluation", *links)), checkpoints={"tiny": str(tiny / "model")}, clips=files,
+            num_shown_clips=1, tasks=("rgb2gaze",), device="cpu", progress=False,
+        )  # fmt: skip
+        run_evaluation(config)
+
+    def generate(*links):
+        config = GenerationConfig(
+            checkpoint=str(tiny / "model"), input=clips, targets=("gaze",), output=str(output("generated", *links)),
+            join="none", device="cpu", progress=False, max_clips=1,
+        )  # fmt: skip
+        run_generation(config)
+
+    def tokenize_clips(*links):
+        names = {f"tok_{name}": name for name in tiny_artifacts.TOKENIZERS}
+        config = TokenizeConfig(
+            clips=clips, tokenizers_root=str(tiny / "tokenizers"), tokenizers=names,
+            output=str(output("tokens", *links)), device="cpu",
+        )  # fmt: skip
+        tokenize(config)
+
+    def download_stand_ins(*links):
+        synthetic = SyntheticDataConfig(clips_per_combination=1, vocab_size=600, architecture=LLAMA)
+        download(DownloadConfig(output=str(output("download", *links)), source="synthetic", synthetic=synthetic))
+
+    def export(*links):
+        words = {"title": "t", "data": "d", "commands": ("c",), "limits": "l"}
+        config = ExportModelConfig(checkpoint=str(tiny / "model"), output=str(output("export", *links)), **words)
+        export_model(config)
+
+    def log(*links):
+        folder = output("run", *links)
+        RunLog(folder, length=Length("steps", 1, 0), wandb_config=WandbConfig(), settings={}).evaluation(Progress(), ())
+
+    key = ClipStore(clips, "tiny").keys[0]
+    for run, links in (
+        (evaluate, ("results.json", "per_clip.csv", "results.md")),
+        (evaluate, ("shown",)),
+        (evaluate, ("finished",)),
+        (generate, (key,)),
+        (generate, ("manifest.json",)),
+        (tokenize_clips, ("gaze",)),
+        (tokenize_clips, (".ledger",)),
+        (download_stand_ins, ("datasets",)),
+        (export, ("",)),
+        (log, ("log.jsonl",)),
+    ):
+        with contextlib.suppress(ValueError, OSError):  # refused, or the link is replaced by a file of ours
+            run(*links)
+        assert contents(victim) == {"thesis.txt": b"years"}, f"{run.__name__} {links}"
+        for folder in tmp_path.iterdir():
+            if folder != victim:
+                folder.unlink() if folder.is_symlink() else shutil.rmtree(folder)
 
 
 def test_files_of_the_hubs_cache_are_pushed(tmp_path):
@@ -469,46 +564,140 @@ def test_an_array_that_unpacks_to_gigabytes_is_not_unpacked(tmp_path, is_lying):
     tracemalloc.stop()
 
 
-def test_no_file_of_a_stranger_can_run_anything():
-    """No unpickling but in the two places that refuse everything, no shell, no code of models, no `eval`."""
-    allowed = {
-        "torch.load(": {"storage/foreign_checkpoints.py"},  # weights_only, tested there
-        "torch.jit.load(": {"storage/torchscript_archives.py"},  # by hash, when asked for
-        "import_module(": {
-            "__init__.py",
-            "__main__.py",
-            "anytoany/evaluation/harness.py",
-            "data/recordings/reader_parts.py",
-        },  # names of ours, not of files
-        "import pickle": {"storage/foreign_checkpoints.py", "storage/torchscript_archives.py"},
-    }
-    forbidden = [
-        *allowed,
-        "os.system(",
-        "shell=True",
-        "allow_pickle=True",
-        "trust_remote_code=True",
-        "yaml.load(",
-        "marshal",
-        "dill",
+ALLOWED = {
+    "torch.load(": {"storage/foreign_checkpoints.py"},  # weights_only, tested there
+    "torch.jit.load(": {"storage/torchscript_archives.py"},  # by hash, when asked for
+    "import pickle": {"storage/foreign_checkpoints.py", "storage/torchscript_archives.py"},
+    # names of ours, not of files
+    "import_module(": {
+        "__init__.py",
+        "__main__.py",
+        "anytoany/evaluation/harness.py",
+        "data/recordings/reader_parts.py",
+        "pipelines/teacher_labels.py",  # of the function that the config of a run names
+    },
+    "__import__(": {"data/recordings/reader_parts.py"},  # of packages named in readers
+}
+FORBIDDEN = [
+    *ALLOWED,
+    "os.system(",
+    "shell=True",
+    "allow_pickle=True",
+    "trust_remote_code=True",
+    "yaml.load(",
+    "marshal",
+]
+FORBIDDEN += ["dill", "import joblib", "shelve", "os.popen(", "extractall(", "unsafe_load", "from pickle", "pty.spawn("]
+# Words for what was read in a file: a path is made of them by `inside`, or they were checked where they were read.
+READ_SOMEWHERE = {"key", "dataset", "modality", "folder", "stream", "ref", "member"}
+CHECKED_JOINS = {
+    "setup.py": {"HERE / folder"},  # folders of the package
+    "config/composition.py": {"file.parent / key", "cfgs_root() / key"},  # of configs, which are ours
+    "data/clips/clip_store.py": {"joined(root, folder, dataset)", "joined(root, META, dataset)"},  # read only
+    "data/recordings/lerobot_writer.py": {"videos/{key}/chunk-"},  # keys are names of streams, plain ones
+    "data/shards/shard_writer.py": {"Path(root) / folder", "Path(root) / folder / dataset"},  # checked by its writer
+    "generation/generation.py": {"self.folder / key"},  # read only, and keys of clips are plain
+    "pipelines/prepare.py": {"/ META / dataset", "/ META / config.dataset"},  # plain by the config
+    "pipelines/token_shards.py": {"_NOTES, self.dataset", "joined(self.output, folder, self.dataset)", "dataset)"},
+    "pipelines/tokenization.py": {"META, dataset)", "tokenizer.spec.folder, dataset)", "tokenize_report-{dataset}"},
+    "training/tasks/pretrain_config.py": {"Path(root, folder)"},  # of the config, read only
+}
+
+
+def dangers(text: str, name: str) -> list[str]:
+    """What of a source file could run, unpickle or reach what a stranger's file says."""
+    found = [word for word in FORBIDDEN if word in text and name not in ALLOWED.get(word, ())]
+    for node in ast.walk(ast.parse(text)):
+        if any(_is_read_somewhere(part) for part in _joined_parts(node)):
+            shown = ast.unparse(node)
+            if not any(allowed in shown for allowed in CHECKED_JOINS.get(name, ())):
+                found.append(f"a path of a name that was read: {shown}")
+        if not isinstance(node, ast.Call):
+            continue
+        called = ast.unparse(node.func)
+        options = {option.arg: ast.unparse(option.value) for option in node.keywords}
+        if (
+            called in ("eval", "exec", "compile")
+            or called.startswith("pickle.")
+            and name not in ALLOWED["import pickle"]
+        ):
+            found.append(called)
+        if called.startswith("Auto") and called.endswith(("from_pretrained", "from_config")):
+            wanted = {"trust_remote_code": "False"}
+            if called.startswith("AutoModel") and called.endswith("from_pretrained"):
+                wanted["use_safetensors"] = "True"
+            found += [f"{called} without {key}={value}" for key, value in wanted.items() if options.get(key) != value]
+        if called in ("np.load", "numpy.load", "load") and options.get("allow_pickle", "False") != "False":
+            found.append(f"{called} with allow_pickle={options['allow_pickle']}")
+        if called == "torch.load" and options.get("weights_only") != "True":
+            found.append("torch.load without weights_only=True")
+    return found
+
+
+def _joined_parts(node: ast.AST) -> list[ast.expr]:
+    """What is put behind a folder, in an expression that makes a path."""
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div) and not isinstance(node.left, ast.Constant):
+        return [node.right]
+    called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+    if called in ("Path", "joined", "os.path.join"):
+        return node.args[1:]
+    return node.args if called.endswith(".joinpath") else []
+
+
+def _is_read_somewhere(part: ast.expr) -> bool:
+    words = [word.id if isinstance(word, ast.Name) else getattr(word, "attr", None) for word in ast.walk(part)]
+    words += [
+        word.value for word in ast.walk(part) if isinstance(word, ast.Constant) and isinstance(part, ast.Subscript)
     ]
-    forbidden += ["import joblib", "shelve", "os.popen(", "import_module(", "__import__(", "extractall(", "unsafe_load"]
+    is_path = isinstance(part, ast.Name | ast.Attribute | ast.JoinedStr | ast.Subscript)
+    return is_path and not READ_SOMEWHERE.isdisjoint(word for word in words if isinstance(word, str))
+
+
+def test_no_file_of_a_stranger_can_run_anything():
+    """No unpickling but in the two places that refuse everything, no shell, no code of models, no `eval`, no path of a
+    name that nobody checked."""
     root = Path(egom2p.__file__).parent
     for path in sorted([*root.rglob("*.py"), *root.parent.glob("*.py")]):
-        text, name = path.read_text(), path.relative_to(root if path.is_relative_to(root) else root.parent).as_posix()
-        for word in forbidden:
-            assert word not in text or name in allowed.get(word, ()), f"{name}: {word}"
-        for node in ast.walk(ast.parse(text)):
-            if not isinstance(node, ast.Call):
-                continue
-            called = ast.unparse(node.func)
-            assert called not in ("eval", "exec", "compile"), f"{name}: {called}"
-            options = {option.arg: ast.unparse(option.value) for option in node.keywords}
-            if called.startswith("Auto") and called.endswith(("from_pretrained", "from_config")):
-                assert options.get("trust_remote_code") == "False", f"{name}: {ast.unparse(node)}"
-                if called.startswith("AutoModel") and called.endswith("from_pretrained"):
-                    assert options.get("use_safetensors") == "True", f"{name}: {ast.unparse(node)}"
-            if called in ("np.load", "numpy.load", "load"):
-                assert options.get("allow_pickle", "False") == "False", f"{name}: {ast.unparse(node)}"
-            if called == "torch.load":
-                assert options.get("weights_only") == "True", f"{name}: {ast.unparse(node)}"
+        name = path.relative_to(root if path.is_relative_to(root) else root.parent).as_posix()
+        assert not (found := dangers(path.read_text(), name)), f"{name}: {found}"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import pickle", "from pickle import loads", "pickle.load(file)", "import dill", "os.system(text)",
+        "os.popen(text)",
+        "subprocess.run(text, shell=True)", "eval(text)", "exec(text)", "compile(text, '', 'exec')", "torch.load(path)",
+        "torch.load(path, weights_only=False)", "torch.jit.load(path)", "np.load(path, allow_pickle=True)",
+        "np.load(path, allow_pickle=wanted)", "yaml.load(text)", "archive.extractall(folder)", "__import__(text)",
+        "importlib.import_module(text)", "AutoModel.from_pretrained(path, trust_remote_code=False)",
+        "AutoTokenizer.from_pretrained(path)", "AutoConfig.from_pretrained(path, trust_remote_code=True)",
+        "AutoModelForCausalLM.from_pretrained(path, use_safetensors=True)", "folder / key", "output / clip.key",
+        "root / f'{key}.npz'", "Path(output, dataset)", "folder / note['key']", "os.path.join(root, member)",
+        "root.joinpath(spec.folder)", "joined(self.output, modality)",
+    ],
+)  # fmt: skip
+def test_what_could_run_something_is_found(line):
+    """Each line, put into a file of ours, is one that the test above fails by."""
+    assert dangers(f"def f():\n    {line}\n" if " import" not in line and "import " not in line else line, "a/b.py")
+    assert dangers(f"def f():\n    {line}\n", "generation/stitching.py")
+
+
+def test_lines_of_no_danger_are_none():
+    for line in (
+        "inside(output, key)",
+        "a / b",
+        "np.load(path)",
+        "number / 2",
+        "folder / 'clip.json'",
+        "json.loads(x)",
+    ):
+        assert not dangers(line, "a/b.py"), line
+
+
+@pytest.mark.parametrize("name", ["../../victim/a", "/tmp/a", "a/b", 3])
+def test_keys_in_the_notes_of_a_folder_lead_nowhere_else(tmp_path, name):
+    """manifest.json and results.json of somebody else name clips; pages read them, recordings are written beside."""
+    save_json(tmp_path / "out" / "manifest.json", {"clips": [{"key": name, "made_streams": []}], "settings": {}})
+    with pytest.raises(ValueError, match="is not one plain name"):
+        write_rerun_recordings(RerunConfig(folder=str(tmp_path / "out")))

@@ -5,11 +5,16 @@ others die before a given part of them has passed, so that the moments are the s
 a fresh process, forked from a server that has imported what they need.
 """
 
+import contextlib
+import functools
 import hashlib
 import json
 import multiprocessing
 import os
+import shutil
 import signal
+import socket
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,7 +30,10 @@ from egom2p.anytoany.download import DownloadConfig, download
 from egom2p.anytoany.world.synthetic_data import SyntheticDataConfig
 from egom2p.config import from_plain, load_config
 from egom2p.data.clips.clip_store import write_clips
-from egom2p.data.clips.video_files import write_video
+from egom2p.data.clips.video_files import open_video, write_video
+from egom2p.evaluation.evaluation import run_evaluation
+from egom2p.evaluation.evaluation_config import ClipsConfig, EvaluationConfig
+from egom2p.generation.generation import GenerationConfig, run_generation
 from egom2p.pipelines.prepare import PrepareConfig, prepare
 from egom2p.pipelines.tokenization import TokenizeConfig, tokenize
 from egom2p.storage import fingerprint_of, is_unfinished, load_tensor_metadata, load_tensors
@@ -40,27 +48,30 @@ ROOT = Path(__file__).resolve().parents[1]
 START = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 TRAINING = {"num_steps": 8, "lr": 0.01, "checkpoint_every": 2, "log_every": 1, "batch_size": 4, "device": "cpu"}
 MOMENTS = (0.25, 0.6, 0.95)
+MOMENTS_OF_A_LAUNCH = int(os.environ.get("EGOM2P_KILLS", "8"))
+Run = Callable[[Path, Path], None]
 
 
-def run_pretrain(world: Path, output: Path) -> None:
-    pretrain(from_plain(PretrainConfig, pretrain_values(world / "tokens", output, **TRAINING)))
+def run_pretrain(world: Path, output: Path, workers: int = 0) -> None:
+    values = pretrain_values(world / "tokens", output, **TRAINING, num_workers=workers)
+    pretrain(from_plain(PretrainConfig, values))
 
 
-def run_tokenizer(world: Path, output: Path) -> None:
+def run_tokenizer(world: Path, output: Path, workers: int = 0) -> None:
     network = {
         "architecture": "trajectory_vqvae", "modality": "tok_gaze", "quantity": "gaze", "folder": "gaze",
         "num_samples": tiny_artifacts.NUM_SAMPLES, "dim": 16, "encoder_depth": 1, "decoder_depth": 1, "num_heads": 2,
         "latent_dim": 4, "num_codes": 8,
     }  # fmt: skip
     values = {
-        "output_dir": str(output), "network": network, "training": TRAINING,
+        "output_dir": str(output), "network": network, "training": TRAINING | {"num_workers": workers},
         "train": {"root": str(world / "clips"), "datasets": ["train"]},
         "validation": {"root": str(world / "clips"), "datasets": ["val"]},
     }  # fmt: skip
     train_tokenizer(from_plain(TokenizerTrainingConfig, values))
 
 
-def run_anytoany(world: Path, output: Path) -> None:
+def run_anytoany(world: Path, output: Path, workers: int = 0) -> None:
     data, sets = world / "datasets", ("coco_llava_instruct", "vision_flan", "sam_llava")
     values = {f"data.datasets.{name}.files": f"[{data / name / 'output.parquet'}]" for name in sets}
     values |= {
@@ -70,6 +81,7 @@ def run_anytoany(world: Path, output: Path) -> None:
         "evaluation.datasets.sam_llava.files": f"[{data}/sam_llava/output.parquet]",
         "evaluation.max_conversations": 2,
         "data.window": 64,
+        "data.num_workers": workers,
         "training.epochs": "null",
         "training.warmup": 0,
         "training.accumulation": 1,
@@ -99,6 +111,25 @@ def run_tokenize(world: Path, output: Path) -> None:
     )  # fmt: skip
 
 
+def run_generate(world: Path, output: Path) -> None:
+    run_generation(
+        GenerationConfig(
+            checkpoint=str(world / "model"), input=str(world / "clips" / "val"), output=str(output), join="none",
+            targets=("depth", "cam", "gaze"), batch_size=1, device="cpu", progress=False,
+        )
+    )  # fmt: skip
+
+
+def run_evaluate(world: Path, output: Path) -> None:
+    clips = ClipsConfig(root=str(world / "clips" / "val"), dataset="tiny")
+    run_evaluation(
+        EvaluationConfig(
+            output=str(output), checkpoints={"tiny": str(world / "model")}, clips=clips, num_shown_clips=2,
+            tasks=("rgb2gaze", "rgb2camera", "rgb2depth"), device="cpu", progress=False,
+        )
+    )  # fmt: skip
+
+
 def make_pretrain(world: Path) -> None:
     for name, count in (("train", 24), ("val", 8)):
         write_tokens(world / "tokens", name, count, seed=count)
@@ -121,9 +152,9 @@ def make_recordings(world: Path) -> None:
         write_video(folder / "video.mp4", np.full((120, 24, 32, 3), 60 + 40 * number, np.uint8), 30)
 
 
-def _counted(run: Callable[[Path, Path], None], world: Path, output: Path, last: int | None) -> None:
-    """Run; die before event `last`, or, without one, leave the number of events in `<output>.events`."""
-    os.environ["OMP_NUM_THREADS"] = "1"
+def _counted(run: Run, world: Path, output: Path, last: int | None, environment: dict[str, str]) -> None:
+    """Run; die before event `last`, or, without one, leave the number of events in `<output>.events<rank>`."""
+    os.environ.update(environment, OMP_NUM_THREADS="1")
     torch.set_num_threads(1)
     events = 0
 
@@ -132,43 +163,64 @@ def _counted(run: Callable[[Path, Path], None], world: Path, output: Path, last:
             nonlocal events
             events += 1
             if events == last:
+                if function is fsync:  # as if the power had gone in the middle of the file
+                    with contextlib.suppress(OSError):  # a folder
+                        opened = f"/proc/self/fd/{arguments[0]}"
+                        os.truncate(opened, os.stat(opened).st_size // 2)
                 os.kill(os.getpid(), signal.SIGKILL)
             return function(*arguments, **options)
 
         return call
 
-    os.replace, os.rename, os.fsync = counted(os.replace), counted(os.rename), counted(os.fsync)
+    fsync = os.fsync
+    os.replace, os.rename, os.fsync = counted(os.replace), counted(os.rename), counted(fsync)
     loop.apply_gradients = counted(loop.apply_gradients)
     with open(output.with_suffix(".said"), "a") as said:
         os.dup2(said.fileno(), 1)
         os.dup2(said.fileno(), 2)
         run(world, output)
     if last is None:
-        output.with_suffix(".events").write_text(str(events))
+        output.with_suffix(f".events{environment.get('RANK', 0)}").write_text(str(events))
 
 
-def process(run: Callable[[Path, Path], None], world: Path, output: Path, last: int | None = None) -> int:
+def process(run: Run, world: Path, output: Path, last: int | None = None, *, dying: int = 0, ranks: int = 1) -> int:
+    """Run on one or several ranks, of which `dying` ends at event `last`; the exit code of that one."""
     started = multiprocessing.get_context(START)
     if START == "forkserver":
+        os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)  # some versions of Python tell their server nothing else
         started.set_forkserver_preload([__name__])
-    child = started.Process(target=_counted, args=(run, world, output, last))
-    child.start()
-    child.join(120)
-    if child.exitcode is None:
-        child.kill()
-    return child.exitcode
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        launch = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(ranks)}
+    children = []
+    for rank in range(ranks):
+        environment = launch | {"RANK": str(rank), "LOCAL_RANK": str(rank)} if ranks > 1 else {}
+        moment = last if rank == dying else None
+        children.append(started.Process(target=_counted, args=(run, world, output, moment, environment)))
+        children[-1].start()
+    children[dying].join(300)
+    for child in children:
+        if last is not None or child.exitcode is None:
+            child.join(0 if last is not None else 60)  # a machine that is gone takes all its ranks along
+            child.kill()
+            child.join()
+    codes = {child.exitcode for child in children}
+    return children[dying].exitcode if last is not None else next((code for code in codes if code), 0)
 
 
-def killed_and_run_again(run, world: Path, output: Path, last: int) -> None:
-    assert process(run, world, output, last) == -signal.SIGKILL
-    assert process(run, world, output) == 0, output.with_suffix(".said").read_text()[-3000:]
+def killed_and_run_again(run: Run, world: Path, output: Path, last: int, **launch: int) -> None:
+    for index in [*world.rglob(".index")]:  # of shards, which the first run makes: the same events each time
+        shutil.rmtree(index)
+    assert process(run, world, output, last, **launch) == -signal.SIGKILL
+    assert process(run, world, output, **launch) == 0, output.with_suffix(".said").read_text()[-3000:]
 
 
-def undisturbed(run, make, folder: Path) -> tuple[Path, Path, int]:
-    make(folder / "world")
+def undisturbed(run: Run, make: Callable[[Path], None], folder: Path, *, ranks: int = 1) -> tuple[Path, Path, int]:
+    if not (folder / "world").is_dir():
+        make(folder / "world")
     output = folder / "whole"
-    assert process(run, folder / "world", output) == 0, output.with_suffix(".said").read_text()[-3000:]
-    return folder / "world", output, int(output.with_suffix(".events").read_text())
+    assert process(run, folder / "world", output, ranks=ranks) == 0, output.with_suffix(".said").read_text()[-3000:]
+    return folder / "world", output, int(output.with_suffix(".events0").read_text())
 
 
 def trained(folder: Path) -> dict[str, Any]:
@@ -184,12 +236,20 @@ def trained(folder: Path) -> dict[str, Any]:
 
 
 def written(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file but reports, which tell times. A half-written card of tokenization stays, hidden."""
+    """SHA-256 of every file but reports, which tell times. A half-written card of tokenization stays, hidden.
+
+    Of `results.json` without seconds and without its config, which names the output. Of a video to look at how long it
+    is: the encoder once made other bits of the same frames.
+    """
     found = {}
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         name, content = file.relative_to(folder), file.read_bytes()
         if "_report" in file.name or any(is_unfinished(part) for part in name.parts):
             continue
+        if file.name == "results.json":
+            content = json.dumps(json.loads(content) | {"seconds": None, "config": None}).encode()
+        if file.suffix == ".mp4":
+            content = str(len(open_video(file))).encode()
         found[str(name)] = hashlib.sha256(content).hexdigest()
     return found
 
@@ -218,8 +278,17 @@ def test_training_killed_at_a_fixed_moment_ends_as_an_undisturbed_one(trainer, t
     assert trained(tmp_path / "parts") == trained(whole)
 
 
-def test_prepare_killed_at_a_fixed_moment_ends_with_the_same_bytes(tmp_path):
-    check_bytes(run_prepare, make_recordings, tmp_path, MOMENTS)
+@pytest.mark.parametrize(
+    ("run", "make"),
+    [
+        (run_prepare, make_recordings),
+        (run_generate, tiny_artifacts.make_tiny_world),
+        (run_evaluate, tiny_artifacts.make_tiny_world),
+    ],
+    ids=["prepare", "generate", "evaluate"],
+)
+def test_a_job_killed_at_a_fixed_moment_ends_with_the_same_bytes(tmp_path, run, make):
+    check_bytes(run, make, tmp_path, MOMENTS)
     assert not [file for file in tmp_path.rglob("*") if is_unfinished(file)], "something half-written was left"
 
 
@@ -238,10 +307,19 @@ def check_bytes(run, make, folder: Path, moments) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["pretrain", "tokenizer"])
-def test_training_killed_at_thirty_random_moments(tmp_path, name):
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("name", TRAINERS)
+def test_training_killed_at_thirty_random_moments(tmp_path, name, workers, ranks):
+    """Eight moments of each of the four launches: thirty and two of each trainer. Of two ranks either one dies."""
     run, make = TRAINERS[name]
-    world, whole, events = undisturbed(run, make, tmp_path)
-    for number, last in enumerate(np.random.default_rng(0).integers(1, events + 1, 30)):
-        killed_and_run_again(run, world, tmp_path / str(number), int(last))
-        assert trained(tmp_path / str(number)) == trained(whole), f"killed before event {last} of {events}"
+    run = functools.partial(run, workers=workers)
+    world, whole, events = undisturbed(run, make, tmp_path, ranks=ranks)
+    random = np.random.default_rng(2 * workers + ranks)
+    for number in range(MOMENTS_OF_A_LAUNCH):
+        dying = number % ranks
+        of_rank = int(whole.with_suffix(f".events{dying}").read_text())
+        last = int(random.integers(1, of_rank + 1))
+        parts = tmp_path / str(number)
+        killed_and_run_again(run, world, parts, last, dying=dying, ranks=ranks)
+        assert trained(parts) == trained(whole), f"rank {dying} killed before event {last} of {of_rank}"

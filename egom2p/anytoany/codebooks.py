@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from egom2p.anytoany.language.language_tokenizer import code_token, end_tag, media_id, reserved_tokens, start_tag
 from egom2p.anytoany.types import KINDS
-from egom2p.config import strict
+from egom2p.config import Count, strict
 
 _TEXT = 0
 _NUM_TAGS = len(reserved_tokens())
@@ -36,15 +36,13 @@ class CodebookConfig:
 
     kind: str
     modality: str
-    size: int
-    num_tokens: int
+    size: Count
+    num_tokens: Count
     fingerprint: str | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"codebook kind must be one of {KINDS}, got {self.kind!r}")
-        if self.size < 1 or self.num_tokens < 1:
-            raise ValueError(f"codebook {self.kind}: size and num_tokens must be positive")
 
 
 class Codebooks:

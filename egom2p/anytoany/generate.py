@@ -22,7 +22,7 @@ from egom2p.anytoany.language.packaged_model import stand_in_note
 from egom2p.anytoany.perception.familiarity import Familiarity
 from egom2p.anytoany.saving import is_anytoany, load_anytoany, load_plain
 from egom2p.anytoany.types import KINDS, PerceptionFeatures
-from egom2p.config import run_main, strict
+from egom2p.config import Count, Natural, Positive, run_main, strict
 from egom2p.contracts import ModalitySpec, TokenClip
 from egom2p.data.clips.clip_alignment import RecordingTooShort
 from egom2p.jobs.workers import choose_device
@@ -65,21 +65,17 @@ class GenerateConfig:
     cam: Files = ()
     depth: Files = ()
     windows: bool = False
-    stride_s: float | None = None
-    num_tokens: int | None = None
+    stride_s: Positive | None = None
+    num_tokens: Count | None = None
     answer: AnswerConfig = AnswerConfig()
-    num_answers: int = 1
-    seed: int = 0
+    num_answers: Count = 1
+    seed: Natural = 0
     tokens_out: str | None = None
     prompts: str | None = None
     rows_out: str | None = None
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        if self.num_answers < 1:
-            raise ValueError(f"num_answers must be at least 1, got {self.num_answers}")
-        if self.stride_s is not None and self.stride_s <= 0:
-            raise ValueError(f"stride_s must be positive, got {self.stride_s}")
         if (self.prompts is None) != (self.rows_out is None):
             raise ValueError("prompts and rows_out go together: questions, and where they go with their answers")
         if self.windows and (self.num_answers > 1 or self.tokens_out is not None):

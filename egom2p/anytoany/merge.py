@@ -9,7 +9,7 @@ import torch
 
 from egom2p.anytoany.model import AnyToAny
 from egom2p.anytoany.saving import load_anytoany, save_merged
-from egom2p.config import run_main, strict
+from egom2p.config import NotNegative, run_main, strict
 
 _NUM_POSITIONS = 24
 _TOLERANCE, _TOLERANCE_OF_HALVES = 1e-5, 5e-2
@@ -27,7 +27,7 @@ class MergeConfig:
 
     model: str
     output: str
-    tolerance: float | None = None
+    tolerance: NotNegative | None = None
 
 
 @torch.inference_mode()

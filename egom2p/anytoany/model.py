@@ -27,7 +27,7 @@ from egom2p.anytoany.perception.build_perception import build_tower
 from egom2p.anytoany.perception.source import FeatureRows, PerceptionConfig, source_of_kind
 from egom2p.anytoany.splice import splice
 from egom2p.anytoany.types import NO_LOSS, LanguageBatch
-from egom2p.config import strict
+from egom2p.config import NotNegative, strict
 from egom2p.contracts import LossOutput
 from egom2p.layers.lora import LoraConfig, attach_lora, has_lora
 from egom2p.layers.padding import to_device
@@ -56,10 +56,10 @@ class AnyToAnyConfig:
     codebooks: tuple[CodebookConfig, ...] = ()
     adapt: Literal["lora", "full", "frozen"] = "lora"
     lora: LoraConfig = field(default_factory=lambda: PUBLISHED_LORA)
-    z_loss: float = 0.0
-    connector_lr: float = 1.0
-    new_token_lr: float = 1.0
-    perception_lr: float = 1.0
+    z_loss: NotNegative = 0.0
+    connector_lr: NotNegative = 1.0
+    new_token_lr: NotNegative = 1.0
+    perception_lr: NotNegative = 1.0
 
     def __post_init__(self) -> None:
         if not self.perception:

@@ -9,6 +9,7 @@ Errors: {"error": "..."} with status 4xx or 5xx.
 Requests of web pages are refused (403): Host and Origin, where sent, must be this machine and port.
 """
 
+import contextlib
 import io
 import json
 import logging
@@ -17,6 +18,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -32,7 +34,7 @@ from egom2p.anytoany.perception.familiarity import Familiarity
 from egom2p.anytoany.perception.media_files import features_of_vectors
 from egom2p.anytoany.perception.source import VectorsConfig, source_of_kind
 from egom2p.anytoany.saving import load_anytoany
-from egom2p.config import run_main, strict
+from egom2p.config import Count, Natural, Positive, run_main, strict
 from egom2p.data.clips.image_files import PICTURE_SUFFIXES
 from egom2p.data.clips.video_files import VideoFile
 from egom2p.jobs.workers import choose_device
@@ -77,6 +79,7 @@ class ServeConfig:
     max_file_mb  of an uploaded video or picture; the first clip of a video is what is answered
     max_pixels   of a frame: a small file may hold frames that fill the memory
     folder     uploaded files lie below it until they are answered
+    wait_s     a request that the model was not free for after so long is answered with 503
     """
 
     model: str
@@ -84,12 +87,13 @@ class ServeConfig:
     kind: Literal["video", "image", "audio"] = "video"
     answer: AnswerConfig = AnswerConfig(max_new_tokens=300)
     host: Literal["127.0.0.1", "localhost", "::1"] = "127.0.0.1"
-    port: int = 8080
-    max_batch: int = 64
-    timeout_s: float = 30.0
-    max_connections: int = 256
-    max_file_mb: float = 64.0
-    max_pixels: int = 4096 * 2304
+    port: Natural = 8080
+    max_batch: Count = 64
+    timeout_s: Positive = 30.0
+    max_connections: Count = 256
+    wait_s: Positive = 300.0
+    max_file_mb: Positive = 64.0
+    max_pixels: Count = 4096 * 2304
     folder: str = "outputs/serve"
     device: str = "cpu"
 
@@ -99,11 +103,8 @@ class ServeConfig:
             raise ValueError(
                 f"prompt needs {{{self.kind}}} once (kind is {self.kind}), found {found or 'no placeholder'}"
             )
-        if not 0 <= self.port <= 65535:
+        if self.port > 65535:
             raise ValueError(f"port must be in 0 ... 65535, got {self.port}")
-        for name in ("max_batch", "max_connections", "timeout_s", "max_file_mb", "max_pixels"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
 
     @property
     def text(self) -> str:
@@ -165,12 +166,22 @@ class CaptionServer(ThreadingHTTPServer):
         if not isinstance(sys.exception(), OSError):
             _log.exception("a connection failed")
 
+    @contextlib.contextmanager
+    def _model(self) -> Iterator[None]:
+        """Hold the model for one request."""
+        if not self._model_lock.acquire(timeout=self.config.wait_s):
+            raise RefusedRequest(503, f"the model was busy with other requests for {self.config.wait_s:g} s")
+        try:
+            yield
+        finally:
+            self._model_lock.release()
+
     def captions(self, body: bytes) -> list[str]:
         """Texts for the body of a request."""
         vectors_BW = self._vectors(body)
         items = [features_of_vectors(vector_W) for vector_W in vectors_BW]
         config = self.config
-        with self._model_lock:
+        with self._model():
             questions = [self.inference.question(config.text, [(config.kind, item)]) for item in items]
             return [answer.text for answer in self.inference.answer(questions, config.answer)]
 
@@ -184,7 +195,7 @@ class CaptionServer(ThreadingHTTPServer):
             raise RefusedRequest(415, f"the body is no video or picture by its first bytes; known are {known}")
         named = file.rename(file.with_suffix(suffix))
         config = self.config
-        with self._model_lock:
+        with self._model():
             try:
                 check_frame_size(named, config.max_pixels)
                 clip = next(self.inference.perceive_file(config.kind, str(named)), None)

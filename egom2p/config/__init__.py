@@ -2,10 +2,25 @@
 
 from egom2p.config.command_line import run_main
 from egom2p.config.composition import cfgs_root, deciding, load_config, load_plain, save_config, to_plain
-from egom2p.config.schema import ConfigError, from_plain, not_deciding, strict
+from egom2p.config.schema import (
+    ConfigError,
+    Count,
+    Natural,
+    NotNegative,
+    Positive,
+    Share,
+    from_plain,
+    not_deciding,
+    strict,
+)
 
 __all__ = [
     "ConfigError",
+    "Count",
+    "Natural",
+    "NotNegative",
+    "Positive",
+    "Share",
     "cfgs_root",
     "deciding",
     "from_plain",

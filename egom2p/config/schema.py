@@ -8,9 +8,9 @@ import difflib
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar, get_args, get_origin
+from typing import Annotated, Any, TypeVar, get_args, get_origin
 
-from pydantic import ConfigDict, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 
 SchemaT = TypeVar("SchemaT")
@@ -20,6 +20,20 @@ strict = dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", 
 
 No number is infinite or none at all: nothing that is configured can mean that.
 """
+
+# What a number of a config may be; a field without one of these may be negative (an angle, a shift, a place).
+Count = Annotated[int, Field(ge=1)]
+Natural = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+_BOUNDS = {
+    ("greater_than_equal", 1): "must be at least 1",
+    ("greater_than_equal", 0): "must not be negative",
+    ("greater_than", None): "must be positive",
+    ("less_than_equal", None): "must be at most 1",
+}  # of pydantic's problems
 
 
 def not_deciding(default: Any = dataclasses.MISSING) -> Any:
@@ -39,8 +53,6 @@ def from_plain(schema: type[SchemaT], values: Mapping[str, Any], *, where: str =
     """A schema instance from nested plain values; every problem is listed in one ConfigError that names `where`."""
     if not isinstance(values, Mapping) or not all(isinstance(key, str) for key in values):
         raise ConfigError(f"{where}: wanted keys and their values, found {values!r:.80}")
-    if isinstance(seed := values.get("seed"), int) and seed < 0:
-        raise ConfigError(f"{where}: `seed`: must not be negative, found {seed}")
     try:
         return schema(**values)
     except ValidationError as error:
@@ -72,7 +84,9 @@ def describe_problem(schema: type, problem: Mapping[str, Any]) -> str:
         return unknown_key(schema, path)
     if problem["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
         return f"missing key `{dotted}`"
-    message = problem["msg"].removeprefix("Value error, ")
+    message = _BOUNDS.get((problem["type"], problem.get("ctx", {}).get("ge")), problem["msg"]).removeprefix(
+        "Value error, "
+    )
     found = problem.get("input")
     is_short = isinstance(found, str | int | float | bool) or found is None
     text = f"`{dotted}`: {message}" if dotted else message

@@ -3,7 +3,7 @@
 from dataclasses import field
 from typing import Literal
 
-from egom2p.config import strict
+from egom2p.config import Count, Natural, NotNegative, Share, strict
 from egom2p.data.budgets import BudgetPolicy
 from egom2p.data.sequence_masking import KeepScheme
 
@@ -15,8 +15,8 @@ TrackPositions = Literal["random", "span"]
 class ModalityAlphas:
     """Dirichlet concentrations of one modality, one per component of the mixture; 0: never drawn there."""
 
-    input_alphas: list[float]
-    target_alphas: list[float]
+    input_alphas: list[NotNegative]
+    target_alphas: list[NotNegative]
 
     def __post_init__(self) -> None:
         if not self.input_alphas or len(self.input_alphas) != len(self.target_alphas):
@@ -24,8 +24,6 @@ class ModalityAlphas:
                 f"input_alphas and target_alphas have one value per component each, got {len(self.input_alphas)} "
                 f"and {len(self.target_alphas)}"
             )
-        if min(*self.input_alphas, *self.target_alphas) < 0:
-            raise ValueError(f"alphas are not negative, got {self.input_alphas} and {self.target_alphas}")
 
 
 @strict
@@ -37,11 +35,11 @@ class TransferConfig:
     positions_per_target   the same for each target modality
     """
 
-    weight: float
+    weight: NotNegative
     inputs: list[str]
     targets: list[str]
-    positions_per_input: int | None = None
-    positions_per_target: int | None = None
+    positions_per_input: Count | None = None
+    positions_per_target: Count | None = None
     next_frame: bool = False
 
     def __post_init__(self) -> None:
@@ -52,11 +50,6 @@ class TransferConfig:
             raise ValueError(f"a transfer's inputs and targets are disjoint, {both} is in both")
         if self.next_frame and not both:
             raise ValueError(f"next_frame needs a modality on both sides, got {self.inputs} -> {self.targets}")
-        if self.weight < 0:
-            raise ValueError(f"the weight of a transfer is not negative, got {self.weight}")
-        for name in ("positions_per_input", "positions_per_target"):
-            if (found := getattr(self, name)) is not None and found < 1:
-                raise ValueError(f"{name} is positive or null, got {found}")
 
 
 @strict
@@ -71,7 +64,7 @@ class AlphasConfig:
     """
 
     alphas_mixture: dict[str, ModalityAlphas] = field(default_factory=dict)
-    sampling_weights: list[float] | None = None
+    sampling_weights: list[NotNegative] | None = None
     transfers: dict[str, TransferConfig] = field(default_factory=dict)
     always_target: list[str] = field(default_factory=list)
 
@@ -109,14 +102,14 @@ class MaskingConfig:
     """
 
     alphas: AlphasConfig
-    max_input_tokens: int
-    max_target_tokens: int
-    min_input_tokens: int | None = None
-    min_target_tokens: int | None = None
+    max_input_tokens: Natural
+    max_target_tokens: Natural
+    min_input_tokens: Natural | None = None
+    min_target_tokens: Natural | None = None
     in_domains: list[str] | None = None
     out_domains: list[str] | None = None
     policy: BudgetPolicy = "waterfill"
-    input_dropout: float = 0.0
+    input_dropout: Share = 0.0
     keep_scheme: KeepScheme = "random"
     grid_positions: GridPositions = "random"
     track_positions: TrackPositions = "random"
@@ -124,10 +117,8 @@ class MaskingConfig:
     def __post_init__(self) -> None:
         for side in ("input", "target"):
             low, high = getattr(self, f"min_{side}_tokens"), getattr(self, f"max_{side}_tokens")
-            if high < 0 or (low is not None and not 0 <= low <= high):
-                raise ValueError(f"0 <= min_{side}_tokens <= max_{side}_tokens wanted, got {low} and {high}")
-        if not 0 <= self.input_dropout <= 1:
-            raise ValueError(f"input_dropout is a share in [0, 1], got {self.input_dropout}")
+            if low is not None and low > high:
+                raise ValueError(f"min_{side}_tokens <= max_{side}_tokens wanted, got {low} and {high}")
 
     @property
     def token_budget(self) -> int:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
-from egom2p.config import strict
+from egom2p.config import Count, NotNegative, strict
 from egom2p.contracts import MaskedClip, ModalitySpec, PackedBatch
 from egom2p.data.clip_order import ClipOrder, LaneOrder, MixtureOrder, clip_rng
 from egom2p.data.collate import BatchShape, collate
@@ -32,7 +32,7 @@ class DatasetConfig(MaskingConfig):
     """
 
     shards: str
-    weight: float = 1.0
+    weight: NotNegative = 1.0
     folder_names: dict[str, str] | None = None
 
 
@@ -56,12 +56,12 @@ class DataConfig:
     datasets: dict[str, DatasetConfig]
     validation: dict[str, DatasetConfig] = field(default_factory=dict)
     tokens_root: str | None = None
-    num_validation_clips: int = 1024
+    num_validation_clips: Count = 1024
     modalities: dict[str, dict[str, Any] | None] | None = None
-    shards_per_block: int = 8
+    shards_per_block: Count = 8
     in_memory: bool = False
     access: Literal["indexed", "streaming"] = "indexed"
-    streaming_lanes: int | None = None
+    streaming_lanes: Count | None = None
     index_cache: str | None = None
 
     def __post_init__(self) -> None:
@@ -72,7 +72,7 @@ class DataConfig:
                 f"shards_per_block and num_validation_clips are positive, got {self.shards_per_block} and "
                 f"{self.num_validation_clips}"
             )
-        if self.access == "indexed" and self.streaming_lanes is not None or (self.streaming_lanes or 1) < 1:
+        if self.access == "indexed" and self.streaming_lanes is not None:
             raise ValueError(f"streaming_lanes is positive, and of access=streaming, got {self.streaming_lanes}")
         if self.access == "streaming" and self.in_memory:
             raise ValueError("access=streaming reads tokens as they are needed, in_memory all at once: choose one")

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from egom2p.config import run_main, strict, to_plain
+from egom2p.config import Count, Natural, NotNegative, Positive, run_main, strict, to_plain
 from egom2p.contracts import QUANTITIES, Recording, TokenClip, quantity_of_stream
 from egom2p.contracts.quantities import PICTURE_STREAMS
 from egom2p.data.recordings.reader_choice import SourceConfig, open_reader
@@ -38,6 +38,7 @@ from egom2p.metrics.drift import path_length_m
 from egom2p.metrics.measurements import Measured, Method, write_results
 from egom2p.metrics.result_table import MethodKind
 from egom2p.models.sampling import SamplingConfig
+from egom2p.storage import RemoteConfig, configure_remote, only_writer
 
 
 @strict
@@ -51,8 +52,8 @@ class RecordingsConfig:
 
     source: SourceConfig | None = None
     input: str | None = None
-    rate_hz: float | None = None
-    segments_m: tuple[float, ...] = (0.5, 1.0, 2.0)
+    rate_hz: Positive | None = None
+    segments_m: tuple[Positive, ...] = (0.5, 1.0, 2.0)
 
     def __post_init__(self) -> None:
         if (self.input is None) == (self.source is None):
@@ -64,7 +65,7 @@ class DriftRow:
     """One way to make a long recording; is_ceiling: of the truth, through the tokenizers, instead of by the model."""
 
     join: Join = "stitch"
-    overlap_s: float = 1.0
+    overlap_s: NotNegative = 1.0
     stitching: StitchConfig = StitchConfig()
     sampling: dict[str, SamplingConfig] = field(default_factory=dict)
     is_ceiling: bool = False
@@ -85,10 +86,11 @@ class DriftConfig:
     rows: dict[str, DriftRow]
     conditions: tuple[str, ...] = ("rgb",)
     targets: tuple[str, ...] = ("depth", "camera", "gaze")
-    max_recordings: int | None = None
-    batch_size: int = 16
-    seed: int = 0
+    max_recordings: Count | None = None
+    batch_size: Count = 16
+    seed: Natural = 0
     device: str = "auto"
+    remote: RemoteConfig = RemoteConfig()  # waiting for and asking of S3
     progress: bool = True
     description: str = ""
 
@@ -138,6 +140,12 @@ class _Kept:
 
 def run_drift(config: DriftConfig) -> Path:
     """Make every row of every recording; writes results.json, results.md and per_clip.csv; returns the folder."""
+    configure_remote(config.remote)
+    with only_writer(config.output):
+        return _run_drift(config)
+
+
+def _run_drift(config: DriftConfig) -> Path:
     checkpoint = load_checkpoint(config.checkpoint, device=config.device)
     folder, measured, about = Path(config.output), [], {}
     for label, source in config.recordings.items():

@@ -34,13 +34,17 @@ from egom2p.metrics.measurements import Measured, write_results
 from egom2p.metrics.result_table import Results
 from egom2p.storage import (
     atomic_directory,
+    configure_remote,
     inside,
     is_remote,
     load_json,
     only_writer,
     remove_directory,
+    remove_unfinished,
     save_json,
 )
+
+_FINISHED = "finished"
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,10 @@ def run_evaluation(config: EvaluationConfig) -> Evaluation:
     Until all are done, each finished task is kept in `finished/`: an evaluation that was interrupted goes on with the
     others. One process writes to an output at a time.
     """
+    configure_remote(config.remote)
     with only_writer(config.output):
+        for folder in (Path(config.output), Path(config.output, _FINISHED)):
+            remove_unfinished(folder)  # what a killed run left half-written
         return _run_evaluation(config)
 
 
@@ -75,7 +82,7 @@ def _run_evaluation(config: EvaluationConfig) -> Evaluation:
             store = ClipStore(config.train_clips.root, config.train_clips.dataset)
             statistics = training_statistics(store, max_clips=config.max_train_clips)
     shown = {clip.key: _truth_arrays(clip) for clip in _held_out_clips(config)[: config.num_shown_clips]}
-    finished = FinishedTasks(folder / "finished", _deciding(config, checkpoints))
+    finished = FinishedTasks(folder / _FINISHED, _deciding(config, checkpoints))
     found = {task: finished.load(task) for task in config.tasks}
     missing = [task for task in config.tasks if found[task] is None]
     if len(missing) < len(config.tasks):

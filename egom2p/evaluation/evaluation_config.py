@@ -2,22 +2,19 @@
 
 from dataclasses import field
 
-from egom2p.config import not_deciding, strict
+from egom2p.config import Count, Natural, not_deciding, strict
 from egom2p.evaluation.scoring import ProtocolConfig
 from egom2p.jobs.workers import Dtype
 from egom2p.models.sampling import SamplingConfig
+from egom2p.storage import RemoteConfig
 
 
 @strict
 class EstimatorConfig:
     """How one estimate per clip is made: `num_samples` generations with different seeds, decoded and averaged."""
 
-    num_samples: int = 1
+    num_samples: Count = 1
     sampling: SamplingConfig = SamplingConfig()
-
-    def __post_init__(self) -> None:
-        if self.num_samples < 1:
-            raise ValueError(f"num_samples must be at least 1, got {self.num_samples}")
 
 
 @strict
@@ -62,14 +59,15 @@ class EvaluationConfig:
         }
     )
     protocol: ProtocolConfig = ProtocolConfig()
-    num_clips: int | None = 96
-    num_shown_clips: int = 6
-    max_train_clips: int | None = 1000
-    batch_size: int = not_deciding(32)
-    num_workers: int = not_deciding(0)
-    seed: int = 0
+    num_clips: Count | None = 96
+    num_shown_clips: Natural = 6
+    max_train_clips: Count | None = 1000
+    batch_size: Count = not_deciding(32)
+    num_workers: Natural = not_deciding(0)
+    seed: Natural = 0
     device: str = not_deciding("auto")
     dtype: Dtype = not_deciding("auto")
+    remote: RemoteConfig = not_deciding(RemoteConfig())  # waiting for and asking of S3
     progress: bool = not_deciding(True)
     title: str = not_deciding("EgoM2P evaluation")
     description: str = not_deciding("")

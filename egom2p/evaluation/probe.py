@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from scipy.sparse import csr_array, hstack
 
-from egom2p.config import run_main, strict, to_plain
+from egom2p.config import Count, Natural, NotNegative, run_main, strict, to_plain
 from egom2p.contracts import AlignedClip, ModalitySpec, TokenClip
 from egom2p.data.clips.clip_store import ClipStore
 from egom2p.evaluation.evaluation_config import ClipsConfig
@@ -24,6 +24,7 @@ from egom2p.jobs.progress import progress_bar, say
 from egom2p.metrics.measurements import Measured, Method, write_results
 from egom2p.metrics.result_table import MethodKind, Metric, Results
 from egom2p.models.features import encode_clips
+from egom2p.storage import RemoteConfig, configure_remote, only_writer
 
 _ENCODER = "encoder"
 _ACCURACY = Metric("accuracy", "accuracy", "", "share of held-out clips whose label is found", True, True)
@@ -42,8 +43,8 @@ class ProbeLabelConfig:
 
     kind: Literal["cell", "text"]
     stream: str
-    rows: int = 3
-    columns: int = 3
+    rows: Count = 3
+    columns: Count = 3
     pattern: str | None = None
 
     def __post_init__(self) -> None:
@@ -86,12 +87,13 @@ class ProbeDataConfig:
     test: ClipsConfig
     inputs: tuple[str, ...]
     labels: dict[str, ProbeLabelConfig]
-    penalties: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-    max_train_clips: int | None = None
-    max_test_clips: int | None = None
-    batch_size: int = 32
-    seed: int = 0
+    penalties: tuple[NotNegative, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+    max_train_clips: Count | None = None
+    max_test_clips: Count | None = None
+    batch_size: Count = 32
+    seed: Natural = 0
     device: str = "auto"
+    remote: RemoteConfig = RemoteConfig()  # waiting for and asking of S3
     progress: bool = True
 
     def __post_init__(self) -> None:
@@ -176,6 +178,12 @@ def run_probe(config: ProbeConfig) -> Results:
 
     Raises ValueError when a recording is in both splits.
     """
+    configure_remote(config.remote)
+    with only_writer(config.output):
+        return _run_probe(config)
+
+
+def _run_probe(config: ProbeConfig) -> Results:
     checkpoint = load_checkpoint(config.checkpoint or pretrained_checkpoint(), device=config.device)
     names, train, test = read_splits(checkpoint, config)
     specs = [spec for spec in checkpoint.specs if spec.name in names]

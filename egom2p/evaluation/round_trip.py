@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from egom2p.config import run_main, strict, to_plain
+from egom2p.config import Count, Natural, NotNegative, run_main, strict, to_plain
 from egom2p.contracts import AlignedClip
 from egom2p.data.clips.clip_store import ClipStore
 from egom2p.geometry import (
@@ -58,10 +58,10 @@ class RoundTripConfig:
     sets: tuple[str, ...]
     tokenizers: dict[str, str]
     output: str
-    streams: tuple[int, ...] = ()
-    speeds_m_s: tuple[float, ...] = (0.15, 0.4, 0.8)
-    max_clips: int | None = None  # of each set, evenly spread
-    seed: int = 0
+    streams: tuple[Count, ...] = ()
+    speeds_m_s: tuple[NotNegative, ...] = (0.15, 0.4, 0.8)
+    max_clips: Count | None = None  # of each set, evenly spread
+    seed: Natural = 0
     description: str = ""
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from egom2p.config import deciding, not_deciding, strict
+from egom2p.config import Count, deciding, not_deciding, strict
 from egom2p.contracts import AlignedClip, Provenance, Recording, TokenClip
 from egom2p.data.clips.clip_alignment import RecordingTooShort
 from egom2p.data.recordings.reader_choice import SourceConfig, open_reader
@@ -66,7 +66,7 @@ class GenerationConfig(Request):
     input: str | None = None
     source: SourceConfig | None = None
     output: str = not_deciding()
-    max_clips: int | None = not_deciding(None)
+    max_clips: Count | None = not_deciding(None)
     video: Literal["mp4", "webm"] = "mp4"
     device: str = not_deciding("auto")
     dtype: Dtype = not_deciding("auto")

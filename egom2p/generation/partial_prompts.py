@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from egom2p.config import strict
+from egom2p.config import NotNegative, strict
 from egom2p.contracts import AlignedClip, ModalitySpec, Stream, TokenClip, Tokenizer
 from egom2p.geometry import inverse_poses
 from egom2p.models.prompt_batches import UNKNOWN
@@ -26,8 +26,8 @@ class InpaintingMask:
               whole pictures
     """
 
-    seconds: tuple[float, float] | None = None
-    box: tuple[float, float, float, float] | None = None
+    seconds: tuple[NotNegative, NotNegative] | None = None
+    box: tuple[NotNegative, NotNegative, NotNegative, NotNegative] | None = None
 
     def __post_init__(self) -> None:
         if self.seconds is None and self.box is None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import field
 from typing import Any, Literal
 
-from egom2p.config import not_deciding, strict
+from egom2p.config import Count, Natural, NotNegative, Positive, not_deciding, strict
 from egom2p.contracts import ModalitySpec
 from egom2p.generation.checkpoints import Checkpoint
 from egom2p.generation.partial_prompts import InpaintingMask
@@ -38,26 +38,22 @@ class Request:
     sampling: dict[str, SamplingConfig] = field(default_factory=dict)
     inpainting: dict[str, InpaintingMask] = field(default_factory=dict)
     join: Join = "stitch"
-    overlap_s: float | None = None
+    overlap_s: NotNegative | None = None
     stitching: StitchConfig = StitchConfig()
-    stride_s: float | None = None
+    stride_s: Positive | None = None
     dataset: str | None = None
-    rate_hz: float | None = None
+    rate_hz: Positive | None = None
     rotate: Literal[0, 90, 180, 270] = 0
-    seed: int = 0
-    batch_size: int = not_deciding(8)
+    seed: Natural = 0
+    batch_size: Count = not_deciding(8)
 
     def __post_init__(self) -> None:
         if not self.targets:
             raise ValueError("targets must name at least one modality")
-        if self.stride_s is not None and self.stride_s <= 0:
-            raise ValueError(f"stride_s must be positive, got {self.stride_s}")
         if self.stride_s is not None and self.join != "none":
             raise ValueError("stride_s cuts separate clips: say join=none; joined windows have overlap_s")
         if self.inpainting and self.join != "none":
             raise ValueError(f"inpainting masks belong to single clips: say join=none, got join={self.join}")
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
 
     def specs(self, checkpoint: Checkpoint) -> list[ModalitySpec]:
         """The targets' modalities; ValueError for one that the checkpoint does not know or cannot decode."""

@@ -17,7 +17,7 @@ from typing import Literal
 
 import numpy as np
 
-from egom2p.config import strict
+from egom2p.config import NotNegative, strict
 from egom2p.contracts import Quantity
 from egom2p.generation.pose_graph import fused_poses, placed_windows
 from egom2p.geometry import (
@@ -53,11 +53,7 @@ class StitchConfig:
 
     camera: Literal["se3", "sim3", "one_pose", "motion", "graph", "none"] = "se3"
     depth: Literal["scale", "scale_shift", "none"] = "none"
-    anchor: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.anchor < 0:
-            raise ValueError(f"anchor must not be negative, got {self.anchor}")
+    anchor: NotNegative = 1.0
 
 
 Part = tuple[np.ndarray, np.ndarray]

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from egom2p.storage import errors_name
+from egom2p.storage import append_to, errors_name
 
 
 @contextmanager
@@ -67,7 +67,7 @@ class Ledger:
         """Several parts at once; they count when this returns."""
         self.file.parent.mkdir(parents=True, exist_ok=True)
         text = "".join(json.dumps(entry) + "\n" for entry in entries)
-        with errors_name(self.file), self.file.open("a+b") as opened:
+        with errors_name(self.file), append_to(self.file) as opened:
             self._drop_torn_line(opened)
             opened.write(text.encode())
 

@@ -13,9 +13,9 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from egom2p.jobs.workers import Workers, collect_ticks
@@ -25,7 +25,7 @@ _SUBMITTED = 1000  # tasks that Ray knows of at a time: enough for nodes that co
 _RETRIES = 5  # of a task whose process or node died; one that kills its process every time is an error
 
 
-@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
 class PlaceConfig:
     """Where a stage runs.
 
@@ -37,12 +37,8 @@ class PlaceConfig:
 
     run_on: Literal["processes", "slurm", "ray"] = "processes"
     ray_address: str | None = None
-    cpus: float = 1.0
-    gpus: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.cpus < 0 or self.gpus < 0:
-            raise ValueError(f"cpus and gpus of a task are not negative, got {self.cpus} and {self.gpus}")
+    cpus: Annotated[float, Field(ge=0)] = 1.0
+    gpus: Annotated[float, Field(ge=0)] = 0.0
 
     def share(self) -> tuple[int, int]:
         """Number of this process among those that share the items out, and how many they are."""

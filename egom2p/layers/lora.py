@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from egom2p.config import strict
+from egom2p.config import Count, Positive, Share, strict
 
 _ADAPTER = "default"
 # peft's files name parameters as seen from its outermost wrapper.
@@ -32,18 +32,16 @@ class LoraConfig:
     also_train       names of base parameters that are trained in full beside the adapters, wildcards allowed
     """
 
-    rank: int = 16
-    alpha: float = 32.0
-    dropout: float = 0.0
+    rank: Count = 16
+    alpha: Positive = 32.0
+    dropout: Share = 0.0
     target_modules: tuple[str, ...] | Literal["all-linear"] = "all-linear"
     use_rslora: bool = False
     use_dora: bool = False
     also_train: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.rank < 1 or self.alpha <= 0:
-            raise ValueError(f"rank must be at least 1 and alpha positive, got {self.rank} and {self.alpha}")
-        if not 0 <= self.dropout < 1:
+        if self.dropout == 1:
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
         if not self.target_modules:
             raise ValueError("target_modules is empty; name layers, or say all-linear")

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from egom2p.config import run_main, strict
+from egom2p.config import Count, run_main, strict
 from egom2p.contracts import ModalitySpec
 from egom2p.layers.blocks import sincos_positions
 from egom2p.models.egom2p_model import EgoM2P, ModelConfig
@@ -37,7 +37,7 @@ class ConvertModelConfig:
     output: str
     modalities: dict[str, dict[str, Any]]
     tokenizers: dict[str, str] | None = None
-    num_heads: int | None = None
+    num_heads: Count | None = None
     causal_decoder: bool = False
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from egom2p.config import from_plain, strict
+from egom2p.config import Count, Natural, NotNegative, Positive, Share, from_plain, strict
 from egom2p.contracts import LossOutput, ModalitySpec, PackedBatch
 from egom2p.layers.attention import AttentionLayout, MixedLayout
 from egom2p.layers.blocks import (
@@ -44,26 +44,20 @@ class ModelConfig(BlockConfig):
     causal_decoder   targets see only earlier targets of their modality (a published variant)
     """
 
-    encoder_depth: int
-    decoder_depth: int
-    num_registers: int = 0
-    drop_path: float = 0.0
+    encoder_depth: Count
+    decoder_depth: Count
+    num_registers: Natural = 0
+    drop_path: Share = 0.0
     share_embeddings: bool = True  # heads are the decoder's token embeddings
-    position_period: float = 10000.0
-    position_scale: float = 1.0
-    embedding_std: float = 0.02
-    input_embedding_std: float | None = None
+    position_period: Positive = 10000.0
+    position_scale: Positive = 1.0
+    embedding_std: NotNegative = 0.02
+    input_embedding_std: NotNegative | None = None
     causal_decoder: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("encoder_depth", "decoder_depth", "position_period"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        for name in ("num_registers", "embedding_std", "input_embedding_std"):
-            if (getattr(self, name) or 0) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        if not 0 <= self.drop_path < 1:
+        if self.drop_path == 1:
             raise ValueError(f"drop_path must be in [0, 1), got {self.drop_path}")
 
 

@@ -192,7 +192,7 @@ def _compiled_error() -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
 def _add_product(total_VD: Tensor, error_CV: Tensor, rows_CD: Tensor) -> None:
     if total_VD.dtype == error_CV.dtype:
         total_VD.addmm_(error_CV.T, rows_CD)
-    elif total_VD.is_cuda:  # summed in float32 inside of the product
+    elif total_VD.is_cuda and hasattr(torch.ops.aten.addmm, "dtype_out"):  # summed in float32 inside of the product
         torch.addmm(total_VD, error_CV.T, rows_CD, out_dtype=total_VD.dtype, out=total_VD)
     else:
         total_VD.add_(error_CV.T @ rows_CD)

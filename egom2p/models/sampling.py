@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from egom2p.config import strict
+from egom2p.config import Count, NotNegative, Share, strict
 
 TokenSchedule = Literal["linear", "cosine"]
 
@@ -42,36 +42,27 @@ class SamplingConfig:
     """
 
     scheme: Literal["roar", "maskgit", "autoregressive", "frames"] = "roar"
-    num_steps: int = 1
+    num_steps: Count = 1
     token_schedule: Literal["linear", "cosine"] = "linear"
-    temperature: float = 0.0
+    temperature: NotNegative = 0.0
     temperature_schedule: str = "constant"
-    top_k: float = 0
-    top_p: float = 1.0
+    top_k: NotNegative = 0
+    top_p: Share = 1.0
     guidance: float = 1.0
     guidance_weights: dict[str, float] | None = None
     grow_conditioning: bool = True
-    max_condition_tokens: int | None = None
-    rewrite_fraction: float = 0.0
-    max_new_tokens: int | None = None
+    max_condition_tokens: Count | None = None
+    rewrite_fraction: Share = 0.0
+    max_new_tokens: Count | None = None
 
     def __post_init__(self) -> None:
-        if self.num_steps < 1:
-            raise ValueError(f"num_steps must be at least 1, got {self.num_steps}")
-        if self.temperature < 0:
-            raise ValueError(f"temperature must not be negative, got {self.temperature}")
         if 0 < self.temperature < _MIN_TEMPERATURE:
             raise ValueError(
                 f"temperature is 0 (the most likely) or at least {_MIN_TEMPERATURE}, got {self.temperature}"
             )
-        if not 0 < self.top_p <= 1:
+        if self.top_p == 0:
             raise ValueError(f"top_p must be in (0, 1] (the most likely token alone: temperature 0), got {self.top_p}")
-        if self.top_k < 0:
-            raise ValueError(f"top_k must not be negative (0 keeps all), got {self.top_k}")
-        for name in ("max_condition_tokens", "max_new_tokens"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1 or null, got {getattr(self, name)}")
-        if not 0 <= self.rewrite_fraction < 1:
+        if self.rewrite_fraction == 1:
             raise ValueError(f"rewrite_fraction must be in [0, 1), got {self.rewrite_fraction}")
         step_temperatures(self.temperature_schedule, temperature=1.0, counts=(1,))
 

@@ -66,15 +66,21 @@ def write_model_files(
 def read_model_files(directory: str | Path) -> tuple[dict[str, Any], tuple[ModalitySpec, ...], dict[str, Tensor]]:
     """Plain values of the config, modalities and weights of a model directory, as they lie there."""
     directory = Path(directory)
-    card = _load_card(directory)
-    where = f"{directory / _CARD}: modalities"
-    specs = tuple(ModalitySpec.from_dict(values, f"{where}[{n}]") for n, values in enumerate(card["modalities"]))
-    if len({spec.name for spec in specs}) < len(specs) or not specs:
-        raise ValueError(f"{where} are {[spec.name for spec in specs]}, wanted one or several of different names")
+    card, specs = _load_card(directory), card_specs(directory)
     check_sizes(card["model"], directory / _WEIGHTS, where=f"{directory / _CARD}: model")
     tensors = load_tensors(directory / _WEIGHTS)
     check_finite(tensors, where=directory / _WEIGHTS)
     return card["model"], specs, tensors
+
+
+def card_specs(directory: str | Path) -> tuple[ModalitySpec, ...]:
+    """Modalities of a model directory, by its card alone; ValueError names file and key."""
+    where = f"{Path(directory) / _CARD}: modalities"
+    values = _load_card(Path(directory))["modalities"]
+    specs = tuple(ModalitySpec.from_dict(value, f"{where}[{number}]") for number, value in enumerate(values))
+    if len({spec.name for spec in specs}) < len(specs) or not specs:
+        raise ValueError(f"{where} are {[spec.name for spec in specs]}, wanted one or several of different names")
+    return specs
 
 
 def find_model(location: str | Path) -> Path:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from egom2p.config import from_plain, load_config, load_plain, run_main, save_config, strict, to_plain
+from egom2p.config import Count, from_plain, load_config, load_plain, run_main, save_config, strict, to_plain
 from egom2p.models.egom2p_model import ModelConfig
 from egom2p.pipelines.convert_data_config import Leftovers, Source, converted_data
 from egom2p.training.tasks.pretrain_config import PretrainConfig
@@ -49,7 +49,7 @@ class ConvertConfigConfig:
     main: str
     output: str
     root: str = "."
-    world_size: int | None = None
+    world_size: Count | None = None
 
 
 def convert_config(config: ConvertConfigConfig) -> list[str]:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from egom2p.config import run_main, strict
+from egom2p.config import Positive, run_main, strict
 from egom2p.generation.checkpoints import Checkpoint, load_checkpoint
 from egom2p.jobs.progress import say
 from egom2p.metrics.result_table import Results, ResultTable
@@ -42,7 +42,7 @@ class ExportModelConfig:
     commands: tuple[str, ...]
     limits: str
     licence: str = "Apache-2.0"
-    max_mb: float = 20.0
+    max_mb: Positive = 20.0
 
 
 def export_model(config: ExportModelConfig) -> Path:

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from egom2p.config import strict, to_plain
+from egom2p.config import Count, Natural, strict, to_plain
 from egom2p.contracts import AlignedClip, Recording, plain_name
 from egom2p.data.clips.clip_alignment import ClipConfig, KeptPictures, RecordingTooShort, Window, cut_clip, plan_clips
 from egom2p.data.clips.clip_store import META, clip_folders, encode_clip
@@ -53,8 +53,8 @@ class PrepareConfig:
     output: str
     dataset: str
     streams: tuple[str, ...] | None = None  # keep only these
-    clips_per_shard: int = 100
-    num_workers: int = 0
+    clips_per_shard: Count = 100
+    num_workers: Natural = 0
     place: PlaceConfig = PlaceConfig()  # this machine, a Slurm array or Ray
     skip_short: bool = False  # recordings shorter than a clip: counted instead of an error
     bad_recordings: Literal["error", "skip"] = "error"  # unreadable recordings: `skip` counts and lists them

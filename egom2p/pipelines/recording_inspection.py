@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageDraw
 
-from egom2p.config import strict
+from egom2p.config import Natural, NotNegative, Positive, Share, strict
 from egom2p.contracts import Recording, Stream
 from egom2p.data.clips.clip_alignment import ClipConfig, Window, clip_key
 from egom2p.data.clips.resampling import nearest_frames, nearest_index, poses_at, sample_period_s, track_at
@@ -31,19 +31,19 @@ class QualityConfig:
     """Faults of clips. `drop` leaves such clips out, `report` counts them; both name reasons in the report."""
 
     action: Literal["report", "drop"] = "report"
-    min_coverage: dict[str, float] = field(default_factory=dict)  # stream -> share of a recording's samples valid
-    max_speed_m_s: float = 10.0  # of the camera between two samples of a clip: a jump
-    max_turn_deg_s: float = 1500.0
-    pictures_per_clip: int = 4  # looked at for blank and frozen ones; 0: none, which saves their decoding
-    min_contrast: int = 8  # levels of 255 between the darkest and the brightest pixel; below, a picture is blank
+    min_coverage: dict[str, Share] = field(default_factory=dict)  # stream -> share of a recording's samples valid
+    max_speed_m_s: Positive = 10.0  # of the camera between two samples of a clip: a jump
+    max_turn_deg_s: Positive = 1500.0
+    pictures_per_clip: Natural = 4  # looked at for blank and frozen ones; 0: none, which saves their decoding
+    min_contrast: Natural = 8  # levels of 255 between the darkest and the brightest pixel; below, a picture is blank
 
 
 @strict
 class InspectConfig:
     """What is looked at beside faults; 0 leaves it out and saves the decoding."""
 
-    sheet_pictures: int = 8  # on the contact sheet; two recordings that agree in all of them are the same video
-    skew_s: float = 10.0  # seconds from the middle of a recording by which streams are compared
+    sheet_pictures: Natural = 8  # on the contact sheet; two recordings that agree in all of them are the same video
+    skew_s: NotNegative = 10.0  # seconds from the middle of a recording by which streams are compared
 
 
 @dataclass(frozen=True)

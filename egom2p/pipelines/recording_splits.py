@@ -11,7 +11,7 @@ from dataclasses import field
 from itertools import combinations
 from typing import Literal
 
-from egom2p.config import strict
+from egom2p.config import Share, strict
 from egom2p.contracts import plain_name
 
 _KINDS = ("participant", "environment")
@@ -31,7 +31,7 @@ class SplitConfig:
     """
 
     by: Literal["auto", "participant", "environment", "recording"] = "auto"
-    fractions: dict[str, float] = field(default_factory=lambda: {"validation": 0.1, "test": 0.1})
+    fractions: dict[str, Share] = field(default_factory=lambda: {"validation": 0.1, "test": 0.1})
     assign: dict[str, str] = field(default_factory=dict)
     pattern: str | None = None
     salt: str = ""

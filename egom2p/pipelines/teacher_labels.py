@@ -24,7 +24,7 @@ import numpy as np
 from pydantic import Field
 
 from egom2p.anytoany.perception.transformers_depth import load_depth_model
-from egom2p.config import run_main, strict
+from egom2p.config import Count, NotNegative, Positive, run_main, strict
 from egom2p.contracts import AlignedClip, Stream
 from egom2p.data.clips.clip_store import META, ClipStore, clip_folders, encode_clip
 from egom2p.data.clips.image_files import IMAGE_SUFFIXES, list_images
@@ -55,11 +55,11 @@ class FolderTeacher:
     kind: Literal["folder"]
     path: str
     array: str | None = None
-    rate_hz: float | None = None
+    rate_hz: Positive | None = None
     offset_s: float = 0.0
-    metres_per_unit: float | None = None
+    metres_per_unit: Positive | None = None
     maps: Literal["world_from_cam", "cam_from_world"] = "world_from_cam"
-    max_gap_s: float = 0.2
+    max_gap_s: NotNegative = 0.2
 
 
 @strict
@@ -94,7 +94,7 @@ class LabelConfig:
     model: str  # as it is to be cited: name, version
     licence: str
     scale: Literal["metric", "relative", "up_to_scale"]
-    clips_per_shard: int = 100
+    clips_per_shard: Count = 100
 
     def __post_init__(self) -> None:
         if self.scale == ("up_to_scale" if self.stream == "depth" else "relative"):

@@ -10,10 +10,10 @@ V vocabulary size.
 """
 
 import base64
+import contextlib
 import hashlib
 import io
 import json
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -27,6 +27,7 @@ from egom2p.data.shards.shard_set import ShardSet
 from egom2p.data.shards.shard_writer import check_finished, finished_keys, shard_path, write_shard
 from egom2p.jobs.progress import Ledger
 from egom2p.storage import inside, is_remote, only_writer, remove_unfinished
+from egom2p.storage.atomic import LOCK
 from egom2p.storage.remote import joined, list_names, read_bytes, upload, write_bytes
 
 _SUFFIX = "npy"
@@ -47,9 +48,13 @@ class ClipLedger:
             self._ledger.file.unlink(missing_ok=True)
             self._ledger.append([header])
 
-    @property
-    def folder(self) -> Path:
-        return self._ledger.file.parent
+    def remove(self) -> None:
+        """The shard is made: its ledger and lock go, and the folder unless somebody put files into it."""
+        folder = self._ledger.file.parent
+        for file in (self._ledger.file, folder / LOCK):
+            file.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
     def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Rows of finished (`ids`: folder -> (L,)) or refused (`refused`: why) clips."""
@@ -143,7 +148,7 @@ class TokenShards:
         self._write(number, keys, clips())
         note = {"source": keys_hash(keys), "num_clips": num_clips, "refused": refused, "checks": checks}
         self._save_note(number, note, counts)
-        shutil.rmtree(ledger.folder)
+        ledger.remove()
         return note
 
     def forget(self) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from egom2p.config import strict, to_plain
+from egom2p.config import Count, Natural, NotNegative, Positive, strict, to_plain
 from egom2p.contracts import Tokenizer, check_fingerprint
 from egom2p.data.clips.clip_store import META, ClipStore, stored_datasets, stored_streams
 from egom2p.data.shards.shard_set import CARD_NAME, read_card
@@ -41,26 +41,19 @@ class TokenizeConfig:
     datasets: tuple[str, ...] | None = None  # data sets of the clip store; by default all
     modalities: tuple[str, ...] | None = None  # by default all that have a tokenizer
     layout: Literal["tars", "files"] = "tars"  # of the tokens: shards, or one small file per clip
-    batch_size: int = 16
+    batch_size: Count = 16
     device: str = "auto"  # auto: a GPU if there is one
     dtype: Literal["fp32", "bf16"] = "fp32"  # bf16: faster on GPUs; some ids differ from those of fp32
     compile: bool = False  # the encoders through torch.compile: minutes of start for a higher rate
-    num_workers: int = 2  # threads that read and convert clips ahead of the device; 0: none
-    memory_gb: float = 2.0  # of clips that wait to be encoded, at most (one batch always may)
+    num_workers: Natural = 2  # threads that read and convert clips ahead of the device; 0: none
+    memory_gb: Positive = 2.0  # of clips that wait to be encoded, at most (one batch always may)
     bad_clips: Literal["error", "skip"] = "error"  # unreadable or refused by a tokenizer: `skip` counts and lists them
-    num_check_clips: int = 16  # clips per data set, evenly spread, whose encode-decode error is measured; 0: none
-    clips_per_shard: int = 1000  # only where the clips are plain files; tars keep their shards
+    num_check_clips: Natural = 16  # clips per data set, evenly spread, whose encode-decode error is measured; 0: none
+    clips_per_shard: Count = 1000  # only where the clips are plain files; tars keep their shards
     work_dir: str | None = None  # of unfinished shards; by default below output, or outputs/ if that is a bucket
     place: PlaceConfig = PlaceConfig()  # this machine and ranks of torchrun, a Slurm array, or Ray
     remote: RemoteConfig = RemoteConfig()  # waiting for and asking of S3
-    report_every_s: float = 60.0  # a line of progress, for logs
-
-    def __post_init__(self) -> None:
-        for name, least in (("batch_size", 1), ("num_check_clips", 0), ("num_workers", 0), ("clips_per_shard", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        if self.memory_gb <= 0:
-            raise ValueError(f"memory_gb must be positive, got {self.memory_gb}")
+    report_every_s: NotNegative = 60.0  # a line of progress, for logs
 
 
 def tokenize(config: TokenizeConfig) -> list[TokenizeReport]:
@@ -220,7 +213,7 @@ def _write_cards(
     """A folder's card: the modality's spec with the tokenizer's fingerprint, which readers of the shards check."""
     for tokenizer in tokenizers.values():
         spec = tokenizer.spec.with_fingerprint(tokenizer.fingerprint)
-        folder = joined(config.output, spec.folder, dataset)
+        folder = shards.location(spec.folder)
         shards.save(joined(folder, CARD_NAME), (json.dumps(spec.to_dict(), indent=2) + "\n").encode())
         if clip_card := _clip_card(config, dataset):
             shards.save(joined(folder, _CLIPS_NAME), (json.dumps(clip_card, indent=2) + "\n").encode())

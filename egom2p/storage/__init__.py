@@ -1,6 +1,7 @@
 """Writing and reading what must survive: atomic files and folders, safetensors, JSON, fingerprints, object stores."""
 
 from egom2p.storage.atomic import (
+    append_to,
     atomic_directory,
     atomic_file,
     check_link,
@@ -33,6 +34,7 @@ from egom2p.storage.tensors import (
 __all__ = [
     "RemoteConfig",
     "RemoteError",
+    "append_to",
     "atomic_directory",
     "atomic_file",
     "check_finite",

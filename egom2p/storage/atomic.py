@@ -17,7 +17,7 @@ import uuid
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -26,7 +26,7 @@ from egom2p.contracts import plain_name
 
 _UNFINISHED = re.compile(r"\.(?P<name>.+)\.unfinished-[0-9a-f]{8}", re.DOTALL)  # as `_sibling` names it
 _MAX_JSON_BYTES = 1 << 28
-_LOCK, _LOCK_POLL_S = ".writer", 0.1
+LOCK, _LOCK_POLL_S = ".writer", 0.1
 _held: set[int] = set()
 MARK = ".egom2p"
 _CHECKSUMS = "checksums.json"
@@ -102,6 +102,13 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
         raise
 
 
+def append_to(file: Path) -> IO[bytes]:
+    """Open a file to read it and to write at its end; ValueError for a link, through which nothing is written."""
+    if file.is_symlink():
+        raise ValueError(f"{file}: is a link, to {file.resolve()}; nothing is written through it")
+    return file.open("a+b")
+
+
 def check_link(file: Path, folder: Path) -> None:
     """ValueError for a file of `folder` that is a link to somewhere else; what is copied or pushed must lie in it.
 
@@ -168,8 +175,10 @@ def remove_unfinished(folder: str | Path, names: Collection[str] | None = None) 
     """
     leftovers = []
     for entry in Path(folder).iterdir() if Path(folder).is_dir() else ():
-        made = _UNFINISHED.fullmatch(entry.name)
-        if made and not entry.is_symlink() and (names is None or made["name"] in names):
+        name = entry.name
+        while made := _UNFINISHED.fullmatch(name):  # twice where it is written as a whole into one that is, an export
+            name = made["name"]
+        if name != entry.name and not entry.is_symlink() and (names is None or name in names):
             leftovers.append(entry)
     for entry in leftovers:
         shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
@@ -214,8 +223,8 @@ def only_writer(folder: str | Path, *, wait_s: float = 3.0) -> Iterator[None]:
         yield
     finally:
         # The holder may have removed the folder as done, its lock with it.
-        if made and folder.is_dir() and [entry.name for entry in folder.iterdir()] == [_LOCK]:
-            (folder / _LOCK).unlink()
+        if made and folder.is_dir() and [entry.name for entry in folder.iterdir()] == [LOCK]:
+            (folder / LOCK).unlink()
             with contextlib.suppress(OSError):  # somebody else's files came beside it
                 for path in made:
                     path.rmdir()
@@ -229,7 +238,7 @@ def _locked(folder: Path, wait_s: float) -> int:
     while True:
         folder.mkdir(parents=True, exist_ok=True)
         # Neither through a link nor emptied: what is called .writer may be somebody's file.
-        opened = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+        opened = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -240,7 +249,7 @@ def _locked(folder: Path, wait_s: float) -> int:
             continue
         except OSError:
             return opened  # no locks on this file system
-        if _is_same(opened, folder / _LOCK):
+        if _is_same(opened, folder / LOCK):
             return opened
         os.close(opened)  # its last holder removed it in between
 

@@ -6,10 +6,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Annotated, Any, BinaryIO
 from urllib.parse import urlparse
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from egom2p.storage.atomic import atomic_file
@@ -18,7 +18,7 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 10.0
 _PART_BYTES = 1 << 20
 
 
-@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
 class RemoteConfig:
     """How long an S3 bucket is waited for, and how often it is asked.
 
@@ -26,13 +26,9 @@ class RemoteConfig:
     num_attempts     of every request, and of the body of an object that breaks off (it goes on from where it broke)
     """
 
-    connect_timeout_s: float = 10.0
-    read_timeout_s: float = 30.0
-    num_attempts: int = 5
-
-    def __post_init__(self) -> None:
-        if not (0 < self.connect_timeout_s < 1e6 and 0 < self.read_timeout_s < 1e6 and self.num_attempts >= 1):
-            raise ValueError(f"timeouts must be positive and num_attempts at least 1, got {self}")
+    connect_timeout_s: Annotated[float, Field(gt=0)] = 10.0
+    read_timeout_s: Annotated[float, Field(gt=0)] = 30.0
+    num_attempts: Annotated[int, Field(ge=1)] = 5
 
 
 _settings = RemoteConfig()

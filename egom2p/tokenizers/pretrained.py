@@ -192,9 +192,25 @@ def load_tokenizer(
     return PretrainedTokenizer(network.to(device), fingerprint=card["fingerprint"], card=card)
 
 
+def card_config(directory: str | Path) -> Any:
+    """The network's config by the card of a tokenizer folder; ValueError names file and key."""
+    file = Path(directory) / CARD_FILE
+    return _config_of(load_json(file), file)
+
+
+def card_spec(directory: str | Path) -> ModalitySpec:
+    """The modality, with fingerprint, by the card of a tokenizer folder; ValueError names file and key."""
+    file = Path(directory) / CARD_FILE
+    card = load_json(file)
+    spec = ModalitySpec.from_dict(card.get("spec") if isinstance(card, dict) else card, f"{file}: spec")
+    if not isinstance(card.get("fingerprint"), str):
+        raise ValueError(f"{file}: `fingerprint` is {card.get('fingerprint')!r:.80}, wanted {_WORDS[str]}")
+    return spec.with_fingerprint(card["fingerprint"])
+
+
 def copy_tokenizer(source: Path, target: Path) -> None:
     """Copy the files of a tokenizer folder into a new one, and nothing else that lies there. ValueError: it is none."""
-    _config_of(load_json(source / CARD_FILE), source / CARD_FILE)
+    card_spec(source)
     target.mkdir(parents=True)
     for name in (CARD_FILE, WEIGHTS_FILE, VOCABULARY_FILE):
         if (source / name).is_file():

@@ -21,7 +21,7 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
-from egom2p.config import strict, to_plain
+from egom2p.config import Count, strict, to_plain
 from egom2p.contracts import AlignedClip, ModalitySpec, TokenGrid, check_shape
 from egom2p.storage import atomic_directory, fingerprint_of, load_json, save_json
 from egom2p.tokenizers.protocol import code_usage
@@ -52,19 +52,16 @@ class WordPieceConfig:
     quantity: Literal["text"] = "text"
     folder: str = "caption"
     stream: str = "caption"
-    max_tokens: int = 64
-    vocab_size: int = 30000
-    num_sentinels: int = 32
+    max_tokens: Count = 64
+    vocab_size: Count = 30000
+    num_sentinels: Count = 32
     lowercase: bool = True
-    min_frequency: int = 2
+    min_frequency: Count = 2
     too_long: Literal["error", "cut"] = "error"
 
     def __post_init__(self) -> None:
-        if self.max_tokens < 2 or self.num_sentinels < 1 or self.min_frequency < 1:
-            raise ValueError(
-                f"max_tokens >= 2, num_sentinels >= 1 and min_frequency >= 1 wanted, got {self.max_tokens}, "
-                f"{self.num_sentinels} and {self.min_frequency}"
-            )
+        if self.max_tokens < 2:
+            raise ValueError(f"max_tokens must be at least 2 (a piece and the end), got {self.max_tokens}")
         if self.vocab_size <= len(_special_tokens(self)):
             raise ValueError(
                 f"vocab_size {self.vocab_size} has no room beside {len(_special_tokens(self))} special ids"

@@ -11,10 +11,8 @@ does not depend on the number of ranks or on what each of them holds.
 
 import contextlib
 import os
-import re
-import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -27,6 +25,7 @@ from egom2p.storage import (
     atomic_directory,
     find_damage,
     load_json,
+    remove_directory,
     remove_unfinished,
     save_json,
     save_tensors,
@@ -48,7 +47,7 @@ from egom2p.training.parallel import (
     sharded_like,
     wants_compiling,
 )
-from egom2p.training.run_folder import Retention
+from egom2p.training.run_folder import Retention, step_folders, step_name
 from egom2p.training.schedule import Progress
 from egom2p.training.task import Task, kept_state
 from egom2p.training.training_config import TrainingConfig
@@ -115,7 +114,9 @@ def gradient_scaler(device: torch.device, dtype: torch.dtype) -> torch.amp.GradS
 
 
 _STATE, _TENSORS = "training.json", "training.safetensors"
-_STEP = re.compile(r"step-(\d+)")
+_COUNTS = {field.name for field in fields(Progress)}
+# Key of training.json -> kinds of its value.
+_STATE_KEYS = {"progress": dict, "optimizer": str, "loss_scale": dict | None, "data": dict, "skipped_in_a_row": int}
 
 
 class CheckpointFolder:
@@ -124,15 +125,12 @@ class CheckpointFolder:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def all(self) -> list[Path]:
-        """Complete checkpoints, oldest first."""
-        if not self.folder.is_dir():
-            return []
-        found = [entry for entry in self.folder.iterdir() if _STEP.fullmatch(entry.name)]
-        return sorted(found, key=step_of)
+    def all(self) -> dict[int, Path]:
+        """Step -> its complete checkpoint, oldest first."""
+        return step_folders(self.folder)
 
     def latest(self) -> Path | None:
-        return self.all()[-1] if self.all() else None
+        return next(reversed(self.all().values()), None)
 
     def newest(self, resume: bool | str, ranks: Ranks) -> tuple[Path | None, list[str]]:
         """The checkpoint to go on from, every byte of it as it was saved, and lines about those that are set aside.
@@ -148,7 +146,7 @@ class CheckpointFolder:
                 return path, lines
             said = f"{path}: this checkpoint is damaged: {damage or 'on another machine'}"
             if resume != "newest_valid":
-                whole = [older.name for older in self.all()[:-1]]
+                whole = [older.name for older in self.all().values() if older != path]
                 way = f"training.resume=newest_valid goes on from {whole[-1]}" if whole else "no other one is here"
                 raise ValueError(f"{said}; {way}. To begin anew choose another output_dir")
             target = next(new for number in count() if not (new := _aside(path, number)).exists())
@@ -174,7 +172,7 @@ class CheckpointFolder:
 
         Every rank calls it: parts are brought together tensor by tensor on rank 0, which writes.
         """
-        path = self.folder / f"step-{progress.step:08d}"
+        path = self.folder / step_name(progress.step)
         if ranks.from_first(path.is_dir()):
             return path  # the same step of the same run
         tensors = dict(gathered(dict(train_state.tensors()), keep=ranks.is_first))
@@ -194,14 +192,13 @@ class CheckpointFolder:
 
     def doubtful(self) -> frozenset[int]:
         """Steps of checkpoints written while steps were skipped."""
-        notes = {step_of(path): load_json(path / _STATE) for path in self.all()}
-        return frozenset(step for step, note in notes.items() if note.get("skipped_in_a_row"))
+        return frozenset(step for step, path in self.all().items() if read_state(path)["skipped_in_a_row"])
 
     def prune(self, retention: Retention) -> None:
-        """Remove the checkpoints that need not stay."""
-        found = {step_of(path): path for path in self.all()}
+        """Remove the checkpoints that need not stay; ValueError for a folder of such a name that no run made."""
+        found = self.all()
         for step in retention.removable(list(found)):
-            shutil.rmtree(found[step])
+            remove_directory(found[step])
 
 
 def export(task: Task, train_state: TrainState, directory: Path, *, ranks: Ranks) -> None:
@@ -216,15 +213,29 @@ def export(task: Task, train_state: TrainState, directory: Path, *, ranks: Ranks
     ranks.wait_for_all()
 
 
+def read_state(path: Path) -> dict[str, Any]:
+    """`training.json` of a checkpoint; ValueError names the file and the key that is missing or of another kind."""
+    file = path / _STATE
+    note = load_json(file)
+    for key, kind in _STATE_KEYS.items():
+        if not isinstance(note, dict) or key not in note or not isinstance(note[key], kind):
+            found = repr(note.get(key)) if isinstance(note, dict) else repr(note)
+            raise ValueError(f"{file}: `{key}` is missing or of another kind, found {found:.80}")
+    progress = note["progress"]
+    if progress.keys() != _COUNTS or not all(isinstance(value, int | float) for value in progress.values()):
+        raise ValueError(f"{file}: `progress` is {progress!r:.120}, wanted numbers of {', '.join(sorted(_COUNTS))}")
+    return note
+
+
 def restore(path: Path, train_state: TrainState) -> tuple[Progress, dict[str, Tensor]]:
     """Load weights, moments and averages in place; return the progress and the sums that were not logged yet.
 
     Every rank reads the file tensor by tensor and keeps its part. An average that the checkpoint does not have begins
     with the restored weights. ValueError names the checkpoint and the first names or shapes that do not fit.
     """
-    note = load_json(path / _STATE)
-    found, wanted = note.get("optimizer"), type(train_state.optimizer).__name__
-    if found not in (None, wanted):
+    note = read_state(path)
+    found, wanted = note["optimizer"], type(train_state.optimizer).__name__
+    if found != wanted:
         raise ValueError(
             f"{path}: the checkpoint holds the state of {found}, the config trains with {wanted}. Choose another "
             f"output_dir, or the optimizer.kind this run was started with"
@@ -232,10 +243,7 @@ def restore(path: Path, train_state: TrainState) -> tuple[Progress, dict[str, Te
     shapes = tensor_shapes(path / _TENSORS)
     held = dict(train_state.tensors())
     held_shapes = {name: tuple(tensor.shape) for name, tensor in _named(held, "model/").items()}
-    # Earlier versions kept weights that need not be: frozen ones, tied ones twice.
-    spare = train_state.model.state_dict().keys() - held_shapes.keys()
-    found_shapes = {name: shape for name, shape in _named(shapes, "model/").items() if name not in spare}
-    _check_fits(path, found_shapes, held_shapes)
+    _check_fits(path, _named(shapes, "model/"), held_shapes)
     parameters = dict(train_state.model.named_parameters())
     unlogged: dict[str, Tensor] = {}
     for name, tensor in stream_tensors(path / _TENSORS):
@@ -248,7 +256,7 @@ def restore(path: Path, train_state: TrainState) -> tuple[Progress, dict[str, Te
             _fill(held[name], tensor)
     if train_state.ema is not None and not _named(shapes, "ema/"):
         train_state.ema.restart(train_state.model)
-    if train_state.scaler is not None and note.get("loss_scale"):
+    if train_state.scaler is not None and note["loss_scale"]:
         train_state.scaler.load_state_dict(note["loss_scale"])
     return Progress(**note["progress"]), unlogged
 
@@ -281,10 +289,6 @@ def is_finite(tensor: Tensor) -> bool:
 
 def _aside(path: Path, number: int) -> Path:
     return path.with_name(f"damaged-{path.name}" + (f"-{number}" if number else ""))
-
-
-def step_of(path: Path) -> int:
-    return int(path.name.removeprefix("step-"))
 
 
 def _check_fits(path: Path, found: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, ...]]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from egom2p.config import strict
+from egom2p.config import Share, strict
 from egom2p.training.parallel import local_part, sharded_like
 from egom2p.training.task import kept_state
 
@@ -20,7 +20,7 @@ class EmaConfig:
     export    checkpoints and `final` offer the average as the model; training goes on from the weights either way
     """
 
-    decay: float
+    decay: Share
     warmup: bool = False
     evaluate: bool = True
     export: bool = True

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from egom2p.config import strict
+from egom2p.config import Positive, strict
 from egom2p.contracts import ModalitySpec
 from egom2p.models.weights import table_lines
 from egom2p.training.parallel import local_part, part_like
@@ -26,12 +26,10 @@ class FrozenConfig:
     train   `embeddings`: embeddings and heads of all modalities; or modalities whose embeddings and heads train
     """
 
-    until: float
+    until: Positive
     train: tuple[str, ...] | Literal["embeddings"] = "embeddings"
 
     def __post_init__(self) -> None:
-        if self.until <= 0:
-            raise ValueError(f"frozen.until must be positive, got {self.until}; leave `frozen` out for no such phase")
         if not self.train:
             raise ValueError("frozen.train names no modality")
 

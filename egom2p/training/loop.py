@@ -12,7 +12,8 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
@@ -20,6 +21,7 @@ import torch
 from torch import nn
 
 from egom2p.config import to_plain
+from egom2p.jobs.progress import say
 from egom2p.jobs.workers import choose_dtype
 from egom2p.storage import RemoteError, configure_remote, load_json, only_writer, parse_json, save_json
 from egom2p.training.checkpoint import (
@@ -27,10 +29,11 @@ from egom2p.training.checkpoint import (
     export,
     is_finite,
     make_train_state,
+    read_state,
     restore,
     run_summary,
-    step_of,
 )
+from egom2p.training.determinism import DIFFERS_CODE, DifferingRunError, StepTrace, check_determinism
 from egom2p.training.distributed import (
     STOP_SIGNALS,
     Ranks,
@@ -41,8 +44,8 @@ from egom2p.training.distributed import (
 )
 from egom2p.training.optim import set_weight_decay
 from egom2p.training.parallel import is_sharded_model, local_part, share_gradients, with_whole_weights
-from egom2p.training.run_folder import BestCheckpoint, Retention, RunFolder
-from egom2p.training.run_log import RunLog, changed_settings, check_same_run
+from egom2p.training.run_folder import CHECKPOINTS, FINAL, BestCheckpoint, Retention, RunFolder
+from egom2p.training.run_log import RunLog, WandbConfig, changed_settings, check_same_run
 from egom2p.training.schedule import LearningRate, Length, Progress, WeightDecay
 from egom2p.training.step import StepSums, apply_gradients, forward_backward
 from egom2p.training.task import BatchSize, Measurement, Task, seeded
@@ -75,6 +78,7 @@ def fit(
     ranks: Ranks,
     seed: int,
     settings: Mapping[str, Any],
+    trace: StepTrace | None = None,
 ) -> FitResult:
     """Train until the configured length is reached or a signal asks to stop; resume if `output_dir` has checkpoints.
 
@@ -88,7 +92,7 @@ def fit(
     configure_remote(config.remote)
     folder = RunFolder(output_dir, config.scratch_dir)
     folder.fetch(ranks)
-    run = _Run(task, config, folder, ranks, seed)
+    run = _Run(task, config, folder, ranks, seed, trace)
     # The workers of a launcher that was killed live on; a second run must not write into their folder.
     with only_writer(folder.path) if ranks.is_first else contextlib.nullcontext():
         run.prepare(settings)
@@ -105,17 +109,25 @@ def fit(
 class _Run:
     """The moving parts of one call of `fit`."""
 
-    def __init__(self, task: Task, config: TrainingConfig, folder: RunFolder, ranks: Ranks, seed: int) -> None:
+    def __init__(
+        self,
+        task: Task,
+        config: TrainingConfig,
+        folder: RunFolder,
+        ranks: Ranks,
+        seed: int,
+        trace: StepTrace | None = None,
+    ) -> None:
         if config.num_threads is not None:
             torch.set_num_threads(config.num_threads)
-        self.task, self.config, self.ranks, self.seed = task, config, ranks, seed
+        self.task, self.config, self.ranks, self.seed, self.trace = task, config, ranks, seed, trace
         self.run_folder, self.folder, self.frozen = folder, folder.path, task.frozen
         self.length: Length = config.length(task.num_train_clips)
         self.learning_rate: LearningRate = config.learning_rate(self.length, ranks.world_size)
         self.weight_decay: WeightDecay | None = config.weight_decay(self.length)
         self.data = parse_json(json.dumps(task.data_identity()), "data of the task")  # plain, as a checkpoint has it
         self.dtype = choose_dtype(config.dtype, ranks.device)
-        self.checkpoints = CheckpointFolder(self.folder / "checkpoints")
+        self.checkpoints = CheckpointFolder(self.folder / CHECKPOINTS)
         self.best = BestCheckpoint(config.keep_best, self.checkpoints.folder)
         self.profiler = StepProfiler(config.profile if ranks.is_first else None, self.folder / "profile")
         peak = peak_flops(ranks.device, self.dtype, given_tflops=config.peak_tflops)
@@ -142,11 +154,11 @@ class _Run:
             changes = ranks.from_first(self._changes(settings))
             if not self.config.allow_changes:
                 check_same_run(self.folder, changes)
-            before = ranks.from_first(load_json(latest / "training.json").get("data"))
-            changes += [] if before is None else changed_settings(before, self.data, "data on the disk")
+            before = ranks.from_first(read_state(latest)["data"])
+            changes += changed_settings(before, self.data, "data on the disk")
             self.progress, unlogged = restore(latest, self.train_state)
             self.sums.load(unlogged)
-        is_finished = latest is not None and self.length.is_reached(self.progress) and (self.folder / "final").is_dir()
+        is_finished = latest is not None and self.length.is_reached(self.progress) and (self.folder / FINAL).is_dir()
         is_shared = ranks.world_size > 1 and not is_sharded_model(task.model)
         self.model: nn.Module = share_gradients(task.model) if is_shared else task.model
         if ranks.is_first:
@@ -175,7 +187,7 @@ class _Run:
     def train(self, stop: StopRequest) -> FitResult:
         if self.config.evaluate_at_start and self.progress.step == 0:
             self.evaluate()
-        final = self.folder / "final"
+        final = self.folder / FINAL
         if self.length.is_reached(self.progress) and self.ranks.from_first(final.is_dir()):
             self.say(f"nothing to do: {final} is finished, with {self.progress.step} steps")
             self._mirror(is_last=True)
@@ -241,18 +253,19 @@ class _Run:
 
     def _step(self, window: Sequence[Any], counts: tuple[int, ...], rate: float) -> None:
         with seeded(self.seed, self.progress.step, self.ranks.rank, device=self.ranks.device):
-            self.sums.add(
-                forward_backward(
-                    self.task,
-                    self.model,
-                    window,
-                    counts,
-                    ranks=self.ranks,
-                    dtype=self.dtype,
-                    reference_denominator=self.config.reference_denominator,
-                    scaler=self.train_state.scaler,
-                )
+            losses = forward_backward(
+                self.task,
+                self.model,
+                window,
+                counts,
+                ranks=self.ranks,
+                dtype=self.dtype,
+                reference_denominator=self.config.reference_denominator,
+                scaler=self.train_state.scaler,
             )
+            self.sums.add(losses)
+            if self.trace is not None:
+                self.trace.gradients(self.progress.step, window, losses.sums, self.task.model)
             if self.weight_decay is not None:
                 set_weight_decay(
                     self.train_state.optimizer, self.weight_decay.at(self.progress.amount(self.length.unit))
@@ -273,6 +286,8 @@ class _Run:
             self.task.after_step()
         if self.train_state.ema is not None:
             self.train_state.ema.update(self.task.model, self.progress.step + 1)
+        if self.trace is not None:
+            self.trace.end_of_step(self.progress.step, self.train_state.tensors(), self.ranks)
 
     def _is_frozen(self) -> bool:
         if self.frozen is None:
@@ -323,7 +338,7 @@ class _Run:
 
     def _give_up(self, what: str) -> NoReturn:
         doubtful = self._retention().doubtful
-        sound = [path for path in self.checkpoints.all() if step_of(path) not in doubtful]
+        sound = [path for step, path in self.checkpoints.all().items() if step not in doubtful]
         kept = f"The last good checkpoint is {sound[-1]}" if sound else "There is no checkpoint from before"
         raise DeadRunError(
             f"{self.folder}: the run is dead: {what}. {kept}; nothing was exported. Go on from it with a lower "
@@ -360,8 +375,7 @@ class _Run:
         with activity.doing(BUSY), self.throughput.paused():
             self._check_weights()
             unlogged = self.sums.state()
-            note = {"world_size": self.ranks.world_size, "seed": self.seed}
-            note["data"] = self.data
+            note = {"world_size": self.ranks.world_size, "seed": self.seed, "data": self.data}
             note["skipped_in_a_row"] = self.sums.skipped_in_a_row()
             self.checkpoints.save(
                 self.task, self.train_state, ranks=self.ranks, progress=self.progress, unlogged=unlogged, note=note
@@ -408,7 +422,8 @@ class TrainerConfig(Protocol):
 def train(config: TrainerConfig, make_task: Callable[[Any, Ranks], Task]) -> FitResult:
     """Train `make_task(config, ranks)` on the ranks of this launch, evaluate it and write `<output_dir>/final`.
 
-    Ends the process with a code when a signal stopped it (128 + its number), or the run is dead (3).
+    Ends the process with a code when a signal stopped it (128 + its number), the run is dead (3), or
+    `training.check_determinism` found other numbers the second time (5).
     """
     if not faulthandler.is_enabled():
         with contextlib.suppress(OSError):  # no file behind stderr
@@ -419,6 +434,9 @@ def train(config: TrainerConfig, make_task: Callable[[Any, Ranks], Task]) -> Fit
         if int(os.environ.get("RANK", "0")) == 0:
             sys.stderr.write(f"error: {error}\n")
         raise SystemExit(DEAD_CODE) from error
+    except DifferingRunError as error:
+        sys.stderr.write(f"error: {error}\n")
+        raise SystemExit(DIFFERS_CODE) from error
     end_if_stopped(result.stopped_by)
     return result
 
@@ -427,14 +445,34 @@ def _train(config: TrainerConfig, make_task: Callable[[Any, Ranks], Task]) -> Fi
     training = config.training
     watching = {"timeout_s": training.collective_timeout_s, "watchdog_s": training.watchdog_s}
     with ranks_of_launch(training.device, **watching) as ranks:
-        # A task may start otherwise where there is a checkpoint.
-        RunFolder(config.output_dir, config.training.scratch_dir).fetch(ranks)
-        task = make_task(config, ranks)
-        return fit(
-            task,
-            config.training,
-            output_dir=config.output_dir,
-            ranks=ranks,
-            seed=config.seed,
-            settings=to_plain(config),
-        )
+        if training.check_determinism is not None:
+            line = check_determinism(partial(_traced, config, make_task, ranks), training.check_determinism, ranks)
+            if ranks.is_first:
+                say(line)
+            return FitResult(Progress(training.check_determinism), 0, ())
+        return _fit(config, make_task, ranks)
+
+
+def _fit(
+    config: TrainerConfig, make_task: Callable[[Any, Ranks], Task], ranks: Ranks, trace: StepTrace | None = None
+) -> FitResult:
+    # A task may start otherwise where there is a checkpoint.
+    RunFolder(config.output_dir, config.training.scratch_dir).fetch(ranks)
+    return fit(
+        make_task(config, ranks),
+        config.training,
+        output_dir=config.output_dir,
+        ranks=ranks,
+        seed=config.seed,
+        settings=to_plain(config),
+        trace=trace,
+    )
+
+
+def _traced(
+    config: TrainerConfig, make_task: Callable[[Any, Ranks], Task], ranks: Ranks, folder: Path, trace: StepTrace
+) -> FitResult:
+    """The run from its beginning, elsewhere, with nothing but steps."""
+    off = {"evaluate_at_start": False, "evaluate_every": None, "checkpoint_every": None, "checkpoint_minutes": None}
+    training = replace(config.training, **off, wandb=WandbConfig(), profile=None)
+    return _fit(replace(config, output_dir=str(folder), training=training), make_task, ranks, trace)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from egom2p.config import strict
+from egom2p.config import NotNegative, Positive, Share, strict
 from egom2p.training.parallel import is_sharded, local_part, part_like, sharded_like, whole_tensor
 
 _QUINTIC = (3.4445, -4.7750, 2.0315)  # coefficients of Jordan et al.: steepest at zero, settles around 1
@@ -113,28 +113,18 @@ class OptimizerConfig:
     """
 
     kind: Literal["adamw", "muon", "sgd"] = "adamw"
-    weight_decay: float = 0.05
-    weight_decay_end: float | None = None  # reached at the end of training along half a cosine; null: constant
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = 1e-8
-    muon_lr_scale: float = 10.0
-    muon_momentum: float = 0.95
-    clip_grad_norm: float | None = 1.0
-    skip_grad_norm: float | None = None  # steps with a larger gradient norm are skipped (and counted); null: none
+    weight_decay: NotNegative = 0.05
+    weight_decay_end: NotNegative | None = None  # reached at the end of training along half a cosine; null: constant
+    betas: tuple[Share, Share] = (0.9, 0.95)
+    eps: Positive = 1e-8
+    muon_lr_scale: Positive = 10.0
+    muon_momentum: Share = 0.95
+    clip_grad_norm: Positive | None = 1.0
+    skip_grad_norm: Positive | None = None  # steps with a larger gradient norm are skipped (and counted); null: none
     no_decay: tuple[str, ...] = ()  # further parameter names, wildcards allowed
 
     def __post_init__(self) -> None:
-        if self.clip_grad_norm is not None and self.clip_grad_norm <= 0:
-            raise ValueError(f"clip_grad_norm must be positive (null: no clipping), got {self.clip_grad_norm}")
-        if self.skip_grad_norm is not None and self.skip_grad_norm <= 0:
-            raise ValueError(f"skip_grad_norm must be positive (null: never), got {self.skip_grad_norm}")
-        for name in ("muon_lr_scale", "eps"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        for name in ("weight_decay", "weight_decay_end"):
-            if (getattr(self, name) or 0) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        if not all(0 <= value < 1 for value in (*self.betas, self.muon_momentum)):
+        if not all(value < 1 for value in (*self.betas, self.muon_momentum)):
             raise ValueError(f"betas and muon_momentum are in [0, 1), got {self.betas} and {self.muon_momentum}")
 
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from egom2p.config import strict
+from egom2p.config import Count, strict
 from egom2p.contracts import LossOutput
 from egom2p.layers.blocks import compile_block, foreign_blocks, recompute_in_backward, transformer_blocks
 from egom2p.training.distributed import Ranks
@@ -41,7 +41,7 @@ class ParallelConfig:
     """
 
     kind: Literal["ddp", "fsdp"] = "ddp"
-    shard_size: int | None = None
+    shard_size: Count | None = None
     reshard_after_forward: bool = True
 
     def __post_init__(self) -> None:

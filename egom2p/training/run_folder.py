@@ -6,7 +6,7 @@ all; before a run starts on a machine that knows nothing of it, the newest check
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,10 +15,8 @@ from egom2p.storage.remote_folders import RemoteFolder
 from egom2p.training.distributed import Ranks
 from egom2p.training.task import Measurement
 
+CHECKPOINTS, FINAL = "checkpoints", "final"
 _BEST = "best.json"
-
-
-_CHECKPOINTS, _FINAL = "checkpoints", "final"
 _STEP = re.compile(r"step-(\d{8})")
 
 
@@ -62,6 +60,9 @@ class BestCheckpoint:
         if self.name is None or not self._file.is_file():
             return
         note = load_json(self._file)
+        wanted = {"name": str, "step": int, "value": int | float}
+        if not isinstance(note, dict) or not all(isinstance(note.get(key), kind) for key, kind in wanted.items()):
+            raise ValueError(f"{self._file}: found {note!r:.80}, wanted the keys {', '.join(wanted)} and their values")
         if note["name"] == self.name:  # else another measurement counts from now on
             self.step, self._value = note["step"], note["value"]
 
@@ -105,15 +106,15 @@ class RunFolder:
         ranks.wait_for_all()
 
     def _fetch_newest(self, remote: RemoteFolder) -> None:
-        there = _steps(remote.directories(_CHECKPOINTS))
-        here = _steps(entry.name for entry in (self.path / _CHECKPOINTS).glob("step-*"))
+        there = _steps(remote.directories(CHECKPOINTS))
+        here = sorted(step_folders(self.path / CHECKPOINTS))
         if there and (not here or here[-1] < there[-1]):
-            name = _name(there[-1])
-            remote.download_directory(f"{_CHECKPOINTS}/{name}", self.path / _CHECKPOINTS / name)
-            for file in ("config.json", "log.jsonl", "wandb.json", f"{_CHECKPOINTS}/best.json"):
+            name = step_name(there[-1])
+            remote.download_directory(f"{CHECKPOINTS}/{name}", self.path / CHECKPOINTS / name)
+            for file in ("config.json", "log.jsonl", "wandb.json", f"{CHECKPOINTS}/{_BEST}"):
                 remote.download_file(file, self.path / file)
-        if _FINAL in remote.directories() and not (self.path / _FINAL).is_dir():
-            remote.download_directory(_FINAL, self.path / _FINAL)
+        if FINAL in remote.directories() and not (self.path / FINAL).is_dir():
+            remote.download_directory(FINAL, self.path / FINAL)
 
     def mirror(self, retention: Retention) -> None:
         """Bring the bucket up to date: new checkpoints, then small files, then remove what need not stay.
@@ -123,28 +124,34 @@ class RunFolder:
         """
         if self._remote is None:
             return
-        there = set(self._remote.directories(_CHECKPOINTS))
-        for entry in sorted((self.path / _CHECKPOINTS).glob("step-*")):
+        there = set(self._remote.directories(CHECKPOINTS))
+        for entry in step_folders(self.path / CHECKPOINTS).values():
             if entry.name not in there:
-                self._remote.upload_directory(entry, f"{_CHECKPOINTS}/{entry.name}")
+                self._remote.upload_directory(entry, f"{CHECKPOINTS}/{entry.name}")
                 there.add(entry.name)
-        for file in [*sorted(self.path.glob("*.json*")), self.path / _CHECKPOINTS / "best.json"]:
+        for file in [*sorted(self.path.glob("*.json*")), self.path / CHECKPOINTS / _BEST]:
             if file.is_file():
                 self._remote.upload_file(file, file.relative_to(self.path).as_posix())
-        if (self.path / _FINAL).is_dir() and _FINAL not in self._remote.directories():
-            self._remote.upload_directory(self.path / _FINAL, _FINAL)
+        if (self.path / FINAL).is_dir() and FINAL not in self._remote.directories():
+            self._remote.upload_directory(self.path / FINAL, FINAL)
         for step in retention.removable(_steps(there)):
-            self._remote.remove_directory(f"{_CHECKPOINTS}/{_name(step)}")
+            self._remote.remove_directory(f"{CHECKPOINTS}/{step_name(step)}")
 
 
 def has_checkpoint(output_dir: str | Path, scratch_dir: str) -> bool:
     """Whether a run in this folder would resume instead of start."""
-    return any((local_folder(output_dir, scratch_dir) / _CHECKPOINTS).glob("step-*"))
+    return bool(step_folders(local_folder(output_dir, scratch_dir) / CHECKPOINTS))
 
 
-def _steps(names) -> list[int]:
-    return sorted(int(match.group(1)) for name in names if (match := _STEP.fullmatch(name)))
+def step_folders(folder: Path) -> dict[int, Path]:
+    """Step -> its complete checkpoint in a folder of checkpoints, oldest first."""
+    entries = [entry for entry in folder.iterdir() if entry.is_dir()] if folder.is_dir() else []
+    return {step: folder / step_name(step) for step in _steps(entry.name for entry in entries)}
 
 
-def _name(step: int) -> str:
+def step_name(step: int) -> str:
     return f"step-{step:08d}"
+
+
+def _steps(names: Iterable[str]) -> list[int]:
+    return sorted(int(match.group(1)) for name in names if (match := _STEP.fullmatch(name)))

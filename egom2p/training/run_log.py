@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from egom2p.config import strict
-from egom2p.storage import atomic_file, errors_name, load_json, save_json
+from egom2p.storage import append_to, atomic_file, errors_name, load_json, parse_json, save_json
 from egom2p.training.schedule import Length, Progress
 from egom2p.training.task import Measurement
 
@@ -60,7 +60,7 @@ class RunLog:
         if not self._file.is_file():
             return
         lines = self._file.read_text(encoding="utf-8").splitlines()
-        kept = [line for line in lines if _is_complete(line) and json.loads(line)["step"] <= step]
+        kept = [line for number, line in enumerate(lines) if _is_complete(line) and self._step_of(line, number) <= step]
         if len(kept) < len(lines):
             with atomic_file(self._file) as unfinished:
                 unfinished.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
@@ -98,6 +98,14 @@ class RunLog:
         if self._wandb is not None:
             self._wandb.finish(exit_code=1 if failed else 0)
 
+    def _step_of(self, line: str, number: int) -> int:
+        entry = parse_json(line, f"{self._file}, line {number + 1}")
+        if not isinstance(entry.get("step"), int):
+            raise ValueError(
+                f"{self._file}, line {number + 1}: no `step`, wanted a number in every entry of a run's log"
+            )
+        return entry["step"]
+
     def _of_total(self) -> str:
         return f"/{self._length.total:g}" if self._length.unit == "steps" else ""
 
@@ -117,8 +125,8 @@ class RunLog:
             key: None if isinstance(value, float) and not math.isfinite(value) else value
             for key, value in entry.items()
         }
-        with errors_name(self._file), self._file.open("a", encoding="utf-8") as opened:
-            opened.write(json.dumps(plain) + "\n")
+        with errors_name(self._file), append_to(self._file) as opened:
+            opened.write(f"{json.dumps(plain)}\n".encode())
         if self._wandb is not None:
             self._wandb.log({f"{kind}/{name}": value for name, value in values.items()}, step=progress.step)
 
@@ -162,8 +170,11 @@ def _start_wandb(folder: Path, config: WandbConfig, settings: Mapping[str, Any])
     note = folder / "wandb.json"
     if not note.is_file():
         save_json(note, {"id": uuid.uuid4().hex[:8]})
+    known = load_json(note)
+    if not isinstance(known, dict) or not isinstance(known.get("id"), str):
+        raise ValueError(f"{note}: found {known!r:.80}, wanted the `id` of a wandb run")
     return wandb.init(
-        id=load_json(note)["id"],
+        id=known["id"],
         resume="allow" if config.mode == "online" else None,
         mode=config.mode,
         project=config.project,

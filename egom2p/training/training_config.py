@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Literal
 
-from egom2p.config import strict
+from egom2p.config import Count, Natural, NotNegative, Positive, strict
 from egom2p.jobs.workers import Dtype
 from egom2p.storage import RemoteConfig
 from egom2p.training.ema import EmaConfig
@@ -25,31 +25,23 @@ class PlanConfig:
     verify_shards  shards of a data set whose keys are compared over all folders, spread over it
     """
 
-    num_gpus: int | None = None
-    peak_tflops: float = 989.0
-    mfu: float = 0.3
-    memory_gb: tuple[float, ...] = (24, 48, 80, 141)
-    verify_shards: int = 16
+    num_gpus: Count | None = None
+    peak_tflops: Positive = 989.0
+    mfu: Positive = 0.3
+    memory_gb: tuple[Positive, ...] = (24, 48, 80, 141)
+    verify_shards: Count = 16
 
     def __post_init__(self) -> None:
-        if self.num_gpus is not None and self.num_gpus < 1:
-            raise ValueError(f"plan.num_gpus is positive or null, got {self.num_gpus}")
-        if not 0 < self.mfu <= 1 or self.peak_tflops <= 0:
-            raise ValueError(f"plan.mfu is in (0, 1] and plan.peak_tflops positive, got {self.mfu}, {self.peak_tflops}")
-        if min(self.memory_gb, default=1) <= 0 or self.verify_shards < 1:
-            raise ValueError(f"plan.memory_gb and plan.verify_shards are positive, got {self.memory_gb}")
+        if self.mfu > 1:
+            raise ValueError(f"plan.mfu is in (0, 1], got {self.mfu}")
 
 
 @strict
 class ProfileConfig:
     """Which steps are profiled, counted from the beginning of the run: `steps` of them from `start` on."""
 
-    start: int = 10
-    steps: int = 3
-
-    def __post_init__(self) -> None:
-        if self.start < 0 or self.steps < 1:
-            raise ValueError(f"start must not be negative and steps at least 1, got {self.start} and {self.steps}")
+    start: Natural = 10
+    steps: Count = 3
 
 
 _LENGTHS = ("num_steps", "total_token_budget", "total_tokens", "epochs")
@@ -66,34 +58,34 @@ class TrainingConfig:
     """
 
     # length
-    num_steps: int | None = None
-    total_token_budget: int | None = None
-    total_tokens: int | None = None
-    epochs: float | None = None
-    epoch_clips: int | None = None  # null: the clips of the training data
-    warmup: float = 0.0
+    num_steps: Natural | None = None
+    total_token_budget: Natural | None = None
+    total_tokens: Natural | None = None
+    epochs: NotNegative | None = None
+    epoch_clips: Count | None = None  # null: the clips of the training data
+    warmup: NotNegative = 0.0
 
     # learning rate
-    lr: float | None = None
-    blr: float | None = None
+    lr: NotNegative | None = None
+    blr: NotNegative | None = None
     schedule: Shape = "cosine"
-    warmup_start_lr: float = 0.0
-    min_lr: float = 0.0
-    cooldown: float = 0.0  # the last part, in the unit of the length; inverse_sqrt and warmup_stable_decay only
-    timescale: float | None = None  # of inverse_sqrt, in the unit of the length; null: that of the warm-up
+    warmup_start_lr: NotNegative = 0.0
+    min_lr: NotNegative = 0.0
+    cooldown: NotNegative = 0.0  # the last part, in the unit of the length; inverse_sqrt and warmup_stable_decay only
+    timescale: Positive | None = None  # of inverse_sqrt, in the unit of the length; null: that of the warm-up
     optimizer: OptimizerConfig = OptimizerConfig()
     ema: EmaConfig | None = None  # moving average of the weights
 
     # batch
     batching: Literal["clips", "tokens"] = "clips"  # what a micro-batch has a fixed number of
-    batch_size: int = 8  # clips of one micro-batch on one rank
-    batch_tokens: int | None = None  # with batching=tokens: input and target tokens of one micro-batch on one rank
-    accumulation: int = 1  # micro-batches per optimizer step, on each rank: a step grows with the number of ranks
-    step_size: int | None = (
+    batch_size: Count = 8  # clips of one micro-batch on one rank
+    batch_tokens: Count | None = None  # with batching=tokens: input and target tokens of one micro-batch on one rank
+    accumulation: Count = 1  # micro-batches per optimizer step, on each rank: a step grows with the number of ranks
+    step_size: Count | None = (
         None  # clips (rows) of an optimizer step of all ranks together: they share it by accumulation
     )
     reference_denominator: bool = False  # average per rank and micro-batch, as published, not over the whole step
-    num_workers: int = 0  # processes that load data (threads, for tokenizers); 0: in this process
+    num_workers: Natural = 0  # processes that load data (threads, for tokenizers); 0: in this process
 
     # machine
     device: str = "auto"
@@ -104,44 +96,33 @@ class TrainingConfig:
     )
     compile: Literal[False, "blocks", "auto"] = "auto"  # blocks: torch.compile of each of our transformer blocks and of
     # the loss; auto: that on a GPU, where a compiler is there, blocks are ours and their weights whole
-    num_threads: int | None = None  # null: torch's default, or OMP_NUM_THREADS
+    num_threads: Count | None = None  # null: torch's default, or OMP_NUM_THREADS
 
     # what the run tells and keeps
-    log_every: int = 10
-    evaluate_every: int | None = None  # steps; null: at the end only
+    log_every: Count = 10
+    evaluate_every: Count | None = None  # steps; null: at the end only
     evaluate_at_start: bool = False
-    checkpoint_every: int | None = None  # steps
-    checkpoint_minutes: float | None = 10.0
-    keep_last: int = 2  # the last may hold weights that a bad step has just ruined
-    keep_every: int | None = None  # checkpoints at multiples of this many steps are never removed
+    checkpoint_every: Count | None = None  # steps
+    checkpoint_minutes: Positive | None = 10.0
+    keep_last: Count = 2  # the last may hold weights that a bad step has just ruined
+    keep_every: Count | None = None  # checkpoints at multiples of this many steps are never removed
     keep_best: str | None = None  # a measurement (`group/name`, or `group`: its mean) whose lowest value stays too
     scratch_dir: str = "outputs/scratch"  # where a run lives whose output_dir is an S3 address
     remote: RemoteConfig = RemoteConfig()  # waiting for and asking of S3, for data and output_dir
     profile: ProfileConfig | None = None  # steps whose trace is written to <output_dir>/profile
-    peak_tflops: float | None = None  # of one device, for model-FLOPs utilisation; null: that of its data sheet
+    peak_tflops: Positive | None = None  # of one device, for model-FLOPs utilisation; null: that of its data sheet
     resume: Literal[True, False, "newest_valid"] = True  # go on from the newest checkpoint in output_dir; newest_valid:
     # from the newest that is as it was saved, damaged ones are set aside
     allow_changes: bool = False  # go on although settings that make the run what it is (model, rate, ...) have changed
-    max_skipped_steps: int | None = 20  # so many in a row, or a line of the log without a finite loss, end the run
-    collective_timeout_s: float = 1800.0  # several ranks: how long one waits for the others, also for an evaluation
-    watchdog_s: float | None = 120.0  # several ranks: one that gives no sign for so long ends the run (code 4)
+    max_skipped_steps: Count | None = 20  # so many in a row, or a line of the log without a finite loss, end the run
+    collective_timeout_s: Positive = 1800.0  # several ranks: how long one waits for the others, also for an evaluation
+    watchdog_s: Positive | None = 120.0  # several ranks: one that gives no sign for so long ends the run (code 4)
+    check_determinism: Count | None = None  # take so many steps twice and name the first tensor that differs; no run
     wandb: WandbConfig = WandbConfig()
 
     def __post_init__(self) -> None:
         _exactly_one(self, _LENGTHS, "says how long to train")
         _exactly_one(self, ("lr", "blr"), "says the learning rate")
-        for name in ("batch_size", "accumulation", "log_every", "keep_last"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("num_threads", "evaluate_every", "checkpoint_every", "keep_every", "epoch_clips"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1 or null, got {getattr(self, name)}")
-        for name in ("lr", "blr", "warmup", "warmup_start_lr", "min_lr", "cooldown", "num_workers"):
-            if (getattr(self, name) or 0) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        for name in ("checkpoint_minutes", "peak_tflops", "max_skipped_steps", "collective_timeout_s", "watchdog_s"):
-            if getattr(self, name) is not None and getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be positive or null, got {getattr(self, name)}")
         _check_schedule(self)
         if (self.batching == "tokens") != (self.batch_tokens is not None):
             raise ValueError(f"batching=tokens needs batch_tokens (and only it does), got {self.batch_tokens}")

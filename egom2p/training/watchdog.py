@@ -26,6 +26,7 @@ _BEAT_S = 1.0
 _OBEY_S = 5.0  # a peer without a sign for so long is not waited for once a signal came
 _STUCK_S = 20.0  # nor one that lives, but does not come to the collective this rank waits in
 _STORE_TIMEOUT_S = 10.0
+_GONE_BEATS = 5  # so many are waited for before a rank is said to be gone
 _NUM_FRAMES = 12
 RUNS, WAITS, BUSY = "computes", "waits for other ranks", "evaluates or writes"
 
@@ -92,7 +93,7 @@ class Watchdog:
         now_s = time.monotonic()
         self._seen = {other: _Seen(now_s) for other in range(world_size)}
         self._named_s = self._store_s = self._woken_s = now_s
-        self._is_ended = False
+        self._is_ended = self._is_broken = False
 
     def __enter__(self) -> "Watchdog":
         self._read_fd, self._write_fd = os.pipe()
@@ -105,7 +106,9 @@ class Watchdog:
         self._thread.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        # Torch's errors of a collective that breaks (a peer's process is gone) are RuntimeErrors that name no rank.
+        gone = self._who_is_gone() if isinstance(error, RuntimeError) else None
         self._is_ended = True
         if self._previous_fd is not None:
             signal.set_wakeup_fd(self._previous_fd)
@@ -113,6 +116,24 @@ class Watchdog:
         self._thread.join(2 * _STORE_TIMEOUT_S)
         os.close(self._write_fd)
         os.close(self._read_fd)
+        if gone is not None:
+            self._say(
+                f"{gone} ({str(error).splitlines()[0]:.120}); the same command goes on from the newest checkpoint"
+            )
+            raise SystemExit(HANG_CODE) from error
+
+    def _who_is_gone(self) -> str | None:
+        """Which ranks give no sign of life any more, once the others had the time for some; None: all do."""
+        self._is_broken = True
+        time.sleep(_GONE_BEATS * _BEAT_S)
+        now_s = time.monotonic()
+        if now_s - self._store_s > (_GONE_BEATS - 2) * _BEAT_S:
+            return "the process that keeps the store of this launch (its launcher, or rank 0) is gone"
+        since_s = (_GONE_BEATS - 2) * _BEAT_S
+        silent = [other for other, seen in self._seen.items() if other != self._rank and now_s - seen.beat_s > since_s]
+        return (
+            f"{_ranks(silent)} broke off and gives no sign of life: killed, or its machine is gone" if silent else None
+        )
 
     def _watch(self) -> None:
         while not self._is_ended:
@@ -131,7 +152,7 @@ class Watchdog:
             self._store_s = now_s
         self._woken_s = now_s
         try:
-            self._exchange(now_s, everybody=self._rank == 0 or self._signal > 0)
+            self._exchange(now_s, everybody=self._rank == 0 or self._signal > 0 or self._is_broken)
             self._store_s = time.monotonic()
         except (RuntimeError, ValueError) as error:  # torch's errors of a store are RuntimeErrors
             if time.monotonic() - self._store_s > self._limit_s and not self._is_ended:

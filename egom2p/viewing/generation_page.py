@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from egom2p.config import run_main, strict
+from egom2p.config import Count, run_main, strict
 from egom2p.data.clips.video_files import encode_webm
 from egom2p.generation.generation_outputs import TRUTH_OF
 from egom2p.geometry import canonicalise
-from egom2p.storage import load_json
+from egom2p.storage import inside, load_json
 from egom2p.viewing import page, plots
 from egom2p.viewing.page import Tile
 from egom2p.viewing.plots import coloured_depth, depth_range, enlarged, samples_at_frames, with_gaze
@@ -32,7 +32,7 @@ class GenerationPageConfig:
     """Folder that generate.py wrote; at most so many clips are shown."""
 
     folder: str
-    max_clips: int = 24
+    max_clips: Count = 24
 
 
 def write_generation_page(folder: str | Path, *, max_clips: int = 24) -> Path:
@@ -40,7 +40,7 @@ def write_generation_page(folder: str | Path, *, max_clips: int = 24) -> Path:
     folder = Path(folder)
     manifest = load_json(folder / "manifest.json")
     shown = manifest["clips"][:max_clips]
-    clips = {clip["key"]: dict(np.load(folder / clip["key"] / "clip.npz")) for clip in shown}
+    clips = {clip["key"]: dict(np.load(inside(folder, clip["key"], "clip.npz"))) for clip in shown}
     depths = [arrays["depth"] for arrays in clips.values() if "depth" in arrays]
     range_m = depth_range(depths) if depths else (1.0, 2.0)
     body = "".join(page.card(page.note(note)) for note in manifest["notes"])
@@ -48,7 +48,7 @@ def write_generation_page(folder: str | Path, *, max_clips: int = 24) -> Path:
     for clip in shown:
         nothing = "nothing else" if manifest["settings"]["inpainting"] else "nothing"
         words = f"given {', '.join(clip['given']) or nothing}; generated {', '.join(clip['made'])}"
-        words += _inpainted(manifest["settings"]) + _windows(load_json(folder / clip["key"] / "clip.json"))
+        words += _inpainted(manifest["settings"]) + _windows(load_json(inside(folder, clip["key"], "clip.json")))
         body += f"<h3>{escape(clip['key'])}</h3>" + page.card(
             page.note(words) + _clip(clips[clip["key"]], range_m, clip["made_streams"])
         )

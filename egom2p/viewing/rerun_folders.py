@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from egom2p.config import run_main, strict
+from egom2p.config import Count, run_main, strict
 from egom2p.contracts import Intrinsics, Stream, quantity_of_stream
 from egom2p.generation.generation_outputs import TRUTH_OF
 from egom2p.jobs.progress import say
 from egom2p.metrics.result_table import Results
-from egom2p.storage import load_json
+from egom2p.storage import inside, load_json
 from egom2p.viewing import plots
 from egom2p.viewing.report import checkpoint_colours
 from egom2p.viewing.rerun_recording import Source, write_rerun
@@ -33,7 +33,7 @@ class RerunConfig:
     """
 
     folder: str
-    max_clips: int = 24
+    max_clips: Count = 24
 
 
 def write_rerun_recordings(config: RerunConfig) -> list[Path]:
@@ -48,7 +48,7 @@ def write_rerun_recordings(config: RerunConfig) -> list[Path]:
 
 
 def _generated(folder: Path, clip: Mapping[str, Any]) -> Path:
-    folder = folder / clip["key"]
+    folder = inside(folder, clip["key"])  # as the manifest, which may be somebody else's, calls it
     arrays = dict(np.load(folder / "clip.npz"))
     names = [name for name in arrays if f"{name}_times_s" in arrays]
     streams = {
@@ -62,11 +62,11 @@ def _generated(folder: Path, clip: Mapping[str, Any]) -> Path:
     sources |= {"truth": Source(truth, context=given, colour=_TRUTH)} if truth else {}
     sources["generated"] = Source(made, context=given, colour=plots.COLOURS[0])
     camera = load_json(folder / "clip.json").get("intrinsics")
-    return write_rerun(folder / "recording.rrd", sources, intrinsics=_intrinsics(camera), name=clip["key"])
+    return write_rerun(inside(folder, "recording.rrd"), sources, intrinsics=_intrinsics(camera), name=clip["key"])
 
 
 def _evaluated(folder: Path, key: str, results: Results) -> Path:
-    arrays = dict(np.load(folder / f"{key}.npz"))
+    arrays = dict(np.load(inside(folder, f"{key}.npz")))
     truth = {
         stream: Stream(arrays[f"truth|{stream}"], arrays[f"valid|{stream}"], arrays[f"times_s|{stream}"], "")
         for stream in (name.partition("|")[2] for name in arrays if name.startswith("truth|"))
@@ -82,7 +82,7 @@ def _evaluated(folder: Path, key: str, results: Results) -> Path:
             found = {stream: Stream(estimate, np.ones(len(estimate), bool), truth[stream].times_s, "")}
             sources[_entity(f"{label} {table.task}")] = Source(found, context=truth, colour=colours[label])
     camera = json.loads(str(arrays["intrinsics"])) if "intrinsics" in arrays else None
-    return write_rerun(folder / f"{key}.rrd", sources, intrinsics=_intrinsics(camera), name=key)
+    return write_rerun(inside(folder, f"{key}.rrd"), sources, intrinsics=_intrinsics(camera), name=key)
 
 
 def _entity(words: str) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_tokens import pretrain_values, write_tokens
+from tiny_tokens import pretrain_values, write_sets
 
 from egom2p.config import ConfigError, from_plain
 from egom2p.models.egom2p_model import load_model
@@ -17,10 +17,7 @@ from experiments.jepa.train import JepaTrainingConfig, train_jepa
 
 @pytest.fixture(scope="module")
 def tokens(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("tokens")
-    write_tokens(root, "train", 48, seed=0)
-    write_tokens(root, "val", 16, seed=1)
-    return root
+    return write_sets(tmp_path_factory.mktemp("tokens"))
 
 
 def run(tokens: Path, folder: Path, *, jepa: dict | None, **training):

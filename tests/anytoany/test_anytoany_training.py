@@ -77,6 +77,11 @@ def losses(folder):
     return [(entry["loss"], entry["grad_norm"]) for entry in entries if entry["kind"] == "train"]
 
 
+def test_two_times_the_same_steps_are_the_same(downloads, tmp_path, capsys):
+    train_anytoany(config_of(downloads, tmp_path / "run", **{"training.check_determinism": 2}))
+    assert "2 steps twice" in "".join(capsys.readouterr()) and not (tmp_path / "run").exists()
+
+
 def test_the_published_config_takes_steps_and_resumes_to_the_bit(downloads, tmp_path, capsys):
     """`finetune-x1` once took no optimizer step, and no run could be continued inside an epoch."""
     result = train_anytoany(config_of(downloads, tmp_path / "whole"))

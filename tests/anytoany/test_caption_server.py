@@ -147,7 +147,7 @@ def test_what_the_model_perceives_must_be_of_the_kind(tmp_path):
         ({"prompt": "{image}"}, "needs {video} once"),
         ({"prompt": "{vidoe}"}, "did you mean {video}"),
         ({"port": 99999}, "port must be"),
-        ({"max_batch": 0}, "must be positive"),
+        ({"max_batch": 0}, "max_batch"),
     ],
 )
 def test_settings_that_cannot_work_are_found_at_once(settings, message):
@@ -337,3 +337,14 @@ def test_a_model_of_vectors_takes_no_files_and_uploads_are_bounded(server, of_fi
         half.shutdown(socket.SHUT_WR)
         assert b"996 bytes early" in half.recv(2000)
     assert list((folder / "uploads").iterdir()) == []
+
+
+def test_a_request_does_not_wait_for_the_model_for_ever(inference):
+    with CaptionServer(replace(CONFIG, wait_s=0.2), inference) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        with running._model_lock:  # another request that takes long
+            began_s = time.monotonic()
+            status, content = request(running, json.dumps({"embedding": [0.5] * WIDTH}))
+            assert status == 503 and "busy" in content["error"] and time.monotonic() - began_s < 5
+        assert request(running, json.dumps({"embedding": [0.5] * WIDTH}))[0] == 200
+        running.shutdown()

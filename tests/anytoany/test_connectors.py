@@ -7,9 +7,11 @@ from model_toys import features_of, renderer_of, talks, toy_batch, toy_features,
 
 from egom2p.anytoany.connectors import ConnectorConfig, build_connector
 from egom2p.anytoany.conversations.packing import collate
+from egom2p.anytoany.language.language_model import LanguageModelConfig
 from egom2p.anytoany.language.packed_attention import packed_hidden, packed_layout
 from egom2p.anytoany.perception.source import rows_of
 from egom2p.anytoany.types import PerceptionFeatures
+from egom2p.config import ConfigError, from_plain
 
 KINDS = ("global_mlp", "st_shuffle", "resampler")
 
@@ -217,3 +219,16 @@ def test_gated_layers_look_at_the_last_item_of_their_conversation(folder):
         other = losses(lambda media, c=str(changed), new=swapped: new if media.ref == c else features_of(media))
         pairs = zip(base.split(counts), other.split(counts), strict=True)
         assert [bool((one - two).abs().max() > 1e-4) for one, two in pairs] == moved
+
+
+@pytest.mark.parametrize(
+    ("schema", "values", "key"),
+    [(ConnectorConfig, {name: 0}, name) for name in ("dim", "num_heads", "depth", "every", "num_tokens")]
+    + [
+        (LanguageModelConfig, {"tokenizer": "t", "architecture": {"model_type": "llama", name: 0}}, name)
+        for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    ],
+)
+def test_a_size_of_nothing_is_refused_by_its_key(schema, values, key):
+    with pytest.raises(ConfigError, match=key):
+        from_plain(schema, values)

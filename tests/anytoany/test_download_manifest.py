@@ -7,9 +7,10 @@ import pytest
 from pyarrow import parquet
 
 from egom2p.anytoany import download as module
-from egom2p.anytoany.download import DownloadConfig, download, load_manifest
+from egom2p.anytoany.download import DownloadConfig, ManifestEntry, _without_stand_ins, download, load_manifest
 from egom2p.anytoany.world.synthetic_data import reference_paragraphs
-from egom2p.storage import only_writer
+from egom2p.config import from_plain
+from egom2p.storage import only_writer, save_json
 from egom2p.storage.hub import HubFile
 
 MANIFEST = """
@@ -19,6 +20,9 @@ base:
 datasets:
   captions: {repo: me/data, kind: dataset, folder: data, licence: MIT, files: [{name: a.parquet, columns: [caption]}]}
 """
+
+
+ENTRY = {"repo": "a/b", "kind": "dataset", "folder": "base", "licence": "MIT", "files": [{"name": "a.parquet"}]}
 
 
 @pytest.fixture
@@ -153,3 +157,22 @@ def test_text_by_people_is_found_on_every_machine(tmp_path):
     assert not any(sign in text for text in paragraphs for sign in ("==", "->", "[", "{", "\n"))
     words = " ".join(paragraphs).split()
     assert sum(word in ("the", "a", "of", "is", "to") for word in words) > 0.12 * len(words), "English"
+
+
+@pytest.mark.parametrize("folder", ["../elsewhere", "/tmp/elsewhere", "datasets/../../elsewhere", "datasets//a"])
+def test_a_manifest_names_places_below_the_output_only(tmp_path, folder):
+    values = {"base": {}, "datasets": {"a": ENTRY | {"folder": folder}}}
+    save_json(tmp_path / "manifest.yaml", values)  # JSON is YAML
+    config = DownloadConfig(output=str(tmp_path / "out"), source="synthetic", manifest=str(tmp_path / "manifest.yaml"))
+    with pytest.raises(ValueError, match="is not one plain name"):
+        download(config)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["manifest.yaml"]
+
+
+def test_names_of_stand_ins_lead_nowhere_else(tmp_path):
+    (tmp_path / "thesis.txt").write_text("years")
+    (tmp_path / "out").mkdir()
+    save_json(tmp_path / "out" / "stand_ins.json", ["base/../../thesis.txt"])
+    with pytest.raises(ValueError, match="is not one plain name"):
+        _without_stand_ins({"a": from_plain(ManifestEntry, ENTRY)}, tmp_path / "out", is_dry=False)
+    assert (tmp_path / "thesis.txt").read_text() == "years"

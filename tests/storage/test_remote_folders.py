@@ -249,5 +249,5 @@ def test_timeouts_and_attempts_are_set(bucket):
         configure_remote(RemoteConfig())
     assert remote_module.s3_client().meta.config.read_timeout == 30
     for wrong in ({"read_timeout_s": 0}, {"connect_timeout_s": float("nan")}, {"num_attempts": 0}):
-        with pytest.raises(ValueError, match="must be positive"):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
             RemoteConfig(**wrong)

@@ -1,13 +1,16 @@
 """The configs load, and describe the modalities they claim."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
-from egom2p.config import load_config
+from egom2p.config import ConfigError, from_plain, load_config
 from egom2p.data.modality_info import default_specs
 from egom2p.tokenizers import build_network
 from egom2p.tokenizers.convert_tokenizer import ConvertTokenizerConfig
+from egom2p.tokenizers.trajectory.trajectory_vqvae import TrajectoryVqVaeConfig
+from egom2p.tokenizers.video.video_codec import VideoCodecConfig
 from egom2p.training.tasks.tokenizer_config import TokenizerTrainingConfig
 
 CONFIGS = Path(__file__).resolve().parents[2] / "cfgs" / "default" / "tokenization"
@@ -70,3 +73,28 @@ def test_released_codecs_convert_to_the_published_grid(name):
     assert config.token_grid == {spec.name: spec for spec in default_specs()}[config.modality].grid
     assert config.video_channels == 3  # also for depth: the released weights see pictures
     assert name.startswith("rgb") or config.depth_representation == "inverse_per_sequence"
+
+
+@pytest.mark.parametrize(
+    ("schema", "values"),
+    [
+        (TrajectoryVqVaeConfig, {"modality": "tok_gaze", "quantity": "gaze", "folder": "gaze", "num_samples": 60}),
+        (
+            VideoCodecConfig,
+            {
+                "modality": "tok_rgb", "quantity": "rgb", "folder": "rgb", "num_frames": 17, "height": 64, "width": 64,
+                "rate_hz": 8.0,
+            },
+        ),
+    ],
+)  # fmt: skip
+def test_a_size_of_nothing_is_refused_by_its_key(schema, values):
+    sizes = [
+        field.name
+        for field in dataclasses.fields(schema)
+        if isinstance(value := values.get(field.name, field.default), int) and not isinstance(value, bool)
+    ]
+    assert {"encoder_depth", "num_heads"} <= {*sizes} or {"channels", "patch_size"} <= {*sizes}
+    for name in (*sizes, "rate_hz"):
+        with pytest.raises(ConfigError, match=name):
+            from_plain(schema, values | {name: 0})

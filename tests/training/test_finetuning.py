@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_tokens import DRIFT, SMELL, pretrain_values, write_tokens
+from tiny_tokens import DRIFT, SMELL, pretrain_values, write_sets
 
 from egom2p.config import ConfigError, from_plain
 from egom2p.models.egom2p_model import EgoM2P, load_model, read_model
@@ -21,10 +21,7 @@ HEADS = "decoder_embeddings.head_table"
 
 @pytest.fixture(scope="module")
 def tokens(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("tokens")
-    write_tokens(root, "train", 48, seed=0)
-    write_tokens(root, "val", 16, seed=1)
-    return root
+    return write_sets(tmp_path_factory.mktemp("tokens"))
 
 
 @pytest.fixture(scope="module")

@@ -80,7 +80,7 @@ def test_gradients_that_are_not_finite_do_not_reach_what_stands_still():
 def test_what_cannot_be_held_is_refused():
     with pytest.raises(ValueError, match=r"frozen.train names \['tok_imu'\], the modalities are"):
         trained_lines(small_model(), SPECS, ["tok_imu"])
-    with pytest.raises(ConfigError, match="until must be positive"):
+    with pytest.raises(ConfigError, match="`until`: must be positive"):
         from_plain(FrozenConfig, {"until": 0})
     with pytest.raises(ConfigError, match="names no modality"):
         from_plain(FrozenConfig, {"until": 1, "train": []})

@@ -169,17 +169,45 @@ def test_a_process_that_was_stopped_itself_blames_nobody(quick):
     assert not left.is_set()
 
 
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_rank_whose_process_is_gone_is_named_where_a_collective_breaks(quick, capsys, rank):
+    """Torch says "connection closed by peer" and no rank."""
+    store, over = dist.HashStore(), threading.Event()
+    Peer(store, 1).beats(state=WAITS)
+    other = Peer(store, 2 - rank)
+
+    def live() -> None:
+        while not over.wait(0.02):
+            other.beats(state=WAITS)
+
+    threading.Thread(target=live).start()
+    began_s = time.monotonic()
+    with pytest.raises(SystemExit) as ended, guard(store, Left(), rank=rank, limit_s=60):
+        raise RuntimeError("[pair.cc] Connection closed by peer [127.0.0.1]:4\nand more")
+    assert ended.value.code == HANG_CODE and time.monotonic() - began_s < 5
+    said = capsys.readouterr().err
+    assert "rank 1 broke off" in said and "Connection closed by peer" in said and "and more" not in said
+    with pytest.raises(RuntimeError, match="of ours"), guard(dist.HashStore(), Left(), rank=0, limit_s=60) as watched:
+        watched._world_size = 1  # all that are left live
+        watched._seen = {0: watched._seen[0]}
+        raise RuntimeError("a mistake of ours")
+    over.set()
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="asks /proc for the ranks of a launcher")
-@pytest.mark.parametrize("then", ["wait", "SIGTERM"])
+@pytest.mark.parametrize("then", ["wait", "SIGTERM", "SIGKILL"])
 def test_a_stopped_rank_under_torchrun(tmp_path, then):
-    """kill -STOP of rank 1: it is named within the time of `watchdog_s`; SIGTERM to rank 0 is obeyed meanwhile."""
+    """kill -STOP of rank 1: it is named within the time of `watchdog_s`; SIGTERM to rank 0 is obeyed meanwhile.
+
+    kill -9 of rank 1 names it too. Of three ranks, the others say the same.
+    """
     here = Path(__file__).parent
     save_json(
         tmp_path / "options.json", {"num_steps": 100_000, "delay_s": 0.01, "watchdog_s": 8 if then == "wait" else 90}
     )
     environment = os.environ | {"PYTHONPATH": f"{here.parents[1]}:{here.parent}", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=3"]
     command += [str(here / "toy_task.py"), str(tmp_path / "run"), str(tmp_path / "options.json")]
     with (
         (tmp_path / "said").open("w") as said,
@@ -193,7 +221,7 @@ def test_a_stopped_rank_under_torchrun(tmp_path, then):
             found = re.search(rb"\0RANK=(\d)", Path(f"/proc/{pid}/environ").read_bytes())
             if found:
                 by_rank[int(found[1])] = int(pid)
-        os.kill(by_rank[1], signal.SIGSTOP)
+        os.kill(by_rank[1], signal.SIGKILL if then == "SIGKILL" else signal.SIGSTOP)
         stopped_s = time.monotonic()
         if then == "SIGTERM":
             time.sleep(1)
@@ -203,10 +231,16 @@ def test_a_stopped_rank_under_torchrun(tmp_path, then):
                 break
             time.sleep(0.1)
         took_s = time.monotonic() - stopped_s
-        os.kill(by_rank[1], signal.SIGKILL)
+        if then != "SIGKILL":
+            os.kill(by_rank[1], signal.SIGKILL)
         run.wait(60)
     text = (tmp_path / "said").read_text()
     assert took_s < 20, text[-3000:]
-    wanted = "rank 1 gave no sign of life" if then == "wait" else "ends by SIGTERM, in the middle of a step, for rank 1"
-    assert wanted in text and text.count("toy_task.py") > 2, text[-3000:]
-    assert f"exitcode  : {HANG_CODE if then == 'wait' else 143}" in text, text[-3000:]
+    wanted = {
+        "wait": "rank 1 gave no sign of life",
+        "SIGTERM": "ends by SIGTERM, in the middle of a step, for rank 1",
+        "SIGKILL": "rank 1 broke off and gives no sign of life",
+    }[then]
+    assert wanted in text and (then == "SIGKILL" or text.count("toy_task.py") > 2), text[-3000:]
+    if then != "SIGKILL":  # of which the launcher shows the code of the rank that was killed
+        assert f"exitcode  : {HANG_CODE if then == 'wait' else 143}" in text, text[-3000:]

@@ -12,7 +12,7 @@ import torch
 from toy_task import ToyTask, run_toy
 
 from egom2p.config import ConfigError, from_plain
-from egom2p.storage import check_finite, load_json, load_tensors, save_tensors, write_checksums
+from egom2p.storage import check_finite, load_json, load_tensors, save_json, save_tensors, write_checksums
 from egom2p.training.loop import DEAD_CODE, DeadRunError, train
 from egom2p.training.training_config import TrainingConfig
 
@@ -179,7 +179,7 @@ def test_library_does_not_touch_the_callers_randomness(tmp_path):
         ({"lr": 1e-3, "num_steps": 3, "total_token_budget": 3}, "num_steps and total_token_budget"),
         ({"num_steps": 3}, "exactly one of lr, blr"),
         ({"lr": 1e-3, "num_step": 3}, "did you mean `num_steps`"),
-        ({"lr": 1e-3, "num_steps": 3, "batch_size": 0}, "batch_size must be at least 1"),
+        ({"lr": 1e-3, "num_steps": 3, "batch_size": 0}, "`batch_size`: must be at least 1"),
     ],
 )
 def test_config_errors(values, message):
@@ -244,7 +244,8 @@ def test_a_dead_run_ends_the_command_with_a_code_of_its_own(tmp_path, capsys):
     "wrong",
     [{"lr": -1.0}, {"lr": float("nan")}, {"lr": float("inf")}, {"warmup": -1.0}, {"min_lr": -1e-3}, {"log_every": 0}]
     + [{"optimizer": {"weight_decay": -1.0}}, {"optimizer": {"eps": 0.0}}, {"optimizer": {"betas": (0.9, 1.0)}}]
-    + [{"max_skipped_steps": 0}, {"watchdog_s": 0.0}, {"num_workers": -1}, {"checkpoint_minutes": float("nan")}],
+    + [{"max_skipped_steps": 0}, {"watchdog_s": 0.0}, {"num_workers": -1}, {"checkpoint_minutes": float("nan")}]
+    + [{"batch_tokens": 0}],
     ids=str,
 )
 def test_settings_that_cannot_be_meant_are_refused_by_key(wrong):
@@ -286,6 +287,39 @@ def test_a_checkpoint_that_lacks_a_file_or_its_list_is_damaged(tmp_path):
         with pytest.raises(ValueError, match=f"damaged: .*{name}.*no other one is here"):
             run_toy(tmp_path, num_steps=5)
         (tmp_path / name).rename(tmp_path / "checkpoints" / "step-00000003" / name)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"progress": None}, {"progress": {"step": 2}}, {"optimizer": None}, {"data": 3}, {"skipped_in_a_row": "no"}, None],
+    ids=str,
+)
+def test_a_state_without_its_keys_is_named(tmp_path, wrong):
+    run_toy(tmp_path / "run", num_steps=2)
+    file = tmp_path / "run" / "checkpoints" / "step-00000002" / "training.json"
+    save_json(file, wrong if wrong is None else load_json(file) | wrong)
+    write_checksums(file.parent)
+    key = "progress" if wrong is None else next(iter(wrong))
+    with pytest.raises(ValueError, match=f"training.json: `{key}`"):
+        run_toy(tmp_path / "run", num_steps=4)
+
+
+def test_a_folder_of_somebody_else_is_not_pruned(tmp_path):
+    foreign = tmp_path / "run" / "checkpoints" / "step-00000001"
+    run_toy(tmp_path / "run", num_steps=4, checkpoint_every=2)
+    foreign.mkdir()
+    (foreign / "training.json").write_text((foreign.parent / "step-00000002" / "training.json").read_text())
+    with pytest.raises(ValueError, match="step-00000001"):
+        run_toy(tmp_path / "run", num_steps=6, checkpoint_every=2)
+    assert (foreign / "training.json").is_file()
+
+
+def test_a_log_that_is_none_is_named(tmp_path):
+    run_toy(tmp_path / "run", num_steps=2)
+    with (tmp_path / "run" / "log.jsonl").open("a") as log:
+        log.write('{"kind": "train"}\n')
+    with pytest.raises(ValueError, match="log.jsonl, line 4: no `step`"):
+        run_toy(tmp_path / "run", num_steps=4)
 
 
 def test_data_that_changed_between_two_starts_is_told(tmp_path, capsys, monkeypatch):

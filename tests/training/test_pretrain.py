@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_tokens import DRIFT, SMELL, pretrain_values, write_tokens
+from tiny_tokens import DRIFT, SMELL, pretrain_values, write_sets
 
 from egom2p.config import from_plain
 from egom2p.contracts import TokenizerMismatch
@@ -21,10 +21,7 @@ from egom2p.training.tasks.pretrain_task import PretrainTask, pretrain
 
 @pytest.fixture(scope="module")
 def tokens(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("tokens")
-    write_tokens(root, "train", 48, seed=0)
-    write_tokens(root, "val", 16, seed=1)
-    return root
+    return write_sets(tmp_path_factory.mktemp("tokens"))
 
 
 def run(tokens: Path, folder: Path, **training):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from test_several_processes import TORCHRUN, finish, start
-from tiny_tokens import pretrain_values, write_tokens
+from tiny_tokens import pretrain_values, write_sets
 
 from egom2p.config import ConfigError, from_plain
 from egom2p.storage import load_tensors, save_json
@@ -20,10 +20,7 @@ TOKENS = {"batching": "tokens", "batch_tokens": 200, "schedule": "constant"}
 
 @pytest.fixture(scope="module")
 def tokens(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("tokens")
-    write_tokens(root, "train", 48, seed=0)
-    write_tokens(root, "val", 16, seed=1)
-    return root
+    return write_sets(tmp_path_factory.mktemp("tokens"))
 
 
 def log_of(folder: Path) -> list[dict]:

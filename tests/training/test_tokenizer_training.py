@@ -92,6 +92,11 @@ def test_it_trains_resumes_to_the_bit_and_loads(clips, tmp_path, network, error,
     assert tokenizer.card["metrics"].keys() == names
 
 
+def test_two_times_the_same_steps_are_the_same(clips, tmp_path, capsys):
+    train(clips, tmp_path / "run", GAZE, check_determinism=2)
+    assert "2 steps twice" in "".join(capsys.readouterr()) and not (tmp_path / "run").exists()
+
+
 LOSSES = {"flow": {"window": 3, "levels": 1}, "adversarial": {"channels": 8, "num_levels": 1, "start_step": 3}}
 
 

@@ -29,6 +29,13 @@ def write_tokens(
             writer.write(f"{dataset}-{number:04d}", {spec.folder: encode_array(ids[spec.folder]) for spec in specs})
 
 
+def write_sets(root: Path) -> Path:
+    """A training set of 48 clips and one of 16 for validation."""
+    write_tokens(root, "train", 48, seed=0)
+    write_tokens(root, "val", 16, seed=1)
+    return root
+
+
 def pretrain_values(root: Path, output_dir: Path, **training: Any) -> dict[str, Any]:
     """Plain config values of a tiny run."""
     masking = {
@@ -51,7 +58,7 @@ def pretrain_values(root: Path, output_dir: Path, **training: Any) -> dict[str, 
         },
         "data": {
             "datasets": {"train": masking},
-            "validation": {"val": masking | {"shards": masking["shards"].replace("train", "val")}},
+            "validation": {"val": masking | {"shards": masking["shards"].replace("/train/", "/val/")}},
             "num_validation_clips": 16,
             "in_memory": True,
         },

@@ -21,7 +21,7 @@ from egom2p.anytoany.language.gated_layers import MediaMemory
 from egom2p.anytoany.language.language_tokenizer import stop_ids
 from egom2p.anytoany.model import AnyToAny
 from egom2p.anytoany.types import NO_LOSS, LanguageBatch, PerceptionFeatures, Rendered
-from egom2p.config import strict
+from egom2p.config import Count, NotNegative, strict
 
 
 @strict
@@ -36,22 +36,13 @@ class AnswerConfig:
     batch_size   questions at once
     """
 
-    max_new_tokens: int = 100
-    temperature: float = 0.0
-    top_k: int | None = None
+    max_new_tokens: Count = 100
+    temperature: NotNegative = 0.0
+    top_k: Count | None = None
     spans: tuple[str, ...] = ()
     free_spans: bool = True
-    stop_every: int = 8
-    batch_size: int = 32
-
-    def __post_init__(self) -> None:
-        if self.temperature < 0:
-            raise ValueError(f"temperature must be at least 0, got {self.temperature}")
-        for name in ("max_new_tokens", "stop_every", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.top_k is not None and self.top_k < 1:
-            raise ValueError(f"top_k must be at least 1 (null: all tokens), got {self.top_k}")
+    stop_every: Count = 8
+    batch_size: Count = 32
 
 
 @dataclass(frozen=True)

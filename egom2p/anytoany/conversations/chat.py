@@ -11,7 +11,7 @@ import numpy as np
 
 from egom2p.anytoany.language.language_tokenizer import media_id, media_text, reserved_tokens
 from egom2p.anytoany.types import Conversation, Media, MediaSpan, Rendered, Turn
-from egom2p.config import strict
+from egom2p.config import Count, strict
 
 # Codes of a media item that the language model reads and says itself, as ids of its vocabulary.
 Spelling = Callable[[Media], Sequence[int]]
@@ -25,7 +25,7 @@ class ChatConfig:
               and leaves it out only if that would cut a media item or everything the assistant says
     """
 
-    max_length: int = 512
+    max_length: Count = 512
     too_long: Literal["drop", "truncate_text"] = "drop"
 
     def __post_init__(self) -> None:

@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 
 from egom2p.anytoany.types import KINDS, Conversation, Media, Role, Turn
-from egom2p.config import cfgs_root, from_plain, load_plain, strict
+from egom2p.config import Count, cfgs_root, from_plain, load_plain, strict
 
 _BRACES = re.compile(r"\{(\w+)\}")
 _FOLDER = "default/anytoany/templates"
@@ -110,11 +110,7 @@ class TemplateConfig:
 
     file: str  # a path, or the name of a file in cfgs/default/anytoany/templates
     split: Literal["train", "held_out"] = "train"
-    limit: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.limit is not None and self.limit < 1:
-            raise ValueError(f"limit must be at least 1 (null: all templates), got {self.limit}")
+    limit: Count | None = None
 
 
 class Templates:

@@ -20,7 +20,7 @@ from egom2p.anytoany.conversations.chat import ChatConfig, ChatRenderer, refuse_
 from egom2p.anytoany.conversations.datasets import ConversationSet, DatasetConfig, open_dataset
 from egom2p.anytoany.conversations.packing import best_fit_decreasing, collate, even_order
 from egom2p.anytoany.types import LanguageBatch, Media, PerceptionFeatures, Rendered
-from egom2p.config import strict
+from egom2p.config import Count, Natural, Positive, strict
 from egom2p.data.clip_order import ClipOrder, clip_rng
 from egom2p.jobs.workers import from_workers, leave_signals_to_the_parent
 
@@ -33,14 +33,10 @@ class MixConfig:
     temperature  without weights the share is size^(1 / temperature): 1 proportional to size, large: all alike
     """
 
-    weights: dict[str, float] | None = None
-    temperature: float = 1.0
+    weights: dict[str, Positive] | None = None
+    temperature: Positive = 1.0
 
     def __post_init__(self) -> None:
-        if self.weights is not None and any(not weight > 0 for weight in self.weights.values()):
-            raise ValueError(f"weights must be positive, got {self.weights}; leave out what is not to be used")
-        if self.temperature <= 0:
-            raise ValueError(f"temperature must be positive, got {self.temperature}")
         if self.weights is not None and self.temperature != 1.0:
             raise ValueError("temperature has a meaning only without weights")
 
@@ -103,18 +99,14 @@ class LanguageDataConfig:
     mix: MixConfig = MixConfig()
     chat: ChatConfig = ChatConfig()
     batching: Literal["packed", "even", "single"] = "packed"
-    row_tokens: int = 2048
-    window: int = 1024
-    num_workers: int = 0
+    row_tokens: Count = 2048
+    window: Count = 1024
+    num_workers: Natural = 0
     bad_rows: Literal["error", "skip"] = "error"
 
     def __post_init__(self) -> None:
         if not self.datasets:
             raise ValueError("datasets must name at least one data set")
-        if self.window < 1:
-            raise ValueError(f"window must be at least 1, got {self.window}")
-        if self.num_workers < 0:
-            raise ValueError(f"num_workers must be at least 0, got {self.num_workers}")
         if self.batching == "packed" and self.row_tokens < self.chat.max_length:
             raise ValueError(
                 f"row_tokens is {self.row_tokens}, but a conversation may have chat.max_length {self.chat.max_length}"

@@ -8,7 +8,7 @@ from egom2p.anytoany.answers.answer_generation import AnswerConfig
 from egom2p.anytoany.conversations.datasets import DatasetConfig
 from egom2p.anytoany.evaluation.controls import check_control
 from egom2p.anytoany.world.world_questions import WorldQuestionsConfig
-from egom2p.config import strict
+from egom2p.config import Count, Natural, strict
 
 
 @strict
@@ -42,13 +42,11 @@ class QuestionsConfig:
 
     dataset: DatasetConfig
     kind: Literal["text", "choice"] = "text"
-    max_conversations: int = 512
+    max_conversations: Count = 512
     group: str = r"(.+?)(?:_\d+)*$"
     clips: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.max_conversations < 1:
-            raise ValueError(f"max_conversations must be at least 1, got {self.max_conversations}")
         if re.compile(self.group).groups < 1:
             raise ValueError(f"group needs a pattern with a group in brackets, got {self.group!r}")
 
@@ -67,7 +65,7 @@ class TextTaskConfig:
 
     kind: Literal["perplexity", "choices", "completion"]
     files: tuple[str, ...]
-    max_rows: int | None = None
+    max_rows: Count | None = None
 
 
 @strict
@@ -81,7 +79,7 @@ class HarnessConfig:
 
     tasks: tuple[str, ...]
     include_path: str | None = None
-    limit: int | None = None
+    limit: Count | None = None
     arguments: dict[str, Any] = field(default_factory=dict)
 
 
@@ -106,9 +104,9 @@ class AnyToAnyEvaluationConfig:
     embedding: str | None = None
     lm_eval: HarnessConfig | None = None
     lmms_eval: HarnessConfig | None = None
-    batch_size: int = 16
-    num_shown: int = 8
-    seed: int = 0
+    batch_size: Count = 16
+    num_shown: Natural = 8
+    seed: Natural = 0
     device: str = "auto"
 
     def __post_init__(self) -> None:

@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 
 from egom2p.anytoany.language import packed_attention
 from egom2p.anytoany.language.language_tokenizer import Template
-from egom2p.config import strict
+from egom2p.config import Natural, strict
 from egom2p.layers.attention import AttentionLayout
 
 if TYPE_CHECKING:
@@ -29,6 +29,13 @@ if TYPE_CHECKING:
 CHUNK_ELEMENTS = 2**25
 Head = Callable[[Tensor], Tensor]
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+# Transformers' settings that are sizes of a network; with 0 its classes build one that cannot run.
+_SIZES = {
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+    "head_dim", "max_position_embeddings",
+}  # fmt: skip
 
 
 @strict
@@ -54,7 +61,7 @@ class LanguageModelConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
     gradient_checkpointing: bool = False
     revision: str | None = None
-    seed: int = 0
+    seed: Natural = 0
 
     def __post_init__(self) -> None:
         if (self.pretrained is None) == (self.architecture is None):
@@ -63,6 +70,10 @@ class LanguageModelConfig:
             raise ValueError("architecture needs a model_type, for example llama or qwen3")
         if self.sizes is not None and (self.pretrained is None or "model_type" not in self.sizes):
             raise ValueError("sizes describes a pretrained model, with its model_type")
+        for name in ("architecture", "sizes"):
+            for key, value in (getattr(self, name) or {}).items():
+                if key in _SIZES and value is not None and (not isinstance(value, int) or value < 1):
+                    raise ValueError(f"{name}.{key} must be a number of at least 1, got {value!r}")
         if self.architecture is not None and self.tokenizer is None:
             raise ValueError("a model from architecture has no tokenizer of its own; name a folder in tokenizer")
 

@@ -17,8 +17,8 @@ from egom2p.anytoany.perception.build_perception import build_source
 from egom2p.anytoany.perception.feature_store import FeatureWriter
 from egom2p.anytoany.perception.media_files import read_clips
 from egom2p.anytoany.perception.source import Clip, PerceptionConfig
-from egom2p.config import run_main, strict, to_plain
-from egom2p.storage import only_writer
+from egom2p.config import Count, run_main, strict, to_plain
+from egom2p.storage import RemoteConfig, configure_remote, only_writer
 
 
 @strict
@@ -35,14 +35,16 @@ class ExportConfig:
     input: str
     output: str
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
-    batch_size: int = 16
-    shard_clips: int = 256
-    max_clips: int | None = None
+    batch_size: Count = 16
+    shard_clips: Count = 256
+    max_clips: Count | None = None
     device: str = "cpu"
+    remote: RemoteConfig = RemoteConfig()  # waiting for and asking of S3
 
 
 def export(config: ExportConfig) -> tuple[int, int]:
     """Numbers of clips computed now, and of those that were there already."""
+    configure_remote(config.remote)
     source = build_source(config.perception, device=config.device)
     card = {
         "source": config.perception.source,

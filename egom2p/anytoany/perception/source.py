@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from egom2p.anytoany.types import KINDS, MediaKind, PerceptionFeatures
-from egom2p.config import from_plain, strict
+from egom2p.config import Count, Positive, from_plain, strict
 from egom2p.contracts import AlignedClip, TokenClip
 from egom2p.layers.lora import LoraConfig
 
@@ -51,7 +51,7 @@ class VectorsConfig(ServedKinds):
     """Precomputed vectors of so many numbers (1024 in ImageBind's files)."""
 
     source: Literal["vectors"] = "vectors"
-    width: int
+    width: Count
 
 
 @strict
@@ -65,7 +65,7 @@ class CodesConfig(ServedKinds):
     """
 
     source: Literal["codes"] = "codes"
-    width: int
+    width: Count
     checkpoint: str | None = None
     modality_specs: tuple[dict[str, Any], ...] = ()
     modalities: tuple[str, ...] = ()
@@ -131,19 +131,14 @@ class TimmFramesConfig(TrainableSource):
     source: Literal["timm_frames"] = "timm_frames"
     tower: str
     tower_weights: str | None = None
-    width: int | None = None
-    image_size: int | None = None
-    tiles: tuple[int, int] = (1, 1)
-    num_frames: int = 16
-    clip_s: float = 2.0
+    width: Count | None = None
+    image_size: Count | None = None
+    tiles: tuple[Count, Count] = (1, 1)
+    num_frames: Count = 16
+    clip_s: Positive = 2.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if min(*self.tiles, self.num_frames, self.image_size or 1) < 1 or self.clip_s <= 0:
-            raise ValueError(
-                f"image_size, tiles, num_frames and clip_s must be positive, got {self.image_size}, {self.tiles}, "
-                f"{self.num_frames} and {self.clip_s}"
-            )
 
     @property
     def gives_pixels(self) -> bool:

@@ -19,8 +19,11 @@ def load_depth_model(path: str | Path, *, scale: str, device: str = "cpu") -> Ca
         from transformers import AutoImageProcessor, AutoModelForDepthEstimation
     except ImportError:
         raise ValueError(f"{path}: is run by transformers: pip install 'egom2p[anytoany]'") from None
-    processor = AutoImageProcessor.from_pretrained(path, local_files_only=True)
-    model = AutoModelForDepthEstimation.from_pretrained(path, local_files_only=True).to(device).eval()
+    processor = AutoImageProcessor.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    model = AutoModelForDepthEstimation.from_pretrained(
+        path, local_files_only=True, trust_remote_code=False, use_safetensors=True
+    )
+    model = model.to(device).eval()
     kind = getattr(model.config, "depth_estimation_type", None)
     if kind not in (None, scale):
         raise ValueError(f"{path}: its config says that its depth is {kind}, found scale={scale}")

@@ -19,7 +19,7 @@ from egom2p.anytoany.perception.feature_store import FeatureWriter
 from egom2p.anytoany.perception.source import CodesConfig
 from egom2p.anytoany.perception.token_features import TokenSource
 from egom2p.anytoany.world.factor_world import Ask, Split, factor_clip, factor_rows, factor_specs
-from egom2p.config import strict, to_plain
+from egom2p.config import Count, Natural, strict, to_plain
 from egom2p.contracts import TokenClip
 from egom2p.data.clip_order import clip_rng
 from egom2p.storage import atomic_directory, atomic_file
@@ -38,10 +38,10 @@ class SyntheticDataConfig:
     architecture   settings of transformers for the base model, with random weights
     """
 
-    clips_per_combination: int = 8
-    vocab_size: int = 768
+    clips_per_combination: Count = 8
+    vocab_size: Count = 768
     architecture: dict[str, Any] | None = None
-    seed: int = 0
+    seed: Natural = 0
 
 
 def build_synthetic(output: str | Path, config: SyntheticDataConfig) -> list[Path]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from egom2p.anytoany.conversations.conversation import TemplateConfig, Templates, captioned, fill
 from egom2p.anytoany.types import Conversation, Media
-from egom2p.config import strict
+from egom2p.config import Count, strict
 from egom2p.contracts import AlignedClip
 from egom2p.data.clips.clip_store import ClipStore, stored_streams
 
@@ -42,8 +42,8 @@ class WorldQuestionsConfig:
     root: str
     datasets: tuple[str, ...]
     questions: tuple[Question, ...] = ("caption",)
-    min_candidates: int = 1
-    max_clips: int | None = None
+    min_candidates: Count = 1
+    max_clips: Count | None = None
     templates: dict[Question, TemplateConfig] = field(default_factory=dict)
     split: Literal["train", "held_out"] = "train"
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from egom2p.config import strict
+from egom2p.config import Count, NotNegative, Positive, Share, strict
 from egom2p.contracts import AlignedClip, Recording, Stream, quantity_of_stream
 from egom2p.contracts.quantities import PICTURE_STREAMS
 from egom2p.data.clips.cropping import Crop, Rectification, centre_crop, check_same_aspect, pinhole_view
@@ -30,7 +30,7 @@ _MAX_DEPTH_M = 65.535  # what a store of clips holds
 class RectifyConfig:
     """Every lens becomes one pinhole camera; needs intrinsics. What it did not see is black, and 0 in depth."""
 
-    fov_deg: float  # from the left to the right edge of the picture
+    fov_deg: Positive  # from the left to the right edge of the picture
 
     def __post_init__(self) -> None:
         if not 1 <= self.fov_deg <= 170:
@@ -44,30 +44,23 @@ View = Crop | Rectification
 class ClipConfig:
     """How recordings become clips: length, rates, picture size, and how much of a stream a clip may miss."""
 
-    height: int
-    width: int
-    duration_s: float = 2.0
-    stride_s: float = 2.0  # from the start of one clip to the next; smaller than duration_s: they overlap
-    video_rate_hz: float = 8.0
-    track_rate_hz: float = 30.0
+    height: Count
+    width: Count
+    duration_s: Positive = 2.0
+    stride_s: Positive = 2.0  # from the start of one clip to the next; smaller than duration_s: they overlap
+    video_rate_hz: Positive = 8.0
+    track_rate_hz: Positive = 30.0
     # `common`: only where all streams of the recording run. `any`: everywhere; streams that miss there are absent.
     span: Literal["common", "any"] = "common"
-    max_frame_offset_s: float = 0.1  # a frame further from its time is missing
-    max_pose_gap_s: float = 0.2
-    max_gaze_gap_s: float = 0.15
-    max_track_gap_s: float = 0.2  # any other track
+    max_frame_offset_s: NotNegative = 0.1  # a frame further from its time is missing
+    max_pose_gap_s: NotNegative = 0.2
+    max_gaze_gap_s: NotNegative = 0.15
+    max_track_gap_s: NotNegative = 0.2  # any other track
     # Gaze and other tracks: share of valid samples below which the stream is absent. Pictures and poses need all.
-    min_valid_fraction: float = 0.5
+    min_valid_fraction: Share = 0.5
     # Cameras of different lenses see the same thing at different sizes, which depth and camera cannot know.
     rectify: RectifyConfig | None = None  # by default the centred crop of the picture as it is
-    gaze_margin: float = 0.0  # gaze this far outside the cropped picture still counts (published data: 0.2)
-
-    def __post_init__(self) -> None:
-        for name in ("height", "width", "duration_s", "stride_s", "video_rate_hz", "track_rate_hz"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        if not 0 <= self.min_valid_fraction <= 1:
-            raise ValueError(f"min_valid_fraction must be in [0, 1], got {self.min_valid_fraction}")
+    gaze_margin: NotNegative = 0.0  # gaze this far outside the cropped picture still counts (published data: 0.2)
 
     @property
     def num_frames(self) -> int:

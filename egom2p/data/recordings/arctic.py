@@ -15,7 +15,7 @@ from typing import Literal
 
 import numpy as np
 
-from egom2p.config import strict
+from egom2p.config import Positive, strict
 from egom2p.data.clips.image_files import IMAGE_SUFFIXES, RgbImages
 from egom2p.data.recordings.reader_parts import (
     frame_stream,
@@ -37,7 +37,7 @@ class ArcticSource(FolderSource):
     """rate_hz: pictures a second, which the files do not say."""
 
     kind: Literal["arctic"]
-    rate_hz: float = 30.0
+    rate_hz: Positive = 30.0
 
 
 class ArcticReader(FormatReader):

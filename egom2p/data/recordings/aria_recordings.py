@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from egom2p.config import strict
+from egom2p.config import Count, strict
 from egom2p.contracts import Stream
 from egom2p.data.recordings.aria_mps import HAND_FILES, find_file, mps_sequences, read_calibration, read_hands, read_mps
 from egom2p.data.recordings.aria_vrs import RGB_STREAM, VrsFrames, device_seconds, read_vrs_camera
@@ -46,7 +46,7 @@ class AriaSource(FolderSource):
     pictures: bool = True
     hands: bool = True
     vrs: str | None = None
-    image_size: tuple[int, int] | None = None
+    image_size: tuple[Count, Count] | None = None
     calibration: Literal["online", "factory"] = "online"
     device_size: Literal["L", "S"] = "L"
 

@@ -15,7 +15,7 @@ from typing import Literal
 
 import numpy as np
 
-from egom2p.config import strict
+from egom2p.config import Positive, strict
 from egom2p.data.clips.image_files import RgbImages, list_images
 from egom2p.data.clips.upright import CLOCKWISE, TurnedFrames
 from egom2p.data.recordings.aria_mps import read_device_poses
@@ -44,7 +44,7 @@ class AseSource(FolderSource):
     """rate_hz: frames a second."""
 
     kind: Literal["ase"]
-    rate_hz: float = 10.0
+    rate_hz: Positive = 10.0
 
 
 class AseReader(FormatReader):

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from egom2p.config import strict
+from egom2p.config import Share, strict
 from egom2p.contracts import Stream
 from egom2p.data.clips.video_files import open_video
 from egom2p.data.recordings.reader_parts import OPENCV_FROM_OPENGL, frame_stream, lens, needs, pose_stream, track_stream
@@ -40,7 +40,7 @@ class EgoDexSource(FolderSource):
 
     kind: Literal["egodex"]
     axes: Literal["opencv", "opengl"] = "opencv"  # of the camera
-    min_confidence: float = 0.0  # of a hand
+    min_confidence: Share = 0.0  # of a hand
 
 
 class EgoDexReader(FormatReader):

@@ -14,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 
-from egom2p.config import strict
+from egom2p.config import Positive, strict
 from egom2p.contracts import check_shape
 from egom2p.data.clips.video_files import VideoFile
 from egom2p.data.recordings.reader_parts import frame_stream, pose_stream
@@ -30,7 +30,7 @@ class EgoGenSource(FolderSource):
     """rate_hz: poses a second. maps, axes: direction of the poses, and the camera's axes."""
 
     kind: Literal["egogen"]
-    rate_hz: float = 30.0
+    rate_hz: Positive = 30.0
     maps: Literal["world_from_cam", "cam_from_world"] = "world_from_cam"
     axes: Literal["opengl", "opencv"] = "opengl"
 

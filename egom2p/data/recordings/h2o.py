@@ -18,7 +18,7 @@ from typing import Literal
 
 import numpy as np
 
-from egom2p.config import strict
+from egom2p.config import Positive, strict
 from egom2p.contracts import Stream
 from egom2p.data.clips.image_files import IMAGE_SUFFIXES, RgbImages
 from egom2p.data.recordings.depth_files import DepthFrames
@@ -42,7 +42,7 @@ class H2oSource(FolderSource):
     """rate_hz: pictures a second, which the files do not say. hand_frame: that of hand_pose, which is not confirmed."""
 
     kind: Literal["h2o"]
-    rate_hz: float = 30.0
+    rate_hz: Positive = 30.0
     hand_frame: Literal["camera"] | None = None
 
 

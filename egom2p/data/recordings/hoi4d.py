@@ -18,7 +18,7 @@ from typing import Literal
 
 import numpy as np
 
-from egom2p.config import strict
+from egom2p.config import Positive, strict
 from egom2p.data.clips.video_files import VideoFile
 from egom2p.data.recordings.depth_files import DepthVideo
 from egom2p.data.recordings.reader_parts import (
@@ -40,8 +40,8 @@ class Hoi4dSource(FolderSource):
     """rate_hz: poses a second. metres_per_unit: of a step of depth. camera_params: folder of <camera>/intrin.npy."""
 
     kind: Literal["hoi4d"]
-    rate_hz: float = 15.0
-    metres_per_unit: float = 0.001
+    rate_hz: Positive = 15.0
+    metres_per_unit: Positive = 0.001
     camera_params: str | None = None  # by default camera_params below the root
 
 

@@ -19,7 +19,7 @@ from typing import Literal
 
 import numpy as np
 
-from egom2p.config import strict
+from egom2p.config import Positive, strict
 from egom2p.contracts import Intrinsics, Stream
 from egom2p.data.clips.video_files import VideoFile
 from egom2p.data.recordings.reader_parts import (
@@ -46,8 +46,8 @@ class HoloAssistSource(FolderSource):
     """rate_hz: of the rows of *_sync.txt. gaze_distance_m: how far along its ray a gaze point lies."""
 
     kind: Literal["holoassist"]
-    rate_hz: float = 30.0
-    gaze_distance_m: float = 0.5
+    rate_hz: Positive = 30.0
+    gaze_distance_m: Positive = 0.5
 
 
 class HoloAssistReader(FormatReader):

@@ -25,7 +25,7 @@ import av
 import numpy as np
 from PIL import Image
 
-from egom2p.config import strict
+from egom2p.config import Positive, strict
 from egom2p.contracts import Intrinsics, Stream
 from egom2p.data.recordings.reader_parts import (
     OPENCV_FROM_OPENGL,
@@ -56,7 +56,7 @@ class McapSource(FolderSource):
     kind: Literal["mcap"]
     rgb: str | None = None  # topics; by default the only one of its kind
     depth: str | None = None
-    depth_metres_per_unit: float | None = None  # of whole numbers: 0.001 for millimetres
+    depth_metres_per_unit: Positive | None = None  # of whole numbers: 0.001 for millimetres
     calibration: str | None = None
     pose: str | None = None  # without it there are no poses
     child_frame: str | None = None  # of a topic of several transforms: that of the camera or of the body

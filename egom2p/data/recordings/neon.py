@@ -18,7 +18,7 @@ from typing import Literal
 
 import numpy as np
 
-from egom2p.config import strict
+from egom2p.config import Count, strict
 from egom2p.contracts import Intrinsics, Stream
 from egom2p.data.clips.video_files import VIDEO_SUFFIXES
 from egom2p.data.recordings.reader_parts import lens, read_json, track_stream, video_with_times
@@ -46,7 +46,7 @@ class NeonSource(FolderSource):
     """Pupil Labs Neon and Invisible."""
 
     kind: Literal["neon"]
-    picture_size: tuple[int, int] | None = None  # width, height of the scene camera, where no video lies there
+    picture_size: tuple[Count, Count] | None = None  # width, height of the scene camera, where no video lies there
 
 
 class NeonReader(FormatReader):

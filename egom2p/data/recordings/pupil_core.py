@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from egom2p.config import strict
+from egom2p.config import Share, strict
 from egom2p.contracts import Intrinsics, Stream
 from egom2p.data.recordings.reader_parts import distinct_samples, lens, needs, read_npy, track_stream, video_with_times
 from egom2p.data.recordings.recording_formats import FolderSource, FormatReader, Opened, folders_with
@@ -29,7 +29,7 @@ class PupilCoreSource(FolderSource):
     """Pupil Core recordings or exports."""
 
     kind: Literal["pupil_core"]
-    min_confidence: float = 0.6  # what Pupil Labs advise
+    min_confidence: Share = 0.6  # what Pupil Labs advise
     export: str | None = None  # which of several exports of a recording: 000, 001, ...
 
 

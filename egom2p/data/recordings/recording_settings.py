@@ -9,7 +9,7 @@ import numpy as np
 import yaml
 from pydantic import Field
 
-from egom2p.config import from_plain, strict
+from egom2p.config import Count, Positive, Share, from_plain, strict
 from egom2p.contracts import Intrinsics
 from egom2p.data.clips.video_files import Decoder
 from egom2p.data.recordings.track_files import named
@@ -24,18 +24,16 @@ DEFAULT_RATE_HZ = 30.0
 class IntrinsicsSettings:
     """Camera of the RGB picture; pixel (0, 0) is the centre of the first pixel."""
 
-    width: int
-    height: int
-    fx: float
-    fy: float
+    width: Count
+    height: Count
+    fx: Positive
+    fy: Positive
     cx: float
     cy: float
     model: str = "pinhole"  # or opencv, kannala_brandt, fisheye624: `geometry.cameras`
     distortion: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        if min(self.width, self.height, self.fx, self.fy) <= 0:
-            raise ValueError("width, height, fx and fy must be positive")
         if not (-0.5 <= self.cx <= self.width - 0.5 and -0.5 <= self.cy <= self.height - 0.5):
             raise ValueError(
                 f"found the principal point ({self.cx:g}, {self.cy:g}) outside {self.width}x{self.height} pixels"
@@ -103,7 +101,7 @@ class DepthSettings:
     offset_s: float = 0.0
     # Of one step of a stored number. By default 0.001 for pictures of whole numbers and 1 for real numbers (float
     # pictures, float arrays); arrays of whole numbers must say it.
-    metres_per_unit: float | None = None
+    metres_per_unit: Positive | None = None
     invalid_values: tuple[float, ...] = (0, 65535)
     # `z`: along the optical axis. `ray`: distance from the camera; turned into z with the intrinsics.
     measured_along: Literal["z", "ray"] = "z"
@@ -142,11 +140,11 @@ class GazeSettings:
     coordinates: Literal["normalised", "pixel"] | None = None  # by default the header's, else normalised
     origin: Literal["top_left", "bottom_left"] | None = None  # by default the header's, else top_left
     # Size of the picture that pixels belong to: by default the intrinsics', else the video's.
-    width: int | None = None
-    height: int | None = None
+    width: Count | None = None
+    height: Count | None = None
     columns: tuple[str, str] | None = None  # u and v, when the header is no known one
     time_column: str | None = None
-    min_confidence: float | None = None  # samples below are invalid, where there is a `confidence` column; 0.6
+    min_confidence: Share | None = None  # samples below are invalid, where there is a `confidence` column; 0.6
     # For gaze as angles (Aria): the eyes' frame (x left, y up, z forward). Maps points of it into the camera.
     camera_from_eyes: TransformSettings | None = None
 

@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from egom2p.config import strict
+from egom2p.config import Positive, strict
 from egom2p.contracts import Stream
 from egom2p.data.recordings.conversion import beside_colour, colour_frames
 from egom2p.data.recordings.depth_files import DepthFrames
@@ -33,7 +33,7 @@ class RgbdFramesSource(FolderSource):
     """rate_hz: pictures a second, which the files do not say."""
 
     kind: Literal["rgbd_frames"]
-    rate_hz: float | None = None
+    rate_hz: Positive | None = None
 
 
 class RgbdFramesReader(FormatReader):

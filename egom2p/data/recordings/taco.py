@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from egom2p.config import strict
+from egom2p.config import Positive, strict
 from egom2p.contracts import check_shape
 from egom2p.data.clips.video_files import VideoFile
 from egom2p.data.recordings.depth_files import DepthVideo
@@ -38,7 +38,7 @@ class TacoSource(FolderSource):
     """metres_per_unit: of a step of the depth video."""
 
     kind: Literal["taco"]
-    metres_per_unit: float = 1 / 4000
+    metres_per_unit: Positive = 1 / 4000
 
 
 class TacoReader(FormatReader):

@@ -13,7 +13,7 @@ from zlib import crc32
 
 import numpy as np
 
-from egom2p.config import strict
+from egom2p.config import Count, Natural, NotNegative, Positive, strict
 from egom2p.contracts import Provenance, Recording
 from egom2p.data.recordings.reader_parts import distinct_samples, pose_stream, poses_from_rows
 from egom2p.data.recordings.recording_formats import FolderSource, FormatReader, Opened
@@ -39,14 +39,14 @@ class TrajectoriesSource(FolderSource):
 
     kind: Literal["trajectories"]
     file_format: Literal["tum", "euroc", "matrix"] | None = None
-    columns: tuple[int, ...] | None = None
+    columns: tuple[Natural, ...] | None = None
     time_unit: TimeUnit | None = None
-    rate_hz: float | None = None
-    mounts: int = 0
-    max_turn_deg: float | None = None
-    offset_m: float = 0.07
-    speeds: tuple[float, float] = (1.0, 1.0)
-    seed: int = 0
+    rate_hz: Positive | None = None
+    mounts: Natural = 0
+    max_turn_deg: NotNegative | None = None
+    offset_m: NotNegative = 0.07
+    speeds: tuple[Positive, Positive] = (1.0, 1.0)
+    seed: Natural = 0
 
     def __post_init__(self) -> None:
         if self.columns is not None and (self.file_format is not None or len(self.columns) != 8):
@@ -63,11 +63,11 @@ class RandomMotionSource:
     """
 
     kind: Literal["random_motion"]
-    num_recordings: int
-    duration_s: float = 20.0
-    median_deg_s: float = 25.0
-    median_m_s: float = 0.4
-    seed: int = 0
+    num_recordings: Count
+    duration_s: Positive = 20.0
+    median_deg_s: NotNegative = 25.0
+    median_m_s: NotNegative = 0.4
+    seed: Natural = 0
 
 
 class RandomMotionReader:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from egom2p.config import strict
+from egom2p.config import Positive, strict
 from egom2p.data.recordings.depth_files import DepthFrames
 from egom2p.data.recordings.reader_parts import (
     distinct_samples,
@@ -32,11 +32,7 @@ class TumRgbdSource(FolderSource):
 
     kind: Literal["tum_rgbd"]
     intrinsics: IntrinsicsSettings | None = None  # of the colour camera, the same for all recordings of the root
-    units_per_metre: float = 5000.0
-
-    def __post_init__(self) -> None:
-        if self.units_per_metre <= 0:
-            raise ValueError(f"units_per_metre must be positive, got {self.units_per_metre}")
+    units_per_metre: Positive = 5000.0
 
 
 class TumRgbdReader(FormatReader):

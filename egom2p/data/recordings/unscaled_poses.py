@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
-from egom2p.config import strict
+from egom2p.config import Natural, Positive, strict
 from egom2p.contracts import Intrinsics, Stream
 from egom2p.data.clips.image_files import frame_ticks, list_images
 from egom2p.data.recordings.depth_files import DepthFrames
@@ -53,12 +53,8 @@ _MODELS = {
 class _UnscaledSource(FolderSource):
     """What the files cannot say."""
 
-    rate_hz: float | None = None  # pictures a second
-    metres_per_unit: float | None = None  # None: the scale is unknown
-
-    def __post_init__(self) -> None:
-        if not all(value is None or value > 0 for value in (self.rate_hz, self.metres_per_unit)):
-            raise ValueError(f"rate_hz and metres_per_unit must be positive, got {self.rate_hz, self.metres_per_unit}")
+    rate_hz: Positive | None = None  # pictures a second
+    metres_per_unit: Positive | None = None  # None: the scale is unknown
 
 
 @strict
@@ -75,7 +71,7 @@ class ColmapSource(_UnscaledSource):
     kind: Literal["colmap"]
     images: str = "images"  # folder of the pictures, relative to a recording
     model: str | None = None  # folder of the model, relative to a recording; by default sparse/0, sparse, or itself
-    camera_id: int | None = None  # where a model has pictures of several cameras
+    camera_id: Natural | None = None  # where a model has pictures of several cameras
 
 
 class _UnscaledReader(FormatReader):

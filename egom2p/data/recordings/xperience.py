@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from egom2p.config import strict
+from egom2p.config import Positive, strict
 from egom2p.contracts import Stream
 from egom2p.data.clips.video_files import open_video
 from egom2p.data.recordings.depth_files import DepthFrames
@@ -30,7 +30,7 @@ class XperienceSource(FolderSource):
     """depth_metres_per_unit: of one step of `depth/depth`; None: depth is left out."""
 
     kind: Literal["xperience"]
-    depth_metres_per_unit: float | None = None
+    depth_metres_per_unit: Positive | None = None
 
 
 class XperienceReader(FormatReader):

@@ -6,7 +6,6 @@ One process appends to a data set (`ShardWriter`), or several fill it shard by s
 import contextlib
 import io
 import os
-import shutil
 import tarfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -147,7 +146,7 @@ def write_shard(
     part = _part(dataset, number)
     for folder in folders:
         inside(root, folder, dataset)
-        shutil.rmtree(inside(root, folder, part), ignore_errors=True)
+        _drop_part(inside(root, folder, part))
     try:
         with ShardWriter(root, part, folders, clips_per_shard=_ALL) as writer:
             for key, contents in clips:
@@ -160,7 +159,7 @@ def write_shard(
         return writer.num_clips
     finally:
         for folder in folders:
-            shutil.rmtree(Path(root) / folder / part, ignore_errors=True)
+            _drop_part(Path(root) / folder / part)
 
 
 def shard_path(root: str | Path, folder: str, dataset: str, number: int) -> Path:
@@ -185,6 +184,15 @@ def check_finished(found: Sequence[str], wanted: Sequence[str], *, where: str) -
         f"{where}: found {len(found)} clips ({foreign[0] if foreign else 'fewer, or in another order'}), wanted the "
         f"{len(wanted)} clips of this configuration; it is another run's: choose another output, or remove it"
     )
+
+
+def _drop_part(folder: Path) -> None:
+    """Remove the hidden folder of a part with the shards in it; OSError, which names it, where others' files lie."""
+    if folder.is_dir():
+        for file in folder.iterdir():
+            if file.name.endswith((".tar", ".tar.tmp")):
+                file.unlink()
+        folder.rmdir()
 
 
 def _part(dataset: str, number: int) -> str:

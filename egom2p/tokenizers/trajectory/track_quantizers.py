@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from egom2p.config import strict
+from egom2p.config import Count, strict
 
 
 @strict
@@ -38,8 +38,8 @@ class ResidualVqConfig:
     """
 
     kind: Literal["residual_vq"]
-    num_streams: int = 2
-    search_width: int = 1
+    num_streams: Count = 2
+    search_width: Count = 1
 
     def __post_init__(self) -> None:
         if self.num_streams < 2:
@@ -53,14 +53,12 @@ class FsqConfig:
     """Finite scalars: a few numbers per stream, each rounded to one of its levels; there is no codebook to learn."""
 
     kind: Literal["fsq"]
-    levels: tuple[int, ...]
-    num_streams: int = 1
+    levels: tuple[Count, ...]
+    num_streams: Count = 1
 
     def __post_init__(self) -> None:
         if not self.levels or min(self.levels) < 3:
             raise ValueError(f"every one of the levels must be at least 3, got {list(self.levels)}")
-        if self.num_streams < 1:
-            raise ValueError(f"num_streams must be at least 1, got {self.num_streams}")
 
     @property
     def num_codes(self) -> int:

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from egom2p.config import strict
+from egom2p.config import Count, NotNegative, Positive, Share, strict
 from egom2p.contracts import QUANTITIES, AlignedClip, LossOutput, ModalitySpec, TokenGrid, check_shape
 from egom2p.tokenizers.protocol import TokenizerBatch, measure
 from egom2p.tokenizers.trajectory.track_quantizers import (
@@ -59,37 +59,39 @@ class TrajectoryVqVaeConfig:
     quantity: str  # a track of `contracts.quantities`
     folder: str
     stream: str | None = None  # stream it reads; None: named like the quantity
-    num_samples: int = 60
-    rate_hz: float = 30.0
-    num_channels: int | None = None  # only for generic tracks
-    samples_per_token: int = 2
-    dim: int = 768
-    encoder_depth: int = 12
-    decoder_depth: int = 12
-    num_heads: int = 12
-    mlp_ratio: float = 4.0
+    num_samples: Count = 60
+    rate_hz: Positive = 30.0
+    num_channels: Count | None = None  # only for generic tracks
+    samples_per_token: Count = 2
+    dim: Count = 768
+    encoder_depth: Count = 12
+    decoder_depth: Count = 12
+    num_heads: Count = 12
+    mlp_ratio: Positive = 4.0
     has_local_encoder: bool = False  # True: a code describes its own samples only, the same way at every position
     has_linear_path: bool = False  # the best linear codec of the training clips beside the network (needs one step)
-    latent_dim: int = 32
-    num_codes: int = 256  # of each stream
+    latent_dim: Count = 32
+    num_codes: Count = 256  # of each stream
     quantizer: QuantizerConfig = VqConfig()
     # In training only: every clip's camera is turned on its body at random and moved by so much along each axis
     # (standard deviation, metres), since tracks of a few devices say little about others (camera_channels=motion).
-    mount_noise_m: float | None = None
-    code_noise: float = 0.0  # share of codes replaced at random before the decoder, in training only
-    ema_decay: float = 0.99
-    dead_code_threshold: float = 2.0  # codes with fewer (averaged) uses per step are replaced; 0 keeps all
+    mount_noise_m: NotNegative | None = None
+    code_noise: NotNegative = 0.0  # share of codes replaced at random before the decoder, in training only
+    ema_decay: Share = 0.99
+    dead_code_threshold: NotNegative = 2.0  # codes with fewer (averaged) uses per step are replaced; 0 keeps all
     kmeans_init: bool = False
-    reconstruction_weight: float = 1.0  # published gaze: 2, its mean runs over samples instead of values
-    motion_weight: float = 0.0  # of the squared error of the motion between neighbouring samples
+    reconstruction_weight: NotNegative = 1.0  # published gaze: 2, its mean runs over samples instead of values
+    motion_weight: NotNegative = 0.0  # of the squared error of the motion between neighbouring samples
     camera_channels: CameraChannels = "pose"  # motion: from sample to sample, added up when decoded
-    path_weight: float = 0.0  # of the squared error of motions added up from the first sample (camera_channels=motion)
-    commitment_weight: float = 1.0
+    path_weight: NotNegative = (
+        0.0  # of the squared error of motions added up from the first sample (camera_channels=motion)
+    )
+    commitment_weight: NotNegative = 1.0
     reconstructs_validity: bool = True  # published gaze tokenizer: False, decoded samples are all valid
-    validity_weight: float = 0.1
+    validity_weight: NotNegative = 0.1
     fill: Fill = "interpolate"  # published: zero
     mean: tuple[float, ...] | None = None  # normalisation; None: fitted from training data
-    std: tuple[float, ...] | None = None
+    std: tuple[Positive, ...] | None = None
 
     def __post_init__(self) -> None:
         tracks = [name for name, quantity in QUANTITIES.items() if quantity.layout == "track"]

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from egom2p.config import strict
+from egom2p.config import Count, Natural, Positive, strict
 from egom2p.contracts import LossOutput
 from egom2p.tokenizers.protocol import TokenizerBatch
 from egom2p.tokenizers.video.flow_loss import FlowLossConfig, flow_loss
@@ -24,17 +24,10 @@ class AdversarialLossConfig:
     `start_step` its terms are multiplied by 0.
     """
 
-    weight: float = 0.05
-    start_step: int = 10_000
-    channels: int = 64
-    num_levels: int = 3  # halvings of height and width; a patch is about 8 * 2**num_levels pixels wide
-
-    def __post_init__(self) -> None:
-        if self.weight <= 0 or self.start_step < 0 or self.num_levels < 1:
-            raise ValueError(
-                f"weight > 0, start_step >= 0, num_levels >= 1 wanted, got {self.weight}, {self.start_step}, "
-                f"{self.num_levels}"
-            )
+    weight: Positive = 0.05
+    start_step: Natural = 10_000
+    channels: Count = 64
+    num_levels: Count = 3  # halvings of height and width; a patch is about 8 * 2**num_levels pixels wide
 
 
 class PatchCritic(nn.Module):

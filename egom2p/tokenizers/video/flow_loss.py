@@ -11,25 +11,22 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from egom2p.config import strict
+from egom2p.config import Count, NotNegative, Positive, strict
 
 
 @strict
 class FlowLossConfig:
     """How much motion counts, and how it is estimated."""
 
-    weight: float = 0.5
-    levels: int = 3  # of the pyramid: motion of up to about 4 * 2**levels pixels is found
-    iterations: int = 3  # per level
-    window: int = 9  # pixels that move together
-    explained: float = 0.1  # largest error of the warped video (its range is 2) where the motion counts
+    weight: Positive = 0.5
+    levels: Count = 3  # of the pyramid: motion of up to about 4 * 2**levels pixels is found
+    iterations: Count = 3  # per level
+    window: Count = 9  # pixels that move together
+    explained: NotNegative = 0.1  # largest error of the warped video (its range is 2) where the motion counts
 
     def __post_init__(self) -> None:
-        if self.weight <= 0 or self.levels < 1 or self.iterations < 1 or self.window % 2 == 0:
-            raise ValueError(
-                f"weight > 0, levels >= 1, iterations >= 1 and an odd window wanted, got {self.weight}, {self.levels}, "
-                f"{self.iterations}, {self.window}"
-            )
+        if self.window % 2 == 0:
+            raise ValueError(f"an odd window wanted, got {self.window}")
 
 
 def flow_loss(restored: Tensor, video: Tensor, config: FlowLossConfig) -> Tensor:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from egom2p.config import strict
+from egom2p.config import Count, Natural, Positive, strict
 from egom2p.storage import load_tensors
 
 
@@ -24,15 +24,11 @@ class PerceptualLossConfig:
     frames    evenly spaced frames of a window that are compared; null: all
     """
 
-    weight: float = 0.1
+    weight: Positive = 0.1
     backbone: str = "vgg16.tv_in1k"
     weights: str | None = None
-    layers: tuple[int, ...] | None = None
-    frames: int | None = 4
-
-    def __post_init__(self) -> None:
-        if self.weight <= 0 or (self.frames is not None and self.frames < 1):
-            raise ValueError(f"weight must be positive and frames at least 1, got {self.weight} and {self.frames}")
+    layers: tuple[Natural, ...] | None = None
+    frames: Count | None = 4
 
 
 class PerceptualLoss:

@@ -15,7 +15,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from egom2p.config import strict
+from egom2p.config import Count, Positive, strict
 from egom2p.contracts import AlignedClip, LossOutput, ModalitySpec, TokenGrid, check_shape
 from egom2p.tokenizers.protocol import TokenizerBatch, measure
 from egom2p.tokenizers.video.causal_video_network import (
@@ -50,32 +50,34 @@ class VideoCodecConfig:
     modality: str  # name of the modality it makes, e.g. tok_depth
     quantity: Literal["rgb", "depth"]
     folder: str
-    num_frames: int
-    height: int
-    width: int
-    rate_hz: float
-    levels: tuple[int, ...] = (8, 8, 8, 5, 5, 5)  # FSQ levels; the vocabulary is their product
-    temporal_compression: int = 4
-    spatial_compression: int = 8
-    patch_size: int = 4
-    video_channels: int = 3  # depth as published is copied onto three
-    channels: int = 128
-    channel_multipliers: tuple[int, ...] = (2, 4, 4)
-    num_blocks: int = 2  # residual blocks per level of the encoder
-    num_decoder_blocks: int = 3
-    num_middle_blocks: int = 2
+    num_frames: Count
+    height: Count
+    width: Count
+    rate_hz: Positive
+    levels: tuple[Count, ...] = (8, 8, 8, 5, 5, 5)  # FSQ levels; the vocabulary is their product
+    temporal_compression: Count = 4
+    spatial_compression: Count = 8
+    patch_size: Count = 4
+    video_channels: Count = 3  # depth as published is copied onto three
+    channels: Count = 128
+    channel_multipliers: tuple[Count, ...] = (2, 4, 4)
+    num_blocks: Count = 2  # residual blocks per level of the encoder
+    num_decoder_blocks: Count = 3
+    num_middle_blocks: Count = 2
     attention: bool = True  # after the first middle block
-    latent_channels: int = 16
-    frame_multiple: int = 4  # frames are padded to 1 + n * frame_multiple
-    pixel_multiple: int = 16  # height and width are padded to a multiple of this
+    latent_channels: Count = 16
+    frame_multiple: Count = 4  # frames are padded to 1 + n * frame_multiple
+    pixel_multiple: Count = 16  # height and width are padded to a multiple of this
     depth_representation: DepthKind = "log_metric"  # published: inverse_per_sequence
-    depth_range_m: tuple[float, float] = (0.1, 20.0)  # log-metric depth: these become -1 and 1
+    depth_range_m: tuple[Positive, Positive] = (0.1, 20.0)  # log-metric depth: these become -1 and 1
     loss: Literal["l1", "mse"] = "l1"
     has_linear_path: bool = False  # beside the network, started as the best linear codec of training clips
-    window_frames: int | None = None  # frames of a random training window; None: whole clips
-    windows_per_clip: int = 1
+    window_frames: Count | None = None  # frames of a random training window; None: whole clips
+    windows_per_clip: Count = 1
 
     def __post_init__(self) -> None:
+        if not self.channel_multipliers:
+            raise ValueError("channel_multipliers must name at least one level, got none")
         halvings = len(self.channel_multipliers) - 1
         for name, compression in (("temporal", self.temporal_compression), ("spatial", self.spatial_compression)):
             if compression not in {self.patch_size << power for power in range(halvings + 1)}:
@@ -90,7 +92,7 @@ class VideoCodecConfig:
             )
         if min(self.levels, default=0) < 3:
             raise ValueError(f"levels must be at least 3 each, got {self.levels}")
-        if self.window_frames is not None and not 1 <= self.window_frames <= self.num_frames:
+        if self.window_frames is not None and self.window_frames > self.num_frames:
             raise ValueError(f"window_frames must lie in 1 ... {self.num_frames}, got {self.window_frames}")
         if self.quantity == "rgb" and self.video_channels != 3:
             raise ValueError(f"rgb has 3 video_channels, got {self.video_channels}")

@@ -65,9 +65,8 @@ def _head_memory(
     return step_memory(head, loss, autocast=torch.bfloat16 if is_mixed else None)
 
 
-def estimate_text(model: AnyToAnyConfig, data: LanguageDataConfig, training: TrainingConfig) -> str:
+def estimate_text(size: ModelSize, bytes_: Footprint) -> str:
     """The estimate for people."""
-    size, bytes_ = estimate(model, data, training)
     parts = ", ".join(f"{name} {value / GIB:.2f}" for name, value in vars(bytes_).items() if value)
     return (
         f"parameters: language model {size.language_model / 1e6:.1f} M, adapters {size.adapters / 1e6:.2f} M, "

@@ -41,7 +41,8 @@ from egom2p.training.planning.training_memory import (
     model_without_weights,
     states,
 )
-from egom2p.training.run_folder import has_checkpoint, local_folder
+from egom2p.training.run_folder import FINAL, has_checkpoint, local_folder
+from egom2p.training.schedule import Length
 from egom2p.training.task import seeded
 from egom2p.training.tasks.pretrain_config import PretrainConfig
 from egom2p.training.tasks.tokenizer_config import ClipSourceConfig, TokenizerTrainingConfig
@@ -96,14 +97,7 @@ def _check_run(plan: Plan, config: PretrainConfig, specs: tuple[ModalitySpec, ..
         check_parallel(training.parallel, plan.num_gpus)
     except ValueError as error:
         plan.problems.append(str(error))
-    folder = local_folder(config.output_dir, training.scratch_dir)
-    if (folder / "final").is_dir():
-        plan.notes.append(f"{folder / 'final'} exists: the run is finished, nothing would be trained")
-    elif has_checkpoint(config.output_dir, training.scratch_dir):
-        if training.resume:
-            plan.notes.append(f"{folder} has checkpoints: the run would continue from the newest")
-        else:
-            plan.problems.append(f"{folder} has checkpoints, and training.resume is false: choose another output_dir")
+    _check_folder(plan, config)
     for name in ("finetune", "evaluate_only"):
         location = getattr(config, name)
         if location is None:
@@ -118,6 +112,18 @@ def _check_run(plan: Plan, config: PretrainConfig, specs: tuple[ModalitySpec, ..
                 plan.notes += report.lines()
         except (ValueError, OSError) as error:
             plan.problems.append(f"{name}: {error}")
+
+
+def _check_folder(plan: Plan, config: PretrainConfig | TokenizerTrainingConfig) -> None:
+    """What lies in `output_dir` already."""
+    folder = local_folder(config.output_dir, config.training.scratch_dir)
+    if (folder / FINAL).is_dir():
+        plan.notes.append(f"{folder / FINAL} exists: the run is finished, nothing would be trained")
+    elif has_checkpoint(config.output_dir, config.training.scratch_dir):
+        if config.training.resume:
+            plan.notes.append(f"{folder} has checkpoints: the run would continue from the newest")
+        else:
+            plan.problems.append(f"{folder} has checkpoints, and training.resume is false: choose another output_dir")
 
 
 def _add_cost(plan: Plan, config: PretrainConfig, specs: tuple[ModalitySpec, ...]) -> None:
@@ -157,20 +163,23 @@ def _add_cost(plan: Plan, config: PretrainConfig, specs: tuple[ModalitySpec, ...
     except ValueError as error:
         plan.problems.append(str(error))
     else:
-        amount = {"steps": 1, "token_budget": per_step * budget, "tokens": per_step * tokens, "clips": per_step}[
-            length.unit
-        ]
-        steps = -(-length.total // max(amount, 1e-9))
+        amount, steps = _steps_of(length, clips=per_step, tokens=per_step * tokens, token_budget=per_step * budget)
         rate = training.learning_rate(length, plan.num_gpus)
         clips = steps * per_step
         plan.facts += [
-            ("learning rate", f"{rate.peak:.3g}, warm-up of {length.warmup / max(amount, 1e-9):,.0f} steps"),
+            ("learning rate", f"{rate.peak:.3g}, warm-up of {length.warmup / amount:,.0f} steps"),
             ("the run", f"{steps:,.0f} steps, a token budget of {clips * budget:.3g}, {clips * tokens:.3g} tokens"),
             ("hours", _hours(config, clips * flops, plan.num_gpus)),
         ]
         if num_clips:
             plan.facts.append(("epochs", f"{clips / num_clips:.3g} of {num_clips:,} clips"))
     _add_memory(plan, config, specs, _full_rows(config, targets))
+
+
+def _steps_of(length: Length, **per_step: float) -> tuple[float, float]:
+    """What one step is worth in the unit of the length, and how many steps that makes."""
+    amount = max({"steps": 1, **per_step}[length.unit], 1e-9)
+    return amount, -(-length.total // amount)
 
 
 def _hours(config: PretrainConfig, flops: float, num_gpus: int) -> str:
@@ -324,19 +333,17 @@ def plan_tokenizer(config: TokenizerTrainingConfig) -> Plan:
     try:
         length = training.length(num_clips or None)
         tokens_per_step = per_step * network.spec.num_tokens
-        amount = {"steps": 1, "token_budget": tokens_per_step, "tokens": tokens_per_step, "clips": per_step}[
-            length.unit
-        ]
-        steps = -(-length.total // amount)
+        _, steps = _steps_of(length, clips=per_step, tokens=tokens_per_step, token_budget=tokens_per_step)
         epochs = f", {steps * per_step / num_clips:.3g} epochs of {num_clips:,} clips" if num_clips else ""
         plan.facts.append(("the run", f"{steps:,.0f} steps{epochs}"))
     except ValueError as error:
         plan.problems.append(str(error))
-    folder = local_folder(config.output_dir, training.scratch_dir)
-    if (folder / "final").is_dir():
-        plan.notes.append(f"{folder / 'final'} exists: the run is finished, nothing would be trained")
-    elif has_checkpoint(config.output_dir, training.scratch_dir):
-        plan.notes.append(f"{folder} has checkpoints: the run would continue from the newest")
+    _check_folder(plan, config)
+    room, problem = check_room(
+        local_folder(config.output_dir, training.scratch_dir), counts.trainable + counts.frozen, training
+    )
+    plan.facts.append(("checkpoints", room))
+    plan.problems += [problem] if problem else []
     return plan
 
 

@@ -1,5 +1,6 @@
 """Checks of a planned run that collect every problem instead of ending at the first. No device is touched."""
 
+import contextlib
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,8 @@ from egom2p.data.shards.shard_files import CARD_NAME, expand_files, read_card, r
 from egom2p.data.shards.shard_set import check_same_keys
 from egom2p.data.token_set import TokenSet
 from egom2p.data.unified_datasets import DataConfig, DatasetConfig, data_specs
-from egom2p.storage import is_remote, load_json
+from egom2p.storage import is_remote
+from egom2p.tokenizers.pretrained import CARD_FILE, card_spec
 from egom2p.training.tasks.pretrain_config import differing_fields
 from egom2p.training.training_config import TrainingConfig
 
@@ -102,20 +104,21 @@ def check_tokenizers(folders: Mapping[str, Path] | None, specs: Sequence[Modalit
         folder = folders.get(spec.name)
         if folder is None:
             continue
-        if not (folder / "tokenizer.json").is_file():
-            problems.append(f"tokenizers: {spec.name} wanted at {folder}, which has no tokenizer.json")
+        if not _has_card(folder):
+            problems.append(f"tokenizers: {spec.name} wanted at {folder}, which has no {CARD_FILE}")
             continue
-        card = load_json(folder / "tokenizer.json")
-        made = ModalitySpec.from_dict(card["spec"])
+        try:
+            made = card_spec(folder)
+        except ValueError as error:
+            problems.append(f"tokenizers: {error}")
+            continue
         problems += [
             f"tokenizers: {folder} makes {field} {found}, {spec.name} of the data has {wanted}"
             for field, found, wanted in differing_fields(made, spec)
         ]
-        known = spec.tokenizer_fingerprint
-        if known is not None and known != card["fingerprint"]:
-            problems.append(
-                f"tokenizers: {spec.name} of the data was made by {known}, {folder} is {card['fingerprint']}"
-            )
+        known, found = spec.tokenizer_fingerprint, made.tokenizer_fingerprint
+        if known is not None and known != found:
+            problems.append(f"tokenizers: {spec.name} of the data was made by {known}, {folder} is {found}")
     return problems
 
 
@@ -128,9 +131,10 @@ def planned_specs(data: DataConfig, folders: Mapping[str, Path] | None) -> tuple
         return data_specs(data), "the data"
     except (ValueError, OSError):
         pass  # reported, with every path, by the check of each data set
-    cards = [load_json(folder / "tokenizer.json")["spec"] for folder in (folders or {}).values() if _has_card(folder)]
-    if folders and len(cards) == len(folders):
-        return build_specs({card["name"]: card for card in cards}), "the tokenizers"
+    with contextlib.suppress(ValueError):  # of a card: reported by the check of tokenizers
+        made = [card_spec(folder) for folder in (folders or {}).values() if _has_card(folder)]
+        if folders and len(made) == len(folders):
+            return build_specs({spec.name: spec.to_dict() for spec in made}), "the tokenizers"
     wanted = {folder for dataset in data.datasets.values() for folder in _folders_of(dataset)}
     published = {name: None for name, fields in PUBLISHED_MODALITIES.items() if fields["folder"] in wanted}
     if len(published) < len(wanted):
@@ -152,7 +156,7 @@ def _folders_of(config: DatasetConfig) -> tuple[str, ...]:
 
 
 def _has_card(folder: Path) -> bool:
-    return (folder / "tokenizer.json").is_file()
+    return (folder / CARD_FILE).is_file()
 
 
 def _missing(name: str, paths: Iterable[str]) -> list[str]:

@@ -6,9 +6,7 @@ from dataclasses import dataclass, field
 from rich.console import Console
 from rich.table import Table
 
-from egom2p.training.planning.plan_checks import (
-    DatasetFacts,
-)
+from egom2p.training.planning.plan_checks import DatasetFacts
 from egom2p.training.planning.training_memory import USABLE_SHARE, Footprint
 
 _GIGA = 1e9

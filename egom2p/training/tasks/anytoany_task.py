@@ -20,12 +20,14 @@ from egom2p.anytoany.perception.familiarity import MAX_ITEMS, Familiarity
 from egom2p.anytoany.perception.feature_store import FeatureLookup, spellings
 from egom2p.anytoany.saving import load_config_of, write_anytoany_files
 from egom2p.anytoany.types import LanguageBatch
-from egom2p.config import strict
+from egom2p.config import Natural, strict
 from egom2p.contracts import LossOutput
 from egom2p.data.clip_order import clip_rng
+from egom2p.storage import append_to
 from egom2p.training.distributed import Ranks
 from egom2p.training.loop import FitResult, train
-from egom2p.training.planning.anytoany_memory import estimate_text
+from egom2p.training.planning.anytoany_memory import estimate, estimate_text
+from egom2p.training.planning.plan_checks import check_room
 from egom2p.training.run_folder import local_folder
 from egom2p.training.task import BatchSize, Measurement, Task, seeded
 from egom2p.training.tasks.language_evaluation import LanguageEvaluation, LanguageEvaluationConfig, as_rows
@@ -42,7 +44,7 @@ class AnyToAnyTrainingConfig:
     """
 
     output_dir: str
-    seed: int = 0
+    seed: Natural = 0
     dry_run: bool = False
     model: AnyToAnyConfig
     features: tuple[str, ...] = ()
@@ -57,10 +59,16 @@ def train_anytoany(config: AnyToAnyTrainingConfig) -> FitResult | None:
     None after a dry run.
     """
     if config.dry_run:
-        lines = [
-            *check_rows(config.data, _reserved_words(config.model)),
-            estimate_text(config.model, config.data, config.training),
-        ]
+        lines = check_rows(config.data, _reserved_words(config.model))
+        size, memory = estimate(config.model, config.data, config.training)
+        num_kept = memory.gradients // 4 + (
+            size.language_model if config.model.language_model.pretrained is None else 0
+        )
+        folder = local_folder(config.output_dir, config.training.scratch_dir)
+        room, problem = check_room(folder, num_kept, config.training)
+        if problem:
+            raise ValueError(problem)
+        lines += [estimate_text(size, memory), f"checkpoints: {room}"]
         if note := stand_in_note(config.model.language_model.pretrained):
             lines.append(note)
             if config.model.language_model.sizes is not None:
@@ -146,8 +154,8 @@ class AnyToAnyTask(Task):
         measurements = self.evaluation.measure(self._anytoany)
         if self.ranks.is_first and self.evaluation.samples:
             folder = local_folder(self.config.output_dir, self.config.training.scratch_dir)
-            with (folder / "samples.jsonl").open("a", encoding="utf-8") as opened:
-                opened.write(json.dumps({"samples": list(as_rows(self.evaluation.samples))}) + "\n")
+            with append_to(folder / "samples.jsonl") as opened:
+                opened.write(f"{json.dumps({'samples': list(as_rows(self.evaluation.samples))})}\n".encode())
         consumed = sum(self.loader.dropped.values())
         return [*measurements, Measurement("data", "conversations_left_out", float(consumed))]
 

@@ -19,7 +19,7 @@ from egom2p.anytoany.evaluation.controls import controlled
 from egom2p.anytoany.language.likelihood import token_answers
 from egom2p.anytoany.model import AnyToAny
 from egom2p.anytoany.types import NO_LOSS, Conversation, Media, PerceptionFeatures, Rendered
-from egom2p.config import strict
+from egom2p.config import Count, Natural, strict
 from egom2p.data.clip_order import clip_rng
 from egom2p.training.distributed import Ranks
 from egom2p.training.task import Measurement
@@ -39,10 +39,10 @@ class LanguageEvaluationConfig:
     """
 
     datasets: dict[str, DatasetConfig] = field(default_factory=dict)
-    max_conversations: int = 512
-    batch_size: int = 32
+    max_conversations: Count = 512
+    batch_size: Count = 32
     controls: tuple[Control, ...] = ("shuffled", "zero")
-    num_samples: int = 4
+    num_samples: Natural = 4
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from egom2p.config import strict
+from egom2p.config import Natural, strict
 from egom2p.contracts import ModalitySpec, check_fingerprint
 from egom2p.data.shards.shard_files import split_folders
 from egom2p.data.unified_datasets import DataConfig, data_specs
@@ -12,8 +12,8 @@ from egom2p.layers.lora import LoraConfig
 from egom2p.models.egom2p_model import ModelConfig
 from egom2p.models.losses import LossType
 from egom2p.models.partial_loading import LoadPolicy
-from egom2p.storage import load_json
 from egom2p.storage.atomic import with_pretrained
+from egom2p.tokenizers.pretrained import card_spec
 from egom2p.training.frozen import FrozenConfig
 from egom2p.training.tasks.token_evaluation import TokenEvaluationConfig
 from egom2p.training.training_config import PlanConfig, TrainingConfig
@@ -39,7 +39,7 @@ class PretrainConfig:
     """
 
     output_dir: str
-    seed: int = 0
+    seed: Natural = 0
     model: ModelConfig
     loss: LossType = "mod"
     finetune: str | None = None
@@ -99,17 +99,16 @@ def _shards_of(spec: ModalitySpec, data: DataConfig) -> str:
 
 
 def _matched(spec: ModalitySpec, folder: Path, shards: str) -> ModalitySpec:
-    card = load_json(folder / "tokenizer.json")
-    made = ModalitySpec.from_dict(card["spec"])
+    made = card_spec(folder)
     for field, found, wanted in differing_fields(made, spec):
         raise ValueError(f"{folder}: the tokenizer makes {field} {found}, {spec.name} in {shards} has {wanted}")
     check_fingerprint(
         spec.name,
         found=spec.tokenizer_fingerprint,
-        wanted=card["fingerprint"],
+        wanted=made.tokenizer_fingerprint,
         where=f"{shards}, with {folder} for {spec.name}",
     )
-    return spec.with_fingerprint(card["fingerprint"])
+    return spec.with_fingerprint(made.tokenizer_fingerprint)
 
 
 def differing_fields(made: ModalitySpec, spec: ModalitySpec) -> list[tuple[str, Any, Any]]:

@@ -1,8 +1,6 @@
 """Pretraining of EgoM2P on token shards: its root schema and its task for the loop."""
 
 import math
-import os
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -11,15 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from egom2p.contracts import LossOutput, ModalitySpec, PackedBatch
+from egom2p.contracts import LossOutput, PackedBatch
 from egom2p.data.unified_datasets import STREAMING, TokenLoader
 from egom2p.jobs.workers import choose_dtype
 from egom2p.layers.lora import adapter_settings, attach_lora, lora_state, merged_state
 from egom2p.models.egom2p_model import EgoM2P, load_model
 from egom2p.models.losses import combine_losses
 from egom2p.models.partial_loading import load_weights
-from egom2p.models.weights import find_model, write_model_files
-from egom2p.storage import load_json, save_json, save_tensors
+from egom2p.models.weights import card_specs, find_model, write_model_files
+from egom2p.storage import save_json, save_tensors
+from egom2p.tokenizers.pretrained import copy_tokenizer
+from egom2p.training.checkpoint import read_state
 from egom2p.training.distributed import Ranks, autocast, ranks_of_launch
 from egom2p.training.frozen import FrozenConfig, FrozenPhase, trained_lines
 from egom2p.training.loop import FitResult, train
@@ -127,16 +127,14 @@ class PretrainTask(Task):
         return self.measurements
 
     def check_checkpoint(self, directory: Path) -> None:
-        found = [ModalitySpec.from_dict(values) for values in load_json(directory / "model.json")["modalities"]]
-        if [token_identity(spec) for spec in found] != [token_identity(spec) for spec in self.specs]:
+        found, now = ([token_identity(spec) for spec in specs] for specs in (card_specs(directory), self.specs))
+        if found != now:
             raise ValueError(
-                f"{directory} was trained on {[token_identity(spec) for spec in found]}, but the data now holds "
-                f"{[token_identity(spec) for spec in self.specs]}; choose another output_dir or remove the old run"
+                f"{directory} was trained on {found}, but the data now holds {now}; choose another output_dir or "
+                "remove the old run"
             )
-
-        data = load_json(directory / "training.json").get("data")
-        before, now = (data or {}).get(STREAMING), self.data_identity().get(STREAMING)
-        if data is not None and before != now:
+        before, now = read_state(directory)["data"].get(STREAMING), self.data_identity().get(STREAMING)
+        if before != now:
             how = f"streaming_lanes={before.get('lanes')} and the same batch size" if before else "access=indexed"
             raise ValueError(
                 f"{directory}: found streaming of {before}, wanted {now}: clips would be lost or seen twice; "
@@ -226,19 +224,6 @@ def evaluate_model(config: PretrainConfig, ranks: Ranks) -> tuple[Measurement, .
         output_dir = local_folder(config.output_dir, config.training.scratch_dir)
         save_json(output_dir / "evaluation.json", {"model": str(folder), "measurements": rows})
     return measurements
-
-
-def copy_tokenizer(source: Path, target: Path) -> None:
-    """Copy a tokenizer folder; weights share their disk space where the file system can (files are never rewritten)."""
-    target.mkdir(parents=True)
-    for file in sorted(path for path in source.iterdir() if path.is_file()):
-        if file.suffix == ".safetensors":
-            try:
-                os.link(file, target / file.name)
-                continue
-            except OSError:
-                pass  # another disk, or a file system without links
-        shutil.copy2(file, target / file.name)
 
 
 def _finite_or_none(value: Any) -> Any:

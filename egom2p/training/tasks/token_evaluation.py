@@ -11,7 +11,7 @@ import torch
 from scipy.sparse import csr_array
 from torch import nn
 
-from egom2p.config import strict
+from egom2p.config import Count, Natural, strict
 from egom2p.contracts import ModalitySpec, PackedBatch
 from egom2p.data.masking import TransferMasking
 from egom2p.data.shards.folder_set import FolderSet, open_clips
@@ -35,9 +35,9 @@ class TokenEvaluationConfig:
     """Losses measured during training on `data.validation`: its own maskings, and these tasks on the same clips."""
 
     tasks: dict[str, TransferTaskConfig] = field(default_factory=dict)
-    num_clips: int | None = None  # of each set and task; null: data.num_validation_clips
-    batch_size: int | None = None  # null: that of training
-    baseline_clips: int = 4096  # training clips, spread evenly, whose tokens make the unigram baseline
+    num_clips: Count | None = None  # of each set and task; null: data.num_validation_clips
+    batch_size: Count | None = None  # null: that of training
+    baseline_clips: Natural = 4096  # training clips, spread evenly, whose tokens make the unigram baseline
 
 
 class TokenEvaluation:

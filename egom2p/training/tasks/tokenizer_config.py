@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from egom2p.config import strict
+from egom2p.config import Count, Natural, NotNegative, strict
 from egom2p.contracts import AlignedClip
 from egom2p.data.clips.clip_store import ClipStore
 from egom2p.tokenizers.pretrained import TokenizerNetworkConfig
@@ -16,7 +16,7 @@ class ClipSourceConfig:
 
     root: str
     datasets: tuple[str, ...]
-    max_clips: int | None = None  # the first ones of each data set; null: all
+    max_clips: Count | None = None  # the first ones of each data set; null: all
 
     def __post_init__(self) -> None:
         if not self.datasets:
@@ -28,12 +28,12 @@ class TokenizerTrainingConfig:
     """Root schema of `run_training_tokenizer.py`."""
 
     output_dir: str
-    seed: int = 0
+    seed: Natural = 0
     network: TokenizerNetworkConfig
     train: ClipSourceConfig
     validation: ClipSourceConfig
-    normalisation_clips: int = 2000  # training clips whose statistics normalise the signal
-    cache_gb: float = 4.0  # clips kept in memory; what does not fit is read again from disk
+    normalisation_clips: Count = 2000  # training clips whose statistics normalise the signal
+    cache_gb: NotNegative = 4.0  # clips kept in memory; what does not fit is read again from disk
     licence: str | None = None  # of the weights, for their card
     init_from: str | None = None  # start from the weights of this tokenizer (folder, or owner/name on the Hub)
     losses: CodecLossesConfig | None = None  # of video codecs, beside the reconstruction error

@@ -8,11 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from egom2p.config import from_plain, to_plain
+from egom2p.config import to_plain
 from egom2p.contracts import AlignedClip, LossOutput
 from egom2p.jobs.workers import made_ahead
-from egom2p.storage import load_json
-from egom2p.tokenizers.pretrained import build_network, load_tokenizer, save_tokenizer
+from egom2p.tokenizers.pretrained import build_network, card_config, load_tokenizer, save_tokenizer
 from egom2p.tokenizers.protocol import TokenizerBatch, TrainableTokenizer
 from egom2p.tokenizers.video.codec_losses import CodecWithLosses
 from egom2p.tokenizers.video.video_codec import VideoCodec
@@ -92,10 +91,7 @@ class TokenizerTask(Task):
         return [Measurement("reconstruction", name, value) for name, value in self.metrics.items()]
 
     def check_checkpoint(self, directory: Path) -> None:
-        card_file = directory / "tokenizer.json"
-        schema = type(self.config.network)
-        found = to_plain(from_plain(schema, load_json(card_file)["config"], where=str(card_file)))
-        wanted = to_plain(self.config.network)
+        found, wanted = to_plain(card_config(directory)), to_plain(self.config.network)
         differing = [key for key in wanted if found.get(key) != wanted[key]]
         if differing:
             key = differing[0]

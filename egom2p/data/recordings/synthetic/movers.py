@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import trimesh
 
-from egom2p.config import strict
+from egom2p.config import Count, Natural, NotNegative, Positive, strict
 from egom2p.data.recordings.synthetic.casting import Caster
 from egom2p.data.recordings.synthetic.surfaces import MOVER_COLOURS, Paint, plain_paint
 from egom2p.data.recordings.synthetic.walking import Walk, WalkMap
@@ -31,26 +31,24 @@ class MoversConfig:
     """
 
     companion: bool = True
-    num_companions: int = 1
-    companion_spread_deg: float = 0.0
+    num_companions: Count = 1
+    companion_spread_deg: NotNegative = 0.0
     distinct_colours: bool = False
-    companion_radius_m: tuple[float, float] = (0.2, 0.24)
-    companion_distance_m: tuple[float, float] = (0.95, 1.15)
-    companion_headway_s: float = 0.8
+    companion_radius_m: tuple[Positive, Positive] = (0.2, 0.24)
+    companion_distance_m: tuple[Positive, Positive] = (0.95, 1.15)
+    companion_headway_s: NotNegative = 0.8
     companion_bearing_deg: float = 56.0
     companion_elevation_deg: float = 42.0
     companion_elevation_mean_deg: float = -10.0
-    companion_rate_hz: tuple[float, float] = (0.05, 0.14)
-    num_patch_movers: int = 2
-    patch_radius_m: float = 0.5
-    patch_mover_radius_m: tuple[float, float] = (0.15, 0.25)
-    patch_rate_hz: tuple[float, float] = (0.12, 0.3)
+    companion_rate_hz: tuple[NotNegative, NotNegative] = (0.05, 0.14)
+    num_patch_movers: Natural = 2
+    patch_radius_m: NotNegative = 0.5
+    patch_mover_radius_m: tuple[Positive, Positive] = (0.15, 0.25)
+    patch_rate_hz: tuple[NotNegative, NotNegative] = (0.12, 0.3)
 
     def __post_init__(self) -> None:
         if not self.companion and self.num_patch_movers < 1:
             raise ValueError("something must move: set companion or num_patch_movers")
-        if self.num_companions < 1:
-            raise ValueError(f"num_companions must be at least 1, got {self.num_companions}")
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from egom2p.config import strict
+from egom2p.config import Count, Natural, Positive, strict
 from egom2p.contracts import AlignedClip, Provenance, Recording, Stream
 from egom2p.data.recordings.synthetic.casting import Caster, tell_slow_casting
 from egom2p.data.recordings.synthetic.looking import (
@@ -39,34 +39,24 @@ class SyntheticWorldConfig:
     A scene file takes the place of all rooms; the seeds then only vary the walk and the movers.
     """
 
-    num_rooms: int
-    first_seed: int = 0
-    recordings_per_room: int = 1
-    duration_s: float = 8.0
-    video_rate_hz: float = 8.0
-    track_rate_hz: float = 30.0
-    caption_every_s: float = 2.0
+    num_rooms: Count
+    first_seed: Natural = 0
+    recordings_per_room: Count = 1
+    duration_s: Positive = 8.0
+    video_rate_hz: Positive = 8.0
+    track_rate_hz: Positive = 30.0
+    caption_every_s: Positive = 2.0
     mover_views: bool = False  # also tell where in the picture every mover is
     dataset: str = "synthetic"
     scene_file: str | None = None
     scene_up_axis: Literal["y", "z"] = "z"
-    scene_metres_per_unit: float = 1.0
+    scene_metres_per_unit: Positive = 1.0
     camera: CameraConfig = field(default_factory=CameraConfig)
     lamp: LampConfig = field(default_factory=LampConfig)
     room: RoomConfig = field(default_factory=RoomConfig)
     movers: MoversConfig = field(default_factory=MoversConfig)
     walk: WalkConfig = field(default_factory=WalkConfig)
     gaze: GazeConfig = field(default_factory=GazeConfig)
-
-    def __post_init__(self) -> None:
-        for name in ("num_rooms", "recordings_per_room"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.first_seed < 0:
-            raise ValueError(f"first_seed must not be negative, got {self.first_seed}")
-        for name in ("duration_s", "video_rate_hz", "track_rate_hz", "caption_every_s"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from egom2p.config import strict
+from egom2p.config import Count, Positive, Share, strict
 from egom2p.contracts import Intrinsics
 from egom2p.data.recordings.synthetic.casting import Caster
 from egom2p.data.recordings.synthetic.movers import Mover
@@ -21,9 +21,9 @@ from egom2p.data.recordings.synthetic.surfaces import Paint
 class CameraConfig:
     """A pinhole camera; the field of view is the horizontal one."""
 
-    height: int = 64
-    width: int = 64
-    fov_deg: float = 84.0
+    height: Count = 64
+    width: Count = 64
+    fov_deg: Positive = 84.0
 
     def __post_init__(self) -> None:
         if not 20 <= self.fov_deg <= 120:
@@ -41,10 +41,10 @@ class LampConfig:
     """The head lamp: reach_m is where its light has fallen to one half; gamma is the display exponent; a surface
     right at the lamp is shown `exposure` times as bright as its colour."""
 
-    reach_m: float = 1.5
-    gamma: float = 2.0
-    exposure: float = 1.3
-    facing_share: float = 0.3  # how much darker a surface is that the light only grazes
+    reach_m: Positive = 1.5
+    gamma: Positive = 2.0
+    exposure: Positive = 1.3
+    facing_share: Share = 0.3  # how much darker a surface is that the light only grazes
 
 
 @dataclass(frozen=True)

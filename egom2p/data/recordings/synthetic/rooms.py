@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import trimesh
 
-from egom2p.config import strict
+from egom2p.config import Natural, NotNegative, Positive, Share, strict
 from egom2p.data.recordings.synthetic.surfaces import (
     CEILING_COLOUR,
     FLOOR_COLOUR,
@@ -50,14 +50,14 @@ class RoomConfig:
     hues that move over the picture. Without it each room draws its four hues anew.
     """
 
-    side_m: tuple[float, float] = (7.0, 11.0)
-    height_m: tuple[float, float] = (2.6, 3.2)
-    num_furniture: tuple[int, int] = (7, 9)
-    share_in_the_middle: float = 0.2  # of the furniture; the rest stands along the walls
-    furniture_height_m: tuple[float, float] = (0.4, 1.9)
+    side_m: tuple[Positive, Positive] = (7.0, 11.0)
+    height_m: tuple[Positive, Positive] = (2.6, 3.2)
+    num_furniture: tuple[Natural, Natural] = (7, 9)
+    share_in_the_middle: Share = 0.2  # of the furniture; the rest stands along the walls
+    furniture_height_m: tuple[Positive, Positive] = (0.4, 1.9)
     compass_palette: bool = True
-    colour_jitter: float = 0.04
-    texture_strength: float = 0.16
+    colour_jitter: NotNegative = 0.04
+    texture_strength: NotNegative = 0.16
 
     def __post_init__(self) -> None:
         if self.side_m[0] < 4.0:

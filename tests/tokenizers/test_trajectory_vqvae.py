@@ -1,6 +1,7 @@
 """One class for gaze, camera and any track: it learns, masks what is invalid, and keeps its codebook alive."""
 
 import copy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +10,11 @@ from moving_clips import NUM_SAMPLES, moving_clip, moving_clips, with_stream
 from tiny_tokenizers import TINY_TRACK, tiny_trajectory
 
 from egom2p.config import ConfigError, from_plain
+from egom2p.data.clips.clip_alignment import ClipConfig, cut_clips
+from egom2p.data.recordings.reader_choice import open_reader
+from egom2p.data.recordings.trajectories import RandomMotionSource
 from egom2p.geometry import canonicalise, rotation_angle
+from egom2p.tokenizers import load_tokenizer
 from egom2p.tokenizers.protocol import TrainableTokenizer
 from egom2p.tokenizers.trajectory.track_quantizers import ResidualVqConfig
 from egom2p.tokenizers.trajectory.trajectory_vqvae import TrajectoryVqVae, TrajectoryVqVaeConfig
@@ -248,3 +253,15 @@ def test_the_linear_path_wants_one_step_of_residual_codes():
         tiny_trajectory("gaze", has_linear_path=True)
     with pytest.raises(ValueError, match="mount_noise_m turns motions"):
         tiny_trajectory("camera", mount_noise_m=0.1)
+
+
+def test_the_pretrained_tokenizer_of_real_motion_holds_motion_it_has_not_seen():
+    tokenizer = load_tokenizer(Path(__file__).resolve().parents[2] / "checkpoints" / "real_tracks" / "tok_cam")
+    assert tokenizer.spec.num_tokens == 30 and tokenizer.spec.vocab_size == 256
+    assert "CC BY 4.0" in tokenizer.card["licence"]
+    reader = open_reader(RandomMotionSource(kind="random_motion", num_recordings=24, duration_s=4.0, seed=77))
+    config = ClipConfig(height=8, width=8)
+    clips = [clip for index in range(24) for clip in cut_clips(reader.read(index), config)]
+    errors = tokenizer.network.clip_errors(clips, tokenizer.network.encode_clips(clips))
+    assert np.median([found["ate_m"] for found in errors]) < 0.04
+    assert np.median([found["rpe_deg"] for found in errors]) < 0.35

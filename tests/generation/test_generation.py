@@ -10,14 +10,17 @@ import torch
 from tiny_artifacts import NUM_FRAMES, NUM_SAMPLES, SIZE, invented_clip, make_tiny_world
 
 from egom2p.config import deciding, to_plain
+from egom2p.contracts import TokenClip
 from egom2p.data.clips.video_files import open_video, write_video
 from egom2p.generation.checkpoints import load_checkpoint
 from egom2p.generation.clip_generation import generate_clips
 from egom2p.generation.generation import GenerationConfig, run_generation
+from egom2p.generation.generation_memory import measure_memory
 from egom2p.generation.loaded_model import _recordings
 from egom2p.generation.request import Request
 from egom2p.geometry import read_tum
 from egom2p.models.egom2p_model import load_model
+from egom2p.models.features import encode_clip
 from egom2p.models.sampling import SamplingConfig
 from egom2p.models.weights import save_model, tokenizer_locations
 from egom2p.storage import load_json
@@ -122,6 +125,23 @@ def test_finished_clips_are_kept_and_other_settings_make_them_again(world):
     assert (folder / "clip.npz").stat().st_mtime_ns == stamp
     run_generation(_config(world, "resume", targets=("gaze",), seed=5))
     assert (folder / "clip.npz").stat().st_mtime_ns != stamp
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_weights_in_half_precision_say_nearly_the_same(rng, dtype):
+    """What a GPU does by default, with the pretrained model: every use of a checkpoint takes such weights."""
+    exact, half = load_checkpoint(device="cpu"), load_checkpoint(device="cpu", dtype=dtype)
+    ids = {spec.name: rng.integers(0, spec.vocab_size, spec.num_tokens).astype(np.int32) for spec in exact.specs}
+    rgb, truth = TokenClip("a", {"tok_rgb": ids["tok_rgb"]}), ids["tok_depth"]
+    plan = SamplingConfig(num_steps=2, temperature=0.01, top_p=0.8, guidance=2.0).plan("tok_depth")
+    wanted, found = (each.sampler.log_likelihood([rgb], plan, [truth])[0][0] for each in (exact, half))
+    assert found.dtype == np.float32 and np.abs(found - wanted).mean() < 0.1
+    assert half.sampler.logits([rgb], plan, [np.arange(3)])[0].dtype == torch.float32
+    made = half.sampler.generate([rgb], [plan], [0])[0].tokens["tok_depth"]
+    assert made.min() >= 0 and len(made) == len(truth)
+    assert encode_clip(half.model, rgb).rows.dtype == torch.float32
+    assert half.fingerprint != exact.fingerprint, "results of another precision are other results"
+    assert measure_memory(half, [plan]).per_clip > 0
 
 
 def test_any_field_decides_unless_it_says_otherwise(world):

@@ -40,6 +40,8 @@ class ConnectorConfig:
     cell         st_shuffle: positions along t, y, x that become one token
     pool         st_shuffle: blocks of so many positions of a cell first become their mean: what a block holds, not
                  where in it. Far fewer parameters; divides `cell`
+    standardize  st_shuffle: features are deviations from the training mean of their slot. 94 to 98 % of the states of
+                 an encoder are the same in every clip, and what differs is else found late
     positions    st_shuffle: mark rows with their position, which features of pictures do not tell
     dim          C; depth: cross-attention blocks of the resampler
     every        gated_xattn: a gated layer before every so many layers of the language model
@@ -50,6 +52,7 @@ class ConnectorConfig:
     nested: tuple[Count, ...] = ()
     cell: tuple[Count, Count, Count] = (1, 1, 1)
     pool: tuple[Count, Count, Count] = (1, 1, 1)
+    standardize: bool = False
     positions: bool = False
     dim: Count = 256
     depth: Count = 2
@@ -64,6 +67,8 @@ class ConnectorConfig:
             raise ValueError(f"num_tokens must be at least 1, got {self.num_tokens}")
         if self.kind == "gated_xattn" and isinstance(self.num_tokens, dict):
             raise ValueError("gated layers see one number of tokens per media item; give num_tokens one number")
+        if self.standardize and self.kind != "st_shuffle":
+            raise ValueError(f"connector.standardize belongs to st_shuffle, found {self.kind}")
         if self.nested and self.kind not in ("global_mlp", "resampler"):
             raise ValueError(f"nested counts need a connector of kind global_mlp or resampler, got {self.kind}")
         if self.nested and not 1 <= min(self.nested) <= max(self.nested) <= self.max_tokens:
@@ -136,23 +141,51 @@ class SpaceTimeShuffle(nn.Module):
         self.register_buffer("pool", torch.tensor(config.pool), persistent=False)
         self.is_pooled, self.has_positions = max(config.pool) > 1, config.positions
         self.num_slots = math.prod(config.cell) // math.prod(config.pool)
-        self.norm = layer_norm(width, use_bias=True)
+        self.norm = nn.Identity() if config.standardize else layer_norm(width, use_bias=True)
         self.reduce = nn.Linear(width, config.dim)
         self.source_table = nn.Parameter(torch.randn(num_sources, config.dim) * 0.02)
         self.mean_norm = layer_norm(config.dim, use_bias=True) if self.is_pooled else nn.Identity()
         self.out = nn.Linear(self.num_slots * config.dim, out_width)
         if self.is_pooled:
             self.register_buffer("gain", torch.ones(()))
+        self.is_standardized = config.standardize
+        if config.standardize:
+            self.register_buffer("centre", torch.zeros(num_sources, self.num_slots, width))
+            self.register_buffer("scale", torch.ones(num_sources, width))
+
+    @torch.no_grad()
+    def fit(self, rows: FeatureRows) -> None:
+        """Mean of each source and slot, and deviation of each source from them, over the rows of training items."""
+        features_NW, source_N = rows.features.float(), rows.source.long()
+        slots_N = source_N * self.num_slots + self._slots(rows)
+        counts_S = torch.bincount(slots_N, minlength=self.centre.shape[0] * self.num_slots)
+        sums_SW = torch.zeros_like(self.centre).flatten(0, 1).index_add(0, slots_N, features_NW)
+        self.centre.copy_((sums_SW / counts_S.clamp(min=1)[:, None]).view_as(self.centre))
+        squares_NW = (features_NW - self.centre.flatten(0, 1)[slots_N]).square()
+        counts_K1 = torch.bincount(source_N, minlength=len(self.scale)).clamp(min=1)[:, None]
+        variance_KW = torch.zeros_like(self.scale).index_add(0, source_N, squares_NW) / counts_K1
+        # A number that hardly differs must not be blown up.
+        self.scale.copy_((variance_KW + 0.1 * variance_KW.mean(1, keepdim=True) + 1e-8).sqrt())
+
+    def _slots(self, rows: FeatureRows) -> Tensor:
+        """Slot (N,) of each row in its cell."""
+        slots_3 = self.cell // self.pool
+        inner_N3 = rows.position.long() % self.cell // self.pool
+        return (inner_N3[:, 0] * slots_3[1] + inner_N3[:, 1]) * slots_3[2] + inner_N3[:, 2]
+
+    def _normed(self, rows: FeatureRows, slot_N: Tensor) -> Tensor:
+        if not self.is_standardized:
+            return self.norm(rows.features)
+        source_N = rows.source.long()
+        return (rows.features - self.centre[source_N, slot_N]) / self.scale[source_N]
 
     def forward(self, rows: FeatureRows, counts: Sequence[int]) -> Tensor:
-        hidden_NC = self.reduce(self.norm(rows.features)) + self.source_table[rows.source.long()]
+        slot_N = self._slots(rows)
+        hidden_NC = self.reduce(self._normed(rows, slot_N)) + self.source_table[rows.source.long()]
         if self.has_positions:
             hidden_NC = hidden_NC + position_codes(rows.position, hidden_NC.shape[1]).to(hidden_NC.dtype)
         total = sum(counts)
         number_N = _cell_of_each(rows, self.cell, total)
-        slots_3 = self.cell // self.pool
-        inner_N3 = rows.position.long() % self.cell // self.pool
-        slot_N = (inner_N3[:, 0] * slots_3[1] + inner_N3[:, 1]) * slots_3[2] + inner_N3[:, 2]
         slots_SC = hidden_NC.new_zeros(total * self.num_slots, hidden_NC.shape[1])
         at_N = number_N * self.num_slots + slot_N
         if not self.is_pooled:

@@ -3,11 +3,13 @@
 import json
 import sys
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from egom2p.anytoany.conversations.chat import ChatRenderer
@@ -18,8 +20,9 @@ from egom2p.anytoany.language.size_of_model import LanguageFlops
 from egom2p.anytoany.model import AnyToAny, AnyToAnyConfig, build_anytoany
 from egom2p.anytoany.perception.familiarity import MAX_ITEMS, Familiarity
 from egom2p.anytoany.perception.feature_store import FeatureLookup, spellings
+from egom2p.anytoany.perception.source import rows_of
 from egom2p.anytoany.saving import load_config_of, write_anytoany_files
-from egom2p.anytoany.types import LanguageBatch
+from egom2p.anytoany.types import LanguageBatch, Media
 from egom2p.config import Natural, strict
 from egom2p.contracts import LossOutput
 from egom2p.data.clip_order import clip_rng
@@ -121,6 +124,8 @@ class AnyToAnyTask(Task):
             nested=tuple(nested.values()),
         )
         self._familiarity: Familiarity | None = None
+        if config.model.connector.standardize:
+            self._fit_connector()
         self.num_train_clips = self.loader.num_conversations
         note = stand_in_note(config.model.language_model.pretrained)
         self.notes = () if note is None else (note,)
@@ -174,11 +179,26 @@ class AnyToAnyTask(Task):
             self._familiarity.save(directory)
 
     def _measured_familiarity(self) -> Familiarity:
-        """Of items spread over the training data, and of the evaluation's."""
+        """Of items of the training data, and of the evaluation's."""
+        return Familiarity.measure(
+            self._anytoany, self._training_media(), self.evaluation.media(), self.lookup.features
+        )
+
+    def _training_media(self) -> list[Media]:
+        """Media items spread over the training data, by turns of its data sets."""
         train = []
         for dataset in self.loader.datasets.values():
             count = min(len(dataset), MAX_ITEMS)
             rows = (dataset.conversation(n * len(dataset) // count, clip_rng(0, "familiar", n)) for n in range(count))
             train.append([item for conversation in rows for item in conversation.media])
-        turns = [item for row in zip_longest(*train) for item in row if item is not None]
-        return Familiarity.measure(self._anytoany, turns, self.evaluation.media(), self.lookup.features)
+        return list(dict.fromkeys(item for row in zip_longest(*train) for item in row if item is not None))
+
+    def _fit_connector(self) -> None:
+        """The same on every rank. A checkpoint that is continued brings its own."""
+        media = self._training_media()[:MAX_ITEMS]
+        if len(self._anytoany.towers) > 1 or not media:
+            raise ValueError("connector.standardize needs one perception source, and media in the training data")
+        rows = rows_of([self.lookup.features(item) for item in media], self.ranks.device)
+        with torch.no_grad():
+            features = self._anytoany.towers[0](rows)
+        self._anytoany.connector.fit(replace(rows, features=features))

@@ -1,5 +1,7 @@
 """From perception features to perception tokens: cost, nesting, independence of neighbours."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from egom2p.anytoany.conversations.packing import collate
 from egom2p.anytoany.language.language_model import LanguageModelConfig
 from egom2p.anytoany.language.packed_attention import packed_hidden, packed_layout
 from egom2p.anytoany.perception.source import rows_of
+from egom2p.anytoany.saving import load_anytoany, save_anytoany
 from egom2p.anytoany.types import PerceptionFeatures
 from egom2p.config import ConfigError, from_plain
 
@@ -137,6 +140,37 @@ def test_pooled_items_do_not_depend_on_their_neighbours():
     together = connector(rows_of(items), counts).split(counts)
     for item, count, tokens in zip(items, counts, together, strict=True):
         assert torch.allclose(connector(rows_of([item]), [count]), tokens, atol=1e-5)
+
+
+def test_standardized_features_are_deviations_from_their_slot(folder):
+    """What is the same in every clip, 94 to 98 % of an encoder's states, is taken out before anything is learnt."""
+    _, connector = made("st_shuffle", standardize=True)
+    items = [grid_features(seed, (3, 4, 2)) for seed in range(8)]
+    offset = np.random.default_rng(9).normal(size=(3, 8, 10)) * 20
+    rows = rows_of(items)
+    slot_N = connector._slots(rows)
+    moved = replace(rows, features=rows.features + torch.from_numpy(offset[rows.source, slot_N]).float())
+    connector.fit(moved)
+    normed_NW = connector._normed(moved, slot_N)
+    for source in range(3):
+        of_source = rows.source == source
+        for slot in slot_N[of_source].unique():
+            assert normed_NW[of_source & (slot_N == slot)].mean(0).abs().max() < 1e-4
+        assert 0.7 < normed_NW[of_source].square().mean() < 1.0
+    config, plain = made("st_shuffle", standardize=True)
+    counts = [config.span_length(item, "video") for item in items]
+    plain.fit(rows)
+    assert torch.allclose(connector(moved, counts), plain(rows, counts), atol=1e-4), (
+        "an offset of slots changes nothing"
+    )
+    model = toy_model(folder, connector=ConnectorConfig(kind="st_shuffle", dim=24, standardize=True), noise=0.1)
+    model.connector.fit(rows_of([toy_features(number) for number in range(9)]))
+    save_anytoany(model, folder / "standardized")
+    again = load_anytoany(folder / "standardized")
+    assert again.connector.centre.abs().max() > 0
+    assert torch.equal(again.token_losses(toy_batch(again)), model.token_losses(toy_batch(model)))
+    with pytest.raises(ValueError, match="standardize belongs to st_shuffle"):
+        ConnectorConfig(kind="resampler", standardize=True)
 
 
 def test_pooling_saves_parameters():

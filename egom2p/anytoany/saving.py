@@ -3,6 +3,7 @@
 A directory holds
   anytoany.json            the config it was made with
   parts.safetensors        connector, new token rows, gated layers, what is trained of the perception towers
+  familiarity.safetensors  what the training's perception features were like, where a run wrote it
   origin.json              where the pretrained language model came from, as its folder says
   adapter_config.json, adapter_model.safetensors   LoRA in peft's format: loads on the base model with plain peft
   tokenizer/               with reserved tokens and chat template

@@ -25,7 +25,8 @@ class Retention:
     """keep_last >= 1 newest steps; multiples of keep_every; the best step, where one is known.
 
     doubtful   steps of checkpoints written while steps were skipped: they take the place of no other, so a run that
-               goes wrong never loses the last that were right
+               goes wrong never loses the last that were right. Of those at least two stay: what the weights of the
+               newest are worth shows in the loss after it
     """
 
     keep_last: int
@@ -36,7 +37,7 @@ class Retention:
     def removable(self, steps: Sequence[int]) -> list[int]:
         """Of ascending steps those that need not stay."""
         good = [step for step in steps if step not in self.doubtful]
-        kept = {*steps[-self.keep_last :], *good[-self.keep_last :]}
+        kept = {*steps[-self.keep_last :], *good[-max(2, self.keep_last) :]}
         return [
             step
             for step in steps

@@ -104,7 +104,7 @@ class TrainingConfig:
     evaluate_at_start: bool = False
     checkpoint_every: Count | None = None  # steps
     checkpoint_minutes: Positive | None = 10.0
-    keep_last: Count = 2  # the last may hold weights that a bad step has just ruined
+    keep_last: Count = 2  # two stay in any case: the last may hold weights that a bad step has just ruined
     keep_every: Count | None = None  # checkpoints at multiples of this many steps are never removed
     keep_best: str | None = None  # a measurement (`group/name`, or `group`: its mean) whose lowest value stays too
     scratch_dir: str = "outputs/scratch"  # where a run lives whose output_dir is an S3 address

@@ -194,10 +194,10 @@ def test_one_bad_batch_is_said_and_survived(tmp_path, capsys):
     assert [entry["skipped_steps"] for entry in read_log(tmp_path)] == [0, 1]
 
 
-@pytest.mark.parametrize("log_every", [1, 3, 1000])
-def test_a_run_that_diverged_stops_and_keeps_what_was_good(tmp_path, log_every):
+@pytest.mark.parametrize(("log_every", "keep_last"), [(1, 2), (3, 2), (1000, 2), (1, 1), (3, 1)])
+def test_a_run_that_diverged_stops_and_keeps_what_was_good(tmp_path, log_every, keep_last):
     """1e30: the weights stay finite, and no loss is any more. The checkpoint before that step is the one to keep."""
-    good = {"checkpoint_every": 1, "log_every": log_every, "warmup": 0, "schedule": "constant"}
+    good = {"checkpoint_every": 1, "log_every": log_every, "warmup": 0, "schedule": "constant", "keep_last": keep_last}
     run_toy(tmp_path, num_steps=4, **good)
     (tmp_path / "final").rename(tmp_path / "unused")
     with pytest.raises(DeadRunError, match="the run is dead: .*nothing was exported"):

@@ -157,7 +157,8 @@ class Graphs:
             graph, kept = torch.cuda.CUDAGraph(), [tensor.clone() for tensor in inputs]
             # None needs what another one has left in memory, so all share it.
             self._pool = self._pool or torch.cuda.graph_pool_handle()
-            with torch.cuda.graph(graph, pool=self._pool):
+            # Other threads may pin memory meanwhile.
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 result = work(*kept)
             self._graphs[key] = found = (graph, kept, result)
         graph, kept, result = found

@@ -71,7 +71,8 @@ class Size:
 
 SIZES = {
     "tiny": Size(ModelConfig(dim=48, encoder_depth=1, decoder_depth=1, num_heads=2), (3, 4, 4), 64, shrink=64),
-    # Full vocabularies and token grids; the trunk that two cores can step in seconds.
+    # Full vocabularies and token grids; trunks that a core can step in seconds.
+    "narrow": Size(ModelConfig(dim=192, encoder_depth=3, decoder_depth=3, num_heads=3)),
     "small": Size(ModelConfig(dim=384, encoder_depth=6, decoder_depth=6, num_heads=6)),
     "base": Size(ModelConfig(dim=768, encoder_depth=12, decoder_depth=12, num_heads=12)),
 }

@@ -79,20 +79,28 @@ SIZES = {
 
 
 def training(
-    size: Size, side: str, *, num_clips: int, budget: int, alphas: Sequence[float] = (10.0,), policy: str = "waterfill"
+    size: Size,
+    side: str,
+    *,
+    num_clips: int,
+    budget: int,
+    alphas: Sequence[float] = (10.0,),
+    policy: str = "waterfill",
+    dtype: torch.dtype = torch.float32,
 ) -> Iterator[Work]:
-    """Whole optimizer steps, each on clips of its own."""
+    """Whole optimizer steps, each on clips of its own; dtype: of products, on both sides."""
     budget = budget // size.shrink
     clips = partial(_masked, size.specs, num_clips, budget, alphas, policy)
     model = _model(size)
     if side == "ours":
         with ranks_of_launch("cpu") as ranks:
-            yield partial(_our_step, _Task(model), build_optimizer(model, OptimizerConfig()), StepSums(ranks), clips)
+            optimizer = build_optimizer(model, OptimizerConfig())
+            yield partial(_our_step, _Task(model), optimizer, StepSums(ranks), clips, dtype)
     else:
         reference = ReferenceLike.of(model)
         del model
-        sizes = {"num_inputs": budget, "num_targets": budget}
-        yield partial(_reference_step, reference, published_adamw(reference, _LR), sizes, clips)
+        options = {"num_inputs": budget, "num_targets": budget, "dtype": dtype}
+        yield partial(_reference_step, reference, published_adamw(reference, _LR), options, clips)
 
 
 def generation(size: Size, side: str, *, target: str, num_steps: int) -> Iterator[Work]:
@@ -147,6 +155,11 @@ ROWS: dict[str, tuple[Callable[[Size, str], Iterator[Work]], int]] = {
     "dense 512, 2 clips": (partial(training, num_clips=2, budget=512), 3),
     "dense 2048, 1 clip": (partial(training, num_clips=1, budget=2048), 2),
     "published mixture 2048, 1 clip": (partial(training, num_clips=1, budget=2048, **_RELEASED), 16),
+    "bf16: dense 2048, 1 clip": (partial(training, num_clips=1, budget=2048, dtype=torch.bfloat16), 2),
+    "bf16: published mixture 2048, 1 clip": (
+        partial(training, num_clips=1, budget=2048, dtype=torch.bfloat16, **_RELEASED),
+        16,
+    ),
     "rgb to cam": (partial(generation, target="tok_cam", num_steps=3), 2),
     "rgb to depth": (partial(generation, target="tok_depth", num_steps=3), 1),
     "loader": (partial(loading, num_batches=16), 3),
@@ -247,20 +260,22 @@ class _Task:
         return combine_losses(sums, counts, vocab_sizes=self.model.vocab_sizes, reference_denominator=True)
 
 
-def _our_step(task: _Task, optimizer: torch.optim.Optimizer, sums: StepSums, clips: Callable, turn: int) -> dict:
+def _our_step(
+    task: _Task, optimizer: torch.optim.Optimizer, sums: StepSums, clips: Callable, dtype: torch.dtype, turn: int
+) -> dict:
     batch = collate(clips(turn), task.model.specs)
     with ranks_of_launch("cpu") as ranks:
-        step = forward_backward(task, task.model, [batch], batch.head_counts, ranks=ranks, dtype=torch.float32)
+        step = forward_backward(task, task.model, [batch], batch.head_counts, ranks=ranks, dtype=dtype)
     sums.add(step)
     sums.add_norm(*apply_gradients(optimizer, learning_rate=_LR, clip_grad_norm=1.0))
     return {"loss": step.loss.item(), "tokens": batch.num_tokens, "clips": batch.num_clips}
 
 
 def _reference_step(
-    model: ReferenceLike, optimizer: torch.optim.Optimizer, sizes: dict, clips: Callable, turn: int
+    model: ReferenceLike, optimizer: torch.optim.Optimizer, options: dict, clips: Callable, turn: int
 ) -> dict:
     batch = dense_batch(clips(turn), model.specs)
-    loss = train_step(model, optimizer, batch, **sizes)["loss"]
+    loss = train_step(model, optimizer, batch, **options)["loss"]
     tokens = sum(int((~part[mask]).sum()) for part in batch.values() for mask in ("input_mask", "target_mask"))
     return {"loss": loss, "tokens": tokens, "clips": len(batch["tok_rgb"]["tensor"])}
 

@@ -34,6 +34,11 @@ def test_dense_rows_are_full():
     assert said("dense 512, 2 clips", "ours", turns=1)[0]["tokens"] == 2 * (8 + 8)
 
 
+def test_half_precision_on_both_sides():
+    ours, theirs = (said("bf16: dense 2048, 1 clip", side, turns=1)[0] for side in SIDES)
+    assert ours["tokens"] == theirs["tokens"] and ours["loss"] == pytest.approx(theirs["loss"], rel=1e-2)
+
+
 @pytest.mark.parametrize(("name", "tokens"), [("rgb to cam", 30), ("rgb to depth", 48)])
 def test_a_generation_is_as_long_on_both_sides(name, tokens):
     assert [said(name, side, turns=1)[0]["tokens"] for side in SIDES] == [tokens, tokens]

@@ -45,7 +45,7 @@ def choose_device(wanted: str = "auto", *, only_cuda: bool = False) -> torch.dev
 
 
 def choose_dtype(name: Dtype, device: torch.device) -> torch.dtype:
-    """`auto` is bf16 on a GPU and fp32 elsewhere: on a CPU bf16 is slower."""
+    """`auto` is bf16 on a GPU and fp32 elsewhere: few CPUs (AVX512-BF16, AMX) gain from it (docs/PERFORMANCE.md)."""
     if name == "auto":
         name = "bf16" if device.type == "cuda" else "fp32"
     return _DTYPES[name]

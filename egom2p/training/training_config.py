@@ -89,7 +89,7 @@ class TrainingConfig:
 
     # machine
     device: str = "auto"
-    dtype: Dtype = "auto"  # auto: bf16 on GPU, fp32 on CPU (where bf16 is slower); weights are fp32 in any case
+    dtype: Dtype = "auto"  # auto: bf16 on GPU, fp32 on CPU (few are faster in bf16); weights are fp32 in any case
     parallel: ParallelConfig = ParallelConfig()
     activation_checkpointing: Recompute = (
         False  # recompute blocks, or mlp, in the backward pass: less memory, more time

@@ -177,7 +177,7 @@ def align_poses(sequence: Part, known: Part, window: Part, *, mode: str = "se3")
     if len(reference) == 0:
         last = sequence[0][-2:]  # nothing is shared: the motion of the last sample is the best guess of the next one's
         ahead = last[-1] @ inverse_poses(last[0]) @ last[-1] if len(last) == 2 else last[-1]
-        # Three factors of the last pose: rounding would triple from window to window, and overflow after eighty.
+        # Three factors of the last pose: rounding would triple from window to window, and overflow after forty.
         ahead = poses_from_parts(nearest_rotation(ahead[:3, :3]), ahead[:3, 3])
         return ahead @ inverse_poses(poses[0]) @ poses, {"scale": 1.0}
     estimate, scale = poses[: len(reference)], 1.0

@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
+from zlib import crc32
 
 import numpy as np
 
@@ -238,17 +239,21 @@ def write_index(root: Path, num_clips: int, clips_per_shard: int = 1000) -> None
     directories = [root / folder / "synthetic" for folder in FOLDERS]
     for alike, size in ((directories[:2], 20_736), (directories[2:], 376)):
         stride = 512 + -(-size // 512) * 512
+        keys = [f"kitchen_00000_{clip:06d}" for clip in range(clips_per_shard)]
+        members = [Member(key, "npz", 512 + stride * row, size) for row, key in enumerate(keys)]
+        first = shard_index.pack_shard("", stride * clips_per_shard + 1024, "", members)
         parts = {directory: [] for directory in alike}
         for number in range(num_clips // clips_per_shard):
-            keys = [f"kitchen_{number:05d}_{clip:06d}" for clip in range(clips_per_shard)]
-            members = [Member(key, "npz", 512 + stride * row, size) for row, key in enumerate(keys)]
-            part = shard_index.pack_shard(f"shard-{number:06d}.tar", stride * clips_per_shard + 1024, "", members)
+            packed = first.keys.replace(b"kitchen_00000", b"kitchen_%05d" % number)
+            row = first.row._replace(
+                name=f"shard-{number:06d}.tar", keys_digest=f"{number:032x}", keys_crc=crc32(packed)
+            )
             for directory in alike:
                 directory.mkdir(parents=True, exist_ok=True)
-                with (directory / part.row.name).open("wb") as tar:
-                    tar.truncate(part.row.size)
+                with (directory / row.name).open("wb") as tar:
+                    tar.truncate(row.size)
                     version = str(os.fstat(tar.fileno()).st_mtime_ns)
-                parts[directory].append(part._replace(row=part.row._replace(version=version)))
+                parts[directory].append(first._replace(row=row._replace(version=version), keys=packed))
         for directory in alike:
             (directory / ".index").mkdir()
             (directory / ".index" / "shards").write_bytes(shard_index.packed_file(parts[directory]))

@@ -155,7 +155,7 @@ def rewritten(path, change):
     length = head.unpack_from(content)[1]
     rows = json.loads(content[head.size : head.size + length])
     index = IndexFile.open(path)
-    packed = [index.packed(row, values[0]) for row, values in enumerate(rows)]
+    packed = [index.packed(row) for row in range(len(rows))]
     parts = [change(list(part.row), bytearray(part.members), bytearray(part.keys)) for part in packed]
     for row, members, keys in parts:
         row[6], row[7], row[8] = zlib.crc32(members), len(keys), zlib.crc32(keys)

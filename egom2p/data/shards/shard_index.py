@@ -41,7 +41,7 @@ _FOLDER, _FILE = ".index", "shards"
 _HEAD, _MAGIC = struct.Struct("<8sQI"), b"EGOM2PI1"
 _MEMBER, _BLOCK = struct.Struct("<IIB"), 512
 _MEMBERS = np.dtype([("block", "<u4"), ("size", "<u4"), ("suffix", "u1")])
-_KEYS_PER_GROUP = 16
+_KEYS_PER_GROUP, _DIGEST_BYTES = 16, 16
 _ERRORS = "surrogateescape"  # as tarfile has names that are not UTF-8
 _WAIT_S = 7 * 86400.0  # for the process that makes an index: headers of millions of clips take an hour
 _TICK_S = 0.02  # clocks of file systems stand still for so long
@@ -88,7 +88,7 @@ def pack_shard(name: str, size: int, version: str, members: Sequence[Member]) ->
 
 
 def keys_digest(keys: Iterable[str]) -> str:
-    return hashlib.sha256("\n".join(keys).encode(errors=_ERRORS)).hexdigest()[:32]
+    return hashlib.sha256("\n".join(keys).encode(errors=_ERRORS)).hexdigest()[: 2 * _DIGEST_BYTES]
 
 
 def _pack_keys(keys: Sequence[str]) -> bytes:
@@ -121,15 +121,17 @@ class IndexFile:
     def __init__(self, content: mmap.mmap | bytes, where: str) -> None:
         """Checks the table. Raises `_Damaged`, a ValueError, when it is not one."""
         self._content, self._where = content, where
-        rows = self._read_table()
-        self.row_of = {row.name: number for number, row in enumerate(rows)}
-        self.stamps = [(row.size, row.version) for row in rows]
+        self.rows: Sequence[_Row] = self._read_table()
+        rows = self.rows
+        # Columns of numbers and not the rows: each process has these for itself.
         self._sizes = array("q", [row.size for row in rows])
         self.num_clips = array("q", [row.num_clips for row in rows])
-        self._suffixes = [tuple(row.suffixes) for row in rows]
-        self.digests = [row.keys_digest for row in rows]
-        self._crcs = [(row.members_crc, row.keys_crc) for row in rows]
+        self._digests = b"".join(bytes.fromhex(row.keys_digest) for row in rows)
+        self._members_crcs = array("L", [row.members_crc for row in rows])
+        self._keys_crcs = array("L", [row.keys_crc for row in rows])
         self._keys_bytes = array("q", [row.keys_bytes for row in rows])
+        kinds: dict[tuple[str, ...], tuple[str, ...]] = {}
+        self._suffixes = [kinds.setdefault(kind, kind) for kind in (tuple(row.suffixes) for row in rows)]
         at = self._end_of_table
         self._members_at, self._keys_at = array("q"), array("q")
         for row in rows:
@@ -149,6 +151,14 @@ class IndexFile:
             if not os.fstat(file.fileno()).st_size:
                 raise _Damaged(f"{path}: is empty")
             return cls(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), str(path))
+
+    def forget_names(self) -> None:
+        """Drop what only opening asks for: ten thousand names weigh more than all numbers."""
+        self.rows = ()
+
+    def digest(self, row: int) -> bytes:
+        """Of the keys of a shard and their order."""
+        return self._digests[_DIGEST_BYTES * row : _DIGEST_BYTES * (row + 1)]
 
     def member(self, row: int, clip: int) -> tuple[int, int, str]:
         """Byte offset and size of a clip in the tar of a row, and its suffix."""
@@ -175,15 +185,9 @@ class IndexFile:
             for key in self._decoded(row, first // _KEYS_PER_GROUP, min(_KEYS_PER_GROUP, count - first))
         ]
 
-    def packed(self, row: int, name: str) -> PackedShard:
+    def packed(self, row: int) -> PackedShard:
         """A shard as it is, for an index that takes it over."""
-        members, keys = self._slice_of_members(row), self._slice_of_keys(row)
-        (size, version), crcs = self.stamps[row], self._crcs[row]
-        known = _Row(
-            name, size, version, self.num_clips[row], list(self._suffixes[row]), self.digests[row], crcs[0], len(keys),
-            crcs[1],
-        )  # fmt: skip
-        return PackedShard(known, members, keys)
+        return PackedShard(self.rows[row], self._slice_of_members(row), self._slice_of_keys(row))
 
     def __getstate__(self) -> dict[str, Any]:
         """Another process maps the file itself; what is in memory is sent along."""
@@ -194,6 +198,7 @@ class IndexFile:
             self.__init__(state["content"], state["where"])
         else:
             self.__dict__ = IndexFile.open(state["where"]).__dict__
+        self.forget_names()
 
     def _read_table(self) -> list[_Row]:
         try:
@@ -216,12 +221,16 @@ class IndexFile:
         table = np.frombuffer(packed, _MEMBERS)
         ends = table["block"].astype(np.int64) * _BLOCK + table["size"]
         fits = table["block"].min() >= 1 and ends.max() <= self._sizes[row]
-        if zlib.crc32(packed) != self._crcs[row][0] or not fits or table["suffix"].max() >= len(self._suffixes[row]):
+        if (
+            zlib.crc32(packed) != self._members_crcs[row]
+            or not fits
+            or table["suffix"].max() >= len(self._suffixes[row])
+        ):
             raise self._damage(row, "its members")
         self._is_checked[row] |= 1
 
     def _check_keys(self, row: int) -> None:
-        if zlib.crc32(self._slice_of_keys(row)) != self._crcs[row][1]:
+        if zlib.crc32(self._slice_of_keys(row)) != self._keys_crcs[row]:
             raise self._damage(row, "its keys")
         self._is_checked[row] |= 2
 
@@ -259,7 +268,7 @@ class IndexFile:
         return keys
 
     def _damage(self, row: int, what: str) -> "_Damaged":
-        name = next(name for name, number in self.row_of.items() if number == row)
+        name = self._read_table()[row].name
         return _Damaged(f"{self._where}: {what} of {name} are damaged; remove the file, it is made anew from the tars")
 
 
@@ -279,10 +288,12 @@ class ShardIndex:
         opened = {directory: _open_or_make(directory, some, cache, num_workers) for directory, some in names.items()}
         self._files = list(opened.values())
         number = {directory: number for number, directory in enumerate(opened)}
-        self._file_of, self._row_of = array("i"), array("i")
-        for directory, _, name in parts:
-            self._file_of.append(number[directory or "."])
-            self._row_of.append(opened[directory or "."].row_of[name])
+        rows = {where: {row.name: place for place, row in enumerate(file.rows)} for where, file in opened.items()}
+        self._file_of = array("i", [number[directory or "."] for directory, _, _ in parts])
+        self._row_of = array("i", [rows[directory or "."][name] for directory, _, name in parts])
+        for directory, file in opened.items():
+            if directory not in _in_memory:
+                file.forget_names()
 
     def num_clips(self, shard: int) -> int:
         return self._files[self._file_of[shard]].num_clips[self._row_of[shard]]
@@ -298,9 +309,9 @@ class ShardIndex:
         """Keys of all clips of a shard, in order."""
         return self._files[self._file_of[shard]].keys(self._row_of[shard])
 
-    def digest(self, shard: int) -> str:
+    def digest(self, shard: int) -> bytes:
         """Of the keys of a shard and their order."""
-        return self._files[self._file_of[shard]].digests[self._row_of[shard]]
+        return self._files[self._file_of[shard]].digest(self._row_of[shard])
 
 
 def _checked_row(values: Any) -> _Row:
@@ -312,6 +323,8 @@ def _checked_row(values: Any) -> _Row:
     if not is_sound or not row.num_clips or not row.suffixes or not all(isinstance(text, str) for text in texts):
         raise ValueError(f"a row of its table is {str(values)[:200]}")
     plain_name(row.name, "shard")
+    if len(bytes.fromhex(row.keys_digest)) != _DIGEST_BYTES or max(row.members_crc, row.keys_crc) >= 1 << 32:
+        raise ValueError(f"a row of its table is {str(values)[:200]}")
     return row
 
 
@@ -357,7 +370,8 @@ def _complete(directory: str, folders: Sequence[Path], wanted: Mapping[str, tupl
 
 
 def _has(file: IndexFile, wanted: Mapping[str, tuple[int, str]]) -> bool:
-    return all(name in file.row_of and file.stamps[file.row_of[name]] == stamp for name, stamp in wanted.items())
+    found = {row.name: (row.size, row.version) for row in file.rows}
+    return all(found.get(name) == stamp for name, stamp in wanted.items())
 
 
 def _sound(path: Path) -> IndexFile | None:
@@ -384,13 +398,13 @@ def _content(directory: str, folders: Sequence[Path], wanted: Mapping[str, tuple
             pass  # to those who may not list a bucket an absent file looks like a forbidden one
         except _Damaged as error:
             say(f"{error}; the index is made anew")
-    others = {name for file in known for name in file.row_of} - set(wanted)
+    others = {row.name for file in known for row in file.rows} - set(wanted)
     stamps = {**file_versions(directory, sorted(others)), **wanted}
     parts: dict[str, PackedShard] = {}
     for file in known:
-        for name, row in file.row_of.items():
-            if name not in parts and stamps.get(name) == file.stamps[row]:
-                parts[name] = file.packed(row, name)
+        for number, row in enumerate(file.rows):
+            if row.name not in parts and stamps.get(row.name) == (row.size, row.version):
+                parts[row.name] = file.packed(number)
     tasks = [(directory, name, *stamp) for name, stamp in wanted.items() if name not in parts]
     parts |= {part.row.name: part for part in _read_headers(directory, tasks, num_workers)}
     content = packed_file([parts[name] for name in sorted(parts)])

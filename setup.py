@@ -62,7 +62,7 @@ EXTRAS = {
         "hypothesis>=6.100",
         "ruff>=0.9",
         "evo>=1.30",
-        "moto[s3,server]>=5",
+        "moto[s3]>=5",
         "opencv-python-headless>=4.10",
     ],
 }

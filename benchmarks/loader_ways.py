@@ -6,9 +6,9 @@ Shards of random ids at the published sizes (5x32x32 and 30, npz) are read and m
 loader from its index and streaming, by plain webdataset (four tars at once, np.load, a shuffle buffer) and, with the
 python of an environment that has it, by Megatron-Energon (one tar with four parts a clip; tokens alone, without
 masking, and so do ours for comparison). Each way in a process of its own: clips per second of its processor time (all
-threads), memory it takes, seconds to its first batch, seconds to a batch far in. The same from a bucket (moto server,
-and with 20 ms a request, as object stores have). The index: seconds and memory of eight processes that open the
-same ten million clips (synthetic headers) at once.
+threads), memory it takes, seconds to its first batch, seconds to a batch far in. The same from a bucket (moto's
+server, `pip install 'moto[server]'`, and with 20 ms a request, as object stores have). The index: seconds and memory
+of eight processes that open the same ten million clips (synthetic headers) at once.
 """
 
 import argparse

@@ -5,6 +5,7 @@ one, each by one process, and a run that is interrupted continues with the shard
 shows when pictures are decoded stops the run, or leaves the recording out (`bad_recordings=skip`).
 """
 
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -139,7 +140,12 @@ def _prepare(config: PrepareConfig, hold: Callable[[], AbstractContextManager]) 
         remove_unfinished(inside(config.output, META, config.dataset))  # what a killed run left half-written
         plan = _load_plan(config)
         known = known_recordings(plan, reader, is_accepted=lambda recording: _is_accepted(config, recording))
-        planned, about_split = _split(config, reader, _plan_all(config, reader, stage, known), known)
+        try:
+            planned, about_split = _split(config, reader, _plan_all(config, reader, stage, known), known)
+        except BaseException:
+            if not known:  # nothing is written before all is planned
+                shutil.rmtree(inside(config.output, META, config.dataset, SHEETS), ignore_errors=True)
+            raise
         plan = plan.with_recordings(planned, dataset=config.dataset)
         missing = _saved(config, plan)
     times: list[dict[str, float]] = []

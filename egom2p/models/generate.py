@@ -377,7 +377,7 @@ class _GridWork:
             counts = self._counts(step)
             if self.plan.rewrite_fraction > 0 and self.plan.scheme == "maskgit":
                 tokens.forget(to_device(counts[1], tokens.ids.device))
-            self._look(tokens)
+                self._look(tokens)
             packed = self._packed(step, counts, knows=True)
             is_written = write_step(self._answers, tokens, self.plan, packed, self._answers.send([packed])[0])
             self._look(tokens)

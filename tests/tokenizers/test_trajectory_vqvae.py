@@ -255,6 +255,12 @@ def test_the_linear_path_wants_one_step_of_residual_codes():
         tiny_trajectory("camera", mount_noise_m=0.1)
 
 
+def test_the_pretrained_tokenizer_of_real_gaze_loads_and_says_whose_data_it_saw():
+    tokenizer = load_tokenizer(Path(__file__).resolve().parents[2] / "checkpoints" / "real_tracks" / "tok_gaze")
+    assert tokenizer.spec.quantity == "gaze" and tokenizer.spec.num_tokens == 30
+    assert "MIT" in tokenizer.card["licence"] and tokenizer.card["metrics"]["gaze_error"] < 0.02
+
+
 def test_the_pretrained_tokenizer_of_real_motion_holds_motion_it_has_not_seen():
     tokenizer = load_tokenizer(Path(__file__).resolve().parents[2] / "checkpoints" / "real_tracks" / "tok_cam")
     assert tokenizer.spec.num_tokens == 30 and tokenizer.spec.vocab_size == 256

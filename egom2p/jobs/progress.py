@@ -1,7 +1,10 @@
-"""Progress of long work: a bar and lines on stderr for people, a ledger of finished parts for the run that goes on."""
+"""Progress of long work: a bar and lines on stderr for people, a ledger of finished parts for the run that goes on,
+and what the time went to."""
 
 import json
 import os
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -80,3 +83,36 @@ class Ledger:
             return
         opened.seek(0)
         opened.truncate(opened.read().rfind(b"\n") + 1)
+
+
+_spent_s: dict[str, float] = {}
+_spent_lock = threading.Lock()
+
+
+@contextmanager
+def timed(activity: str) -> Iterator[None]:
+    """Count the time of the block for an activity of this process, whatever its thread."""
+    started = time.perf_counter()
+    try:
+        yield
+    finally:
+        with _spent_lock:
+            _spent_s[activity] = _spent_s.get(activity, 0.0) + time.perf_counter() - started
+
+
+def take_times() -> dict[str, float]:
+    """Seconds of each activity since the last call."""
+    with _spent_lock:
+        found = dict(_spent_s)
+        _spent_s.clear()
+    return found
+
+
+def time_shares(times: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Activity -> its share of the time that all of them took, over all processes; largest first."""
+    sums: dict[str, float] = {}
+    for row in times:
+        for activity, spent_s in row.items():
+            sums[activity] = sums.get(activity, 0.0) + spent_s
+    total = sum(sums.values()) or 1.0
+    return {activity: round(spent_s / total, 4) for activity, spent_s in sorted(sums.items(), key=lambda row: -row[1])}

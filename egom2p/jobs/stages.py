@@ -6,12 +6,9 @@ Who waits for whom and where a task runs is the place's own business.
 """
 
 import os
-import threading
-import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -122,36 +119,3 @@ def _ray_task(stage: tuple, item: Any) -> tuple[Any, int]:
     with collect_ticks() as count:
         result = work(item)
     return result, count()
-
-
-_spent_s: dict[str, float] = {}
-_spent_lock = threading.Lock()
-
-
-@contextmanager
-def timed(activity: str) -> Iterator[None]:
-    """Count the time of the block for an activity of this process, whatever its thread."""
-    started = time.perf_counter()
-    try:
-        yield
-    finally:
-        with _spent_lock:
-            _spent_s[activity] = _spent_s.get(activity, 0.0) + time.perf_counter() - started
-
-
-def take_times() -> dict[str, float]:
-    """Seconds of each activity since the last call."""
-    with _spent_lock:
-        found = dict(_spent_s)
-        _spent_s.clear()
-    return found
-
-
-def time_shares(times: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Activity -> its share of the time that all of them took, over all processes; largest first."""
-    sums: dict[str, float] = {}
-    for row in times:
-        for activity, spent_s in row.items():
-            sums[activity] = sums.get(activity, 0.0) + spent_s
-    total = sum(sums.values()) or 1.0
-    return {activity: round(spent_s / total, 4) for activity, spent_s in sorted(sums.items(), key=lambda row: -row[1])}

@@ -21,8 +21,8 @@ from egom2p.data.clips.clip_store import META, clip_folders, encode_clip
 from egom2p.data.recordings.reader_choice import Reader, SourceConfig, identity, open_reader, outline, recognised
 from egom2p.data.shards.shard_set import CARD_NAME
 from egom2p.data.shards.shard_writer import finished_keys, write_shard
-from egom2p.jobs.progress import progress_bar, say
-from egom2p.jobs.stages import PlaceConfig, run_stage, take_times, time_shares, timed
+from egom2p.jobs.progress import progress_bar, say, take_times, time_shares, timed
+from egom2p.jobs.stages import PlaceConfig, run_stage
 from egom2p.jobs.workers import made_ahead, tick
 from egom2p.pipelines.prepare_plan import (
     PlannedRecording,

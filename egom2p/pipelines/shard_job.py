@@ -10,8 +10,7 @@ from typing import Any
 
 from egom2p.contracts import Tokenizer
 from egom2p.data.clips.clip_store import ClipStore
-from egom2p.jobs.progress import progress_bar, say
-from egom2p.jobs.stages import take_times, timed
+from egom2p.jobs.progress import progress_bar, say, take_times, timed
 from egom2p.pipelines.clip_encoding import ClipEncoder, PreparedClips, ReadingTimes, ReadTask, prepare_clips, read_ahead
 from egom2p.pipelines.token_shards import ClipLedger, TokenShards, keys_hash
 from egom2p.storage import only_writer

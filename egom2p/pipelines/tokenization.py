@@ -14,8 +14,8 @@ from egom2p.config import Count, Natural, NotNegative, Positive, strict, to_plai
 from egom2p.contracts import Tokenizer, check_fingerprint
 from egom2p.data.clips.clip_store import META, ClipStore, stored_datasets, stored_streams
 from egom2p.data.shards.shard_set import CARD_NAME, read_card
-from egom2p.jobs.progress import progress_bar, say
-from egom2p.jobs.stages import PlaceConfig, run_stage, time_shares
+from egom2p.jobs.progress import progress_bar, say, time_shares
+from egom2p.jobs.stages import PlaceConfig, run_stage
 from egom2p.jobs.workers import choose_device, tick
 from egom2p.pipelines.clip_encoding import ClipEncoder
 from egom2p.pipelines.shard_job import ShardJob

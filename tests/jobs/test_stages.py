@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from egom2p.jobs.stages import PlaceConfig, run_stage, take_times, time_shares, timed
+from egom2p.jobs.progress import take_times, time_shares, timed
+from egom2p.jobs.stages import PlaceConfig, run_stage
 from egom2p.jobs.workers import tick
 
 _folder: Path
@@ -150,7 +151,10 @@ def test_clips_and_tokens_made_on_ray_are_those_made_here(tmp_path, cluster, rng
     made = tiny_config(tmp_path, rng)
     (here,) = tokenize(made)
     (on_ray,) = tokenize(replace(made, output=str(tmp_path / "ray_tokens"), place=place))
-    assert on_ray.is_complete and on_ray.modalities == here.modalities and on_ray.round_trip == here.round_trip
+    assert on_ray.is_complete and on_ray.modalities == here.modalities
+    # Floats of a process whose kernels take another number of threads differ in their last digits.
+    for name, errors in here.round_trip.items():
+        assert on_ray.round_trip[name] == pytest.approx(errors, rel=1e-6), name
     for one, other in ((tmp_path / "here", tmp_path / "ray"), (Path(made.output), tmp_path / "ray_tokens")):
         names = sorted(path.relative_to(one) for path in one.rglob("*.tar"))
         assert names == sorted(path.relative_to(other) for path in other.rglob("*.tar")) and names

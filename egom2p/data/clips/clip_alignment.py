@@ -19,7 +19,7 @@ from egom2p.data.clips.cropping import Crop, Rectification, centre_crop, check_s
 from egom2p.data.clips.resampling import nearest_frames, poses_at, sample_period_s, track_at
 from egom2p.data.clips.upright import AS_STORED, CLOCKWISE
 from egom2p.geometry import LONGEST_SPAN_S
-from egom2p.jobs.stages import timed
+from egom2p.jobs.progress import timed
 
 _TEXT = "caption"
 _TIME_TOLERANCE_S = 1e-6

@@ -25,6 +25,7 @@ import time
 import zlib
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -417,7 +418,8 @@ def _content(directory: str, folders: Sequence[Path], wanted: Mapping[str, tuple
 
 
 def _read_headers(directory: str, tasks: Sequence[tuple], num_workers: int) -> Iterator[PackedShard]:
-    with progress_bar(f"index of {directory}", len(tasks), is_shown=len(tasks) > _FEW) as advance:
+    few = len(tasks) <= _FEW
+    with nullcontext(_nothing) if few else progress_bar(f"index of {directory}", len(tasks)) as advance:
         if not is_remote(directory):
             with Workers(num_workers, _nothing, ()) as workers:
                 yield from workers.run(_read_shard, tasks, on_tick=advance)
@@ -427,7 +429,7 @@ def _read_headers(directory: str, tasks: Sequence[tuple], num_workers: int) -> I
             yield part
 
 
-def _nothing() -> None:
+def _nothing(*_: int) -> None:
     pass
 
 

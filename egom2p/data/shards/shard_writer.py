@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 from egom2p.contracts import plain_name
 from egom2p.data.shards.shard_files import CARD_NAME, read_index
-from egom2p.jobs.stages import timed
+from egom2p.jobs.progress import timed
 from egom2p.storage import errors_name, inside, save_json
 
 _ALL = 10**9

@@ -42,13 +42,15 @@ def held(folder: Path) -> dict[str, int]:
     }
 
 
-def check_flat(samples: list[dict[str, int]], name: str) -> None:
+def check_flat(samples: list[dict[str, int]], name: str, slack: int = 0) -> None:
     """Of the last half nothing lies above what the half before it reached."""
     half = len(samples) // 2
     before, after = samples[len(samples) // 4 : half], samples[half:]
     for key in before[0]:
         most, now = max(sample[key] for sample in before), max(sample[key] for sample in after)
-        assert now <= most + (GROWTH_MB if key == "memory_mb" else 0), f"{name}: {key} grew from {most} to {now}"
+        assert now <= most + (GROWTH_MB if key == "memory_mb" else 0 if key == "files" else slack), (
+            f"{name}: {key} grew from {most} to {now}"
+        )
     print(f"{name}: {samples[len(samples) // 4]} to {samples[-1]}")
 
 
@@ -69,13 +71,13 @@ def test_training(tmp_path, workers):
         def after_step(self):
             super().after_step()
             self.steps = getattr(self, "steps", 0) + 1
-            if self.steps % 20 == 19:  # with checkpoints and evaluations before it, and files in work nowhere
+            if self.steps % 10 == 9:  # with checkpoints and evaluations before it, and files in work nowhere
                 samples.append(held(tmp_path / "run"))
 
-    more = {"checkpoint_every": 20, "evaluate_every": 50, "log_every": 5, "batch_size": 4, "num_workers": workers}
-    values = pretrain_values(write_sets(tmp_path / "tokens"), tmp_path / "run", num_steps=800, **more)
+    more = {"checkpoint_every": 10, "evaluate_every": 50, "log_every": 5, "batch_size": 4, "num_workers": workers}
+    values = pretrain_values(write_sets(tmp_path / "tokens"), tmp_path / "run", num_steps=400, **more)
     pretrain(from_plain(PretrainConfig, values), Watched)
-    check_flat(samples, f"800 steps, {workers} workers")
+    check_flat(samples, f"400 steps, {workers} workers")
 
 
 def test_loading(tmp_path):
@@ -91,7 +93,7 @@ def test_loading(tmp_path):
         ])  # fmt: skip
         assert len(tokens)
 
-    check_flat(repeated(load, tmp_path, times=120, every=5), "120 loads")
+    check_flat(repeated(load, tmp_path, times=60, every=3), "60 loads")
 
 
 def test_server(tmp_path):
@@ -106,8 +108,6 @@ def test_server(tmp_path):
             assert connection.getresponse().status == (200 if number % 5 else 400)
             connection.close()
 
-        samples = repeated(ask, tmp_path, times=2000, every=50)
+        samples = repeated(ask, tmp_path, times=500, every=20)
         server.shutdown()
-    for sample in samples:  # the thread of the last connection may be about to end
-        sample["threads"], sample["handles"] = sample["threads"] // 3, sample["handles"] // 3
-    check_flat(samples, "2000 requests")
+    check_flat(samples, "500 requests", slack=3)  # the threads of the last connections may be about to end

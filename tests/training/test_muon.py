@@ -134,9 +134,9 @@ def test_groups_of_muon_keep_their_decay_and_rate():
 def test_what_muon_cannot_be_is_refused():
     with pytest.raises(ConfigError, match="kind"):
         from_plain(OptimizerConfig, {"kind": "lion"})
-    with pytest.raises(ConfigError, match="skip_grad_norm must be positive"):
+    with pytest.raises(ConfigError, match="`skip_grad_norm`: must be positive"):
         from_plain(OptimizerConfig, {"skip_grad_norm": 0})
-    with pytest.raises(ConfigError, match="muon_lr_scale must be positive, got 0"):
+    with pytest.raises(ConfigError, match="`muon_lr_scale`: must be positive"):
         from_plain(OptimizerConfig, {"muon_lr_scale": 0})
     with pytest.raises(ValueError, match="no linear layer to train; choose adamw"):
         build_optimizer(nn.LayerNorm(3), CONFIG)

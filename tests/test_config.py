@@ -12,6 +12,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from egom2p.config import ConfigError, cfgs_root, from_plain, load_config, run_main, save_config, strict, to_plain
 from egom2p.config.command_line import recipes
 from egom2p.config.composition import find_config_file, quoted
+from egom2p.config.schema import keys_with_defaults
+from egom2p.training.tasks.pretrain_config import PretrainConfig
 
 
 @strict
@@ -310,3 +312,12 @@ def test_every_rank_composes_and_leaves_no_folders(config_file, tmp_path):
     command += [str(script), "--config", str(config_file), "seed=6"]
     subprocess.run(command, cwd=work, check=True, env=environment, timeout=120)
     assert sorted(path.name for path in work.iterdir()) == ["rank0-6", "rank1-6"]
+
+
+def test_help_says_what_nested_keys_mean():
+    """From the docstrings: one key or several to a line, words that go on below."""
+    lines = keys_with_defaults(PretrainConfig)
+    said = {line.split(" = ")[0]: line.partition("    # ")[2] for line in lines}
+    assert said["model.drop_path"].startswith("rate of stochastic depth") and said["model.drop_path"].endswith("first")
+    assert said["model.position_scale"] == said["model.position_period"] != ""
+    assert sum(bool(words) for words in said.values()) > 30

@@ -16,8 +16,6 @@ import sys
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-import numpy as np
-from matplotlib.colors import LogNorm
 
 plt.switch_backend("agg")
 PICTURES = Path(__file__).parent / "pictures"
@@ -98,14 +96,3 @@ for one, task in zip(axes[1:], results["tasks"], strict=True):
     print(task["task"], {name: round(value["mean"], 3) for name, value in shown.items()})
 PICTURES.mkdir(exist_ok=True)
 figure.savefig(PICTURES / "finetune.jpg", dpi=80)
-
-# %%
-clip = np.load(next(Path("evaluation/shown").glob("*.npz")))
-best = {name: key for key in clip for name in ("before", "after") if key.startswith(f"estimate|rgb2depth|{name}|mean")}
-tiles = {"rgb": clip["truth|rgb"], "truth": clip["truth|depth"]} | {name: clip[key] for name, key in best.items()}
-scale = {"cmap": "cividis", "norm": LogNorm(*np.quantile(clip["truth|depth"], [0.01, 0.99]))}
-figure, axes = plt.subplots(1, len(tiles), figsize=(2.6 * len(tiles), 2.9), layout="constrained")
-for one, (title, frames) in zip(axes, tiles.items(), strict=True):
-    one.imshow(frames[8], **(scale if frames.ndim == 3 else {}))
-    one.set(title=title, xticks=[], yticks=[])
-figure.savefig(PICTURES / "finetune_clip.jpg", dpi=80)

@@ -31,6 +31,7 @@ from egom2p.config import from_plain, to_plain
 from egom2p.layers.lora import adapter_settings, has_lora, load_lora_state, lora_state, merge_lora
 from egom2p.models.weights import tokenizer_locations
 from egom2p.storage import atomic_directory, check_finite, copy_file, load_json, load_tensors, save_json, save_tensors
+from egom2p.storage.atomic import with_pretrained
 from egom2p.tokenizers.pretrained import copy_tokenizer
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def write_anytoany_files(model: AnyToAny, folder: Path) -> None:
         _write_language_model(model.lm, of_lm, folder / _LANGUAGE_MODEL)
     for number, source in enumerate(config.perception):
         if isinstance(source, TokenConfig) and source.checkpoint is not None:
-            _copy_checkpoint(Path(source.checkpoint), folder / _PERCEPTION / str(number))
+            _copy_checkpoint(with_pretrained(source.checkpoint), folder / _PERCEPTION / str(number))
         elif source.gives_pixels and (source.train != "frozen" or source.tower_weights is not None):
             start = f"towers.{number}."
             tower = {name.removeprefix(start): state[name] for name in state if name.startswith(start)}

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from egom2p.config import to_plain
 from egom2p.contracts import ModalitySpec, plain_name
 from egom2p.storage import atomic_directory, check_finite, check_sizes, load_json, load_tensors, save_json, save_tensors
+from egom2p.storage.atomic import with_pretrained
 from egom2p.storage.hub import fetch
 
 _VOCABULARY_TABLES = (
@@ -98,7 +99,7 @@ def find_model(location: str | Path) -> Path:
 
 def tokenizer_locations(directory: str | Path) -> dict[str, str]:
     """Modality -> folder of its tokenizer (made absolute where it exists beside the model), or hub id."""
-    directory = Path(directory)
+    directory = with_pretrained(directory)
     named = _load_card(directory)["tokenizers"]
     beside = {name: directory / location for name, location in named.items()}
     return {name: str(path.resolve()) if path.exists() else named[name] for name, path in beside.items()}

@@ -4,7 +4,6 @@ L tokens of one modality, N feature rows of all media items, K modalities, D wid
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from egom2p.models.egom2p_model import EgoM2P
 from egom2p.models.encoder_embeddings import EncoderEmbeddings
 from egom2p.models.weights import tokenizer_locations
 from egom2p.storage import fingerprint_of, load_json
+from egom2p.storage.atomic import with_pretrained
 from egom2p.tokenizers.pretrained import load_tokenizer
 
 
@@ -26,7 +26,7 @@ def perceived_specs(config: TokenConfig) -> tuple[ModalitySpec, ...]:
     if isinstance(config, CodesConfig) and config.modality_specs:
         specs = [ModalitySpec.from_dict(values) for values in config.modality_specs]
     else:
-        card = load_json(Path(str(config.checkpoint)) / "model.json")
+        card = load_json(with_pretrained(str(config.checkpoint)) / "model.json")
         specs = [ModalitySpec.from_dict(values) for values in card["modalities"]]
     known = [spec.name for spec in specs]
     if unknown := [name for name in config.modalities if name not in known]:

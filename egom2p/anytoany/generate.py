@@ -53,7 +53,8 @@ class GenerateConfig:
     tokens_out  .npz for modality codes of the (last) answer, an input of generate.py
     prompts     file with a prompt without media on every line; all are answered, in place of `prompt`
     rows_out    with prompts: .jsonl of questions and answers, rows for a data set of kind `text`. Answers of a base
-                model, drawn with answer.temperature=1, among its training data keep it near what it was
+                model, drawn with answer.temperature=1, among its training data keep it near what it was. One that
+                answer.max_new_tokens cuts ends with its last whole sentence; without one it is left out
     """
 
     model: str
@@ -164,8 +165,13 @@ def _write_replies(config: GenerateConfig) -> None:
     inference = _load(config)
     seeds = range(config.seed, config.seed + len(asked))
     answers = inference.answer([inference.question(text) for text in asked], config.answer, seeds=list(seeds))
-    # An answer that ends before it begins has nothing to learn from.
-    pairs = [(text, answer.text) for text, answer in zip(asked, answers, strict=True) if answer.text]
+    # A row that stops inside a sentence would teach to end turns there; one that is empty teaches nothing.
+    pairs = [(text, said) for text, answer in zip(asked, answers, strict=True) if (said := answer.whole_sentences)]
+    if not pairs:
+        limit = config.answer.max_new_tokens
+        raise ValueError(
+            f"{config.prompts}: no answer ends, or has a whole sentence, within {limit} tokens; allow more"
+        )
     turns = [[{"from": "human", "value": text}, {"from": "gpt", "value": said}] for text, said in pairs]
     with atomic_file(config.rows_out) as unfinished:
         unfinished.write_text("".join(json.dumps({"conversations": pair}) + "\n" for pair in turns), encoding="utf-8")

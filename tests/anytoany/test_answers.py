@@ -5,7 +5,7 @@ import pytest
 import torch
 from model_toys import BOOKS, CAM, GAZE, LLAMA, features_of, renderer_of, talks, toy_features, toy_model
 
-from egom2p.anytoany.answers.answer_generation import AnswerConfig, Question, answer, right_aligned
+from egom2p.anytoany.answers.answer_generation import Answer, AnswerConfig, Question, answer, right_aligned
 from egom2p.anytoany.answers.inference import Inference, PerceivedClip, WindowCaption, caption_windows, joined
 from egom2p.anytoany.codebooks import SpanGrammar
 from egom2p.anytoany.connectors import ConnectorConfig
@@ -202,3 +202,33 @@ def test_long_videos_by_windows(folder):
         WindowCaption(2.0, 3.0, "b"),
         WindowCaption(3.0, 7.0, "c"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("Rain falls. It is w", "Rain falls."),
+        ('Is it? Yes! He said "go." Then', 'Is it? Yes! He said "go."'),
+        ("It has 3.5 of it. Take 1.2", "It has 3.5 of it."),
+        ("Three tips. They are:\n\n1. Sleep at n", "Three tips."),
+        ("Complete as it is.", "Complete as it is."),
+        ("none at all", ""),
+    ],
+)
+def test_what_the_limit_cuts_keeps_its_whole_sentences(text, wanted):
+    ids = np.zeros(3, np.int32)
+    assert Answer(ids, text, is_cut=True).whole_sentences == wanted
+    assert Answer(ids, text).whole_sentences == text, "what ends by itself is whole, whatever it ends with"
+
+
+def test_an_answer_says_whether_the_limit_ended_it(folder):
+    """The same question with room for its stop token and without."""
+    model = toy_model(folder, noise=0.3)
+    questions = questions_of(model, 12)
+    whole = answer(model, questions, AnswerConfig(max_new_tokens=200, temperature=1.0))
+    number, found = min(((n, a) for n, a in enumerate(whole) if not a.is_cut), key=lambda pair: len(pair[1].ids))
+    for room, is_cut in ((len(found.ids) + 1, False), (len(found.ids), True)):
+        (again,) = answer(
+            model, questions[number : number + 1], AnswerConfig(max_new_tokens=room, temperature=1.0), seeds=[number]
+        )
+        assert (again.is_cut, again.ids.tolist()) == (is_cut, found.ids.tolist())

@@ -8,6 +8,7 @@ several times is read once.
 """
 
 import inspect
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,6 +23,9 @@ from egom2p.anytoany.language.language_tokenizer import stop_ids
 from egom2p.anytoany.model import AnyToAny
 from egom2p.anytoany.types import NO_LOSS, LanguageBatch, PerceptionFeatures, Rendered
 from egom2p.config import Count, NotNegative, strict
+
+# Not the point of "1." at the beginning of a line, nor of "3.5" cut in two.
+_SENTENCE_END = re.compile(r"(?<!\d)[.!?]+[\"')\]]*(?=\s|$)")
 
 
 @strict
@@ -59,11 +63,24 @@ class Question:
 
 @dataclass(frozen=True)
 class Answer:
-    """ids (n,) without the stop token; text without tags and codes; spans: (kind, codes) of what is in codes."""
+    """An answer, whole or as far as `max_new_tokens` let it come.
+
+    ids      (n,) without the stop token
+    text     without tags and codes
+    spans    (kind, codes) of what is in codes
+    is_cut   whether the limit ended it, and not the model
+    """
 
     ids: np.ndarray
     text: str
     spans: tuple[tuple[str, np.ndarray], ...] = ()
+    is_cut: bool = False
+
+    @property
+    def whole_sentences(self) -> str:
+        """The text; of one that was cut what comes before the sentence that it ends in, which may be nothing."""
+        ends = [found.end() for found in _SENTENCE_END.finditer(self.text)]
+        return self.text[: ends[-1] if ends else 0] if self.is_cut else self.text
 
 
 @torch.inference_mode()
@@ -251,4 +268,5 @@ def _as_answer(model: AnyToAny, ids: np.ndarray, stops: set[int]) -> Answer:
         ids=output.astype(np.int32),
         text=model.tokenizer.decode(output.tolist(), skip_special_tokens=True).strip(),
         spans=tuple(model.codebooks.spans(output.tolist(), model.tokenizer)),
+        is_cut=not ends,
     )

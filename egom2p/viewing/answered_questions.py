@@ -46,7 +46,7 @@ def answered_questions(folder: Path, table: ResultTable, samples: Sequence[Mappi
         asked = _PLACEHOLDER.sub(r"<span class='kind'>\1</span> ", escape(sample["question"])).replace("\n", "<br>")
         words = f"<p>{asked}</p><p><span class='small'>right:</span> <b>{escape(sample['reference'])}</b></p>"
         words += page.table(
-            ["shown", "output", ""],
+            ["shown", "output"],
             [("", _answer(output, table.primary.key, sample["reference"])) for output in sample["answers"]],
         )
         head = f'<div class="small">{escape(sample["key"])}</div>'
@@ -57,8 +57,39 @@ def answered_questions(folder: Path, table: ResultTable, samples: Sequence[Mappi
     return "<h3>Questions</h3>" + page.note(about) + "".join(cards)
 
 
+def conversation(folder: Path, tables: Sequence[ResultTable], samples: Sequence[Mapping[str, Any]]) -> str:
+    """HTML of one kept clip and all that was asked about it, with the answers to true features; empty without any.
+
+    Of the clips with the most questions the first: whether the answers are right plays no part in it.
+    """
+    metrics = {table.task: table.primary.key for table in tables}
+    of_clip: dict[str, list[Mapping[str, Any]]] = {}
+    for sample in samples:
+        is_kept = (
+            len(sample["media"]) == 1 and (folder / "shown" / f"{sample['table']}-{sample['row']}-0.npz").is_file()
+        )
+        if is_kept and any(output["control"] == "true" for output in sample["answers"]):
+            of_clip.setdefault(sample["media"][0]["ref"], []).append(sample)
+    if not of_clip:
+        return ""
+    asked = max(of_clip.values(), key=len)
+    turns = ""
+    for sample in asked:
+        question = _PLACEHOLDER.sub("", escape(sample["question"])).strip().replace("\n", "<br>")
+        turns += f'<p class="turn asked">{question}</p>'
+        for output in (output for output in sample["answers"] if output["control"] == "true"):
+            is_right = output["values"].get(metrics[sample["table"]]) == 1
+            mark = "✓" if is_right else f"✗ right: {escape(sample['reference'])}"
+            turns += f'<p class="turn"><span class="small">{escape(output["model"])}</span><br>'
+            turns += f"{escape(_printable(output['output'])) or '<i>nothing</i>'}"
+            turns += f'<br><span class="small {"better" if is_right else "worse"}">{mark}</span></p>'
+    first = asked[0]
+    picture = picture_of(folder / "shown" / f"{first['table']}-{first['row']}-0.npz", first["media"][0])
+    return page.card(f'<div class="pair"><div>{picture}</div><div class="talk">{turns}</div></div>')
+
+
 def _answer(output: Mapping[str, Any], key: str, reference: str) -> list[str]:
-    """Who was shown what, the answer with its wrong words bold, and the mark."""
+    """Who was shown what; the mark, and the answer with its wrong words bold."""
     is_right = output["values"].get(key) == 1
     colour = "better" if is_right else "worse"
     known = set(words_of(reference))
@@ -69,12 +100,9 @@ def _answer(output: Mapping[str, Any], key: str, reference: str) -> list[str]:
     text = " ".join(words).strip() or "<i>nothing</i>"
     f1 = output["values"].get("token_f1")
     score = f'<span class="interval">token F1 {f1:.2f}</span>' if f1 is not None and not is_right else ""
-    answer = f'<span class="{colour}" style="white-space: normal; overflow-wrap: anywhere">{text}</span>'
-    return [
-        labelled(output["model"], output["control"]),
-        answer,
-        f'<span class="{colour}">{"✓" if is_right else "✗"}</span> {score}',
-    ]
+    mark = "✓" if is_right else "✗"
+    answer = f'<span class="{colour}" style="white-space: normal; overflow-wrap: anywhere">{mark} {text}</span> {score}'
+    return [labelled(output["model"], output["control"]), answer]
 
 
 def _printable(text: str) -> str:

@@ -18,7 +18,7 @@ from egom2p.metrics.bootstrap import Interval
 from egom2p.metrics.measurements import verdict
 from egom2p.metrics.result_table import Difference, Results, ResultTable, Row, format_interval
 from egom2p.viewing import page, plots
-from egom2p.viewing.answered_questions import answered_questions, labelled
+from egom2p.viewing.answered_questions import answered_questions, conversation, labelled
 
 
 @strict
@@ -49,6 +49,7 @@ def write_anytoany_page(config: AnyToAnyPageConfig) -> Path:
     cards: list[str] = []
     notes: list[str] = []
     sections: list[tuple[str, str, str]] = []
+    talks = ""
     trained: dict[str, list[dict[str, Any]]] = {}
     machines, seconds = [], 0.0
     for folder in config.folders:
@@ -58,8 +59,9 @@ def write_anytoany_page(config: AnyToAnyPageConfig) -> Path:
         models = results.about["config"]["models"]
         notes += results.about["notes"]
         samples = _samples(folder)
+        talks += conversation(folder, results.tables, samples)
         for table in results.tables:
-            title = _words(table.task) if len(config.folders) == 1 else f"{folder.name}: {_words(table.task)}"
+            title = _words(table.task) if len(config.folders) == 1 else f"{_words(folder.name)}: {_words(table.task)}"
             cards += _glance(table, title, list(models))
             shown = answered_questions(folder, table, [row for row in samples if row["table"] == table.task])
             sections.append((f"set-{len(sections)}", title, _measured(table, models) + shown))
@@ -68,6 +70,9 @@ def write_anytoany_page(config: AnyToAnyPageConfig) -> Path:
         seconds += sum(results.about["seconds"].values())
     num_sets = len(sections)
     sections.insert(0, ("glance", "At a glance", _glance_section(cards, notes)))
+    if talks:
+        about = page.note("Of the clips below the first with the most questions, whatever the answers were.")
+        sections.insert(0, ("conversation", "A conversation", about + talks))
     if trained:
         sections.append(("training", "Training", _training(trained)))
     sections.append(("run", "What was run", _run(config.folders)))

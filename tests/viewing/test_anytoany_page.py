@@ -73,9 +73,12 @@ def folder(tmp_path):
 def test_the_page_shows_what_was_perceived_asked_and_said(folder):
     html = write_anytoany_page(AnyToAnyPageConfig(evaluation=str(folder))).read_text()
     assert (folder / "index.html").is_file()
-    assert html.count("data:image/jpeg;base64,") == 1 and ">code_gaze<" in html and "clip8: nothing to look at" in html
-    assert "3 of 9, evenly spread" in html and html.count("What is looked at?") == 3, "only what pictures were kept of"
-    assert html.count("✓</span>") == 3 and html.count("✗</span>") == 3
+    talk, _, sets = html.partition('id="glance"')
+    assert 'id="conversation"' in talk and "data:image/jpeg;base64," in talk and "What is looked at?" in talk
+    assert "the red mug" in talk and "blue" not in talk, "the answers to true features, of one clip"
+    assert sets.count("data:image/jpeg;base64,") == 1 and ">code_gaze<" in html and "clip8: nothing to look at" in html
+    assert "3 of 9, evenly spread" in html and sets.count("What is looked at?") == 3, "only what pictures were kept of"
+    assert sets.count("✓ the red mug") == 3 and sets.count("✗ the <b>blue</b>") == 3
     assert "<b>blue</b>" in html and "<b>the</b>" not in html, "words that the right answer has are no mistakes"
     assert "✓ owed to perception: +0.500 [+0.400, +0.600]" in html
     assert "nats per token" in html and "6.500" in html

@@ -85,8 +85,10 @@ class Sampler:
         """The prompts with every target filled; arguments as in `iterate`."""
         states = self._states(prompts, plans, seeds)
         asks = self._answers.device.type != "cuda" if self._asks is None else self._asks
-        for _ in self._run(states, plans, seeds, positions or {}, asks=asks):
-            pass
+        # Streams, events and graphs are those of the current device, which need not be the model's.
+        with torch.cuda.device_of(next(self.model.parameters())):
+            for _ in self._run(states, plans, seeds, positions or {}, asks=asks):
+                pass
         return [state.to_token_clip() for state in states]
 
     def iterate(

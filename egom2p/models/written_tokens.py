@@ -140,7 +140,6 @@ class Graphs:
     """
 
     def __init__(self) -> None:
-        self._pool: tuple[int, int] | None = None
         self._graphs: OrderedDict[Hashable, tuple[torch.cuda.CUDAGraph, list[Tensor], Tensor] | None] = OrderedDict()
 
     def run(self, key: Hashable, work: Callable[..., Tensor], inputs: Sequence[Tensor]) -> Tensor:
@@ -155,10 +154,11 @@ class Graphs:
         found = self._graphs[key]
         if found is None:
             graph, kept = torch.cuda.CUDAGraph(), [tensor.clone() for tensor in inputs]
-            # None needs what another one has left in memory, so all share it.
-            self._pool = self._pool or torch.cuda.graph_pool_handle()
-            # Other threads may pin memory meanwhile.
-            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            # None needs what another one has left in memory, so all share that of any that still lives.
+            pool = next((other[0].pool() for other in self._graphs.values() if other is not None), None)
+            # Other threads may pin memory meanwhile. Torch's own stream would be that of the first device to capture.
+            settings = {"stream": torch.cuda.Stream(), "capture_error_mode": "thread_local"}
+            with torch.cuda.graph(graph, pool=pool, **settings):
                 result = work(*kept)
             self._graphs[key] = found = (graph, kept, result)
         graph, kept, result = found

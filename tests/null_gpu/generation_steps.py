@@ -53,6 +53,8 @@ CASES = {
     "four clips": {**TINY, "target": "tok_depth", "num_clips": 4, **PUBLISHED},
     "words": {**TINY, "target": "tok_words", "temperature": 1.0, "guidance": 2.0, "max_new_tokens": 8},
     "fp32": {**TINY, "target": "tok_depth", "dtype": "fp32", **PUBLISHED},
+    "second device": {**TINY, "target": "tok_depth", "device": "cuda:1", **PUBLISHED},
+    "second device, words": {**TINY, "target": "tok_words", "device": "cuda:1", "max_new_tokens": 8},
 }
 WORDS = ModalitySpec("tok_words", "sequence", "text", TokenGrid((16,)), 900, "words", pad_id=2, eos_id=1)
 SIZES = {"base": {"dim": 768, "encoder_depth": 12, "decoder_depth": 12, "num_heads": 12}}
@@ -69,14 +71,17 @@ def run(
     is_partial: bool = False,
     dtype: str = "auto",
     graphs: bool = True,
+    device: str = "cuda:0",
     **sampling: object,
 ) -> dict:
     """What the first, the second and a later generation of one shape did, and what the later one took."""
     video = {"grid": [5, 8, 8], "vocab_size": 4000} if size == "tiny" else None
     specs = build_specs({"tok_rgb": video, "tok_depth": video, "tok_gaze": None, "tok_cam": None})
     specs = (*specs, WORDS) if target == WORDS.name else specs
-    model = EgoM2P(ModelConfig(**SIZES[size]), specs).to("cuda", choose_dtype(dtype, torch.device("cuda")))
+    model = EgoM2P(ModelConfig(**SIZES[size]), specs).to(device, choose_dtype(dtype, torch.device(device)))
     model.eval()
+    current = set()  # whose streams, events and graphs are taken
+    model.decoder[0].register_forward_pre_hook(lambda *_: current.add(torch.cuda.current_device()))
     prompts = [made_prompt(specs, number, given, target if is_partial else None) for number in range(num_clips)]
     sampler = Sampler(model, graphs=graphs)
     plan = SamplingConfig(**sampling).plan(target)
@@ -108,6 +113,7 @@ def run(
         "weights_gb": round(sum(t.nbytes for t in (*model.parameters(), *model.buffers())) / 1e9, 3),
         "peak_gb": round(torch.cuda.max_memory_allocated() / 1e9, 2),
         "where": dict(where),
+        "current": [f"cuda:{number}" for number in current],
         "most": [(name, round(size / 1e9, 2), traffic.calls[name]) for name, size in traffic.bytes.most_common(30)],
     }
 

@@ -44,7 +44,8 @@ def why_not() -> str | None:
 def environment(folder: Path) -> dict[str, str]:
     """Variables under which a Python process sees one H200 that computes nothing; builds it in `folder` if needed."""
     runtime = folder / "null_gpu.so"
-    if not runtime.is_file():
+    sources = [_HERE / name for name in ("runtime.c", "driver.c", Path(__file__).name)]
+    if not runtime.is_file() or runtime.stat().st_mtime < max(file.stat().st_mtime for file in sources):
         _build(folder)
     caches = {"TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"), "TRITON_CACHE_DIR": str(folder / "triton")}
     root = _HERE.parents[1]

@@ -72,10 +72,15 @@ cudaError_t __cudaLaunchKernel(void *f, Dim g, Dim b, void **a, size_t s, void *
 cudaError_t cudaLaunchKernel(const void *f, Dim g, Dim b, void **a, size_t s, void *st) { null_gpu_launch(f); return 0; }
 cudaError_t cudaLaunchKernelExC(const void *c, const void *f, void **a) { null_gpu_launch(f); return 0; }
 
-// ---- the device: one H200 ----
-cudaError_t cudaGetDeviceCount(int *n) { *n = 1; return 0; }
-cudaError_t cudaGetDevice(int *n) { *n = 0; return 0; }
-cudaError_t cudaSetDevice(int n) { return n ? cudaErrorInvalidDevice : 0; }
+// ---- the devices: two H200; memory is counted as if it were that of one ----
+static __thread int current_device = 0;
+cudaError_t cudaGetDeviceCount(int *n) { *n = 2; return 0; }
+cudaError_t cudaGetDevice(int *n) { *n = current_device; return 0; }
+cudaError_t cudaSetDevice(int n) {
+  if (n < 0 || n > 1) return cudaErrorInvalidDevice;
+  current_device = n;
+  return 0;
+}
 cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *p, int d) {
   memset(p, 0, sizeof *p);
   strcpy(p->name, "NVIDIA H200");

@@ -22,6 +22,7 @@ from egom2p.viewing.plots import coloured_depth, depth_range, enlarged, samples_
 
 _TILE_HEIGHT, _COLUMNS = 256, 4
 _FRAMES_AT_ONCE = 32
+_COLOURS = {"truth": plots.TRUTH, "given": plots.TRUTH, "generated": plots.COLOURS[0]}  # of dots and lines alike
 _OVERLAPS = {  # of a joined result, as `stitching` reports them -> unit
     "overlap_m": "m", "overlap_deg": "deg", "overlap_log_aligned": "log", "overlap": "image sizes",
 }  # fmt: skip
@@ -97,15 +98,16 @@ def _clip(arrays: dict[str, Any], range_m: tuple[float, float], made: Sequence[s
     times_s = arrays.get(f"{at}_times_s", np.zeros(0))
     content = ""
     if "camera" in arrays:
-        origin = _origin("camera", made)
-        svg = plots.trajectory_plot(canonicalise(arrays["camera"]), _true_line(arrays, "camera"), label=origin)
+        poses, origin = canonicalise(arrays["camera"]), _origin("camera", made)
+        svg = plots.trajectory_plot(poses, _true_line(arrays, "camera"), label=origin, colour=_COLOURS[origin])
         content += page.figure(svg, "Camera relative to its first pose.")
     tracks = [name for name in made if name not in ("rgb", "depth", "gaze", "camera") and arrays[name].ndim == 2]
     for name in [*(["gaze"] if "gaze" in arrays else []), *tracks]:
-        track_s, label = _from_start(arrays[f"{name}_times_s"]), f"{_origin(name, made)} {name}"
+        track_s, origin = _from_start(arrays[f"{name}_times_s"]), _origin(name, made)
         draw = plots.gaze_plot if name == "gaze" else plots.track_plot
         is_valid, truth = arrays[f"{name}_is_valid"], _true_line(arrays, name)
-        content += page.figure(draw(track_s, arrays[name], is_valid, truth, label=label))
+        drawn = {"label": f"{origin} {name}", "colour": _COLOURS[origin]}
+        content += page.figure(draw(track_s, arrays[name], is_valid, truth, **drawn))
     below = f'<div class="pair">{content}</div>' if content else ""
     tiles = _tiles(arrays, range_m, made, times_s)
     if tiles:
@@ -139,7 +141,7 @@ def _true_line(arrays: dict[str, Any], name: str) -> dict[str, tuple[np.ndarray,
         return {}
     is_valid = arrays[f"{TRUTH_OF}{name}_is_valid"]
     values = canonicalise(values) if name == "camera" else np.where(is_valid[:, None], values, np.nan)
-    return {"truth": (values, None, plots.COLOURS[1])}
+    return {"truth": (values, None, _COLOURS["truth"])}
 
 
 def _num_given(arrays: dict[str, Any], name: str) -> int | None:
@@ -179,9 +181,10 @@ def _tiles(
         if TRUTH_OF + name in arrays:
             found.append((Tile(name, "truth"), pictures(TRUTH_OF + name)))
     if "rgb" in arrays and "gaze" in arrays:
-        found.append((Tile("gaze on rgb", _origin("gaze", made)), gaze_on_rgb("gaze", plots.COLOURS[0])))
-        if TRUTH_OF + "gaze" in arrays:
-            found.append((Tile("gaze on rgb", "truth"), gaze_on_rgb(TRUTH_OF + "gaze", plots.TRUTH)))
+        for name in ("gaze", TRUTH_OF + "gaze"):
+            if name in arrays:
+                origin = _origin(name, made)
+                found.append((Tile("gaze on rgb", origin), gaze_on_rgb(name, _COLOURS[origin])))
     return found
 
 

@@ -118,11 +118,15 @@ def _beside(plots: Sequence[str]) -> str:
 
 
 def trajectory_plot(
-    truth: np.ndarray, estimates: Mapping[str, tuple[np.ndarray, np.ndarray | None, str]], *, label: str = "truth"
+    truth: np.ndarray,
+    estimates: Mapping[str, tuple[np.ndarray, np.ndarray | None, str]],
+    *,
+    label: str = "truth",
+    colour: str = TRUTH,
 ) -> str:
     """Top view and 3-D view of poses (S, 4, 4) relative to the first; estimates: name -> (poses, samples, colour).
 
-    `label` names what is drawn in the page's ink.
+    label, colour   of the first argument, where that is not the truth
 
     Camera axes: x right, y down, z forward; drawn with z forward (up in the top view) and height up.
     """
@@ -130,11 +134,11 @@ def trajectory_plot(
     with matplotlib.rc_context(STYLE):
         above, aside = Figure(figsize=(3.6, 3.4)), Figure(figsize=(3.6, 3.4))
         top, space = above.add_subplot(), aside.add_subplot(projection="3d")
-        for name, (poses, samples, colour) in estimates.items():
+        for name, (poses, samples, own) in estimates.items():
             for sample in samples if samples is not None else ():
-                top.plot(sample[:, 0, 3], sample[:, 2, 3], color=colour, lw=0.7, alpha=0.3)
-            _draw_path(top, space, poses, colour, name)
-        _draw_path(top, space, truth, TRUTH, label)
+                top.plot(sample[:, 0, 3], sample[:, 2, 3], color=own, lw=0.7, alpha=0.3)
+            _draw_path(top, space, poses, own, name)
+        _draw_path(top, space, truth, colour, label)
         top.set_aspect("equal", adjustable="datalim")
         top.set_xlabel("right of the start (m)")
         top.set_ylabel("ahead of the start (m)")
@@ -178,12 +182,14 @@ def gaze_plot(
     truth: np.ndarray,
     is_valid: np.ndarray,
     estimates: Mapping[str, tuple[np.ndarray, np.ndarray | None, str]],
-    *,
-    label: str = "truth",
+    **settings: str,
 ) -> str:
-    """u and v over time: truth (S, 2) with gaps where invalid, estimates name -> (S, 2), samples (K, S, 2), colour."""
+    """u and v over time: truth (S, 2) with gaps where invalid, estimates name -> (S, 2), samples (K, S, 2), colour.
+
+    settings   label and colour, as of `trajectory_plot`
+    """
     words = ("right (u)", "down (v)")
-    return track_plot(times_s, truth, is_valid, estimates, channels=words, limits=(-0.05, 1.05), label=label)
+    return track_plot(times_s, truth, is_valid, estimates, channels=words, limits=(-0.05, 1.05), **settings)
 
 
 def track_plot(
@@ -195,6 +201,7 @@ def track_plot(
     channels: Sequence[str] | None = None,
     limits: tuple[float, float] | None = None,
     label: str = "truth",
+    colour: str = TRUTH,
 ) -> str:
     """Every channel of a track over time, one below the other; arguments as of `gaze_plot`, with C channels.
 
@@ -205,12 +212,12 @@ def track_plot(
         figure = Figure(figsize=(_WIDTH_IN, 0.6 + 1.35 * len(words)))
         for row, (word, truth_S) in enumerate(zip(words, truth.T, strict=True)):
             axes = figure.add_subplot(len(words), 1, row + 1)
-            for name, (points, samples, colour) in estimates.items():
+            for name, (points, samples, own) in estimates.items():
                 if samples is not None and len(samples) > 1:
                     low, high = np.quantile(samples[:, :, row], [0.1, 0.9], axis=0)
-                    axes.fill_between(times_s, low, high, color=colour, alpha=0.15, lw=0)
-                axes.plot(times_s, points[:, row], color=colour, lw=1.6, label=name)
-            axes.plot(times_s, np.where(is_valid, truth_S, np.nan), color=TRUTH, lw=1.9, label=label)
+                    axes.fill_between(times_s, low, high, color=own, alpha=0.15, lw=0)
+                axes.plot(times_s, points[:, row], color=own, lw=1.6, label=name)
+            axes.plot(times_s, np.where(is_valid, truth_S, np.nan), color=colour, lw=1.9, label=label)
             if limits is not None:
                 axes.set_ylim(*limits)
             axes.plot([times_s[0], times_s[-1]], [axes.get_ylim()[0]] * 2, alpha=0, lw=0.1, gid=f"{SPAN}{row}")

@@ -17,7 +17,7 @@ from egom2p.generation.generation import GenerationConfig, run_generation
 from egom2p.generation.partial_prompts import InpaintingMask
 from egom2p.metrics.result_table import Results
 from egom2p.viewing.generation_page import write_generation_page
-from egom2p.viewing.plots import coloured_depth, depth_range, mosaic, with_gaze
+from egom2p.viewing.plots import COLOURS, TRUTH, coloured_depth, depth_range, mosaic, with_gaze
 from egom2p.viewing.report import ReportConfig, training_curves, write_report
 
 _ENTRIES = [
@@ -200,6 +200,9 @@ def test_the_truth_of_what_was_generated_stands_beside_it(generated):
     assert re.findall(r'role="img" aria-label="(.*?)"', html)[:6] == [
         "rgb given", "depth generated", "depth truth", "gaze on rgb generated", "gaze on rgb truth", "rgb given",
     ]  # fmt: skip
+    # As dots of gaze and on every other page: what was made has a colour, the truth is the page's ink.
+    inked, made, other = (html.count(f"stroke: {at}") for at in (f"var(--ink, {TRUTH})", *map(str.lower, COLOURS[:2])))
+    assert made > 0 and inked > 0 and other == 0
 
 
 def test_of_a_stream_given_in_part_the_first_frame_made_is_shown_first(page):

@@ -1,6 +1,7 @@
 """The packed index: it says what the tars say, is made once, is small, and never believed when stale or damaged."""
 
 import hashlib
+import io
 import json
 import multiprocessing
 import os
@@ -206,14 +207,16 @@ def test_a_hostile_index_is_one_error(tmp_path, change):
         ["x.tar", 1, "1", 10**30, ["npy"], "", 0, 0, 0],
         ["x.tar", 1, "1", 1, [], "", 0, 0, 0],
         ["x.tar", 1, "1", True, ["npy"], "", 0, 0, 0],
+        ["x.tar", 1, "1", 1 << 61, ["npy"], "a" * 32, 0, 1 << 61, 0],
     ],
 )
-def test_a_hostile_table_is_none(tmp_path, row):
+def test_a_hostile_table_is_none(tmp_path, capfd, row):
     pattern = write(tmp_path)
     wanted, path = what(ShardSet(pattern)), index_of(tmp_path)
-    table = json.dumps([row]).encode()
+    table = json.dumps([row, row]).encode()
     path.write_bytes(shard_index._HEAD.pack(shard_index._MAGIC, len(table), zlib.crc32(table)) + table)
     assert what(ShardSet(pattern)) == wanted
+    assert capfd.readouterr().err.count("the index is made anew") == 1
 
 
 def test_a_tar_that_changes_under_a_reader_is_noticed(tmp_path):
@@ -225,6 +228,63 @@ def test_a_tar_that_changes_under_a_reader_is_noticed(tmp_path):
     with pytest.raises(ValueError, match="shard-000000.tar: clip kitchen_01_000000 is not where .* has changed"):
         shards.read(0, "rgb")
     assert other
+
+
+def tar_of(path, names, form=tarfile.PAX_FORMAT):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w", format=form) as archive:
+        for name in names:
+            entry = tarfile.TarInfo(name)
+            entry.size = 8
+            archive.addfile(entry, io.BytesIO(hashlib.sha256(name.encode()).digest()[:8]))
+
+
+@pytest.mark.parametrize("form", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
+@pytest.mark.parametrize("start", ["", "./"])
+@pytest.mark.parametrize("key", ["a b", "ünï", "名" * 40, "long" * 30, "x" * 95, "y" * 96, "z" * 99])
+def test_a_tar_replaced_by_one_of_equal_size_and_time(tmp_path, form, start, key):
+    path = tmp_path / "rgb" / "toy" / "shard-000000.tar"
+    names = [f"{start}{key}{number}.npy" for number in range(3)]
+    tar_of(path, names, form)
+    wanted = [hashlib.sha256(name.encode()).digest()[:8] for name in names]
+    assert [ShardSet(str(path)).read(clip, "rgb") for clip in range(3)] == wanted
+    time_ns = path.stat().st_mtime_ns
+    tar_of(path, names[::-1], form)
+    os.utime(path, ns=(time_ns, time_ns))
+    shards = ShardSet(str(path))
+    assert shards.read(1, "rgb") == wanted[1]
+    for clip in (0, 2):
+        with pytest.raises(ValueError, match="is not where the headers of this tar had it"):
+            shards.read(clip, "rgb")
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE])
+def test_members_that_are_no_files_are_not_passed_over(tmp_path, kind):
+    path = tmp_path / "rgb" / "toy" / "shard-000000.tar"
+    tar_of(path, ["a.npy"])
+    folder, link = tarfile.TarInfo("folder"), tarfile.TarInfo("b.npy")
+    folder.type, link.type, link.linkname = tarfile.DIRTYPE, kind, "a.npy"
+    with tarfile.open(path, "a") as archive:
+        archive.addfile(folder)
+    assert ShardSet(str(path)).keys == ["a"]
+    with tarfile.open(path, "a") as archive:
+        archive.addfile(link)
+    with pytest.raises(ValueError, match=r"shard-000000\.tar: b\.npy is a link"):
+        ShardSet(str(path))
+
+
+def test_what_a_killed_process_left_is_removed_and_no_link_is_followed(tmp_path):
+    pattern = write(tmp_path, folders=("rgb",))
+    folder = tmp_path / "rgb" / "toy" / ".index"
+    folder.mkdir()
+    (folder / ".shards.unfinished-0123abcd").write_bytes(b"half")
+    assert len(ShardSet(pattern)) == 7 and sorted(os.listdir(folder)) == [".writer", "shards"]
+    shutil.rmtree(folder)
+    (tmp_path / "elsewhere").mkdir()
+    folder.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match="leads out of"):
+        ShardSet(pattern)
+    assert not list((tmp_path / "elsewhere").iterdir())
 
 
 def test_folders_that_cannot_be_written_to(tmp_path, headers_read, capfd):

@@ -21,7 +21,8 @@ from egom2p.storage.remote import read_bytes
 
 CARD_NAME = "card.json"
 _MAX_OPEN_FILES = 128
-_NAME_BYTES = 100  # of a name in the header of a tar
+_BLOCK = tarfile.BLOCKSIZE
+_NAME_BYTES, _LONGEST_HEADERS = 100, 16 * _BLOCK  # of a name in the header of a tar; of all headers of one member
 _FOLDERS = re.compile(r"\[([^\[\]]*)\]")
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)$")
@@ -62,8 +63,8 @@ def _check_end(file: BinaryIO, end: int) -> None:
         if rest.strip(b"\0"):
             raise tarfile.ReadError(f"found bytes after {end}, which are neither a member nor the end mark")
         found += len(rest)
-    if found < 2 * tarfile.BLOCKSIZE:
-        raise tarfile.ReadError(f"found {found} bytes of the end mark at {end}, wanted {2 * tarfile.BLOCKSIZE}: cut")
+    if found < 2 * _BLOCK:
+        raise tarfile.ReadError(f"found {found} bytes of the end mark at {end}, wanted {2 * _BLOCK}: cut")
 
 
 def read_index(path: str) -> list[Member]:
@@ -78,8 +79,10 @@ def read_index(path: str) -> list[Member]:
         try:
             with tarfile.open(fileobj=file, mode="r:") as archive:
                 for entry in archive:
-                    if not entry.isfile():
+                    if entry.isdir():
                         continue
+                    if not entry.isreg() or entry.issparse():
+                        raise ValueError(f"{path}: {entry.name} is a link, a device or has holes, wanted plain files")
                     if entry.offset_data + entry.size > total:
                         raise tarfile.ReadError(f"member {entry.name} ends after the file does")
                     key, suffix = split_member_name(entry.name)
@@ -97,17 +100,34 @@ def read_index(path: str) -> list[Member]:
     return members
 
 
-def _is_header(head: bytes, member: Member) -> bool:
-    """Whether a block of a tar is the header of this member: its size, and its name as far as the block has it."""
-    size, text = head[124:135].strip(b" \0"), f"{member.key}.{member.suffix}" if member.suffix else member.key
-    name = text.encode(errors="surrogateescape")
-    if not size.isdigit() or int(size, 8) != member.size:
+def _name_of(member: Member) -> bytes:
+    text = f"{member.key}.{member.suffix}" if member.suffix else member.key
+    return text.encode(errors="surrogateescape")
+
+
+def _is_header(before: bytes, head: bytes, member: Member) -> bool:
+    """Whether a block of a tar is the header of this member: its size and its name.
+
+    A long name, and one beyond ASCII, stands in a header of its own `before` this one, of PAX or of GNU.
+    """
+    name = _name_of(member)
+    if _size_in(head) != member.size:
         return False
-    if head.startswith(name + b"\0"):
+    if head[:_NAME_BYTES].partition(b"\0")[0].removeprefix(b"./") == name:
         return True
-    # A long name, and one beyond ASCII, stands in a header of its own before this one.
-    written = head[:_NAME_BYTES].partition(b"\0")[0].removeprefix(b"./")
-    return written == name or (len(written) > _NAME_BYTES - 3 and name.startswith(written)) or not name.isascii()
+    for start in range(len(before) - 2 * _BLOCK, -1, -_BLOCK):
+        kind, size, content = before[start + 156 : start + 157], _size_in(before[start:]), before[start + _BLOCK :]
+        if kind in (b"x", b"L") and size is not None and len(content) - _BLOCK < size <= len(content):
+            found, mark = content[:size], b" path=" if kind == b"x" else b""
+            ends = (mark + name, mark + b"./" + name)
+            return any(end + b"\n" in found for end in ends) if mark else found.rstrip(b"\0") in ends
+    return False
+
+
+def _size_in(head: bytes) -> int | None:
+    """What a header says its member's bytes are."""
+    digits = head[124:135].strip(b" \0")
+    return int(digits, 8) if digits.isdigit() and not set(digits) & set(b"89") else None
 
 
 class OpenShards:
@@ -119,22 +139,23 @@ class OpenShards:
 
     def read(self, path: str, member: Member) -> bytes:
         """The bytes of a clip. ValueError when they are not there, or the header before them is another clip's."""
-        file, start, size = self._open(path), member.offset - tarfile.BLOCKSIZE, tarfile.BLOCKSIZE + member.size
+        name = _name_of(member)
+        is_plain = name.isascii() and len(name) < _NAME_BYTES - 2
+        file, head = self._open(path), _BLOCK if is_plain else min(_LONGEST_HEADERS, member.offset)
+        start, size = member.offset - head, head + member.size
         if isinstance(getattr(file, "raw", None), FileIO):
             found = os.pread(file.fileno(), size, start)  # half the time of seeking and reading
         else:
             file.seek(start)
             found = file.read(size)
         if len(found) != size:
-            raise ValueError(
-                f"{path}: clip {member.key} has {max(0, len(found) - tarfile.BLOCKSIZE)} of {member.size} bytes"
-            )
-        if not _is_header(found, member):
+            raise ValueError(f"{path}: clip {member.key} has {max(0, len(found) - head)} of {member.size} bytes")
+        if not _is_header(found[: head - _BLOCK], found[head - _BLOCK : head], member):
             raise ValueError(
                 f"{path}: clip {member.key} is not where the headers of this tar had it; the tar has changed since it "
                 "was opened"
             )
-        return found[tarfile.BLOCKSIZE :]
+        return found[head:]
 
     def close(self) -> None:
         while self._files:

@@ -24,7 +24,7 @@ import struct
 import time
 import zlib
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,7 +35,7 @@ from egom2p.contracts import plain_name
 from egom2p.data.shards.shard_files import Member, expand_files, read_index, split_folders
 from egom2p.jobs.progress import progress_bar, say
 from egom2p.jobs.workers import Workers, made_ahead, tick
-from egom2p.storage import RemoteError, inside, is_remote, only_writer, parse_json
+from egom2p.storage import RemoteError, inside, is_remote, only_writer, parse_json, remove_unfinished
 from egom2p.storage.remote import file_versions, joined, read_bytes, write_bytes
 
 _FOLDER, _FILE = ".index", "shards"
@@ -134,6 +134,9 @@ class IndexFile:
         kinds: dict[tuple[str, ...], tuple[str, ...]] = {}
         self._suffixes = [kinds.setdefault(kind, kind) for kind in (tuple(row.suffixes) for row in rows)]
         at = self._end_of_table
+        end = at + sum(row.num_clips * _MEMBER.size + row.keys_bytes for row in rows)
+        if end != len(content):
+            raise _Damaged(f"{where}: has {len(content)} bytes, its table speaks of {end}")
         self._members_at, self._keys_at = array("q"), array("q")
         for row in rows:
             self._members_at.append(at)
@@ -141,8 +144,6 @@ class IndexFile:
         for row in rows:
             self._keys_at.append(at)
             at += row.keys_bytes
-        if at != len(content):
-            raise _Damaged(f"{where}: has {len(content)} bytes, its table speaks of {at}")
         self._is_checked = bytearray(len(rows))
 
     @classmethod
@@ -334,7 +335,7 @@ def _open_or_make(directory: str, names: Sequence[str], cache: str | Path | None
     wanted = file_versions(directory, names)
     if absent := sorted(set(names) - set(wanted)):
         raise ValueError(f"{directory}/{absent[0]}: cannot open this shard: no such file")
-    folders = [] if is_remote(directory) else [Path(directory, _FOLDER)]
+    folders = [] if is_remote(directory) else [inside(directory, _FOLDER)]
     if cache is not None:
         folders.append(Path(cache, hashlib.sha256(_address(directory).encode()).hexdigest()[:16]))
     if (found := _complete(directory, folders, wanted)) is not None:
@@ -343,6 +344,7 @@ def _open_or_make(directory: str, names: Sequence[str], cache: str | Path | None
     for folder in folders:
         try:
             with only_writer(folder, wait_s=_WAIT_S):
+                remove_unfinished(folder)
                 # Another process may have made it while this one waited.
                 if (found := _complete(directory, folders, wanted)) is not None:
                     return found
@@ -375,11 +377,12 @@ def _has(file: IndexFile, wanted: Mapping[str, tuple[int, str]]) -> bool:
     return all(found.get(name) == stamp for name, stamp in wanted.items())
 
 
-def _sound(path: Path) -> IndexFile | None:
+def _sound(path: Path, tell: Callable[[str], None] | None = None) -> IndexFile | None:
     try:
         return IndexFile.open(path)
     except _Damaged as error:
-        say(f"{error}; the index is made anew")
+        if tell is not None:
+            tell(f"{error}; the index is made anew")
     except OSError:  # absent, or not ours to read
         pass
     return None
@@ -388,7 +391,7 @@ def _sound(path: Path) -> IndexFile | None:
 def _content(directory: str, folders: Sequence[Path], wanted: Mapping[str, tuple[int, str]], num_workers: int) -> bytes:
     """An index file of the wanted shards, and of those that older indexes know and that are still the same."""
     beside = joined(directory, _FOLDER, _FILE) if is_remote(directory) else None
-    known = [file for folder in folders if (file := _sound(folder / _FILE)) is not None]
+    known = [file for folder in folders if (file := _sound(folder / _FILE, say)) is not None]
     if beside is not None:
         try:
             found = read_bytes(beside)

@@ -5,8 +5,9 @@
 
 What is metric becomes `depth` (metres along the optical axis, 0 none) or `camera` (world_from_cam). What is not, is
 called `depth_unscaled` (F, H, W; its kind stands in the unit) or `camera_unscaled` (S, 12: rows of 3x4), which nothing
-that counts in metres reads. Model, licence, scale and the valid share stand in every clip's `extra.labels` and in the
-card of the data set. Nothing is downloaded. F frames and S samples of a clip, H, W pixels.
+that counts in metres reads. Model, licence and scale stand in every clip's `extra.labels`, with the valid share, and in
+the card of the data set, with how the teacher was read. Nothing is downloaded. F frames and S samples of a clip, H, W
+pixels.
 
 Outputs of other programs (`teacher.kind=folder`) are found by the clip's key, else by the recording's name: `.npy`,
 `.npz` (one array, or `teacher.array`), TUM trajectories (`.txt`, `.tum`, on the recording's clock), or a folder of
@@ -24,12 +25,13 @@ import numpy as np
 from pydantic import Field
 
 from egom2p.anytoany.perception.transformers_depth import load_depth_model
-from egom2p.config import Count, NotNegative, Positive, run_main, strict
+from egom2p.config import Count, NotNegative, Positive, run_main, strict, to_plain
 from egom2p.contracts import AlignedClip, Stream
+from egom2p.data.clips.clip_alignment import LARGEST_DEPTH_M
 from egom2p.data.clips.clip_store import META, ClipStore, clip_folders, encode_clip
-from egom2p.data.clips.image_files import IMAGE_SUFFIXES, list_images
+from egom2p.data.clips.image_files import image_sequence
 from egom2p.data.clips.resampling import nearest_frames, poses_at
-from egom2p.data.recordings.depth_files import DepthFrames
+from egom2p.data.recordings.depth_files import DEPTH_SUFFIXES, DepthFrames
 from egom2p.data.recordings.track_files import load_npz
 from egom2p.data.shards.shard_files import CARD_NAME, read_card
 from egom2p.data.shards.shard_set import ShardWriter
@@ -39,6 +41,7 @@ from egom2p.storage import inside, load_json, only_writer
 
 Values = tuple[np.ndarray, np.ndarray]
 """Depth (F, H, W) or poses (S, 4, 4), and which frames or samples are valid."""
+_WHERE = {"path", "device"}  # of a teacher; all else about it changes what it says
 
 
 @strict
@@ -112,6 +115,8 @@ def label_clips(config: LabelConfig, teacher: Callable[[AlignedClip], Values] | 
     teacher: by default the one that the config names. A run that was stopped continues after its last whole shard.
     Raises ValueError naming the clip whose label is missing, of another shape, or no depth and no poses.
     """
+    if Path(config.output).resolve() == Path(config.clips).resolve():
+        raise ValueError(f"output={config.output}: are the clips themselves, wanted another folder")
     store = ClipStore(config.clips, config.dataset)
     if config.label in store.streams:
         raise ValueError(
@@ -123,15 +128,18 @@ def label_clips(config: LabelConfig, teacher: Callable[[AlignedClip], Values] | 
         )
     teacher = teacher or _TEACHERS[config.teacher.kind](config)
     about: dict[str, Any] = {"model": config.model, "licence": config.licence, "scale": config.scale}
+    read_as = {name: to_plain(config.teacher)[name] for name in sorted(to_plain(config.teacher).keys() - _WHERE)}
     card = read_card(f"{config.clips}/{META}/{config.dataset}")
     card |= {
         "streams": sorted([*store.streams, config.label]),
-        "labels": card.get("labels", {}) | {config.label: about},
+        "labels": card.get("labels", {}) | {config.label: about | {"teacher": read_as}},
     }
     meta = inside(config.output, META, config.dataset)
     found = load_json(meta / CARD_NAME) if (meta / CARD_NAME).is_file() else card
     if found != card:
-        raise ValueError(f"{meta / CARD_NAME}: found clips labelled otherwise ({found.get('labels')}), wanted {about}")
+        raise ValueError(
+            f"{meta / CARD_NAME}: found clips labelled otherwise ({found.get('labels')}), wanted {card['labels']}"
+        )
     shares = []
     with only_writer(meta):
         folders = clip_folders([*store.streams, config.label])
@@ -141,7 +149,7 @@ def label_clips(config: LabelConfig, teacher: Callable[[AlignedClip], Values] | 
             with progress_bar(f"{config.label} by {config.model}", len(left), is_shown=bool(left)) as advance:
                 for index in left:
                     clip = store[index]
-                    stream = _stream_of(clip, config, *teacher(clip))
+                    stream = _stream_of(clip, config, teacher(clip))
                     shares.append(_valid_share(stream, config.stream))
                     labels = {**clip.extra.get("labels", {}), config.label: about | {"valid_share": shares[-1]}}
                     labelled = replace(
@@ -159,10 +167,19 @@ def _valid_share(stream: Stream, kind: str) -> float:
     return round(float((values > 0).mean() if kind == "depth" else np.mean(stream.is_valid)), 4)
 
 
-def _stream_of(clip: AlignedClip, config: LabelConfig, values: np.ndarray, is_valid: np.ndarray) -> Stream:
+def _stream_of(clip: AlignedClip, config: LabelConfig, found: Values) -> Stream:
     """The label of one clip as a stream. Depth of another picture size is brought to the clip's (nearest pixel)."""
-    values, is_valid = np.asarray(values, np.float64), np.asarray(is_valid, bool)
     where = f"clip {clip.key}: {config.model}"
+    try:
+        values, is_valid = np.asarray(found[0]), np.asarray(found[1], bool)
+    except (IndexError, TypeError, ValueError) as error:
+        raise ValueError(f"{where}: found {type(found).__name__}, wanted (values, is_valid): {error}") from error
+    if values.dtype.kind not in "fiu" or not values.size or is_valid.shape != values.shape[:1]:
+        raise ValueError(
+            f"{where}: found {values.dtype} of shape {values.shape}, valid {is_valid.shape}; wanted numbers, and for "
+            "each row whether it is valid"
+        )
+    values = values.astype(np.float64)
     if config.stream == "depth":
         frames = clip.streams.get("rgb", clip.streams.get("depth"))
         if frames is None or values.ndim != 3 or len(values) != len(frames.times_s):
@@ -175,6 +192,10 @@ def _stream_of(clip: AlignedClip, config: LabelConfig, values: np.ndarray, is_va
         )
         values = values[:, rows][:, :, columns]
         known = np.isfinite(values) & (values > 0) & is_valid[:, None, None]
+        if config.scale == "metric" and known.any():
+            if (median := np.median(values[known])) > LARGEST_DEPTH_M:
+                raise ValueError(f"{where}: the median depth is {median:g}, wanted metres; teacher.metres_per_unit?")
+            known &= values < LARGEST_DEPTH_M  # as the store would do without counting it
         values, is_valid = np.where(known, values, 0.0).astype(np.float32), known.any(axis=(1, 2))
         unit = "m" if config.scale == "metric" else f"no unit; {config.model} as it is"
         return Stream(values, is_valid, frames.times_s, unit)
@@ -226,11 +247,9 @@ def _read_label(path: Path, clip: AlignedClip, config: LabelConfig, *, is_clip: 
             raise ValueError(f"{path}: found a trajectory, wanted depth")
         own_s, values = read_trajectory(path, "tum", offset_s=teacher.offset_s)
     elif path.is_dir():
-        pictures = list_images(path, (*IMAGE_SUFFIXES, ".exr"))
-        values = DepthFrames(pictures, metres_per_unit=teacher.metres_per_unit, invalid_values=(0, 65535))
-        own_s = None
+        values, own_s = image_sequence(path, DEPTH_SUFFIXES), None
     else:
-        values, own_s = _array(path, teacher), None
+        values, own_s = _array(path, config), None
     if own_s is None and not is_clip:
         if teacher.rate_hz is None:
             raise ValueError(f"{path}: holds {len(values)} rows of a recording, wanted teacher.rate_hz, rows a second")
@@ -246,23 +265,27 @@ def _read_label(path: Path, clip: AlignedClip, config: LabelConfig, *, is_clip: 
             return values, is_known
         stream = Stream(values, is_known, own_s, "world_from_cam")
         return poses_at(stream, times_s, max_gap_s=teacher.max_gap_s)
+    frames = DepthFrames(values, metres_per_unit=teacher.metres_per_unit, invalid_values=(0, 65535))
     rows, is_valid = np.arange(len(values)), np.ones(len(values), bool)
     if own_s is not None:
         stream = Stream(np.zeros(len(own_s)), is_valid, own_s, "")
         rows, is_valid = nearest_frames(stream, times_s, max_offset_s=teacher.max_gap_s)
-    chosen = values.read(rows) if isinstance(values, DepthFrames) else values[rows]
-    if isinstance(values, DepthFrames):
-        return chosen, is_valid
-    usual = 0.001 if np.issubdtype(chosen.dtype, np.integer) else 1.0
-    return chosen * (teacher.metres_per_unit or usual), is_valid
+    return frames.read(rows), is_valid
 
 
-def _array(path: Path, teacher: FolderTeacher) -> np.ndarray:
+def _array(path: Path, config: LabelConfig) -> np.ndarray:
     arrays = load_npz(path)
-    name = teacher.array or (next(iter(arrays)) if len(arrays) == 1 else None)
+    name = config.teacher.array or (next(iter(arrays)) if len(arrays) == 1 else None)
     if name not in arrays:
         raise ValueError(f"{path}: found the arrays {sorted(arrays)}, wanted teacher.array to name one")
-    return arrays[name]
+    values = arrays[name]
+    if (
+        values.dtype.kind not in "fiu"
+        or not values.size
+        or values.ndim not in ((3,) if config.stream == "depth" else (2, 3))
+    ):
+        raise ValueError(f"{path}: found {values.dtype} of shape {values.shape}, wanted numbers of {config.stream}")
+    return values
 
 
 def _as_matrices(path: Path, values: np.ndarray) -> np.ndarray:

@@ -67,7 +67,8 @@ def test_depth_of_a_callable_is_there_with_who_said_it(clips):
         }
         assert labelled.extra["labels"] == {"depth": about}
     card = json.loads((clips.parent / "out/meta/home/card.json").read_text())
-    assert card["labels"] == {"depth": {"model": "Oracle 1", "licence": "MIT", "scale": "metric"}}
+    teacher = {"kind": "callable", "name": "x:y"}
+    assert card["labels"] == {"depth": {"model": "Oracle 1", "licence": "MIT", "scale": "metric", "teacher": teacher}}
     with pytest.raises(ValueError, match="labelled otherwise"):
         label_clips(config(clips, model="Oracle 2"), ramp)
     with pytest.raises(ValueError, match="have depth already"):
@@ -105,6 +106,65 @@ def test_a_run_that_was_stopped_goes_on(clips):
     assert asked == ["a_000000", "a_000001", "b_000000", "b_000000"]
     assert len(ClipStore(clips.parent / "out", "home")) == 3
     assert not list((clips.parent / "out").rglob("*.tmp"))
+
+
+def test_depth_beyond_what_clips_hold_is_not_counted_as_valid(clips):
+    far = ramp(None)[0] * np.where(np.arange(32) < 8, 50.0, 1.0)
+    label_clips(config(clips), lambda _: (far, np.arange(16) != 9))
+    for clip in ClipStore(clips.parent / "out", "home"):
+        depth = clip.streams["depth"]
+        assert clip.extra["labels"]["depth"]["valid_share"] == pytest.approx((depth.values > 0).mean(), abs=1e-4)
+        assert 0.5 < (depth.values > 0).mean() < 0.8
+    millimetres = np.full((16, 4, 4), 1500.0)
+    with pytest.raises(ValueError, match=r"a_000000: Oracle 1: the median depth is 1500, wanted metres"):
+        label_clips(config(clips, output=str(clips.parent / "x")), lambda _: (millimetres, np.ones(16, bool)))
+    unscaled = config(clips, scale="relative", output=str(clips.parent / "y"))
+    label_clips(unscaled, lambda _: (millimetres, np.ones(16, bool)))
+    assert (ClipStore(clips.parent / "y", "home")[0].streams["depth_unscaled"].values == 1500).all()
+
+
+@pytest.mark.parametrize(
+    "found",
+    [None, np.float32(1), (np.ones((16, 4, 4)), np.ones(3, bool)), (np.ones((16, 0, 4)), np.ones(16, bool)),
+     (np.full((16, 4, 4), "a"), np.ones(16, bool)), (np.ones((16, 4, 4)) * 1j, np.ones(16, bool))],
+)  # fmt: skip
+def test_what_is_no_label_is_one_error(clips, found):
+    with pytest.raises(ValueError, match="clip a_000000: Oracle 1: found"):
+        label_clips(config(clips), lambda _: found)
+
+
+@pytest.mark.parametrize("values", [np.float32(1), np.ones((0, 4, 4)), np.full((9, 4, 4), "a"), np.ones((9, 4))])
+def test_files_that_are_no_labels_are_one_error(clips, values):
+    folder = clips.parent / "labels"
+    folder.mkdir()
+    np.save(folder / "a.npy", values)
+    teacher = {"kind": "folder", "path": str(folder), "rate_hz": 8.0}
+    with pytest.raises(ValueError, match=r"a\.npy: found .* of shape .*, wanted numbers of depth"):
+        label_clips(config(clips, teacher=teacher))
+    (folder / "a.npy").unlink()
+    (folder / "a").mkdir()
+    with pytest.raises(ValueError, match="labels/a"):
+        label_clips(config(clips, teacher=teacher))
+    for name in ("0.png", "0.exr"):  # pictures of two kinds are two sequences
+        (folder / "a" / name).write_bytes(b"")
+    with pytest.raises(ValueError, match="labels/a"):
+        label_clips(config(clips, teacher=teacher))
+
+
+def test_clips_labelled_in_another_way_are_refused(clips):
+    folder = clips.parent / "slam"
+    folder.mkdir()
+    for name in ("a", "b"):
+        np.save(folder / f"{name}.npy", turning(np.arange(200) / 20))
+    teacher = {"kind": "folder", "path": str(folder), "rate_hz": 20.0}
+    label_clips(config(clips, stream="camera", teacher=teacher))
+    folder.rename(clips.parent / "moved")
+    teacher["path"] = str(clips.parent / "moved")
+    label_clips(config(clips, stream="camera", teacher=teacher))
+    with pytest.raises(ValueError, match="labelled otherwise"):
+        label_clips(config(clips, stream="camera", teacher={**teacher, "maps": "cam_from_world"}))
+    with pytest.raises(ValueError, match="are the clips themselves"):
+        label_clips(config(clips, output=str(clips)), ramp)
 
 
 def turning(times_s):

@@ -23,7 +23,7 @@ from egom2p.jobs.progress import timed
 
 _TEXT = "caption"
 _TIME_TOLERANCE_S = 1e-6
-_MAX_DEPTH_M = 65.535  # what a store of clips holds
+LARGEST_DEPTH_M = 65.535  # what a store of clips holds
 
 
 @strict
@@ -210,7 +210,7 @@ def _plan_window(
         if is_valid.sum() < wanted:
             absent[name] = f"{int(is_valid.sum())} of {len(times_s)} samples valid, wanted {wanted}"
         elif name == "depth" and has_pictures and not _has_depth(stream, times_s, config, view):
-            absent[name] = f"no pixel of its {len(times_s)} pictures holds a distance below {_MAX_DEPTH_M:g} m"
+            absent[name] = f"no pixel of its {len(times_s)} pictures holds a distance below {LARGEST_DEPTH_M:g} m"
         else:
             present.append(name)
     if set(present) <= {_TEXT}:
@@ -223,7 +223,7 @@ def _has_depth(stream: Stream, times_s: np.ndarray, config: ClipConfig, view: Vi
     indices, _ = nearest_frames(stream, times_s, max_offset_s=config.max_frame_offset_s)
     for index in np.unique(indices):
         depth_m = view.depth(_pictures(stream, np.array([index])), width=config.width, height=config.height)
-        if ((depth_m > 0) & (depth_m < _MAX_DEPTH_M)).any():
+        if ((depth_m > 0) & (depth_m < LARGEST_DEPTH_M)).any():
             return True
     return False
 

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from egom2p.contracts import FrameSource, Intrinsics, check_shape
+from egom2p.data.clips.clip_alignment import LARGEST_DEPTH_M
 from egom2p.data.clips.image_files import IMAGE_SUFFIXES
 from egom2p.data.clips.video_files import VideoFile
 from egom2p.data.recordings.recording_settings import SETTINGS_FILE, DepthSettings
@@ -19,7 +20,6 @@ from egom2p.geometry import TimeUnit, pixel_grid, rays
 
 DEPTH_SUFFIXES = (*IMAGE_SUFFIXES, ".exr")
 _PICTURE_METRES_PER_UNIT = 0.001
-_LARGEST_M = 65.535  # what a store of clips holds
 _EXR_NAMES = ("Z", "depth", "Depth", "distance", "Y")
 
 
@@ -132,9 +132,9 @@ def open_depth(
     source = DepthFrames(frames, metres_per_unit=wanted.metres_per_unit, invalid_values=wanted.invalid_values)
     # The first frame with any distance: sensors begin with empty ones.
     seen = next((depth_m[depth_m > 0] for depth_m in map(source.frame, range(len(source))) if depth_m.any()), None)
-    if seen is not None and (usual_m := float(np.median(seen))) > _LARGEST_M:
+    if seen is not None and (usual_m := float(np.median(seen))) > LARGEST_DEPTH_M:
         raise ValueError(
-            f"{path}: found depth of {usual_m:.6g} m (median of a frame), wanted below {_LARGEST_M:g} m; say "
+            f"{path}: found depth of {usual_m:.6g} m (median of a frame), wanted below {LARGEST_DEPTH_M:g} m; say "
             "depth.metres_per_unit (0.001: millimetres)"
         )
     if wanted.measured_along == "ray":

@@ -48,6 +48,12 @@ class PlaceConfig:
             int(os.environ.get(f"SLURM_ARRAY_TASK_{name}", default))
             for name, default in (("ID", 0), ("MIN", 0), ("STEP", 1), ("COUNT", 1))
         )
+        last = int(os.environ.get("SLURM_ARRAY_TASK_MAX", first + step * (tasks - 1)))
+        if last != first + step * (tasks - 1):
+            raise ValueError(
+                f"a Slurm array of {tasks} tasks from {first} to {last} leaves numbers out, and with them a part of "
+                "the work; submit an even one (--array=0-15), which makes only what is missing"
+            )
         return (task - first) // step * count + number, tasks * count
 
     def mine(self, items: Sequence[Item]) -> Sequence[Item]:

@@ -79,12 +79,12 @@ class PrepareReport:
     skipped     recording -> why it gave no clip
     unused_files    recording -> files in it that no stream was made from
     notes           recording -> what a person should know of its material
-    faults          kind of fault -> number of clips that have it, dropped or not
+    faults          kind of fault -> number of clips whose first one it is, dropped or not
     fault_examples  kind of fault -> where one is and why
     coverage        recording -> stream -> share of its samples that are valid
     skew            recording -> stream -> how far it runs behind the camera
     splits          side -> {"recordings", "clips", "groups"}
-    leaks           what two sides have in common
+    leaks           what two sides have in common, and what could not be looked at
     time_shares     what this run (of an array: this task) spent its time with: decode, crop, encode, write
     """
 
@@ -212,11 +212,16 @@ def summary(report: PrepareReport) -> str:
         lines.append(f"  {report.unused_s:.2f} s of recordings lie outside clips")
     for kind, count in report.faults.items():
         lines.append(f"  {kind} in {count} clips, e.g. {report.fault_examples[kind]}")
-    off = [f"{name}: {stream} is {how}" for name, by in report.skew.items() for stream, how in by.items()]
-    lines += [f"  {line}" for line in [line for line in off if " is off: " in line][:_MAX_LISTED]]
+    found = [f"{name}: {stream} is {how}" for name, by in report.skew.items() for stream, how in by.items()]
+    off = [line for line in found if " is off: " in line]
+    lines += [f"  {line}" for line in off[:_MAX_LISTED]]
+    if len(off) > _MAX_LISTED:
+        lines.append(f"  ... {len(off)} streams are off in all (the report has them)")
     for side, about in report.splits.items():
         lines.append(f"  {side}: {about['recordings']} recordings, {about['clips']} clips")
-    lines += [f"  leak: {leak}" for leak in report.leaks[:_MAX_LISTED]]
+    lines += [f"  sides: {leak}" for leak in report.leaks[:_MAX_LISTED]]
+    if len(report.leaks) > _MAX_LISTED:
+        lines.append(f"  ... {len(report.leaks)} such lines in all (the report has them)")
     if report.time_shares:
         shares = ", ".join(f"{name} {100 * share:.0f} %" for name, share in report.time_shares.items())
         lines.append(f"  time: {shares}")
@@ -332,6 +337,11 @@ def _split(
         return planned, {}
     names, pattern = [recording.name for recording in planned], config.split.pattern or getattr(reader, "groups", "")
     by, groups, sides = sides_of(names, config.split, pattern)
+    if known and (before := sides_of(list(known), config.split, pattern)[0]) != by:
+        raise ValueError(
+            f"recordings were split by {before}; with {min(set(names) - set(known))} they would be split by {by}: "
+            "split.by says what a group is, whatever recordings there are"
+        )
     if moved := [name for name in known if known[name].windows and known[name].split != sides[name]]:
         raise ValueError(
             f"{moved[0]} is on side {known[moved[0]].split} and, split by {by}, would now be on {sides[moved[0]]}; "
@@ -350,7 +360,13 @@ def _split(
         }
         for side in dict.fromkeys(["train", *config.split.fractions, *sides.values()])
     }
-    return [replace(about, split=sides[about.name]) for about in planned], {"splits": splits, "leaks": same + shared}
+    leaks = same + shared
+    unseen = [about.name for about in planned if about.windows and not about.inspected.picture_hash]
+    if unseen and len(set(sides.values())) > 1:
+        leaks.append(f"whether {unseen[0]} ({len(unseen)} recordings in all) is a copy of another was not looked at")
+    if nobody := sorted(set(config.split.assign) - set(groups.values())):
+        leaks.append(f"split.assign names {nobody}, which is no {by} here")
+    return [replace(about, split=sides[about.name]) for about in planned], {"splits": splits, "leaks": leaks}
 
 
 def _problem(name: str, error: Exception) -> str:
@@ -365,8 +381,8 @@ def _check_cards(config: PrepareConfig, plan: StorePlan) -> None:
     for dataset, wanted in _cards(config, plan).items():
         path = Path(config.output) / META / dataset / CARD_NAME
         found = load_json(path) if path.is_file() else wanted
-        if differing := [key for key in wanted if found.get(key) != wanted[key]]:
-            words = "; ".join(f"{key}: found {found.get(key)}, wanted {wanted[key]}" for key in differing)
+        if differing := sorted(key for key in wanted | found if found.get(key) != wanted.get(key)):
+            words = "; ".join(f"{key}: found {found.get(key)}, wanted {wanted.get(key)}" for key in differing)
             raise ValueError(f"{path}: found clips made otherwise; choose another output. {words}")
 
 
@@ -378,7 +394,8 @@ def _write_cards(config: PrepareConfig, plan: StorePlan) -> None:
 def _cards(config: PrepareConfig, plan: StorePlan) -> dict[str, dict[str, Any]]:
     made_from = {"clip": to_plain(config.clip), "source": identity(config.source)}
     if config.split is not None:
-        made_from["split"] = to_plain(config.split)
+        # Hashes of other numbers of pictures would find no copy.
+        made_from["split"] = to_plain(config.split) | {"compared_pictures": config.inspect.sheet_pictures}
     if config.quality.action == "drop":
         made_from["quality"] = to_plain(config.quality)
     return {shard.dataset: {"streams": list(shard.streams), **made_from} for shard in plan.shards}

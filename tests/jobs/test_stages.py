@@ -69,13 +69,21 @@ def test_the_tasks_of_an_array_share_the_items(monkeypatch, first, step, tasks, 
     shares = []
     for task in range(first, first + step * tasks, step):
         for rank in range(ranks):
-            values = {"ID": task, "MIN": first, "STEP": step, "COUNT": tasks}
+            values = {"ID": task, "MIN": first, "STEP": step, "COUNT": tasks, "MAX": first + step * (tasks - 1)}
             for name, value in values.items():
                 monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", str(value))
             monkeypatch.setenv("RANK", str(rank))
             monkeypatch.setenv("WORLD_SIZE", str(ranks))
             shares += PlaceConfig(run_on="slurm").mine(range(10))
     assert sorted(shares) == list(range(10))
+
+
+@pytest.mark.parametrize("task", [0, 3, 7])
+def test_an_array_with_gaps_is_refused_by_each_task(monkeypatch, task):
+    for name, value in {"ID": task, "MIN": 0, "MAX": 7, "STEP": 1, "COUNT": 3}.items():
+        monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", str(value))
+    with pytest.raises(ValueError, match="array of 3 tasks from 0 to 7 leaves numbers out"):
+        PlaceConfig(run_on="slurm").share()
 
 
 def test_an_array_that_is_none_is_said(monkeypatch):

@@ -153,7 +153,7 @@ def test_data_sets_of_two_sides_and_the_video_they_share(tmp_path, capsys):
         prepare(config(root, tmp_path / "other", split=split))
     assert not list((tmp_path / "other").rglob("*.tar"))
     told = prepare(config(root, tmp_path / "other", split={**split, "leaks": "report"}))
-    assert len(told.leaks) == 1 and "leak: ben_3" in capsys.readouterr().err
+    assert len(told.leaks) == 1 and "sides: ben_3" in capsys.readouterr().err
     # By recording, a participant may be on both sides: that is told.
     by_recording = {**split, "by": "recording", "assign": {"anna_1": "validation"}}
     assert prepare(config(root, tmp_path / "third", split=by_recording)).leaks == [
@@ -163,3 +163,35 @@ def test_data_sets_of_two_sides_and_the_video_they_share(tmp_path, capsys):
     assert card["split"]["assign"] == {"ben": "validation"}
     with pytest.raises(ValueError, match="found clips made otherwise"):
         prepare(config(root, tmp_path / "out", split={**split, "salt": "x"}, streams=["rgb", "camera"]))
+
+
+FAST = {"quality": {"pictures_per_clip": 0}, "inspect": {"sheet_pictures": 0, "skew_s": 0}}
+
+
+def test_recordings_that_come_later_do_not_change_what_a_group_is(tmp_path, capsys):
+    root = tmp_path / "source"
+    write_recording(root / "P1_a", 1)
+    shutil.copytree(root / "P1_a", root / "P2_a")
+    split = {"pattern": r"^(?P<participant>P\d+)_", "fractions": {"test": 0.4}, "assign": {"P9": "test"}}
+    report = prepare(config(root, tmp_path / "out", split=split, **FAST))
+    assert report.splits["test"]["groups"] == ["P2"]
+    assert report.leaks == [
+        "whether P1_a (2 recordings in all) is a copy of another was not looked at",
+        "split.assign names ['P9'], which is no participant here",
+    ]
+    shutil.copytree(root / "P1_a", root / "zz")  # by recording, which it would be now, P1_a and P2_a stay by chance
+    with pytest.raises(ValueError, match="were split by participant; with zz they would be split by recording"):
+        prepare(config(root, tmp_path / "out", split=split, **FAST))
+    shutil.rmtree(root / "zz")
+    shutil.copytree(root / "P2_a", root / "P1_b")
+    for changes in ({"split": None}, {"split": split, "inspect": {"sheet_pictures": 4, "skew_s": 0}}):
+        with pytest.raises(ValueError, match="card.json: found clips made otherwise"):
+            prepare(config(root, tmp_path / "out", **(FAST | changes)))
+    assert not list((tmp_path / "out").rglob("shard-000001.tar"))
+
+
+def test_a_recording_with_a_long_name(tmp_path):
+    write_recording(tmp_path / "source" / ("n" * 200), 1)
+    assert prepare(config(tmp_path / "source", tmp_path / "out", **FAST)).num_clips == 6
+    (key, *_) = ClipStore(tmp_path / "out", "home").keys
+    assert key.startswith("n" * 72 + "-") and key.endswith("_000000") or key.endswith("_000002")

@@ -23,6 +23,7 @@ from egom2p.jobs.progress import timed
 
 _TEXT = "caption"
 _TIME_TOLERANCE_S = 1e-6
+_LONGEST_NAME = 72
 LARGEST_DEPTH_M = 65.535  # what a store of clips holds
 
 
@@ -102,8 +103,11 @@ class ClipPlan:
 
 
 def clip_key(recording: str, index: int) -> str:
-    """Key `<recording>_<index>` of letters, digits, `_` and `-`; a name that had to change also gets a short hash."""
-    safe = re.sub(r"[^A-Za-z0-9_-]+", "-", recording)
+    """Key `<recording>_<index>` of letters, digits, `_` and `-`; a name that had to change also gets a short hash.
+
+    A long name loses its end: a name in a tar has 100 bytes.
+    """
+    safe = re.sub(r"[^A-Za-z0-9_-]+", "-", recording)[:_LONGEST_NAME]
     if safe != recording:
         safe += "-" + hashlib.sha256(recording.encode()).hexdigest()[:8]
     return f"{safe}_{index:06d}"

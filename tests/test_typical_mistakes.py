@@ -37,6 +37,7 @@ GENERATE = {
     "a key misspelt": (["inptu=walk.mp4"], "unknown key `inptu`; did you mean `input`?"),
     "a word in place of a list": (["input=walk.mp4", "targets=depth"], "say targets=[depth]"),
     "a target misspelt": (["input=walk.mp4", "targets=[dpeth]"], "no modality 'dpeth'; did you mean 'depth'?"),
+    "a target misspelt in its settings": (["input=walk.mp4", "sampling.dpeth.top_p=0.5"], "did you mean 'depth'?"),
     "a word in place of a number": (["input=walk.mp4", "batch_size=many"], "`batch_size`: Input should be a valid int"),
     "a picture": (["input=photo.png"], "photo.png: is one picture; wanted a video, or a folder of pictures"),
     "an empty folder": (["input=empty"], "empty: is an empty folder; wanted videos, pictures, recordings"),

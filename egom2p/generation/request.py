@@ -5,7 +5,7 @@ from dataclasses import field
 from typing import Any, Literal
 
 from egom2p.config import Count, Natural, NotNegative, Positive, not_deciding, strict
-from egom2p.contracts import ModalitySpec
+from egom2p.contracts import QUANTITIES, ModalitySpec
 from egom2p.generation.checkpoints import Checkpoint
 from egom2p.generation.partial_prompts import InpaintingMask
 from egom2p.generation.stitching import StitchConfig
@@ -20,7 +20,7 @@ class Request:
 
     targets      what to make, in this order: each one is a condition of the next (name, quantity or folder)
     conditions   modalities of the input to use; None: all that are not targets
-    sampling     per target, or `default`
+    sampling     per target, or `default`; a word that is no modality is an error
     inpainting   per target that the input gives in part: which part is to be made (clips only, join=none)
     join         recordings and videos: `stitch` or `condition` makes one result of each recording from overlapping
                  windows; `none` one per clip
@@ -59,6 +59,8 @@ class Request:
         """The targets' modalities; ValueError for one that the checkpoint does not know or cannot decode."""
         for word in (*self.targets, *(self.conditions or ())):
             checkpoint.tokenizer(checkpoint.spec(word).name)
+        for word in self.sampling.keys() - {"default", *QUANTITIES}:  # configs are shared by checkpoints of fewer
+            checkpoint.spec(word)
         specs = [checkpoint.spec(word) for word in self.targets]
         strangers = {checkpoint.spec(word).name for word in self.inpainting} - {spec.name for spec in specs}
         if strangers:

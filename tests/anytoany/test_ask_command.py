@@ -14,7 +14,7 @@ from egom2p.anytoany.answers.inference import Inference
 from egom2p.anytoany.conversations.datasets import TextConfig, TextSet
 from egom2p.anytoany.generate import GenerateConfig, main, question_of_files
 from egom2p.anytoany.model import build_anytoany
-from egom2p.anytoany.perception.familiarity import Familiarity
+from egom2p.anytoany.perception.familiarity import Familiarity, Spread
 from egom2p.anytoany.perception.media_files import features_of_vectors
 from egom2p.anytoany.perception.source import CodesConfig, EncoderConfig
 from egom2p.anytoany.saving import save_anytoany
@@ -23,6 +23,7 @@ from egom2p.anytoany.world.factor_world import factor_specs
 from egom2p.anytoany.world.synthetic_data import SyntheticDataConfig, write_stand_in
 from egom2p.config import load_config
 from egom2p.data.clips.video_files import write_video
+from egom2p.storage import load_tensors, save_tensors
 
 ANSWER = AnswerConfig(max_new_tokens=10)
 TINY_LLAMA = {"model_type": "llama", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -157,6 +158,20 @@ def test_an_input_unlike_the_training_data_is_told(saved, capsys, tmp_path):
         assert ("unlike" in capsys.readouterr().err) == is_told
     alone = Familiarity.measure(model, train, [], items.__getitem__)
     assert 0.8 < alone.spreads[0, 0].limit < 2.5, "without held-out items a fourth of the training's stands in"
+
+
+@pytest.mark.parametrize(
+    ("part", "value"), [("limit", np.nan), ("limit", 0.0), ("floor", -1.0), ("mean", np.zeros(3)), ("more", 1.0)]
+)
+def test_a_file_of_familiarity_that_says_nothing_is_refused(tmp_path, part, value):
+    """A limit of nan would call every input unlike, a negative floor none."""
+    spread = Spread.of(np.ones((9, 4), np.float32), np.ones((9, 4), np.float32))
+    assert spread.limit > 0, "items that are all the same leave a limit to divide by"
+    Familiarity({(0, 0): spread}).save(tmp_path)
+    tensors = load_tensors(tmp_path / "familiarity.safetensors") | {f"0/0/{part}": torch.tensor(value).float()}
+    save_tensors(tmp_path / "familiarity.safetensors", tensors)
+    with pytest.raises(ValueError, match="familiarity.safetensors: "):
+        Familiarity.load(tmp_path)
 
 
 def test_modalities_that_the_training_had_are_missed(tmp_path):

@@ -111,3 +111,8 @@ def test_values_that_are_no_numbers_are_refused(rng, bad):
         bootstrap_interval([1.0, bad, 2.0], rng)
     with pytest.raises(ValueError, match="confidence"):
         bootstrap_interval([1.0, 2.0], rng, confidence=95)
+
+
+def test_of_right_and_wrong_there_is_no_median():
+    assert bootstrap_interval([1.0, 0.0, None, 1.0], np.random.default_rng(0)).median is None
+    assert bootstrap_interval([1.0, 0.5, None, 1.0], np.random.default_rng(0)).median == 1.0

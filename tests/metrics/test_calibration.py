@@ -5,7 +5,7 @@ import pytest
 from scipy.integrate import quad
 from scipy.stats import norm
 
-from egom2p.metrics.calibration import calibration, clip_spread
+from egom2p.metrics.calibration import ClipSpread, calibration, clip_spread
 
 
 def _clips(truth_scale: float, *, num_clips: int = 60, num_samples: int = 9, num_values: int = 400):
@@ -70,3 +70,10 @@ def test_samples_without_spread_have_no_stretch():
     rng = np.random.default_rng(0)
     clips = [clip_spread(np.zeros((4, 50)), rng.normal(size=50), rng) for _ in range(10)]
     assert calibration(clips).stretch is None and calibration(clips).stretched is None
+
+
+def test_no_clip_is_held_by_a_factor_that_was_fitted_to_it():
+    """Four recordings that need 1 and one that needs 10: its own factor would hold it, that of the others does not."""
+    clips = [ClipSpread(np.array([5, 5]), 1.0, 1.0, np.full(10, needed)) for needed in (1.0, 1.0, 1.0, 1.0, 10.0)]
+    found = calibration(clips)
+    assert found.stretch == 10 and found.stretched == pytest.approx(0.8)

@@ -11,6 +11,7 @@ from egom2p.models import generate, prompt_answers
 from egom2p.models.egom2p_model import EgoM2P, ModelConfig
 from egom2p.models.generate import Sampler
 from egom2p.models.sampling import TargetPlan
+from egom2p.models.written_tokens import WrittenTokens
 
 _SPECS = (
     ModalitySpec("tok_smell", "grid", "generic", TokenGrid((3, 2, 4)), 13, "smell"),
@@ -273,12 +274,28 @@ def test_registers_stand_first(rng):
     assert made[0].tokens["tok_sound"].shape == (6,)
 
 
-def test_words_end_at_the_end_token_or_the_limit(model, rng):
+@pytest.mark.parametrize("asks", [True, False])
+def test_words_end_at_the_end_token_or_the_limit(model, rng, asks):
     plan = TargetPlan(target="tok_words", temperature=1.0, max_new_tokens=5)
-    for clip in Sampler(model).generate([_prompt(str(n), rng) for n in range(6)], [plan], list(range(6))):
+    for clip in Sampler(model, asks=asks).generate([_prompt(str(n), rng) for n in range(6)], [plan], list(range(6))):
         words = clip.tokens["tok_words"]
         assert 1 <= len(words) <= 5 and (1 not in words[:-1].tolist())
         assert len(words) == 5 or words[-1] == 1
+
+
+def test_what_is_forgotten_is_the_least_certain_that_was_written():
+    """Never what was given, and nothing that is unknown already counts."""
+    tokens = WrittenTokens(torch.tensor([[-1, -1, -1, -1, 7]], dtype=torch.int32), by_certainty=True)
+    wanted = torch.arange(4, dtype=torch.int32)
+    tokens.write(wanted, wanted, torch.tensor([-1.0, -2.0, -3.0, -4.0]), torch.tensor([3]))
+    tokens.forget(torch.tensor([1]))
+    assert tokens.ids.tolist() == [[0, 1, -1, -1, 7]]
+    tokens.write(wanted[2:], wanted[2:], torch.tensor([-9.0, -0.5]), torch.tensor([1]))
+    assert tokens.ids.tolist() == [[0, 1, -1, 3, 7]]
+    tokens.forget(torch.tensor([1]))
+    assert tokens.ids.tolist() == [[0, -1, -1, 3, 7]]
+    tokens.forget(torch.tensor([2]))
+    assert tokens.ids.tolist() == [[-1, -1, -1, -1, 7]]
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ FILE = "familiarity.safetensors"
 MAX_ITEMS = 256  # of training, and of what is held out
 _MIN_ITEMS = 8
 _LIMIT_SHARE = 0.99  # of known items that are called alike
+_SMALLEST_LIMIT = 0.1  # where all items are the same
 _SHRINKAGE = 0.1  # of the mean variance, in every direction
 
 
@@ -54,7 +55,8 @@ class Spread:
         spread = cls(mean_W, directions_KW, variance_K / (variance_K + floor), np.array(floor), np.array(0.0))
         # Few held-out items may all lie near by chance: those of training count too.
         known = [[spread.distance(item_W) for item_W in items_IW] for items_IW in (train_IW, held_out_IW)]
-        return replace(spread, limit=np.array(max(np.quantile(part, _LIMIT_SHARE) for part in known)))
+        limits = [np.quantile(part, _LIMIT_SHARE) for part in known]
+        return replace(spread, limit=np.array(max(_SMALLEST_LIMIT, *limits)))
 
     def distance(self, item_W: np.ndarray) -> float:
         """About 1 for an item of training, whatever the width."""
@@ -123,10 +125,19 @@ class Familiarity:
         if not file.is_file():
             return None
         parts: dict[tuple[int, int], dict[str, np.ndarray]] = {}
-        for name, tensor in load_tensors(file).items():
-            source, modality, part = name.split("/")
-            parts.setdefault((int(source), int(modality)), {})[part] = tensor.numpy()
-        return cls({name: Spread(**values) for name, values in parts.items()})
+        try:
+            for name, tensor in load_tensors(file).items():
+                source, modality, part = name.split("/")
+                parts.setdefault((int(source), int(modality)), {})[part] = tensor.numpy()
+            spreads = {name: Spread(**values) for name, values in parts.items()}
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{file}: {error}; wanted the tensors of `Familiarity.save`") from None
+        for name, spread in spreads.items():
+            is_finite = all(np.isfinite(values).all() for values in asdict(spread).values())
+            fits = spread.directions.shape == (*spread.share.shape, *spread.mean.shape)
+            if not (is_finite and fits and spread.floor > 0 and spread.limit > 0):
+                raise ValueError(f"{file}: source and modality {name}: not finite, not positive, or of other widths")
+        return cls(spreads)
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 import re
 import runpy
+import shlex
 import shutil
 import subprocess
 import sys
@@ -49,7 +50,10 @@ def test_a_command_is_accepted(page, words):
             rule = re.escape(target) if not target.startswith("finetune-x") else "finetune-x%"
             assert re.search(rf"^(?:[a-z_ -]+ )?{rule}(?: [a-z_ -]+)?:", MAKEFILES, re.MULTILINE), target
     elif words[0] == "sbatch":
-        assert (ROOT / words[1]).is_file()
+        if "--wrap" in words:
+            _check_program([word for word in shlex.split(words[-1]) if word not in LEFT_OUT])
+        else:
+            assert (ROOT / words[1]).is_file()
     elif words[0] == "egom2p":
         assert words[1] in BY_NAME or words[1] in ("COMMAND", "--help", "...")
     else:

@@ -13,8 +13,10 @@ from readme_commands import commands_of
 
 from egom2p.data.clips.video_files import write_video
 from egom2p.data.recordings.reader_choice import FORMATS
+from egom2p.data.recordings.trajectories import TrajectoriesReader
 
 ROOT = Path(__file__).resolve().parents[1]
+READERS = (*FORMATS, TrajectoriesReader)
 TEXT = (ROOT / "README_DATA.md").read_text(encoding="utf-8")
 PAGE = re.search(r"## 4\. Your video, start to finish\n(.*?)\n## ", TEXT, re.DOTALL).group(1)
 
@@ -64,14 +66,14 @@ def test_the_table_of_formats_names_every_reader_and_its_config():
         r"^\| ((?:`[a-z0-9_]+`(?:, )?)+) \|", TEXT.split("| `FORMAT` |")[1].split("\n\n")[0], re.MULTILINE
     )
     named = [name for row in rows for name in re.findall(r"`([a-z0-9_]+)`", row)]
-    kinds = [reader.source.__annotations__["kind"].__args__[0] for reader in FORMATS]
-    assert sorted(named) == sorted(kinds)
+    kinds = [reader.source.__annotations__["kind"].__args__[0] for reader in READERS]
+    assert sorted(named) == sorted([*kinds, "random_motion"])  # which reads nothing
     for kind in kinds:
         assert (ROOT / f"cfgs/default/data_preparation/{kind}.yaml").is_file(), kind
     tried = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests/data").glob("test_*.py"))
     untried = [
         kind
-        for kind, reader in zip(kinds, FORMATS, strict=True)
+        for kind, reader in zip(kinds, READERS, strict=True)
         if f'"{kind}"' not in tried and reader.__name__ not in tried
     ]
     assert untried == []

@@ -14,6 +14,7 @@ import contextlib
 import hashlib
 import io
 import json
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -190,6 +191,7 @@ class TokenShards:
                 for folder in folders:
                     tar = shard_path(staged, folder, self.dataset, number)
                     upload(tar, joined(self.location(folder), tar.name))
+            shutil.rmtree(staged, ignore_errors=True)
 
     def _save_note(self, number: int, note: Mapping[str, Any], counts: Mapping[str, np.ndarray]) -> None:
         buffer = io.BytesIO()

@@ -18,7 +18,7 @@ from egom2p.anytoany.perception.familiarity import Familiarity
 from egom2p.anytoany.world.synthetic_data import SyntheticDataConfig
 from egom2p.config import ConfigError, load_config
 from egom2p.data.clips.video_files import write_video
-from egom2p.storage import load_tensors, save_tensors, write_checksums
+from egom2p.storage import load_tensors, save_tensors
 from egom2p.training.distributed import Ranks
 from egom2p.training.parallel import prepare_blocks, share_gradients, whole_tensor
 from egom2p.training.step import forward_backward
@@ -100,10 +100,6 @@ def test_the_published_config_takes_steps_and_resumes_to_the_bit(downloads, tmp_
     part = {"training.schedule": "constant"}
     train_anytoany(config_of(downloads, tmp_path / "parts2", **part))
     (tmp_path / "parts" / "final").rename(tmp_path / "first_final")
-    checkpoint = tmp_path / "parts" / "checkpoints" / "step-00000002" / "training.safetensors"
-    kept = load_tensors(checkpoint)
-    save_tensors(checkpoint, kept | {"model/lm.lm_head.weight": torch.zeros(3, 3)})  # as earlier versions did
-    write_checksums(checkpoint.parent)
     train_anytoany(config_of(downloads, tmp_path / "parts", **part))
     assert losses(tmp_path / "parts") == losses(tmp_path / "parts2")
     samples = [json.loads(line) for line in (tmp_path / "whole" / "samples.jsonl").read_text().splitlines()]

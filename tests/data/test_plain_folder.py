@@ -350,7 +350,7 @@ def test_times_of_a_picture_stream_that_is_not_there_are_unused(root):
     ("text", "problem"),
     [
         ("gaze: {offset_s: 0.5}\ngaze: {offset_s: 0.0}\n", "found the key 'gaze' twice"),
-        ("rgb: {rate_hz: 0}\n", "rgb.rate_hz.*greater than 0"),
+        ("rgb: {rate_hz: 0}\n", "rgb.rate_hz.*must be positive"),
         (
             "intrinsics: {width: 32, height: 24, fx: 30, fy: 30, cx: 320, cy: 12}\n",
             r"principal point \(320, 12\) outside 32x24",

@@ -9,7 +9,7 @@ import numpy as np
 import yaml
 from pydantic import Field
 
-from egom2p.config import Count, Positive, Share, from_plain, strict
+from egom2p.config import Count, NotNegative, Positive, from_plain, strict
 from egom2p.contracts import Intrinsics
 from egom2p.data.clips.video_files import Decoder
 from egom2p.data.recordings.track_files import named
@@ -144,7 +144,7 @@ class GazeSettings:
     height: Count | None = None
     columns: tuple[str, str] | None = None  # u and v, when the header is no known one
     time_column: str | None = None
-    min_confidence: Share | None = None  # samples below are invalid, where there is a `confidence` column; 0.6
+    min_confidence: NotNegative | None = None  # samples below are invalid, where there is a `confidence` column; 0.6
     # For gaze as angles (Aria): the eyes' frame (x left, y up, z forward). Maps points of it into the camera.
     camera_from_eyes: TransformSettings | None = None
 

@@ -21,19 +21,24 @@ import egom2p
 from egom2p.anytoany.download import DownloadConfig, download
 from egom2p.anytoany.saving import _copy_checkpoint
 from egom2p.anytoany.world.synthetic_data import SyntheticDataConfig
+from egom2p.config import from_plain
 from egom2p.contracts import AlignedClip, ModalitySpec, Provenance, TokenClip, TokenGrid, plain_name
 from egom2p.data.clips.clip_store import ClipStore, clip_folders, encode_clip
+from egom2p.data.clips.video_files import write_video
 from egom2p.data.recordings.track_files import load_npz
 from egom2p.data.shards.array_files import decode_array, read_npz
 from egom2p.data.shards.folder_set import FolderSet
 from egom2p.data.shards.shard_set import ShardSet, ShardWriter, read_card
 from egom2p.data.shards.shard_writer import write_shard
+from egom2p.evaluation.drift_evaluation import DriftConfig, run_drift
 from egom2p.evaluation.evaluation import run_evaluation
 from egom2p.evaluation.evaluation_config import ClipsConfig, EvaluationConfig
+from egom2p.evaluation.probe import ProbeConfig, run_probe
 from egom2p.generation.checkpoints import load_checkpoint
 from egom2p.generation.generation import GenerationConfig, run_generation
 from egom2p.models.weights import tokenizer_locations
 from egom2p.pipelines.export_model import ExportModelConfig, export_model
+from egom2p.pipelines.prepare import PrepareConfig, prepare
 from egom2p.pipelines.token_shards import TokenShards
 from egom2p.pipelines.tokenization import TokenizeConfig, tokenize
 from egom2p.storage import (
@@ -311,6 +316,18 @@ def test_links_that_lead_out_are_not_pushed(tmp_path):
         pushable_files(model)
 
 
+def laid_links(root: Path, name: str, links) -> tuple[Path, Path]:
+    """A folder of somebody else, and an output in which links lead to it, or, of names with a dot, to its file."""
+    victim, output = root / "victim", root / name
+    victim.mkdir(parents=True)
+    (victim / "thesis.txt").write_text("years")
+    (victim / "theirs.npz").write_text("theirs")
+    for link in links:
+        (output / link).parent.mkdir(parents=True, exist_ok=True)
+        (output / link).symlink_to(victim / "thesis.txt" if "." in link[1:] else victim)
+    return victim, output
+
+
 def test_nothing_is_written_through_a_link(tiny, tmp_path):
     """Whatever a command writes below its output: through links that lie there beforehand it ends nowhere."""
     victim = tmp_path / "victim"
@@ -380,6 +397,56 @@ def test_nothing_is_written_through_a_link(tiny, tmp_path):
         for folder in tmp_path.iterdir():
             if folder != victim:
                 folder.unlink() if folder.is_symlink() else shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize(
+    "links",
+    [
+        ("meta",),
+        ("rgb",),
+        ("meta/home",),
+        ("meta/home_train", "meta/home_val"),
+        ("meta/home/contact_sheets",),
+        ("meta/home/prepare_plan.json",),
+        ("meta/home_val/card.json",),
+        ("meta/home/prepare_report.json",),
+    ],
+)
+def test_clips_are_prepared_below_their_output_only(tmp_path, links):
+    victim, folder = laid_links(tmp_path, "clips", links)
+    (tmp_path / "recordings" / "a").mkdir(parents=True)
+    write_video(tmp_path / "recordings" / "a" / "video.mp4", np.full((120, 24, 32, 3), 60, np.uint8), 30)
+    config = PrepareConfig(
+        source={"kind": "plain_folder", "root": str(tmp_path / "recordings")}, clip={"height": 16, "width": 16},
+        output=str(folder), dataset="home", split={"fractions": {"val": 1.0}},
+    )  # fmt: skip
+    if links == ("meta/home/prepare_report.json",):  # replaced by a file of ours
+        assert prepare(config).num_clips == 2
+    else:
+        with pytest.raises(ValueError, match="leads out of|not valid JSON"):  # plans and cards are read first
+            prepare(config)
+    assert contents(victim) == {"thesis.txt": b"years", "theirs.npz": b"theirs"}
+
+
+def test_a_table_of_drift_or_of_a_probe_is_written_through_no_link(tiny, tmp_path):
+    tables = ("results.json", "results.md", "per_clip.csv")
+    rooms = {"num_rooms": 1, "first_seed": 5, "duration_s": 2.5, "camera": {"height": 32, "width": 32}}
+    drift = {
+        "recordings": {"rooms": {"source": {"kind": "synthetic", "world": rooms}, "segments_m": [0.05]}},
+        "rows": {"round trip": {"is_ceiling": True}},
+    }
+    probe = {
+        "train": {"root": str(tiny / "clips" / "train"), "dataset": "tiny"},
+        "test": {"root": str(tiny / "clips" / "val"), "dataset": "tiny"},
+        "inputs": ["gaze"],
+        "labels": {"region": {"kind": "cell", "stream": "gaze"}},
+    }
+    for run, schema, values in ((run_drift, DriftConfig, drift), (run_probe, ProbeConfig, probe)):
+        victim, folder = laid_links(tmp_path / schema.__name__, "out", tables)
+        values = values | {"output": str(folder), "checkpoint": str(tiny / "model"), "device": "cpu", "progress": False}
+        run(from_plain(schema, values))
+        assert contents(victim) == {"thesis.txt": b"years", "theirs.npz": b"theirs"}
+        assert all((folder / name).is_file() and not (folder / name).is_symlink() for name in tables)
 
 
 def test_files_of_the_hubs_cache_are_pushed(tmp_path):

@@ -5,12 +5,12 @@ import multiprocessing
 import os
 import signal
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from itertools import islice
+from multiprocessing.connection import wait as wait_for
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -148,11 +148,15 @@ def _kill_left() -> None:
 
 
 def _end_with_parent() -> None:
-    parent = os.getppid()
+    """At once where nobody else holds the other end of the sentinel, else (siblings made by fork do) within a poll.
+
+    What this process was forked from may be the fork server, which lives a little longer than the process it works for.
+    """
+    parent, made_by = os.getppid(), multiprocessing.parent_process()
 
     def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(_PARENT_POLL_S)
+        while os.getppid() == parent and not wait_for([made_by.sentinel], timeout=_PARENT_POLL_S):
+            pass
         os._exit(1)
 
     threading.Thread(target=watch, name="ends with the parent", daemon=True).start()

@@ -11,9 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from egom2p.config import Count, from_plain, load_config, load_plain, run_main, save_config, strict, to_plain
+from omegaconf import OmegaConf
+
+from egom2p.config import Count, from_plain, load_config, load_plain, run_main, strict, to_plain
 from egom2p.models.egom2p_model import ModelConfig
 from egom2p.pipelines.convert_data_config import Leftovers, Source, converted_data
+from egom2p.storage import atomic_file
 from egom2p.training.tasks.pretrain_config import PretrainConfig
 
 _MODEL = re.compile(r"(?:\w+?_)?(tiny|small|base|large|xlarge)_(\d+)e_(\d+)d_(gelu|swiglu)(\w*)")
@@ -63,9 +66,11 @@ def convert_config(config: ConvertConfigConfig) -> list[str]:
     source.name_the_rest()
     checked = from_plain(PretrainConfig, plain, where=config.main)
     output = Path(config.output)
-    save_config(plain, output)
+    if output.suffix not in (".yaml", ".yml"):
+        raise ValueError(f"{output}: a config is written as .yaml or .yml, found suffix {output.suffix!r}")
     lines = [f"# {line}" for line in _header(config, leftovers.lines, checked)]
-    output.write_text("\n".join(lines) + "\n" + output.read_text())
+    with atomic_file(output) as unfinished:
+        unfinished.write_text("\n".join(lines) + "\n" + OmegaConf.to_yaml(OmegaConf.create(plain)))
     for line in leftovers.lines:
         sys.stderr.write(f"{line}\n")
     return leftovers.lines

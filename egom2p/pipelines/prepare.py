@@ -379,7 +379,7 @@ def _problem(name: str, error: Exception) -> str:
 def _check_cards(config: PrepareConfig, plan: StorePlan) -> None:
     """A store that was begun otherwise is not continued: its cards say what the clips are cut from, and how."""
     for dataset, wanted in _cards(config, plan).items():
-        path = Path(config.output) / META / dataset / CARD_NAME
+        path = inside(config.output, META, dataset) / CARD_NAME
         found = load_json(path) if path.is_file() else wanted
         if differing := sorted(key for key in wanted | found if found.get(key) != wanted.get(key)):
             words = "; ".join(f"{key}: found {found.get(key)}, wanted {wanted.get(key)}" for key in differing)
@@ -388,7 +388,7 @@ def _check_cards(config: PrepareConfig, plan: StorePlan) -> None:
 
 def _write_cards(config: PrepareConfig, plan: StorePlan) -> None:
     for dataset, card in _cards(config, plan).items():
-        save_json(Path(config.output) / META / dataset / CARD_NAME, card)
+        save_json(inside(config.output, META, dataset) / CARD_NAME, card)
 
 
 def _cards(config: PrepareConfig, plan: StorePlan) -> dict[str, dict[str, Any]]:

@@ -6,6 +6,7 @@ folder at a time.
 """
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -190,15 +191,30 @@ def _sibling(path: Path) -> Path:
 
 
 def _replace_directory(source: Path, target: Path) -> None:
-    """Rename over an existing folder: POSIX renames onto empty folders only, so the old one steps aside first."""
-    check_replaceable(target)  # again: it may have come while this one was written
-    if not target.exists():
-        os.rename(source, target)
+    """Rename over an existing folder: POSIX renames onto empty folders only, so the old one steps aside first.
+
+    Of several writers each puts its own whole folder there; the last one stays.
+    """
+    while True:
+        check_replaceable(target)  # again: it may have come while this one was written
+        old: Path | None = _sibling(target)
+        try:
+            os.rename(target, old)
+        except FileNotFoundError:  # nothing was there, or another writer's old one steps aside just now
+            old = None
+        try:
+            os.rename(source, target)
+        except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):  # another writer's came in between
+                if old is not None:
+                    shutil.rmtree(old)
+                continue
+            if old is not None:
+                os.rename(old, target)
+            raise
+        if old is not None:
+            shutil.rmtree(old)
         return
-    old = _sibling(target)
-    os.rename(target, old)
-    os.rename(source, target)
-    shutil.rmtree(old)
 
 
 def _flush_to_disk(file: Path) -> None:

@@ -2,8 +2,11 @@
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -275,6 +278,18 @@ def test_two_ranks_equal_one_with_accumulation(downloads, tmp_path):
     weights = [load_tensors(tmp_path / name / "final" / "parts.safetensors") for name in ("one", "two")]
     for name, tensor in weights[0].items():
         assert torch.allclose(tensor, weights[1][name], atol=1e-4), name
+
+
+def test_a_dry_run_looks_for_room_for_two_checkpoints(downloads, tmp_path, monkeypatch, capsys):
+    config = config_of(downloads, tmp_path / "run", dry_run="true")
+    train_anytoany(config)
+    written = re.search(r"checkpoints: (\S+) GB each", capsys.readouterr().out)
+    assert written is not None and float(written[1]) > 0
+    free = int(1.9e9 * float(written[1]))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: types.SimpleNamespace(free=free))
+    with pytest.raises(ValueError, match="two must have room"):
+        train_anytoany(config)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_dry_run_of_the_published_model_fits_its_card():

@@ -120,6 +120,25 @@ def config_of(world: Path, output: Path, **changes) -> AnyToAnyEvaluationConfig:
     return from_plain(AnyToAnyEvaluationConfig, plain | changes, where="test")
 
 
+def test_nothing_is_written_or_removed_through_a_link(world, tmp_path):
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    (theirs / "years.npz").write_text("of work")
+    few = {"questions": {}, "models": {"rgb": {"directory": str(world / "rgb")}}}
+    for links in (("results.json", "results.md", "per_sample.csv", "samples.jsonl"), ("shown",)):
+        output = tmp_path / links[0]
+        output.mkdir()
+        for name in links:
+            (output / name).symlink_to(theirs / "years.npz" if "." in name else theirs)
+        if links == ("shown",):
+            with pytest.raises(ValueError, match="shown: leads out of"):
+                evaluate_anytoany(config_of(world, output, **few))
+        else:
+            evaluate_anytoany(config_of(world, output, **few))
+            assert not any((output / name).is_symlink() for name in links)
+        assert [(file.name, file.read_text()) for file in theirs.iterdir()] == [("years.npz", "of work")]
+
+
 @pytest.mark.filterwarnings("ignore:.*:UserWarning:torch")
 def test_a_report_has_every_control_interval_difference_and_file(world, tmp_path):
     results = evaluate_anytoany(config_of(world, tmp_path / "out"))

@@ -1,6 +1,9 @@
 """What is written is there completely or not at all, and comes back as it was."""
 
 import io
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -47,6 +50,39 @@ def test_failed_directory_leaves_the_old_one(tmp_path):
     with pytest.raises(RuntimeError, match="disk"), atomic_directory(target) as folder:
         (folder / "new").touch()
         raise RuntimeError("disk")
+    assert sorted(entry.name for entry in target.iterdir()) == [".egom2p", "old"]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["x"]
+
+
+def test_of_several_writers_of_one_folder_the_last_whole_one_stays(tmp_path):
+    """Exports, models and tokenizers hold no lock. The old folder of one writer was the missing one of another."""
+
+    def write(number: int) -> None:
+        with atomic_directory(tmp_path / "x") as folder:
+            for name in "ab":
+                (folder / name).write_text(str(number))
+
+    write(-1)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, range(100)))
+    assert [entry.name for entry in tmp_path.iterdir()] == ["x"]
+    assert sorted(entry.name for entry in (tmp_path / "x").iterdir()) == [".egom2p", "a", "b"]
+    assert (tmp_path / "x" / "a").read_text() == (tmp_path / "x" / "b").read_text() != "-1"
+
+
+def test_a_folder_that_cannot_be_put_in_place_gives_way_to_the_old_one(tmp_path, monkeypatch):
+    target, rename = tmp_path / "x", os.rename
+    with atomic_directory(target) as folder:
+        (folder / "old").touch()
+
+    def denied(source, place):
+        if place == target and (Path(source) / "new").exists():
+            raise PermissionError(13, "denied")
+        rename(source, place)
+
+    monkeypatch.setattr(os, "rename", denied)
+    with pytest.raises(PermissionError), atomic_directory(target) as folder:
+        (folder / "new").touch()
     assert sorted(entry.name for entry in target.iterdir()) == [".egom2p", "old"]
     assert [entry.name for entry in tmp_path.iterdir()] == ["x"]
 

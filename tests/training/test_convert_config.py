@@ -1,5 +1,7 @@
 """A published trio becomes one YAML of ours, and no key is lost without a word."""
 
+import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -129,6 +131,27 @@ def test_what_is_wrong_is_said(trio, tmp_path, file, old, new, message):
     with pytest.raises(ValueError, match=message.replace("[", r"\[")):
         convert_config(trio)
     assert not (tmp_path / "ours.yaml").exists()
+
+
+def test_the_file_appears_whole_or_not(trio, tmp_path, monkeypatch):
+    """Written once: who reads it meanwhile, or what a full disk leaves, is the old one."""
+    Path(trio.output).write_text("old")
+    renamed = []
+
+    def full(source, target):
+        renamed.append((Path(source).read_text(), Path(target).read_text()))
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="No space"):
+        patched.setattr(os, "replace", full)
+        convert_config(trio)
+    assert Path(trio.output).read_text() == "old" and sorted(file.name for file in tmp_path.iterdir()) == [
+        "alphas.yaml", "data", "main.yaml", "ours.yaml",
+    ]  # fmt: skip
+    convert_config(trio)
+    assert renamed == [(Path(trio.output).read_text(), "old")]
+    with pytest.raises(ValueError, match="ours.json: a config is written as .yaml"):
+        convert_config(replace(trio, output=str(tmp_path / "ours.json")))
 
 
 def test_what_has_no_counterpart_is_refused_or_named(trio, tmp_path):

@@ -5,19 +5,23 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import tiny_artifacts
 import torch
 from tiny_tokens import pretrain_values, write_tokens
 
 from egom2p.config import cfgs_root, from_plain, load_config, save_config
+from egom2p.data.clips.clip_store import write_clips
 from egom2p.storage import load_json, save_json
 from egom2p.training.planning.plan import dry_run, plan_pretraining, plan_tokenizer
 from egom2p.training.planning.plan_report import Plan
 from egom2p.training.tasks.pretrain_config import PretrainConfig
 from egom2p.training.tasks.pretrain_task import pretrain
 from egom2p.training.tasks.tokenizer_config import TokenizerTrainingConfig
+from egom2p.training.tasks.tokenizer_task import train_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 RELEASED = "default/egom2p/models/main/ego-b_mod4_500b_clariden_2048_camcv_depthdenoise.yaml"
@@ -183,6 +187,28 @@ def test_tokenizers_too(tmp_path, monkeypatch):
     plan = plan_tokenizer(load_config(TokenizerTrainingConfig, file))
     assert len(plan.problems) == 2 and all("wanted at outputs/quickstart/clips" in line for line in plan.problems)
     assert "steps" in fact(plan, "the run")
+
+
+def test_room_for_checkpoints_of_a_tokenizer_is_looked_at(tmp_path, monkeypatch):
+    for name in ("train", "val"):
+        write_clips(tmp_path / "clips", name, [tiny_artifacts.invented_clip(number) for number in range(4)])
+    values = {
+        "output_dir": str(tmp_path / "run"), "network": tiny_artifacts.TOKENIZERS["gaze"],
+        "train": {"root": str(tmp_path / "clips"), "datasets": ["train"]},
+        "validation": {"root": str(tmp_path / "clips"), "datasets": ["val"]},
+        "training": {"num_steps": 1, "lr": 0.01, "checkpoint_every": 1, "batch_size": 2, "device": "cpu"},
+    }  # fmt: skip
+    config = from_plain(TokenizerTrainingConfig, values)
+    train_tokenizer(config)
+    (newest,) = (tmp_path / "run" / "checkpoints").glob("step-*")
+    written_gb = sum(path.stat().st_size for path in newest.rglob("*") if path.is_file()) / 1e9
+    elsewhere = replace(config, output_dir=str(tmp_path / "other"), dry_run=True)
+    assert float(fact(plan_tokenizer(elsewhere), "checkpoints").split()[0]) == pytest.approx(written_gb, rel=0.5)
+    full = shutil.disk_usage(tmp_path)._replace(free=int(written_gb * 1e9))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: full)
+    with pytest.raises(ValueError, match="a checkpoint takes .* two must have room"):
+        train_tokenizer(elsewhere)
+    assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.slow

@@ -42,7 +42,7 @@ from egom2p.jobs.progress import progress_bar, say
 from egom2p.jobs.workers import choose_device
 from egom2p.metrics.caption import Encoder
 from egom2p.metrics.result_table import Results
-from egom2p.storage import atomic_file, only_writer
+from egom2p.storage import atomic_file, inside, only_writer
 
 _MAX_FRAMES, _MAX_HEIGHT = 6, 128
 Arrays = dict[str, np.ndarray]
@@ -177,7 +177,7 @@ def write_pictures(
 
     clips   set -> roots of stored clips in which its media items are looked up first
     """
-    shown = folder / "shown"
+    shown = inside(folder, "shown")
     shown.mkdir(parents=True, exist_ok=True)
     for old in shown.glob("*.npz"):
         old.unlink()
@@ -186,7 +186,8 @@ def write_pictures(
         for row in sorted({number * total // count for number in range(min(count, total))} if count else ()):
             for item, media in enumerate(samples.conversations[row].media):
                 arrays = frames.of(media, clips[name])
-                with atomic_file(shown / f"{name}-{row}-{item}.npz") as unfinished, unfinished.open("wb") as opened:
+                file = inside(shown, f"{name}-{row}-{item}.npz")
+                with atomic_file(file) as unfinished, unfinished.open("wb") as opened:
                     np.savez_compressed(opened, **arrays)
 
 

@@ -108,7 +108,10 @@ class Watchdog:
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         # Torch's errors of a collective that breaks (a peer's process is gone) are RuntimeErrors that name no rank.
-        gone = self._who_is_gone() if isinstance(error, RuntimeError) else None
+        gone = None
+        if isinstance(error, RuntimeError):
+            with self._undisturbed():
+                gone = self._who_is_gone()
         self._is_ended = True
         if self._previous_fd is not None:
             signal.set_wakeup_fd(self._previous_fd)
@@ -121,6 +124,17 @@ class Watchdog:
                 f"{gone} ({str(error).splitlines()[0]:.120}); the same command goes on from the newest checkpoint"
             )
             raise SystemExit(HANG_CODE) from error
+
+    @contextlib.contextmanager
+    def _undisturbed(self) -> Iterator[None]:
+        """No signal ends this process before it has said who is gone: a launcher that saw it sends one at once."""
+        is_main = threading.current_thread() is threading.main_thread()
+        before = {number: signal.signal(number, signal.SIG_IGN) for number in self._signals} if is_main else {}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def _who_is_gone(self) -> str | None:
         """Which ranks give no sign of life any more, once the others had the time for some; None: all do."""

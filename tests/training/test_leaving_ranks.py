@@ -169,9 +169,20 @@ def test_a_process_that_was_stopped_itself_blames_nobody(quick):
     assert not left.is_set()
 
 
+def terminated_meanwhile(function):
+    def call(watched):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return function(watched)
+
+    return call
+
+
 @pytest.mark.parametrize("rank", [0, 2])
-def test_a_rank_whose_process_is_gone_is_named_where_a_collective_breaks(quick, capsys, rank):
-    """Torch says "connection closed by peer" and no rank."""
+def test_a_rank_whose_process_is_gone_is_named_where_a_collective_breaks(quick, capsys, monkeypatch, rank):
+    """Torch says "connection closed by peer" and no rank; the launcher, which sees it too, sends SIGTERM meanwhile."""
+    heard = []
+    monkeypatch.setattr(Watchdog, "_who_is_gone", terminated_meanwhile(Watchdog._who_is_gone))
+    before = signal.signal(signal.SIGTERM, lambda *_: heard.append("SIGTERM"))
     store, over = dist.HashStore(), threading.Event()
     Peer(store, 1).beats(state=WAITS)
     other = Peer(store, 2 - rank)
@@ -192,6 +203,7 @@ def test_a_rank_whose_process_is_gone_is_named_where_a_collective_breaks(quick, 
         watched._seen = {0: watched._seen[0]}
         raise RuntimeError("a mistake of ours")
     over.set()
+    assert signal.signal(signal.SIGTERM, before) and not heard
 
 
 @pytest.mark.slow

@@ -1,7 +1,7 @@
 """Command line -> Hydra composition -> validated instance of a given schema. Knows no schema."""
 
 from egom2p.config.command_line import run_main
-from egom2p.config.composition import cfgs_root, deciding, load_config, load_plain, save_config, to_plain
+from egom2p.config.composition import cfgs_root, deciding, load_config, load_plain, save_config, to_plain, to_yaml
 from egom2p.config.schema import (
     ConfigError,
     Count,
@@ -31,4 +31,5 @@ __all__ = [
     "save_config",
     "strict",
     "to_plain",
+    "to_yaml",
 ]

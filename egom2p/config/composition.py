@@ -213,6 +213,10 @@ def deciding(config: Any) -> Any:
     return to_plain(config)
 
 
+def to_yaml(plain: Mapping[str, Any]) -> str:
+    return OmegaConf.to_yaml(OmegaConf.create(dict(plain)))
+
+
 def save_config(config: Any, path: str | Path) -> None:
     """Write a config as .json, .yaml or .yml; `load_config` reads the YAML back."""
     path = Path(path)
@@ -221,7 +225,7 @@ def save_config(config: Any, path: str | Path) -> None:
     if path.suffix == ".json":
         path.write_text(json.dumps(plain, indent=2) + "\n")
     elif path.suffix in (".yaml", ".yml"):
-        OmegaConf.save(OmegaConf.create(plain), path)
+        path.write_text(to_yaml(plain), encoding="utf-8")
     else:
         raise ValueError(f"{path}: a config is saved as .json, .yaml or .yml, found suffix {path.suffix!r}")
 

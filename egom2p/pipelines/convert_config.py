@@ -11,9 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
-from egom2p.config import Count, from_plain, load_config, load_plain, run_main, strict, to_plain
+from egom2p.config import Count, from_plain, load_config, load_plain, run_main, strict, to_plain, to_yaml
 from egom2p.models.egom2p_model import ModelConfig
 from egom2p.pipelines.convert_data_config import Leftovers, Source, converted_data
 from egom2p.storage import atomic_file
@@ -70,7 +68,7 @@ def convert_config(config: ConvertConfigConfig) -> list[str]:
         raise ValueError(f"{output}: a config is written as .yaml or .yml, found suffix {output.suffix!r}")
     lines = [f"# {line}" for line in _header(config, leftovers.lines, checked)]
     with atomic_file(output) as unfinished:
-        unfinished.write_text("\n".join(lines) + "\n" + OmegaConf.to_yaml(OmegaConf.create(plain)))
+        unfinished.write_text("\n".join(lines) + "\n" + to_yaml(plain))
     for line in leftovers.lines:
         sys.stderr.write(f"{line}\n")
     return leftovers.lines

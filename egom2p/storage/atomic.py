@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import time
 import uuid
 from collections.abc import Collection, Iterator
@@ -134,13 +135,25 @@ def check_replaceable(path: str | Path) -> None:
     path = Path(path)
     if path.is_symlink():
         raise ValueError(f"{path}: is a link; a folder is not written through it, name the folder that it leads to")
-    if path.exists() and not path.is_dir():
+    try:
+        is_folder = stat.S_ISDIR(path.stat().st_mode)
+    except FileNotFoundError:
+        return
+    if not is_folder:
         raise ValueError(f"{path}: is a file, wanted a folder to write")
-    if path.is_dir() and not (path / MARK).is_file() and any(path.iterdir()):
+    if _is_foreign(path) and _is_foreign(path):  # another writer of ours may have taken it away during the first look
         raise ValueError(
             f"{path}: holds files that were not written here (no {MARK} in it), so it is not replaced; choose another "
             "output, or move it away"
         )
+
+
+def _is_foreign(folder: Path) -> bool:
+    try:
+        entries = list(os.scandir(folder))
+    except FileNotFoundError:
+        return False
+    return bool(entries) and not any(entry.name == MARK and entry.is_file() for entry in entries)
 
 
 def remove_directory(path: str | Path) -> None:

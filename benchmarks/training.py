@@ -1,6 +1,6 @@
 """Our way and the published way of computing the same things, side by side on one machine; what transfers are ratios.
 
-    flock /tmp/long.lock python benchmarks/training.py --json benchmarks/results/training_cpu.json
+    python benchmarks/training.py --json benchmarks/results/training_cpu.json
     python benchmarks/training.py --json FILE --rows dense --size base     (rows that begin so, other sizes)
 
 Every row has two processes, `ours` and `reference_like` (the published design, plainly written), with the same weights

@@ -191,7 +191,7 @@ class TokenShards:
                 for folder in folders:
                     tar = shard_path(staged, folder, self.dataset, number)
                     upload(tar, joined(self.location(folder), tar.name))
-            shutil.rmtree(staged, ignore_errors=True)
+            shutil.rmtree(staged)
 
     def _save_note(self, number: int, note: Mapping[str, Any], counts: Mapping[str, np.ndarray]) -> None:
         buffer = io.BytesIO()

@@ -22,6 +22,7 @@ from egom2p.data.shards.shard_files import Member, read_index
 from egom2p.data.shards.shard_index import IndexFile, ShardIndex, main, pack_shard
 from egom2p.data.shards.shard_set import ShardSet, ShardWriter, encode_array, shard_pattern
 from egom2p.data.unified_datasets import DataConfig, DatasetConfig, TokenLoader
+from egom2p.storage import only_writer
 
 SPECS = tiny_specs()
 
@@ -364,3 +365,11 @@ def test_the_index_of_shards_in_a_bucket_lies_in_the_bucket(tmp_path, monkeypatc
         client.delete_object(Bucket="clips", Key="tokens/rgb/toy/shard-000001.tar")
         with pytest.raises(ValueError, match="rgb/toy/shard-000001.tar: cannot open this shard"):
             ShardSet(address)
+
+
+def test_who_waits_for_the_index_of_another_process_says_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(shard_index, "_WAIT_S", 0.0)
+    with only_writer(tmp_path / ".index"), pytest.raises(ValueError, match="another process is writing here"):
+        with shard_index._maker(tmp_path / ".index"):
+            pass
+    assert "waiting for it" in "".join(capsys.readouterr())

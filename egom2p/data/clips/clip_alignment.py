@@ -254,6 +254,7 @@ def _cut_stream(
                 picture = _pictures(stream, np.array([index]))
             with timed("crop"):
                 small = shrink(picture, width=config.width, height=config.height)[0]
+            del picture  # else it stays while the next one is decoded
         kept[name][index] = small
     pictures = np.stack([kept[name][index] for index in indices.tolist()])
     if name == "depth":

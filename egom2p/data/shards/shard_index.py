@@ -25,7 +25,7 @@ import time
 import zlib
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -343,7 +343,7 @@ def _open_or_make(directory: str, names: Sequence[str], cache: str | Path | None
     content, problem = None, ""
     for folder in folders:
         try:
-            with only_writer(folder, wait_s=_WAIT_S):
+            with _maker(folder):
                 remove_unfinished(folder)
                 # Another process may have made it while this one waited.
                 if (found := _complete(directory, folders, wanted)) is not None:
@@ -360,6 +360,18 @@ def _open_or_make(directory: str, names: Sequence[str], cache: str | Path | None
         say(f"the index of {len(wanted)} shards stays in the memory of each process: {problem}{advice}")
     _in_memory[directory] = IndexFile(content, f"{directory}: index in memory")
     return _in_memory[directory]
+
+
+@contextmanager
+def _maker(folder: Path) -> Iterator[None]:
+    """Hold the folder of an index; who waits for another process's says so."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(only_writer(folder))
+        except ValueError:
+            say(f"{folder}: another process makes this index; waiting for it")
+            stack.enter_context(only_writer(folder, wait_s=_WAIT_S))
+        yield
 
 
 def _address(directory: str) -> str:

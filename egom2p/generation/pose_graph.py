@@ -3,14 +3,15 @@
 W windows, E pairs of windows that overlap, T samples of the whole. Where windows are closer together than half their
 length, each overlaps several; a pair of them says how one lies in the other. Placements agree with all pairs in least
 squares; a pair that disagrees with the rest counts less (Huber). Every pair reaches a few windows ahead, so the normal
-equations are a band: Gauss-Newton with a banded Cholesky factor is exact in a tenth of a second for an hour, where an
-iterative sparse solver (scipy's least_squares) crawls along a chain of thousands.
+equations are a band, and Gauss-Newton with a banded Cholesky factor solves them without inner iterations. (An iterative
+sparse solver, scipy's least_squares, was not tried.)
 """
 
 from collections.abc import Sequence
 
 import numpy as np
 from scipy.linalg import solveh_banded
+from scipy.spatial.transform import Rotation
 
 from egom2p.geometry import matrix_from_quaternion, mean_rotation, poses_from_parts, quaternion_from_matrix
 
@@ -50,7 +51,9 @@ def placed_windows(
         band[0] += 1e-9 * band[0].max()
         band[0, :6] += 1e6 * band[0].max()  # the first window stays
         step_W6 = -solveh_banded(band, right.ravel(), lower=True).reshape(num_windows, 6)
-        placed = poses_from_parts(_rotation(step_W6[:, :3]) @ placed[:, :3, :3], placed[:, :3, 3] + step_W6[:, 3:])
+        placed = poses_from_parts(
+            Rotation.from_rotvec(step_W6[:, :3]).as_matrix() @ placed[:, :3, :3], placed[:, :3, 3] + step_W6[:, 3:]
+        )
         if np.abs(step_W6).max() < 1e-7:
             break
     return placed
@@ -107,7 +110,7 @@ def _residuals(
     """What a pair disagrees about: rotation vector (E, 3), and metres (E, 3) between the two places of its middle."""
     a, b = placed[firsts], placed[seconds]
     predicted = a[:, :3, :3] @ turns
-    turned = _rotation_vector(np.swapaxes(predicted, 1, 2) @ b[:, :3, :3])
+    turned = Rotation.from_matrix(np.swapaxes(predicted, 1, 2) @ b[:, :3, :3]).as_rotvec()
     here = np.einsum("eij,ej->ei", a[:, :3, :3], np.einsum("eij,ej->ei", turns, centres) + shifts) + a[:, :3, 3]
     there = np.einsum("eij,ej->ei", b[:, :3, :3], centres) + b[:, :3, 3]
     return turned, there - here
@@ -143,17 +146,3 @@ def _cross(vectors: np.ndarray) -> np.ndarray:
     x, y, z = vectors.T
     nothing = np.zeros_like(x)
     return np.stack([nothing, -z, y, z, nothing, -x, -y, x, nothing], axis=1).reshape(-1, 3, 3)
-
-
-def _rotation(vectors: np.ndarray) -> np.ndarray:
-    angles = np.linalg.norm(vectors, axis=1, keepdims=True)
-    axes = vectors / np.maximum(angles, 1e-300)
-    return matrix_from_quaternion(np.concatenate([np.sin(angles / 2) * axes, np.cos(angles / 2)], axis=1))
-
-
-def _rotation_vector(rotations: np.ndarray) -> np.ndarray:
-    quaternions = quaternion_from_matrix(rotations)
-    quaternions = np.where(quaternions[:, 3:] < 0, -quaternions, quaternions)
-    sine = np.linalg.norm(quaternions[:, :3], axis=1, keepdims=True)
-    angles = 2 * np.arctan2(sine, quaternions[:, 3:])
-    return quaternions[:, :3] * np.where(sine > 1e-12, angles / np.maximum(sine, 1e-12), 2.0)

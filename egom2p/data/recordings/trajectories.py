@@ -87,8 +87,8 @@ class RandomMotionReader:
     def read(self, index: int) -> Recording:
         rng = np.random.default_rng([self.config.seed, index])
         count = round(self.config.duration_s * self.rate_hz)
-        turned = _smooth_noise(rng, count, self.rate_hz) * np.radians(self.config.median_deg_s) / self.rate_hz
-        moved = _smooth_noise(rng, count, self.rate_hz) * self.config.median_m_s / self.rate_hz
+        turned = smooth_noise(rng, count, self.rate_hz) * np.radians(self.config.median_deg_s) / self.rate_hz
+        moved = smooth_noise(rng, count, self.rate_hz) * self.config.median_m_s / self.rate_hz
         angles = np.linalg.norm(turned, axis=1, keepdims=True)
         axes = turned / np.maximum(angles, 1e-12)
         quaternions = np.concatenate([np.sin(angles / 2) * axes, np.cos(angles / 2)], axis=1)
@@ -100,7 +100,7 @@ class RandomMotionReader:
         return Recording(name, {"camera": camera}, None, Provenance(self.dataset, name))
 
 
-def _smooth_noise(rng: np.random.Generator, count: int, rate_hz: float) -> np.ndarray:
+def smooth_noise(rng: np.random.Generator, count: int, rate_hz: float) -> np.ndarray:
     """(count, 3) of root mean square length around 1."""
     frequencies_hz = np.fft.rfftfreq(2 * count, 1 / rate_hz)
     corner_hz, power = np.exp(rng.uniform(np.log(0.2), np.log(2.0))), rng.uniform(1.5, 3.5)

@@ -169,7 +169,7 @@ AHEAD, AWAY = -1, -2
 
 def simulate_looking(seen: Surroundings, rate_hz: float, rng: np.random.Generator, config: GazeConfig) -> Looking:
     """Run the law through time."""
-    away_T, drift_T2, is_open_T = _chances(len(seen.heading), rate_hz, rng, config)
+    away_T, drift_T2, is_open_T = chances(len(seen.heading), rate_hz, rng, config)
     step_s = 1.0 / rate_hz
     follow, rest_pitch = 1 - math.exp(-step_s / config.head_lag_s), math.radians(config.head_pitch_deg)
     attention, head_yaw, head_pitch = _Attention(step_s, rng, config), 0.0, rest_pitch
@@ -278,7 +278,7 @@ def _somewhere(view: View, movers: list[Vector], things: list[Vector], best: int
     return view.vector(*rng.uniform(0.1, 0.9, size=2))
 
 
-def _chances(
+def chances(
     num_times: int, rate_hz: float, rng: np.random.Generator, config: GazeConfig
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """What is drawn: look-aways starting (T,) seconds long (0: none), noise (T, 2), eyes open (T,)."""

@@ -12,8 +12,10 @@ from typing import Literal
 import numpy as np
 
 from egom2p.config import Count, Natural, Positive, strict
-from egom2p.contracts import AlignedClip, Provenance, Recording, Stream
+from egom2p.contracts import AlignedClip, Intrinsics, Provenance, Recording, Stream
+from egom2p.data.recordings.synthetic.carrying import Motions
 from egom2p.data.recordings.synthetic.casting import Caster, tell_slow_casting
+from egom2p.data.recordings.synthetic.furnishing import dress, furnish
 from egom2p.data.recordings.synthetic.looking import (
     AHEAD,
     AWAY,
@@ -24,6 +26,7 @@ from egom2p.data.recordings.synthetic.looking import (
     simulate_looking,
 )
 from egom2p.data.recordings.synthetic.movers import Mover, MoversConfig, companion, patch_movers
+from egom2p.data.recordings.synthetic.natural import NaturalConfig, NaturalStage, NaturalStory
 from egom2p.data.recordings.synthetic.rendering import CameraConfig, LampConfig, render
 from egom2p.data.recordings.synthetic.rooms import RoomConfig, Scene, build_room, load_scene
 from egom2p.data.recordings.synthetic.walking import Walk, WalkConfig, WalkMap, build_walk_map, plan_walk
@@ -37,6 +40,10 @@ class SyntheticWorldConfig:
 
     Rooms have the seeds first_seed ... first_seed + num_rooms - 1: keep those of training and evaluation apart.
     A scene file takes the place of all rooms; the seeds then only vary the walk and the movers.
+
+    natural    another world: rooms, lights and a camera like real ones. `lamp`, `room`, `movers` and `walk` then have
+               no part; of `camera` the size holds, of `gaze` the noise and the blinks
+    motion     natural rooms only: a folder of clips with a camera to be moved by; none: random motion
     """
 
     num_rooms: Count
@@ -57,6 +64,18 @@ class SyntheticWorldConfig:
     movers: MoversConfig = field(default_factory=MoversConfig)
     walk: WalkConfig = field(default_factory=WalkConfig)
     gaze: GazeConfig = field(default_factory=GazeConfig)
+    natural: NaturalConfig | None = None
+    motion: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.natural is None and self.motion is not None:
+            raise ValueError("motion moves the camera of natural rooms only; found no `natural` beside it")
+        if self.natural is not None:
+            idle = {"lamp": LampConfig(), "room": RoomConfig(), "movers": MoversConfig(), "walk": WalkConfig()}
+            if found := [name for name, default in idle.items() if getattr(self, name) != default]:
+                raise ValueError(f"natural rooms know no {', '.join(found)}; what they have stands below `natural`")
+            if self.mover_views:
+                raise ValueError("mover_views: nothing moves in natural rooms but hands; leave it off")
 
 
 @dataclass(frozen=True)
@@ -88,6 +107,7 @@ class SyntheticReader:
         ]
         # One room is kept: the recordings of a room are usually read one after the other.
         self._stage = lru_cache(maxsize=1)(self._build_stage)
+        self._motions = None if config.natural is None else Motions(config.motion, config.duration_s)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -108,6 +128,8 @@ class SyntheticReader:
         seed = config.first_seed + room
         stage = self._stage(0 if config.scene_file else seed)
         rng = np.random.default_rng((0x57616C6B, seed, number))
+        if isinstance(stage, NaturalStage):
+            return self._tell_natural(index, stage, rng, is_rendered=is_rendered)
         story = _Story.simulate(stage, rng, config)
         source = {"room_seed": seed, "scene": stage.scene.name, "movers": [mover.name for mover in story.movers]}
         source["things"] = [thing.name for thing in stage.scene.things]
@@ -118,16 +140,67 @@ class SyntheticReader:
             provenance=Provenance(config.dataset, self.names[index], source=json.dumps(source)),
         )
 
-    def _build_stage(self, seed: int) -> _Stage:
+    def _tell_natural(
+        self, index: int, stage: NaturalStage, rng: np.random.Generator, *, is_rendered: bool
+    ) -> Recording:
+        config = self.config
+        times_s = np.arange(int(np.ceil(config.duration_s * _SIMULATION_HZ)) + 1) / _SIMULATION_HZ
+        settings = (config.natural, config.camera, config.gaze)
+        story = NaturalStory.simulate(stage, self._motions, times_s, rng, settings)
+        video_s, track_s = (
+            _clock(config.duration_s, config.video_rate_hz),
+            _clock(config.duration_s, config.track_rate_hz),
+        )
+        if is_rendered:
+            rgb, depth = story.pictures(stage, video_s, rng, config.natural)
+        else:
+            rgb, depth = _no_pictures(len(video_s), story.intrinsics)
+        always = np.ones(len(video_s), dtype=bool)
+        hands = [name for name, *_ in story.bodies]
+        names = dict(enumerate([*hands, *(thing.name for thing in stage.scene.scene.things)]))
+        captions_s = np.arange(0.0, config.duration_s, config.caption_every_s)
+        captions = [
+            _natural_caption(story, (times_s >= start_s) & (times_s < start_s + config.caption_every_s), names)
+            for start_s in captions_s
+        ]
+        source = {"room_seed": config.first_seed + index // config.recordings_per_room, "scene": stage.scene.scene.name}
+        source |= {"movers": hands, "things": [thing.name for thing in stage.scene.scene.things]}
+        return Recording(
+            name=self.names[index],
+            streams={
+                "rgb": Stream(rgb, always, video_s, "uint8"),
+                "depth": Stream(depth, always, video_s, "m"),
+                **story.tracks(track_s, np.minimum(np.round(track_s * _SIMULATION_HZ).astype(int), len(times_s) - 1)),
+                "caption": Stream(np.array(captions), np.ones(len(captions), dtype=bool), captions_s, "text"),
+            },
+            intrinsics=story.intrinsics,
+            provenance=Provenance(config.dataset, self.names[index], source=json.dumps(source)),
+        )
+
+    def _build_stage(self, seed: int) -> "_Stage | NaturalStage":
         config = self.config
         if config.scene_file:
             scene = load_scene(
                 config.scene_file, up_axis=config.scene_up_axis, metres_per_unit=config.scene_metres_per_unit
             )
+            if config.natural is not None:
+                floor_m = build_walk_map(scene, Caster(scene.mesh)).floor_m
+                return NaturalStage.ready(dress(scene, np.random.default_rng((0x4E617475, seed))), floor_m)
+        elif config.natural is not None:
+            return NaturalStage.ready(furnish(seed, config.natural.room), 0.0)
         else:
             scene = build_room(seed, config.room)
         caster = Caster(scene.mesh)
         return _Stage(scene, caster, build_walk_map(scene, caster))
+
+
+def _clock(duration_s: float, rate_hz: float) -> np.ndarray:
+    return np.arange(round(duration_s * rate_hz)) / rate_hz
+
+
+def _no_pictures(num_frames: int, intrinsics: Intrinsics) -> tuple[np.ndarray, np.ndarray]:
+    shape = (num_frames, intrinsics.height, intrinsics.width)
+    return np.broadcast_to(np.uint8(0), (*shape, 3)), np.broadcast_to(np.float32(0), shape)
 
 
 def best_gaze_error(recording: Recording | AlignedClip) -> float:
@@ -191,8 +264,10 @@ class _Story:
         return poses
 
     def streams(self, stage: _Stage, config: SyntheticWorldConfig, *, is_rendered: bool) -> dict[str, Stream]:
-        video_s = np.arange(round(config.duration_s * config.video_rate_hz)) / config.video_rate_hz
-        track_s = np.arange(round(config.duration_s * config.track_rate_hz)) / config.track_rate_hz
+        video_s, track_s = (
+            _clock(config.duration_s, config.video_rate_hz),
+            _clock(config.duration_s, config.track_rate_hz),
+        )
         movers = [
             replace(mover, positions=self.at(video_s, mover.positions), turns=self.at(video_s, mover.turns))
             for mover in self.movers
@@ -202,8 +277,7 @@ class _Story:
             static = (stage.caster, stage.scene.paint)
             rgb, depth = render(static, movers, self.world_from_cam(video_s), intrinsics, config.lamp)
         else:
-            shape = (len(video_s), intrinsics.height, intrinsics.width)
-            rgb, depth = np.broadcast_to(np.uint8(0), (*shape, 3)), np.broadcast_to(np.float32(0), shape)
+            rgb, depth = _no_pictures(len(video_s), intrinsics)
         nearest_T = np.minimum(np.round(track_s * _SIMULATION_HZ).astype(int), len(self.times_s) - 1)
         target_T = self.looking.target[nearest_T]
         factors_T3 = np.stack([self.walk.speed[nearest_T], self.walk.turn[nearest_T], target_T], axis=1)
@@ -287,6 +361,16 @@ def caption_of(speed: np.ndarray, turn: np.ndarray, target: np.ndarray, mover_na
         colour, shape = mover_names[main].split()
         looks = f"looks at {'an' if colour[0] in 'aeiou' else 'a'} {colour} moving {shape}"
     return f"the wearer {_motion(float(np.mean(speed)), float(np.mean(turn)))} and {looks}"
+
+
+def _natural_caption(story: NaturalStory, during_T: np.ndarray, names: dict[int, str]) -> str:
+    targets, counts = np.unique(story.glances.target[during_T], return_counts=True)
+    main = int(targets[np.argmax(counts)])
+    moves = _motion(float(np.mean(story.speed[during_T])), float(np.mean(story.turn[during_T])))
+    if main < 0:
+        return f"the wearer {moves} and looks around"
+    article = "the" if main < len(story.bodies) else "a"
+    return f"the wearer {moves} and looks at {article} {names[main]}"
 
 
 def _motion(speed_mps: float, turn_rad_per_s: float) -> str:

@@ -1,0 +1,447 @@
+"""Natural rooms: furniture in layouts, clutter of many shapes, walls with windows, doors and pictures, and hands.
+
+World frame as in `rooms`: metres, z up, the floor at z = 0, the room's centre at x = y = 0. V vertices, A triangles.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import trimesh
+
+from egom2p.config import Natural, Positive, Share, strict
+from egom2p.data.recordings.synthetic.rooms import Scene, Thing
+from egom2p.data.recordings.synthetic.textures import Material, Skin, random_colour, random_material
+
+_ANY = ("clouds", "clouds", "stripes", "bricks", "tiles", "wood", "cloth", "spots", "picture", "print")
+_FURNITURE = ("wood", "wood", "clouds", "cloth", "tiles", "stripes")
+_WALL = ("clouds", "clouds", "clouds", "stripes", "bricks", "tiles", "wood", "cloth", "spots")
+_FLOOR = ("wood", "wood", "tiles", "clouds", "cloth", "bricks")
+
+
+@strict
+class FurnishingConfig:
+    """Sizes (metres) and counts of natural rooms; each pair is a range drawn from uniformly.
+
+    num_clutter    small things, most of them on what has a top, some on the floor
+    blocks         parts of the room walled off, so that few rooms are plain boxes
+    """
+
+    side_m: tuple[Positive, Positive] = (2.6, 7.5)
+    height_m: tuple[Positive, Positive] = (2.2, 3.4)
+    num_furniture: tuple[Natural, Natural] = (5, 14)
+    num_clutter: tuple[Natural, Natural] = (20, 70)
+    num_on_walls: tuple[Natural, Natural] = (3, 10)
+    blocks: tuple[Natural, Natural] = (0, 2)
+    plain_share: Share = 0.6  # of walls and ceilings: light and with little pattern
+
+    def __post_init__(self) -> None:
+        if self.side_m[0] < 2 or self.height_m[0] < 2:
+            raise ValueError(f"side_m and height_m must start at 2 m or more, got {self.side_m}, {self.height_m}")
+
+
+@dataclass(frozen=True)
+class NaturalScene:
+    """What stands still, its skin, where windows are (W, 3) and how they look into the room (W, 3)."""
+
+    scene: Scene
+    skin: Skin
+    windows: np.ndarray
+    inwards: np.ndarray
+
+
+class _Builder:
+    """Collects bodies: vertices, triangles and skins."""
+
+    def __init__(self) -> None:
+        self._vertices: list[np.ndarray] = []
+        self._faces: list[np.ndarray] = []
+        self._skins: list[Skin] = []
+        self._count = 0
+
+    def add(
+        self,
+        shape: tuple[np.ndarray, np.ndarray],
+        material: Material,
+        rng: np.random.Generator,
+        *,
+        rotation: np.ndarray | None = None,
+        shift: tuple[float, float, float] | np.ndarray = (0.0, 0.0, 0.0),
+        once: bool = False,
+    ) -> None:
+        """once: the picture begins at the corner of the body, instead of anywhere."""
+        vertices, faces = shape
+        rotation, shift = np.eye(3) if rotation is None else rotation, np.asarray(shift, dtype=np.float64)
+        skin = Skin.wrapped(vertices[faces], material, rng)
+        if once:
+            corner = np.einsum("aij,avj->avi", skin.tiles, vertices[faces]).reshape(-1, 2)
+            low = np.stack([corner.reshape(len(faces), -1, 2)[:, :, i].min() for i in range(2)])
+            skin = Skin(skin.materials, skin.material, skin.tiles, np.broadcast_to(-low, skin.offsets.shape), skin.tint)
+        self._skins.append(skin.moved(rotation, shift))
+        self._vertices.append(vertices @ rotation.T + shift)
+        self._faces.append(faces + self._count)
+        self._count += len(vertices)
+
+    def built(self) -> tuple[trimesh.Trimesh, Skin]:
+        mesh = trimesh.Trimesh(np.concatenate(self._vertices), np.concatenate(self._faces), process=False)
+        return mesh, Skin.joined(self._skins)
+
+
+# Shapes: vertices (V, 3) and triangles (A, 3), outside facing out, standing on z = 0.
+
+
+@lru_cache
+def _unit(shape: str) -> tuple[np.ndarray, np.ndarray]:
+    makers = {
+        "box": lambda: trimesh.creation.box(extents=(1, 1, 1)),
+        "ball": lambda: trimesh.creation.icosphere(subdivisions=2, radius=0.5),
+        "cone": lambda: trimesh.creation.cone(radius=0.5, height=1, sections=20),
+        "pipe": lambda: trimesh.creation.cylinder(radius=0.5, height=1, sections=18),
+        "ring": lambda: trimesh.creation.torus(0.36, 0.14, major_sections=18, minor_sections=9),
+        "capsule": lambda: trimesh.creation.capsule(height=1, radius=0.25, count=(8, 10)),
+    }
+    mesh = makers[shape]()
+    vertices = np.array(mesh.vertices - [0, 0, mesh.bounds[0, 2]])
+    return vertices, np.array(mesh.faces)
+
+
+def _box(width: float, depth: float, height: float) -> tuple[np.ndarray, np.ndarray]:
+    vertices, faces = _unit("box")
+    return vertices * (width, depth, height), faces
+
+
+def _scaled(shape: str, *size: float) -> tuple[np.ndarray, np.ndarray]:
+    vertices, faces = _unit(shape)
+    return vertices * np.array(size) / np.maximum(np.ptp(vertices, axis=0), 1e-9), faces
+
+
+def _turned(rng: np.random.Generator, width: float, height: float, *, sections: int = 14):
+    """A body turned on a lathe: bottles, bowls, vases, lamp shades."""
+    heights = np.r_[0, np.sort(rng.random(3)), 1] * height
+    radii = np.r_[0, np.clip(rng.uniform(0.25, 1, 5), 0.1, 1), 0] * width / 2
+    heights = np.r_[0, heights, height]
+    angles = np.arange(sections) * 2 * np.pi / sections
+    vertices = np.stack(
+        [np.outer(radii, np.cos(angles)), np.outer(radii, np.sin(angles)), np.outer(heights, np.ones(sections))],
+        axis=-1,
+    ).reshape(-1, 3)
+    ring, k = np.meshgrid(np.arange(len(radii) - 1), np.arange(sections), indexing="ij")
+    a, b = (ring * sections + k).ravel(), (ring * sections + (k + 1) % sections).ravel()
+    faces = np.concatenate([np.stack([a, b, b + sections], 1), np.stack([a, b + sections, a + sections], 1)])
+    area = np.linalg.norm(np.cross(*(vertices[faces[:, i]] - vertices[faces[:, 0]] for i in (1, 2))), axis=1)
+    return vertices, faces[area > 1e-12]
+
+
+def _blob(rng: np.random.Generator, *size: float) -> tuple[np.ndarray, np.ndarray]:
+    """A lump: cushions, fruit, crumpled cloth, leaves."""
+    vertices, faces = _unit("ball")
+    centred = vertices - vertices.mean(axis=0)
+    waves, phases = rng.normal(scale=5, size=(4, 3)), rng.uniform(0, 2 * np.pi, 4)
+    centred = centred * (1 + 0.12 * np.sin(centred @ waves.T + phases).sum(axis=1, keepdims=True))
+    centred = centred - centred.min(axis=0)
+    return (centred / np.ptp(centred, axis=0) - (0.5, 0.5, 0.0)) * size, faces
+
+
+def _about_z(angle: float) -> np.ndarray:
+    cos, sin = np.cos(angle), np.sin(angle)
+    return np.array([[cos, -sin, 0.0], [sin, cos, 0.0], [0.0, 0.0, 1.0]])
+
+
+def furnish(seed: int, config: FurnishingConfig) -> NaturalScene:
+    """The natural room of this seed: the same on every call."""
+    rng = np.random.default_rng((0x4E617475, seed))
+    size = np.array([*rng.uniform(*config.side_m, size=2), rng.uniform(*config.height_m)])
+    builder = _Builder()
+    walls = _shell(builder, size, rng, config)
+    windows, inwards = _hang(builder, size, walls, rng, config)
+    things, tops = [], []
+    for _ in range(rng.integers(config.num_furniture[0], config.num_furniture[1] + 1)):
+        name, centre, its_tops = _stand(builder, size, rng)
+        things.append(Thing(name, centre))
+        tops.extend(its_tops)
+    for _ in range(rng.integers(config.num_clutter[0], config.num_clutter[1] + 1)):
+        things.append(_drop(builder, size, tops, rng))
+    mesh, skin = builder.built()
+    return NaturalScene(Scene(f"natural{seed:06d}", mesh, None, tuple(things)), skin, windows, inwards)
+
+
+def _plain_or(rng: np.random.Generator, kinds: tuple[str, ...], plain_share: float) -> Material:
+    if rng.random() < plain_share:
+        return random_material(rng, ("clouds",), value=(0.4, 0.92), saturation=0.15, contrast=0.2, tile_m=(0.7, 3.0))
+    return random_material(rng, kinds, tile_m=(0.4, 2.5), saturation=0.3, contrast=0.7)
+
+
+def _shell(builder: _Builder, size: np.ndarray, rng: np.random.Generator, config: FurnishingConfig) -> Material:
+    """Floor, ceiling, walls (often all alike) and walled-off blocks; returns the walls' material."""
+    corners = np.array([[-1, -1, 0], [1, -1, 0], [1, 1, 0], [-1, 1, 0], [-1, -1, 2], [1, -1, 2], [1, 1, 2], [-1, 1, 2]])
+    corners = corners * size / 2
+    walls = _plain_or(rng, _WALL, config.plain_share)
+    faces = {"floor": (0, 1, 2, 3), "ceiling": (7, 6, 5, 4)}
+    faces |= {k: side for k, side in enumerate([(1, 0, 4, 5), (2, 1, 5, 6), (3, 2, 6, 7), (0, 3, 7, 4)])}
+    for where, corner_numbers in faces.items():
+        if where == "floor":
+            material = random_material(rng, _FLOOR, tile_m=(0.4, 2.0), saturation=0.3, contrast=0.8)
+        elif where == "ceiling":
+            material = _plain_or(rng, ("wood", "clouds", "tiles"), max(config.plain_share, 0.8))
+        else:
+            material = walls if rng.random() < 0.7 else _plain_or(rng, _WALL, config.plain_share)
+        quad = corners[list(corner_numbers)], np.array([[0, 1, 2], [0, 2, 3]])
+        builder.add(quad, material, rng)
+    for _ in range(rng.integers(config.blocks[0], config.blocks[1] + 1)):
+        wide, deep = rng.uniform(0.2, 0.35, size=2) * size[:2]
+        corner = rng.choice([-1.0, 1.0], size=2) * (size[:2] - (wide, deep)) / 2
+        builder.add(_box(wide, deep, size[2]), walls, rng, shift=(*corner, 0.0))
+    if rng.random() < 0.4:  # a carpet
+        width, depth = rng.uniform(0.3, 0.7, size=2) * size[:2]
+        shift = (*(rng.uniform(-0.25, 0.25, 2) * size[:2]), 0.0)
+        carpet = random_material(rng, ("cloth", "stripes", "clouds", "spots"), tile_m=(0.3, 1.5), saturation=0.4)
+        builder.add(_box(width, depth, 0.012), carpet, rng, rotation=_about_z(rng.normal(scale=0.1)), shift=shift)
+    return walls
+
+
+def _hang(
+    builder: _Builder, size: np.ndarray, walls: Material, rng: np.random.Generator, config: FurnishingConfig
+) -> tuple[np.ndarray, np.ndarray]:
+    """Windows, doors, pictures, cupboards, shelves and skirting on the walls."""
+    windows, inwards = [], []
+    skirting = random_material(rng, ("wood", "clouds"), contrast=0.3)
+    for side in range(4):
+        along, out = size[side % 2], _about_z(side * np.pi / 2)
+        builder.add(_box(along, 0.02, 0.08), skirting, rng, rotation=out, shift=out @ (0, size[1 - side % 2] / 2, 0))
+    for _ in range(rng.integers(config.num_on_walls[0], config.num_on_walls[1] + 1)):
+        side = rng.integers(4)
+        rotation = _about_z(side * np.pi / 2)
+        along, away = size[side % 2], size[1 - side % 2] / 2
+        kind = ("window", "door", "picture", "picture", "cupboard", "shelf", "print")[rng.integers(7)]
+        width, height = rng.uniform(0.25, 1.0, size=2) * (1.2, 0.9)
+        bottom, thickness = rng.uniform(1.0, 1.5), 0.03
+        if kind == "window":
+            width, height, bottom = rng.uniform(0.6, 2.0), rng.uniform(0.7, 1.4), rng.uniform(0.6, 1.0)
+        elif kind == "door":
+            width, height, bottom = rng.uniform(0.7, 1.0), min(rng.uniform(1.95, 2.1), size[2] - 0.02), 0.0
+        elif kind == "cupboard":
+            thickness = rng.uniform(0.25, 0.4)
+        elif kind == "shelf":
+            width, height, thickness = rng.uniform(0.5, 1.5), rng.uniform(0.25, 0.4), 0.2
+        width, height = min(width, along - 0.1), min(height, size[2] - bottom - 0.01)
+        shift = rotation @ (rng.uniform(-1, 1) * (along - width) / 2, away - thickness / 2, bottom)
+        once = kind in ("window", "door", "picture", "print")
+        kinds = {"cupboard": _FURNITURE, "shelf": ("spines",)}.get(kind, (kind,))
+        glow = rng.uniform(1.0, 6.0) * (kind == "window") * (rng.random() < 0.7)
+        fitting = (width, height) if once else (0.5, 0.6) if kind == "shelf" else None
+        material = random_material(rng, kinds, once_m=fitting, glow=glow)
+        if kind in ("picture", "print", "window"):
+            frame = random_material(rng, ("wood", "clouds"), contrast=0.4)
+            frame_shift = shift - rotation @ (0, -0.006, 0.03)
+            builder.add(_box(width + 0.06, thickness, height + 0.06), frame, rng, rotation=rotation, shift=frame_shift)
+        builder.add(_box(width, thickness, height), material, rng, rotation=rotation, shift=shift, once=once)
+        if glow:
+            inwards.append(rotation @ (0, -1, 0))
+            windows.append(shift + (0, 0, height / 2) + 0.15 * inwards[-1])
+        if kind == "window" and rng.random() < 0.5:
+            curtain = random_material(rng, ("cloth", "stripes", "clouds"), tile_m=(0.15, 0.8))
+            for edge in (-1, 1):
+                at = shift + rotation @ (edge * (width / 2 + 0.1), -0.05, -rng.uniform(0, bottom))
+                builder.add(_box(0.25, 0.08, height + 0.2), curtain, rng, rotation=rotation, shift=at)
+    return np.array(windows).reshape(-1, 3), np.array(inwards).reshape(-1, 3)
+
+
+Tops = list[tuple[np.ndarray, np.ndarray, float, float]]  # middle (3,), rotation, width, depth
+
+
+def _stand(builder: _Builder, size: np.ndarray, rng: np.random.Generator) -> tuple[str, np.ndarray, Tops]:
+    """One piece of furniture: its name, its middle and the tops that things can stand on."""
+    kind = ("table", "table", "desk", "chair", "chair", "shelf", "cabinet", "cabinet", "sofa", "bed", "lamp", "plant")
+    kind = kind[rng.integers(len(kind))]
+    main = random_material(rng, _FURNITURE, tile_m=(0.25, 1.5), saturation=0.35)
+    other = random_material(rng, _FURNITURE, tile_m=(0.25, 1.5)) if rng.random() < 0.4 else main
+    width, depth, height = rng.uniform(0.5, 1.0), rng.uniform(0.4, 0.7), rng.uniform(0.4, 1.0)
+    parts, tops = [], []  # (shape, material, shift), (shift, width, depth)
+
+    def legs(wide: float, deep: float, high: float) -> None:
+        thick = rng.uniform(0.02, 0.07)
+        leg = _scaled("pipe", thick, thick, high) if rng.random() < 0.4 else _box(thick, thick, high)
+        for x in (-1, 1):
+            parts.extend((leg, other, (x * (wide - thick) / 2, y * (deep - thick) / 2, 0)) for y in (-1, 1))
+
+    if kind in ("table", "desk"):
+        width, depth, height = rng.uniform(0.7, 2.0), rng.uniform(0.5, 1.0), rng.uniform(0.68, 0.95)
+        if rng.random() < 0.2:
+            height = rng.uniform(0.3, 0.5)
+        thick = rng.uniform(0.02, 0.06)
+        if kind == "table" and rng.random() < 0.3:
+            depth = width = rng.uniform(0.5, 1.3)
+            parts.append((_scaled("pipe", width, depth, thick), main, (0, 0, height - thick)))
+            parts.append((_scaled("pipe", 0.08, 0.08, height - thick), other, (0, 0, 0)))
+            parts.append((_scaled("cone", 0.5 * width, 0.5 * width, 0.1), other, (0, 0, 0)))
+        else:
+            parts.append((_box(width, depth, thick), main, (0, 0, height - thick)))
+            legs(width, depth, height - thick)
+        if kind == "desk":
+            parts.append((_box(0.4, 0.95 * depth, height - thick), other, (width / 2 - 0.25, 0, 0)))
+        tops += [((0, 0, height), width, depth)] * 4
+    elif kind == "chair":
+        width, depth, height = rng.uniform(0.38, 0.5), rng.uniform(0.38, 0.5), rng.uniform(0.42, 0.5)
+        legs(width, depth, height)
+        parts.append((_box(width, depth, 0.05), main, (0, 0, height)))
+        back = rng.uniform(0.3, 0.55)
+        parts.append((_box(width, 0.04, back), main, (0, depth / 2, height + rng.uniform(0.05, 0.2))))
+        tops.append(((0, 0, height + 0.05), width, depth))
+    elif kind == "shelf":
+        width, depth, height = rng.uniform(0.5, 1.4), rng.uniform(0.25, 0.4), rng.uniform(0.8, 2.1)
+        count = rng.integers(2, 6)
+        for level in range(count + 1):
+            board = level * (height - 0.03) / count
+            parts.append((_box(width, depth, 0.03), main, (0, 0, board)))
+            gap = height / count
+            if level < count and rng.random() < 0.6:
+                goods = random_material(rng, ("spines",), once_m=(0.5, 2 * min(gap - 0.05, 0.35)))
+                shape = _box(rng.uniform(0.3, 0.95) * width, 0.6 * depth, min(gap - 0.05, 0.35))
+                parts.append((shape, goods, (0, 0.1 * depth, board + 0.03)))
+            else:
+                tops.append(((0, 0, board + 0.03), 0.9 * width, 0.7 * depth))
+        parts.extend((_box(0.03, depth, height), main, (x * width / 2, 0, 0)) for x in (-1, 1))
+        if rng.random() < 0.6:
+            parts.append((_box(width, 0.02, height), other, (0, depth / 2, 0)))
+    elif kind == "cabinet":
+        width, depth, height = rng.uniform(0.4, 2.2), rng.uniform(0.4, 0.65), rng.uniform(0.5, 1.1)
+        if rng.random() < 0.3:
+            width, height = rng.uniform(0.5, 1.1), rng.uniform(1.5, 2.1)
+        parts.append((_box(width, depth, height), main, (0, 0, 0)))
+        front = rng.integers(1, 5)
+        for k in range(front):  # doors or drawers
+            wide = width / front
+            shift = ((k + 0.5) * wide - width / 2, -depth / 2, 0.06)
+            parts.append((_box(wide - 0.02, 0.03, height - 0.1), other, shift))
+            knob = (shift[0] + 0.3 * wide, -depth / 2 - 0.03, 0.7 * height)
+            parts.append((_scaled("ball", 0.03, 0.03, 0.03), other, knob))
+        tops += [((0, 0, height), width, depth)] * (3 if height < 1.2 else 1)
+    elif kind in ("sofa", "bed"):
+        width, depth = (
+            (rng.uniform(1.2, 2.2), 0.85) if kind == "sofa" else (rng.uniform(1.9, 2.1), rng.uniform(0.9, 1.6))
+        )
+        height = rng.uniform(0.35, 0.5)
+        parts.append((_box(width, depth, height), main, (0, 0, 0)))
+        cushions = rng.integers(2, 5)
+        for k in range(cushions):
+            wide = width / cushions
+            shape = _blob(rng, wide, 0.3, 0.4) if kind == "sofa" else _blob(rng, 0.5, 0.6, 0.2)
+            parts.append((shape, other, ((k + 0.5) * wide - width / 2, 0.3 * depth, height - 0.02)))
+        if kind == "sofa":
+            parts.append((_box(width, 0.2, 0.8), main, (0, depth / 2, 0)))
+            parts.extend((_box(0.18, depth, 0.6), main, (x * width / 2, 0, 0)) for x in (-1, 1))
+        tops.append(((0, -0.1, height), 0.8 * width, 0.6 * depth))
+    elif kind == "lamp":
+        width = depth = 0.4
+        height = rng.uniform(1.2, 1.8)
+        parts.append((_scaled("pipe", 0.03, 0.03, height), other, (0, 0, 0)))
+        parts.append((_scaled("pipe", 0.3, 0.3, 0.03), other, (0, 0, 0)))
+        shade = random_material(rng, ("cloth", "clouds"), value=(0.6, 0.9), glow=rng.uniform(0, 1.5), saturation=0.2)
+        parts.append((_turned(rng, 0.4, 0.3), shade, (0, 0, height - 0.1)))
+    else:
+        width = depth = rng.uniform(0.3, 0.5)
+        height = rng.uniform(0.6, 1.6)
+        parts.append((_turned(rng, 0.35, 0.35), main, (0, 0, 0)))
+        hue = np.array([0.5, 1.0, 0.4]) * rng.uniform(0.15, 0.6)
+        leaves = Material(0, (0.2, 0.2), hue * 0.4, np.outer([1, 0.4, 0.3], hue), 0.4)
+        for _ in range(rng.integers(6, 16)):
+            at = rng.normal(scale=0.4 * width, size=3) * (1, 1, 0) + (0, 0, rng.uniform(0.3, height))
+            parts.append((_blob(rng, *rng.uniform(0.08, 0.3, size=3)), leaves, at))
+    # Along a wall, its back to it, or anywhere.
+    half = size[:2] / 2
+    if rng.random() < (0.35 if kind in ("table", "chair", "sofa", "bed") else 0.85):
+        side = rng.integers(4)
+        rotation = _about_z(side * np.pi / 2)
+        along, away = half[side % 2] - width / 2, half[1 - side % 2] - depth / 2 - 0.03
+        shift = rotation @ (rng.uniform(-1, 1) * max(along, 0.0), max(away, 0.0), 0)
+    else:
+        rotation = _about_z(rng.uniform(0, 2 * np.pi))
+        shift = np.r_[rng.uniform(-0.7, 0.7, 2) * np.maximum(half - 0.4, 0.2), 0.0]
+    for shape, material, at in parts:
+        builder.add(shape, material, rng, rotation=rotation, shift=rotation @ np.asarray(at, float) + shift)
+    tops = [(rotation @ np.asarray(at, float) + shift, rotation, wide, deep) for at, wide, deep in tops]
+    return kind, shift + (0, 0, 0.6 * height), tops
+
+
+def clutter(rng: np.random.Generator) -> tuple[str, tuple[np.ndarray, np.ndarray], Material]:
+    """A small thing: name, shape and material."""
+    kind = ("book", "box", "can", "ball", "cone", "ring", "jar", "jar", "jar", "lump", "lump", "bar", "sheet")
+    kind = kind[rng.integers(len(kind))]
+    width, depth, height = np.exp(rng.normal(np.log(0.11), 0.45, size=3))
+    material = random_material(rng, _ANY, tile_m=(0.05, 0.4), saturation=0.45, value=(0.03, 0.95))
+    if kind in ("jar", "lump"):
+        shape = _turned(rng, width, 1.4 * height) if kind == "jar" else _blob(rng, width, depth, height)
+    elif kind in ("book", "sheet"):
+        width, depth = rng.uniform(0.15, 0.3, size=2)
+        material = random_material(rng, ("print", "picture", "clouds"), once_m=(width, depth))
+        shape = _box(width, depth, rng.uniform(0.01, 0.05) if kind == "book" else 0.004)
+    elif kind == "bar":
+        shape = _scaled("capsule", 0.03, 0.03, rng.uniform(0.1, 0.4))
+    else:
+        name = {"box": "box", "can": "pipe", "ball": "ball", "cone": "cone", "ring": "ring"}[kind]
+        shape = _scaled(name, width, width if kind != "box" else depth, height if kind != "ball" else width)
+    return kind, shape, material
+
+
+def _drop(builder: _Builder, size: np.ndarray, tops: Tops, rng: np.random.Generator) -> Thing:
+    """A small thing on a top, or on the floor."""
+    kind, shape, material = clutter(rng)
+    rotation = _about_z(rng.uniform(0, 2 * np.pi))
+    if kind == "bar" or rng.random() < 0.15:  # lying
+        tilt = np.array([[1, 0, 0], [0, 0, -1], [0, 1, 0.0]])
+        rotation = rotation @ tilt
+    low = (shape[0] @ rotation.T)[:, 2].min()
+    if tops and rng.random() < 0.85:
+        middle, turn, width, depth = tops[rng.integers(len(tops))]
+        spot = middle + turn @ (*(rng.uniform(-0.42, 0.42, 2) * (width, depth)), 0.0)
+    else:
+        spot = np.r_[rng.uniform(-0.47, 0.47, 2) * size[:2], 0.0]
+        if rng.random() < 0.5:  # on the floor things are larger
+            shape = shape[0] * rng.uniform(1.5, 3), shape[1]
+            low = (shape[0] @ rotation.T)[:, 2].min()
+    shift = spot - (0, 0, low)
+    builder.add(shape, material, rng, rotation=rotation, shift=shift)
+    return Thing(kind, (shape[0] @ rotation.T + shift).mean(axis=0))
+
+
+def build_hand(rng: np.random.Generator, *, is_left: bool) -> tuple[trimesh.Trimesh, Skin]:
+    """A hand and its forearm: the palm at the origin, fingers along -z, the elbow towards +z; it may hold a thing."""
+    builder = _Builder()
+    tone = np.array([0.78, 0.52, 0.38]) * np.array([1, 0.97, 0.93]) ** rng.uniform(-2, 6) * rng.uniform(0.25, 1.1)
+    skin = Material(rng.integers(8), (0.1, 0.1), tone * 0.9, np.outer([0.15, 0.05, 0.05], tone), 0.1)
+    is_bare = rng.random() < 0.5
+    sleeve = skin if is_bare else random_material(rng, ("cloth", "clouds", "stripes"), tile_m=(0.05, 0.3))
+    arm = _scaled("capsule", 0.075, 0.065, 0.42)
+    builder.add(arm, sleeve, rng, shift=(0, 0, 0.05 if is_bare else 0.09))
+    builder.add(_scaled("capsule", 0.055, 0.045, 0.2), skin, rng, shift=(0, 0, 0.0))
+    builder.add(_blob(rng, 0.09, 0.035, 0.1), skin, rng, shift=(0, 0, -0.06))
+    curl, side = rng.uniform(0, 1.2), -1 if is_left else 1
+    for k in range(5):
+        is_thumb = k == 4
+        root = np.array([side * 0.045, 0, 0.0] if is_thumb else [(k - 1.5) * 0.021, 0, -0.05])
+        lean = side * 0.8 if is_thumb else (k - 1.5) * 0.06
+        bend = rng.normal(curl, 0.15) * (0.4 if is_thumb else 1.0)
+        for length, more in ((0.045, 0.0), (0.05, 0.7 * bend)):
+            angle = 0.5 * bend + more
+            along = np.array([np.sin(lean), np.sin(angle) * np.cos(lean), -np.cos(angle) * np.cos(lean)])
+            across = np.cross(along, [0.3, 1.0, 0.2])
+            across /= np.linalg.norm(across)
+            rotation = np.stack([across, np.cross(along, across), along], axis=1)
+            builder.add(_scaled("capsule", 0.019, 0.019, length + 0.015), skin, rng, rotation=rotation, shift=root)
+            root = root + length * along
+    if rng.random() < 0.5:
+        _, shape, material = clutter(rng)
+        builder.add(shape, material, rng, rotation=_about_z(rng.uniform(0, 6)), shift=(0, 0.05, -0.12))
+    return builder.built()
+
+
+def dress(scene: Scene, rng: np.random.Generator) -> NaturalScene:
+    """A scene from a file in natural materials, tinted by its own colours; no windows."""
+    triangles = np.asarray(scene.mesh.triangles)
+    grey = random_material(rng, ("clouds", "cloth", "wood"), value=(0.8, 0.95), saturation=0.05, contrast=0.5)
+    skin = Skin.wrapped(triangles, grey, rng, tint=scene.paint.colour)
+    none = np.zeros((0, 3))
+    return NaturalScene(scene, skin, none, none)
+
+
+__all__ = ["FurnishingConfig", "NaturalScene", "build_hand", "clutter", "dress", "furnish", "random_colour"]

@@ -1,0 +1,128 @@
+"""Recordings of natural rooms: a room, a camera carried through it, hands, glances, photographs.
+
+Nothing but the picture tells of depth or motion: no lamp at the camera, no colours that mean a direction, nothing that
+leads the eye. T samples at the rate of the simulation, F frames.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from egom2p.config import strict
+from egom2p.contracts import Intrinsics, Stream
+from egom2p.data.recordings.synthetic.carrying import CarryingConfig, Glances, Motions, glance, hand_poses, place
+from egom2p.data.recordings.synthetic.casting import Caster
+from egom2p.data.recordings.synthetic.furnishing import FurnishingConfig, NaturalScene, build_hand
+from egom2p.data.recordings.synthetic.looking import GazeConfig
+from egom2p.data.recordings.synthetic.photographs import (
+    Body,
+    LensConfig,
+    LightsConfig,
+    photograph,
+    put_lights,
+    shutter_times,
+)
+from egom2p.data.recordings.synthetic.rendering import CameraConfig
+from egom2p.data.recordings.synthetic.textures import PreparedSkin
+from egom2p.geometry import interpolate_poses
+
+
+@strict
+class NaturalConfig:
+    """All that is drawn at random in natural rooms."""
+
+    room: FurnishingConfig = field(default_factory=FurnishingConfig)
+    lights: LightsConfig = field(default_factory=LightsConfig)
+    carrying: CarryingConfig = field(default_factory=CarryingConfig)
+    lens: LensConfig = field(default_factory=LensConfig)
+
+
+@dataclass(frozen=True)
+class NaturalStage:
+    """A natural scene made ready for rays and looks."""
+
+    scene: NaturalScene
+    caster: Caster
+    skin: PreparedSkin
+    floor_m: float
+
+    @classmethod
+    def ready(cls, scene: NaturalScene, floor_m: float) -> "NaturalStage":
+        return cls(scene, Caster(scene.scene.mesh), scene.skin.prepared(), floor_m)
+
+
+@dataclass(frozen=True)
+class NaturalStory:
+    """What happens in one recording: camera (T, 4, 4), speed (T,) m/s, turn (T,) rad/s, left positive, and glances."""
+
+    times_s: np.ndarray
+    intrinsics: Intrinsics
+    world_from_cam: np.ndarray
+    bodies: tuple[tuple[str, Caster, PreparedSkin, float, np.ndarray], ...]  # name, ..., radius, poses (T, 4, 4)
+    speed: np.ndarray
+    turn: np.ndarray
+    glances: Glances
+
+    @classmethod
+    def simulate(
+        cls,
+        stage: NaturalStage,
+        motions: Motions,
+        times_s: np.ndarray,
+        rng: np.random.Generator,
+        settings: tuple[NaturalConfig, CameraConfig, GazeConfig],
+    ) -> "NaturalStory":
+        config, camera, gaze = settings
+        fov_deg = float(rng.uniform(*config.lens.fov_deg))
+        intrinsics = CameraConfig(height=camera.height, width=camera.width, fov_deg=fov_deg).intrinsics()
+        world_from_cam = place((stage.scene, stage.caster, stage.floor_m), motions, times_s, rng, config.carrying)
+        bodies, targets = [], []
+        for name in ("left hand", "right hand"):
+            if rng.random() < config.carrying.hands:
+                mesh, skin = build_hand(rng, is_left=name == "left hand")
+                poses = hand_poses(world_from_cam, times_s, rng, is_left=name == "left hand")
+                radius = float(np.linalg.norm(mesh.vertices, axis=1).max())
+                bodies.append((name, Caster(mesh), skin.prepared(), radius, poses))
+                targets.append(poses[:, :3, 3])
+        things = [np.broadcast_to(thing.centre, (len(times_s), 3)) for thing in stage.scene.scene.things]
+        targets_TK3 = np.stack([*targets, *things], axis=1) if targets or things else np.zeros((len(times_s), 0, 3))
+        glances = glance(world_from_cam, targets_TK3, len(bodies), (stage.caster, intrinsics), times_s, rng, gaze)
+        rate_hz = 1 / (times_s[1] - times_s[0])
+        way = np.gradient(world_from_cam[:, :2, 3], axis=0) * rate_hz
+        yaw = np.unwrap(np.arctan2(world_from_cam[:, 1, 2], world_from_cam[:, 0, 2]))
+        speed, turn = np.linalg.norm(way, axis=1), np.gradient(yaw) * rate_hz
+        return cls(times_s, intrinsics, world_from_cam, tuple(bodies), speed, turn, glances)
+
+    def poses_at(self, times_s: np.ndarray, poses: np.ndarray) -> np.ndarray:
+        """Poses (..., 4, 4) at times (...,); at the ends those of the ends."""
+        held = np.clip(times_s.ravel(), self.times_s[0], self.times_s[-1])
+        return interpolate_poses(self.times_s, poses, held, max_gap_s=1.0)[0].reshape(*times_s.shape, 4, 4)
+
+    def pictures(
+        self, stage: NaturalStage, video_s: np.ndarray, rng: np.random.Generator, config: NaturalConfig
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """rgb and depth at the times of the frames."""
+        times = shutter_times(video_s, rng.uniform(*config.lens.shutter_s), config.lens)
+        lights = put_lights(stage.scene, stage.caster, stage.floor_m, rng, config.lights)
+        bodies = [
+            Body(caster, skin, radius, self.poses_at(times, poses)) for _, caster, skin, radius, poses in self.bodies
+        ]
+        static, world_from_cam = (stage.caster, stage.skin), self.poses_at(times, self.world_from_cam)
+        return photograph(static, bodies, lights, world_from_cam, self.intrinsics, rng, config.lens)
+
+    def tracks(self, track_s: np.ndarray, rows_T: np.ndarray) -> dict[str, Stream]:
+        """Gaze, camera, gaze_law and factors at these times; rows_T: the nearest rows of the simulation."""
+        always = np.ones(len(track_s), dtype=bool)
+        factors = np.stack([self.speed[rows_T], self.turn[rows_T], self.hand_looked_at[rows_T]], axis=1)
+        gaze, law = (values[rows_T].astype(np.float32) for values in (self.glances.gaze, self.glances.law))
+        return {
+            "gaze": Stream(gaze, self.glances.is_valid[rows_T], track_s, "image"),
+            "camera": Stream(self.poses_at(track_s, self.world_from_cam), always, track_s, "world_from_cam"),
+            "gaze_law": Stream(law, always, track_s, "image"),
+            "factors": Stream(factors.astype(np.float32), always, track_s, "m/s, rad/s, mover"),
+        }
+
+    @property
+    def hand_looked_at(self) -> np.ndarray:
+        """(T,) number of the hand that the eyes are on, -1 for anything else."""
+        return np.where(self.glances.target < len(self.bodies), self.glances.target, -1)

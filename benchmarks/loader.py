@@ -35,7 +35,9 @@ _ALPHAS = [0.01, 0.1, 1.0, 10.0]
 
 def published_mixture(names: Sequence[str], alphas: Sequence[float] = _ALPHAS, **further: object) -> AlphasConfig:
     both = ModalityAlphas(input_alphas=list(alphas), target_alphas=list(alphas))
-    return AlphasConfig(alphas_mixture=dict.fromkeys(names, both), **further)
+    shown = ModalityAlphas(input_alphas=list(alphas), target_alphas=[0.0 for _ in alphas])
+    mixture = {name: shown if name.endswith("patches") else both for name in names}
+    return AlphasConfig(alphas_mixture=mixture, **further)
 
 
 def small_specs() -> tuple[ModalitySpec, ...]:
@@ -63,9 +65,16 @@ def write_random_tokens(
     rng = np.random.default_rng(0)
     with ShardWriter(root, "random", {spec.folder: "npz" for spec in specs}, clips_per_shard=clips_per_shard) as writer:
         for clip in range(num_clips):
-            ids = {spec.folder: rng.integers(0, spec.vocab_size, spec.grid.shape).astype(np.int32) for spec in specs}
+            ids = {spec.folder: random_tokens(spec, rng) for spec in specs}
             writer.write(f"clip{clip:06d}", {folder: encode_array(array, "npz") for folder, array in ids.items()})
     return shard_pattern(root, "random", [spec.folder for spec in specs])
+
+
+def random_tokens(spec: ModalitySpec, rng: np.random.Generator) -> np.ndarray:
+    """Ids in the shape of the grid, or pixels (L, P)."""
+    if spec.kind == "patches":
+        return rng.integers(0, 256, (spec.num_tokens, spec.num_values)).astype(np.uint8)
+    return rng.integers(0, spec.vocab_size, spec.grid.shape).astype(np.int32)
 
 
 def clips_per_second(make: Callable[[], int], min_seconds: float = 2.0) -> float:

@@ -21,6 +21,7 @@ SMALLER = {
     "num_steps: 600, warmup: 20, lr: 3.0e-3, batch_size: 32": "num_steps: 4, lr: 3.0e-3, batch_size: 4, device: cpu",
     "num_steps: 600, warmup: 20, lr: 2.0e-3, batch_size: 16, evaluate_every: 200": "num_steps: 4, lr: 0.01",
     "until: 50}": "until: 2}",
+    "num_steps: 300, warmup: 20, lr: 1.0e-3, batch_size: 16": "num_steps: 4, lr: 1.0e-3, batch_size: 2, device: cpu",
 }
 FURTHER = {"run_evaluation.py": ["device=cpu", "progress=false"], "generate.py": ["device=cpu", "progress=false"]}
 
@@ -36,9 +37,12 @@ def blocks() -> list[tuple[str, str]]:
 def run_command(line: str, monkeypatch) -> None:
     words = shlex.split(line)
     assert words[0] == "python", line
-    program = words[1]
-    monkeypatch.setattr(sys, "argv", [program, *words[2:], *FURTHER.get(program, [])])
-    runpy.run_path(str(ROOT / program), run_name="__main__")
+    program, arguments = (words[1], words[2:]) if words[1] != "-m" else (words[2], words[3:])
+    monkeypatch.setattr(sys, "argv", [program, *arguments, *FURTHER.get(program, [])])
+    if words[1] == "-m":
+        runpy.run_module(program, run_name="__main__")
+    else:
+        runpy.run_path(str(ROOT / program), run_name="__main__")
 
 
 @pytest.mark.slow

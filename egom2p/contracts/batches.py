@@ -1,6 +1,7 @@
 """What the model eats and returns.
 
-B clips, K modalities, N input tokens of all clips, M target tokens of all clips, L tokens of one modality.
+B clips, K modalities, N input tokens of all clips, M target tokens of all clips, L tokens of one modality, Q patches of
+one modality in all clips, P values of a patch.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,7 +18,8 @@ class MaskedClip:
     """Which positions of a clip are input and which are target; the two are disjoint.
 
     Each mapping: modality name -> array; positions ascending. A modality may be missing from either side.
-    For grids and tracks `query_ids` is -1 (the mask token); for sequences it is the previous token.
+    For grids and tracks `query_ids` is -1 (the mask token); for sequences it is the previous token. Patches, never a
+    target, have values (n, P) uint8 in `input_ids`.
     """
 
     key: str
@@ -52,6 +54,11 @@ class PackedBatch:
     token_budget     sum of the clips' budgets, filled or not (the published "total tokens"), for logging
     num_filler_clips segments at the end that stand for no clip; they count in the lengths and offsets
     num_trimmed      tokens that were drawn but left out to meet a fixed shape, for logging
+    patch_values     per modality of kind patches, in the model's order, (Q, P) uint8; such rows' `input_ids` count its
+                     lines
+    patch_rows       the same, (Q',) int32: the input rows that are patches; N is no row (filler of a fixed shape).
+                     In batches for training line q belongs to row q
+    patch_counts     the same, ints: how many of them are rows of clips
     """
 
     input_ids: Tensor
@@ -73,6 +80,9 @@ class PackedBatch:
     token_budget: int = 0
     num_filler_clips: int = 0
     num_trimmed: int = 0
+    patch_values: tuple[Tensor, ...] = ()
+    patch_rows: tuple[Tensor, ...] = ()
+    patch_counts: tuple[int, ...] = ()
 
     @property
     def num_clips(self) -> int:
@@ -116,13 +126,15 @@ class PackedBatch:
     def transfer_bytes(self) -> int:
         """Bytes that `to` sends to a device."""
         sizes = self._each(lambda tensor: tensor.numel() * tensor.element_size(), keep_repeats=False)
-        return sum(sizes.values())
+        return sum(sum(size) if isinstance(size, tuple) else size for size in sizes.values())
 
     def _each(self, send: Callable[[Tensor], Any], *, keep_repeats: bool = True) -> dict[str, Any]:
         """Apply to every tensor but `head_order`; of one value repeated (stride 0) only a single one is taken."""
         done = {}
         for item in fields(self):
             tensor = getattr(self, item.name)
+            if item.name in ("patch_values", "patch_rows"):
+                done[item.name] = tuple(map(send, tensor))
             if not isinstance(tensor, Tensor) or item.name == "head_order":
                 continue
             is_repeated = tensor.dim() == 1 and tensor.shape[0] > 1 and tensor.stride(0) == 0

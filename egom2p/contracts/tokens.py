@@ -14,8 +14,8 @@ from egom2p.contracts.checks import plain_name
 from egom2p.contracts.clips import AlignedClip
 from egom2p.contracts.quantities import QUANTITIES, Quantity
 
-Kind = Literal["grid", "track", "sequence"]
-_KINDS = ("grid", "track", "sequence")
+Kind = Literal["grid", "track", "sequence", "patches"]
+_KINDS = ("grid", "track", "sequence", "patches")
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,10 @@ _FIELDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "sentinel_ids": (lambda value: isinstance(value, list | tuple) and all(map(_is_count, value)), "a list of ids"),
     "conventions": (lambda value: isinstance(value, Mapping), "words by key"),
+    "patch_shape": (
+        lambda value: isinstance(value, list | tuple) and all(map(_is_count, value)) and prod(value) < 1 << 24,
+        "(frames, pixels, pixels, channels), below 2^24 values",
+    ),
 }
 _REQUIRED = ("name", "kind", "quantity", "grid", "vocab_size", "folder")
 
@@ -77,16 +81,18 @@ class ModalitySpec:
     """Everything the rest of the project may know about a modality.
 
     name                   key in configs and batches, e.g. `tok_depth`
-    kind                   how it is masked and decoded: `grid`, `track` or `sequence`
+    kind                   how it is masked and decoded: `grid`, `track` or `sequence`; `patches` is input only: uint8
+                           values of pieces of a video, which no tokenizer has quantised
     quantity               what it measures, a name of `contracts.quantities`; `signal` is its record
     grid                   token grid; for a sequence (maximum length,)
-    vocab_size             V; ids are 0 ... V-1
+    vocab_size             V; ids are 0 ... V-1. 0 for patches, which have values in place of ids
     folder                 folder on disk below the root of a data set
     rate_hz                rate of the signal the tokens stand for (frames or track samples per second); None for text
     tokenizer_fingerprint  identity of the tokenizer that makes these ids; None when unknown
     pad_id, eos_id, sentinel_ids   sequences only
     num_streams            tracks only: how many neighbouring positions stand for the same samples (residual codes: 2)
     conventions            free words for people: value range, unit, frame
+    patch_shape            patches only: (frames, pixels down, pixels across, channels) at one position
     """
 
     name: str
@@ -102,6 +108,7 @@ class ModalitySpec:
     sentinel_ids: tuple[int, ...] = ()
     conventions: Mapping[str, str] = field(default_factory=dict)
     num_streams: int = 1
+    patch_shape: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         plain_name(self.name, "modality")
@@ -110,9 +117,17 @@ class ModalitySpec:
             raise ValueError(f"{self.name}: kind must be one of {_KINDS}, got {self.kind!r}")
         if self.quantity not in QUANTITIES:
             raise ValueError(f"{self.name}: quantity must be one of {tuple(QUANTITIES)}, got {self.quantity!r}")
-        if self.vocab_size < 1:
-            raise ValueError(f"{self.name}: vocab_size must be positive, got {self.vocab_size}")
-        if (self.kind == "grid") != (len(self.grid.shape) == 3):
+        is_patches = self.kind == "patches"
+        if (
+            bool(self.patch_shape) != is_patches
+            or is_patches
+            and (len(self.patch_shape) != 4 or not all(self.patch_shape))
+        ):
+            raise ValueError(f"{self.name}: kind {self.kind!r} does not fit the patch_shape {self.patch_shape}")
+        if (self.vocab_size < 1) != is_patches:
+            wanted = "0 for patches" if is_patches else "positive"
+            raise ValueError(f"{self.name}: vocab_size must be {wanted}, got {self.vocab_size}")
+        if (self.kind in ("grid", "patches")) != (len(self.grid.shape) == 3):
             raise ValueError(f"{self.name}: kind {self.kind!r} does not fit the grid {self.grid.shape}")
         if self.num_streams != 1 and (
             self.kind != "track" or self.num_streams < 1 or self.num_tokens % self.num_streams
@@ -129,6 +144,21 @@ class ModalitySpec:
     def num_tokens(self) -> int:
         """L: number of positions."""
         return self.grid.num_tokens
+
+    @property
+    def is_input_only(self) -> bool:
+        """Nothing that could be asked for: values without a vocabulary."""
+        return self.kind == "patches"
+
+    @property
+    def num_codes(self) -> int:
+        """Different numbers that stored arrays hold: ids, or bytes of patches."""
+        return 256 if self.is_input_only else self.vocab_size
+
+    @property
+    def num_values(self) -> int:
+        """P: uint8 values of one patch."""
+        return prod(self.patch_shape) if self.is_input_only else 0
 
     def words(self, ids: np.ndarray) -> np.ndarray:
         """Ids (L,) of a sequence before its eos or padding; of other kinds all."""
@@ -162,6 +192,7 @@ class ModalitySpec:
             "sentinel_ids": list(self.sentinel_ids),
             "conventions": dict(self.conventions),
             **({"num_streams": self.num_streams} if self.num_streams != 1 else {}),
+            **({"patch_shape": list(self.patch_shape)} if self.patch_shape else {}),
         }
 
     @classmethod
@@ -182,6 +213,7 @@ class ModalitySpec:
         try:
             known["grid"] = TokenGrid(tuple(known["grid"]))
             known["sentinel_ids"] = tuple(known.get("sentinel_ids", ()))
+            known["patch_shape"] = tuple(known.get("patch_shape", ()))
             return cls(**known)
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None
@@ -192,7 +224,7 @@ class TokenClip:
     """Tokens of one clip.
 
     tokens        modality name -> ids (L,) int32 in position order; an absent modality has no entry.
-                  A sequence may be shorter than its grid.
+                  A sequence may be shorter than its grid; patches have values (L, P) uint8.
     fingerprints  modality name -> fingerprint of the tokenizer that made them (None: unknown)
     """
 
@@ -220,7 +252,7 @@ class Tokenizer(Protocol):
     stream: str
 
     def encode(self, clips: list[AlignedClip]) -> np.ndarray:
-        """Ids (B, L) int32 of a list of clips that all have the stream."""
+        """Ids (B, L) int32, of patches values (B, L, P) uint8, of a list of clips that all have the stream."""
         ...
 
     def decode(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,6 +1,6 @@
 """Clips of any budgets laid end to end: only real tokens (and at most a tail), every length known on the CPU.
 
-B clips, K modalities, N input rows, M target rows, R registers per clip.
+B clips, K modalities, N input rows, M target rows, R registers per clip, Q patches of one modality, P values of each.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,11 +15,15 @@ from egom2p.contracts import MaskedClip, ModalitySpec, PackedBatch
 
 @dataclass(frozen=True)
 class BatchShape:
-    """What a batch of fixed shape has room for: rows of both sides (registers apart), and clips."""
+    """What a batch of fixed shape has room for: rows of both sides (registers apart), and clips.
+
+    num_patches   so many of the input rows may be patches, per modality of that kind
+    """
 
     num_inputs: int
     num_targets: int
     num_clips: int
+    num_patches: tuple[int, ...] = ()
 
     @property
     def num_rows(self) -> int:
@@ -50,18 +54,22 @@ def collate(
         if registers is not None:
             inputs.add(np.zeros_like(registers), registers, num_modalities)
         for index, name in enumerate(names):
-            inputs.add_modality(clip.input_ids, clip.input_positions, name, index)
-            targets.add_modality(clip.target_ids, clip.target_positions, name, index)
+            inputs.add_modality(clip.input_ids, clip.input_positions, name, index, specs[index])
+            targets.add_modality(clip.target_ids, clip.target_positions, name, index, specs[index])
             if has_queries and name in clip.target_ids:
                 queries.append(clip.query_ids[name])
     num_filler = 0
     if shape is not None:
-        num_filler = _fill_up(inputs, targets, shape, num_modalities, registers, num_clips=len(clips))
+        # Rows of the tail pass for tokens: patches would need values.
+        tail = next(index for index, spec in enumerate(specs) if spec.kind != "patches")
+        num_filler = _fill_up(inputs, targets, shape, num_modalities, registers, num_clips=len(clips), tail=tail)
         if has_queries:
             queries.append(np.full(targets.num_rows - sum(map(len, queries)), -1, dtype=np.int32))
     # The smallest type that holds every position: together with int32 ids a clip of full budgets takes <= 32 kB.
     position_type = _position_type(max(num_registers, *(spec.num_tokens for spec in specs)))
-    target_modality_M = targets.modality()
+    target_modality_M, input_modality_N = targets.modality(), inputs.modality()
+    patches = [index for index, spec in enumerate(specs) if spec.kind == "patches"]
+    room = (None,) * len(patches) if shape is None else shape.num_patches
     # Input and target sides have K (+ 1 with registers) and K segments for each clip, empty ones too: so lengths are
     # sums over a regular table, and the model learns every length from Python ints without asking the device.
     num_segments = len(clips) + num_filler
@@ -72,7 +80,7 @@ def collate(
     return PackedBatch(
         input_ids=inputs.ids(),
         input_position=inputs.positions(position_type),
-        input_modality=torch.from_numpy(inputs.modality()),
+        input_modality=torch.from_numpy(input_modality_N),
         input_offsets=_offsets(input_lengths_B),
         target_ids=targets.ids(),
         target_position=targets.positions(position_type),
@@ -91,7 +99,30 @@ def collate(
         token_budget=token_budget,
         num_filler_clips=num_filler,
         num_trimmed=num_trimmed,
+        patch_values=tuple(
+            _patch_values(inputs.values.get(index, ()), specs[index].num_values, most)
+            for index, most in zip(patches, room, strict=True)
+        ),
+        patch_rows=tuple(_patch_rows(input_modality_N, index, most) for index, most in zip(patches, room, strict=True)),
+        patch_counts=tuple(sum(map(len, inputs.values.get(index, ()))) for index in patches),
     )
+
+
+def _patch_values(pieces: Sequence[np.ndarray], num_values: int, most: int | None) -> Tensor:
+    """(Q, P) of all clips, zeros below where there is room for more."""
+    values_QP = np.zeros((sum(map(len, pieces)) if most is None else most, num_values), np.uint8)
+    first = 0
+    for piece in pieces:
+        values_QP[first : first + len(piece)] = piece
+        first += len(piece)
+    return torch.from_numpy(values_QP)
+
+
+def _patch_rows(input_modality_N: np.ndarray, modality: int, most: int | None) -> Tensor:
+    """(Q,) input rows of one modality, N where there is room for more."""
+    rows_Q = np.flatnonzero(input_modality_N == modality).astype(np.int32)
+    filler = 0 if most is None else most - len(rows_Q)
+    return torch.from_numpy(np.pad(rows_Q, (0, filler), constant_values=len(input_modality_N)))
 
 
 def _fill_up(
@@ -102,6 +133,7 @@ def _fill_up(
     registers: np.ndarray | None,
     *,
     num_clips: int,
+    tail: int,
 ) -> int:
     """Add unused segments and the tail; returns how many. The tail's rows stand in its last modality, so that they
     are the last rows of the batch in clip order and modality-major alike."""
@@ -122,20 +154,24 @@ def _fill_up(
         for modality in range(num_modalities):
             has_rows = is_tail and modality == num_modalities - 1
             zeros = np.zeros(left_inputs if has_rows else 0, dtype=np.int32)
-            inputs.add(zeros, zeros, 0)
+            inputs.add(zeros, zeros, tail)
             zeros = np.zeros(left_targets if has_rows else 0, dtype=np.int32)
             targets.add(zeros, zeros, num_modalities)
     return num_filler
 
 
 class _Rows:
-    """Pieces of one side, in row order; a segment without rows keeps its length 0."""
+    """Pieces of one side, in row order; a segment without rows keeps its length 0.
+
+    values   modality -> (n, P) of its patches so far, whose lines their ids count
+    """
 
     def __init__(self) -> None:
         self._ids: list[np.ndarray] = []
         self._positions: list[np.ndarray] = []
         self._indices: list[int] = []
         self.lengths: list[int] = []
+        self.values: dict[int, list[np.ndarray]] = {}
 
     @property
     def num_rows(self) -> int:
@@ -148,9 +184,19 @@ class _Rows:
         self.lengths.append(len(ids))
 
     def add_modality(
-        self, ids: Mapping[str, np.ndarray], positions: Mapping[str, np.ndarray], name: str, index: int
+        self,
+        ids: Mapping[str, np.ndarray],
+        positions: Mapping[str, np.ndarray],
+        name: str,
+        index: int,
+        spec: ModalitySpec,
     ) -> None:
         found = ids.get(name)
+        if found is not None and spec.kind == "patches":
+            known = self.values.setdefault(index, [])
+            first = sum(map(len, known))
+            known.append(found)
+            found = np.arange(first, first + len(found), dtype=np.int32)
         if found is None:
             self._indices.append(index)
             self.lengths.append(0)

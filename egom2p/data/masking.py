@@ -22,7 +22,7 @@ from egom2p.data.masking_config import (
     TransferConfig,
 )
 from egom2p.data.sequence_masking import mask_sequence
-from egom2p.data.transfer_masking import Sides, TransferMasking, draw_cuts, transfer_positions
+from egom2p.data.transfer_masking import Sides, TransferMasking, check_targets, draw_cuts, transfer_positions
 
 __all__ = [
     "AlphasConfig",
@@ -65,6 +65,8 @@ class UnifiedMasking:
         self._config = config
         self._in = _domain("in_domains", config.in_domains, self._specs)
         self._out = _domain("out_domains", config.out_domains, self._specs)
+        shown = {name for name, spec in self._specs.items() if spec.is_input_only}
+        self._out = self._out - shown if config.out_domains is None else self._out
         self._plans: dict[tuple[str, ...], _Plan] = {}
         alphas = config.alphas
         transfers = list(alphas.transfers.values())
@@ -72,6 +74,10 @@ class UnifiedMasking:
         named += [name for transfer in transfers for name in (*transfer.inputs, *transfer.targets)]
         if unknown := sorted(set(named) - set(self._specs)):
             raise ValueError(f"alphas name {unknown}, but the modalities are {sorted(self._specs)}")
+        asked = {name for name, part in alphas.alphas_mixture.items() if max(part.target_alphas) > 0}
+        asked |= {*alphas.always_target, *(config.out_domains or ())}
+        asked |= {name for transfer in transfers for name in transfer.targets}
+        check_targets(asked, self._specs)
         for name, transfer in alphas.transfers.items():
             outside = sorted((set(transfer.inputs) - self._in) | (set(transfer.targets) - self._out))
             if outside:
@@ -108,8 +114,9 @@ class UnifiedMasking:
             masked = MaskedClip(masked.key, {}, {}, masked.target_ids, masked.target_positions, masked.query_ids)
         return masked
 
-    def sizes(self, names: Sequence[str], rng: np.random.Generator) -> tuple[int, int] | None:
-        """Input and target rows that a call with this generator gives a clip with these modalities.
+    def sizes(self, names: Sequence[str], rng: np.random.Generator) -> tuple[int, int, tuple[int, ...]] | None:
+        """Input and target rows that a call with this generator gives a clip with these modalities, and how many of
+        the input rows are patches, per modality of that kind.
 
         Much cheaper than the call: no position is drawn, no token needed. None where only the call can tell: for texts,
         and with `input_dropout`.
@@ -122,7 +129,7 @@ class UnifiedMasking:
         num_components = len(plan.input_alphas)
         if choice < num_components:
             inputs, targets = self._budgets(plan, choice, rng)
-            return sum(inputs), sum(targets)
+            return sum(inputs), sum(targets), self._patches(dict(zip(names, inputs, strict=True)))
         transfer = plan.transfers[choice - num_components]
         lengths = dict(zip(names, plan.limits, strict=True))
         targets = _transfer_targets(transfer, plan)
@@ -130,10 +137,14 @@ class UnifiedMasking:
         wanted = [name for name in targets if name in cuts or name not in transfer.inputs]
         shown = {name: len(cuts[name].before) if name in cuts else lengths[name] for name in lengths}
         asked = {name: len(cuts[name].frame) if name in cuts else lengths[name] for name in lengths}
-        return (
-            sum(_at_most(shown[name], transfer.positions_per_input) for name in transfer.inputs if name in lengths),
-            sum(_at_most(asked[name], transfer.positions_per_target) for name in wanted if name in lengths),
-        )
+        given = {
+            name: _at_most(shown[name], transfer.positions_per_input) for name in transfer.inputs if name in lengths
+        }
+        num_targets = sum(_at_most(asked[name], transfer.positions_per_target) for name in wanted if name in lengths)
+        return sum(given.values()), num_targets, self._patches(given)
+
+    def _patches(self, inputs: Mapping[str, int]) -> tuple[int, ...]:
+        return tuple(inputs.get(name, 0) for name, spec in self._specs.items() if spec.kind == "patches")
 
     def check(self, names: Sequence[str], *, where: str) -> None:
         """Raise ValueError when clips with these modalities could never have a target."""
@@ -192,7 +203,7 @@ class UnifiedMasking:
             sides.add_input(spec.name, parts.input_ids, np.arange(len(parts.input_ids)))
             sides.add_target(spec.name, parts.target_ids, np.arange(len(parts.target_ids)), parts.query_ids)
             return
-        how = config.grid_positions if spec.kind == "grid" else config.track_positions
+        how = config.grid_positions if len(spec.grid.shape) == 3 else config.track_positions
         if how == "random":
             positions = draw_split(spec.num_tokens, num_input=num_input, num_target=num_target, rng=rng)
         else:

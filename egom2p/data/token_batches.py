@@ -22,12 +22,16 @@ _SAMPLE = 2048  # clips whose sizes decide how the rows are shared out
 
 @dataclass(frozen=True)
 class ClipSize:
-    """Rows of one masked clip; `free` ones are those that may be left out."""
+    """Rows of one masked clip; `free` ones are those that may be left out.
+
+    patches   of the inputs, per modality of kind patches
+    """
 
     inputs: int
     targets: int
     free_inputs: int
     free_targets: int
+    patches: tuple[int, ...] = ()
 
     def __add__(self, other: "ClipSize") -> "ClipSize":
         return ClipSize(
@@ -63,7 +67,12 @@ def choose_shape(size_of: Callable[[int], ClipSize], num_tokens: int) -> BatchSh
     num_inputs = min(max(1, round(num_tokens * total_inputs / total)), num_tokens - 1)
     mean = total / len(sizes)
     # Twice the mean number of clips and some: a run of small clips must not end for want of segments.
-    return BatchShape(num_inputs, num_tokens - num_inputs, num_clips=int(2 * num_tokens / mean) + 8)
+    # Patches vary from run to run; four deviations more than on average, and never less than a clip has.
+    patches_CK = np.array([size.patches for size in sizes], dtype=np.float64)
+    usual_K = patches_CK.mean(0) * num_tokens / mean + 4 * patches_CK.std(0) * (num_tokens / mean) ** 0.5
+    most_K = np.maximum(usual_K, patches_CK.max(0, initial=0)).clip(max=num_inputs).astype(int)
+    num_clips = int(2 * num_tokens / mean) + 8
+    return BatchShape(num_inputs, num_tokens - num_inputs, num_clips=num_clips, num_patches=tuple(most_K.tolist()))
 
 
 def runs(size_of: Callable[[int], ClipSize], shape: BatchShape, first_clip: int) -> Iterator[Run]:
@@ -115,7 +124,18 @@ def fit_clips(
             rng = clip_rng(seed, "left out", run.first + number)
             clip = _without(clip, num_inputs, num_targets, texts, rng)
         fitted.append(clip)
-    return fitted, sum(drop_inputs) + sum(drop_targets)
+    num_trimmed = sum(drop_inputs) + sum(drop_targets)
+    patches = [spec.name for spec in specs if spec.kind == "patches"]
+    for name, most in zip(patches, shape.num_patches, strict=True):
+        counts = [len(clip.input_ids.get(name, ())) for clip in fitted]
+        drops = _shares(sum(counts) - most, counts)
+        others = {spec.name for spec in specs} - {name}
+        for number, count in enumerate(drops):
+            if count:
+                rng = clip_rng(seed, f"{name} left out", run.first + number)
+                fitted[number] = _without(fitted[number], count, 0, others, rng)
+        num_trimmed += sum(drops)
+    return fitted, num_trimmed
 
 
 def _shares(total: int, free: Sequence[int]) -> list[int]:

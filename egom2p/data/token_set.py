@@ -90,6 +90,8 @@ class TokenSet:
         return TokenClip(self._clips.key(index), tokens, self._fingerprints)
 
     def _ids(self, index: int, spec: ModalitySpec, folder: str) -> np.ndarray:
+        if spec.kind == "patches":
+            return self._patches(index, spec, folder)
         ids = self._clips.read_array(index, folder).reshape(-1)
         wanted = f"wanted {spec.num_tokens} ids of {spec.name} in 0 ... {spec.vocab_size - 1}"
         if ids.dtype.kind not in "iu":
@@ -103,12 +105,22 @@ class TokenSet:
             raise ValueError(f"{self._clips.where(index, folder)}: ids from {low} to {high}, {wanted}")
         return ids.astype(np.int32, copy=False)
 
+    def _patches(self, index: int, spec: ModalitySpec, folder: str) -> np.ndarray:
+        values, wanted = self._clips.read_array(index, folder), (spec.num_tokens, spec.num_values)
+        if values.dtype != np.uint8 or values.shape != wanted:
+            raise ValueError(
+                f"{self._clips.where(index, folder)}: values are {values.dtype} {values.shape}, wanted uint8 {wanted}, "
+                f"the patches of {spec.name}"
+            )
+        return values
+
     def _check_card(self, spec: ModalitySpec, folder: str) -> str | None:
         card = self._clips.card(folder)
         where = f"{self._clips.pattern}, folder {folder}"
         found = card.get("tokenizer_fingerprint")
         check_fingerprint(spec.name, found=found, wanted=spec.tokenizer_fingerprint, where=where)
-        for field, wanted in (("vocab_size", spec.vocab_size), ("grid", list(spec.grid.shape))):
+        told = spec.to_dict()
+        for field, wanted in ((name, told.get(name)) for name in ("vocab_size", "grid", "patch_shape")):
             if field in card and card[field] != wanted:
                 raise ValueError(f"{where}: card.json tells {field} {card[field]}, but {spec.name} has {wanted}")
         return found

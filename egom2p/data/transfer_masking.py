@@ -1,6 +1,6 @@
 """Direct tasks: all positions of some modalities -> all positions of others."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,12 +16,19 @@ class TransferMasking:
         self._specs = {spec.name: spec for spec in specs}
         if unknown := sorted({*inputs, *targets} - set(self._specs)):
             raise ValueError(f"transfer names {unknown}, but the modalities are {sorted(self._specs)}")
+        check_targets(targets, self._specs)
         if both := sorted(set(inputs) & set(targets)):
             raise ValueError(f"a transfer's inputs and targets are disjoint, {both} is in both")
         self._inputs, self._targets = tuple(inputs), tuple(targets)
 
     def __call__(self, clip: TokenClip, rng: np.random.Generator) -> MaskedClip:
         return transfer_positions(clip, self._inputs, self._targets, self._specs, rng)
+
+
+def check_targets(names: Iterable[str], specs: Mapping[str, ModalitySpec]) -> None:
+    """Raise ValueError for a target of which there is nothing to predict."""
+    if found := sorted(name for name in names if specs[name].is_input_only):
+        raise ValueError(f"{found[0]} is a target, but patches are input only; a video is predicted as tokens")
 
 
 def transfer_positions(

@@ -178,7 +178,8 @@ class _MaskedClips:
         name = self._orders.dataset(index)
         rows = self._maskings[name].sizes(self.sets[name].modalities, clip_rng(self.seed, "masking", index))
         if rows is not None:
-            return ClipSize(*rows, *rows)
+            num_inputs, num_targets, patches = rows
+            return ClipSize(num_inputs, num_targets, num_inputs, num_targets, patches)
         clip, texts = self[index], {spec.name for spec in self.specs if spec.kind == "sequence"}
         inputs, targets = clip.input_ids, clip.target_ids
         return ClipSize(
@@ -186,6 +187,7 @@ class _MaskedClips:
             sum(len(ids) for ids in targets.values()),
             sum(len(ids) for name, ids in inputs.items() if name not in texts),
             sum(len(ids) for name, ids in targets.items() if name not in texts),
+            tuple(len(inputs.get(spec.name, ())) for spec in self.specs if spec.kind == "patches"),
         )
 
 

@@ -274,7 +274,7 @@ def _truth(segment: Segment) -> Truth:
 
 def _tokenize_truth(checkpoint: Checkpoint, segment: Segment, request: Request, store: _Kept) -> None:
     names = [spec.name for spec in request.specs(checkpoint)]
-    names += [checkpoint.spec(word).name for word in request.conditions or ()]
+    names += [spec.name for word in request.conditions or () for spec in checkpoint.inputs(word)]
     for window in segment.windows:
         clip = segment.clip(window)
         if store.load(clip.key) is None:

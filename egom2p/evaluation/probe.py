@@ -215,7 +215,7 @@ def _run_probe(config: ProbeConfig) -> Results:
 
 def read_splits(checkpoint: Checkpoint, config: ProbeDataConfig) -> tuple[list[str], ProbeClips, ProbeClips]:
     """Names of the input modalities, training clips, test clips; ValueError when a recording is in both."""
-    names = [checkpoint.spec(word).name for word in config.inputs]
+    names = [spec.name for word in config.inputs for spec in checkpoint.inputs(word)]
     train = _read_clips(checkpoint, config.train, config.max_train_clips, names, config)
     test = _read_clips(checkpoint, config.test, config.max_test_clips, names, config)
     if shared := sorted(set(train.recordings) & set(test.recordings)):

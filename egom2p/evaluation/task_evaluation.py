@@ -32,8 +32,10 @@ def check_task(task: str, checkpoint: Checkpoint, streams: Sequence[str], *, whe
     streams   what the held-out clips have; where: their store, for the message
     """
     inputs, target = split_task(task)
-    tokenizers = [checkpoint.tokenizer(checkpoint.spec(word).name) for word in (*inputs, target)]
-    if tokenizers[-1].spec.name in [tokenizer.spec.name for tokenizer in tokenizers[:-1]]:
+    wanted = checkpoint.target(target)
+    shown = [spec for word in inputs for spec in checkpoint.inputs(word)]
+    tokenizers = [checkpoint.tokenizer(spec.name) for spec in (*shown, wanted)]
+    if any(spec is wanted or spec.is_input_only and spec.quantity == wanted.quantity for spec in shown):
         raise ValueError(f"task {task}: {target} is input and target; a model that sees the answer says nothing")
     needed = {tokenizer.stream for tokenizer in tokenizers[:-1]} | {_truth_stream(tokenizers[-1])}
     if missing := sorted(needed - set(streams)):
@@ -102,7 +104,8 @@ class TaskEvaluator:
         for label, cache in self._caches.items():
             tokenizer = cache.checkpoint.tokenizer(specs[label].name)
             truth = cache.tokenize(clips, [specs[label].name])
-            prompts = cache.tokenize(clips, [cache.checkpoint.spec(word).name for word in inputs])
+            conditions = [spec.name for word in inputs for spec in cache.checkpoint.inputs(word)]
+            prompts = cache.tokenize(clips, conditions)
             ceiling, _ = tokenizer.decode(_ids(truth, specs[label]))
             methods.append(scorer.method("tokenizer round trip", "ceiling", ceiling, checkpoint=label))
             for name, estimator in config.estimators.items():

@@ -48,14 +48,33 @@ class Checkpoint:
         return fingerprint_of(self.model.state_dict(), to_plain(self.model.config))
 
     def spec(self, word: str) -> ModalitySpec:
-        """The modality meant by a name (`tok_cam`), a quantity (`camera`) or a folder (`cam`)."""
+        """The modality meant by a name (`tok_cam`), a quantity (`camera`) or a folder (`cam`), rather of tokens."""
         for attribute in ("name", "quantity", "folder"):
             found = [spec for spec in self.specs if getattr(spec, attribute) == word]
+            found = [spec for spec in found if not spec.is_input_only] or found
             if len(found) == 1:
                 return found[0]
         known = sorted({word for spec in self.specs for word in (spec.name, spec.quantity, spec.folder)})
         nearest = "".join(f"; did you mean {near!r}?" for near in get_close_matches(word, known, n=1))
         raise ValueError(f"{self.directory}: no modality {word!r}{nearest}; known: {known}")
+
+    def inputs(self, word: str) -> list[ModalitySpec]:
+        """The modalities that a word means as input: a name itself, a quantity or folder also the patches of the same
+        pictures.
+        """
+        spec = self.spec(word)
+        if word == spec.name:
+            return [spec]
+        return [
+            other for other in self.specs if other is spec or other.is_input_only and other.quantity == spec.quantity
+        ]
+
+    def target(self, word: str) -> ModalitySpec:
+        """The modality that a word means as target; ValueError for patches, of which there is nothing to predict."""
+        spec = self.spec(word)
+        if spec.is_input_only:
+            raise ValueError(f"{self.directory}: {spec.name} is input only, it cannot be a target")
+        return spec
 
     def tokenizer(self, name: str) -> Tokenizer:
         if name not in self.tokenizers:

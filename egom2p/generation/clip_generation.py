@@ -69,7 +69,12 @@ def fill_tokens(
                 f"clip {prompt.key}: nothing of the input can be a condition (the model reads "
                 f"{[spec.name for spec in checkpoint.specs]}); for generation from nothing say conditions=[]"
             )
-    return checkpoint.sampler.generate(token_prompts, request.plans(specs), seeds)
+    filled = checkpoint.sampler.generate(token_prompts, request.plans(specs), seeds)
+    # Pixels are what the input holds anyway; of an hour of video they would not fit into memory.
+    pixels = {spec.name for spec in checkpoint.specs if spec.is_input_only}
+    return [
+        replace(clip, tokens={name: ids for name, ids in clip.tokens.items() if name not in pixels}) for clip in filled
+    ]
 
 
 def decode_targets(
@@ -98,23 +103,35 @@ def stream_at(spec: ModalitySpec, values: np.ndarray, is_valid: np.ndarray, *, s
     return Stream(values, np.asarray(is_valid, bool), times_s, spec.signal.unit)
 
 
-def _prompt_tokens(
+def condition_names(
     checkpoint: Checkpoint, prompt: Prompt, request: Request, specs: Sequence[ModalitySpec]
-) -> TokenClip:
-    """The condition tokens of a prompt, and the partial prompts of targets that have an inpainting mask."""
-    if isinstance(prompt, TokenClip):
-        available = set(prompt.tokens)
-    else:
-        available = {name for name, tokenizer in checkpoint.tokenizers.items() if tokenizer.stream in prompt}
+) -> list[str]:
+    """Modalities of a prompt that the model is shown: those asked for, without the targets and their pixels."""
+    available = _available(checkpoint, prompt)
     chosen = available
     if request.conditions is not None:
-        chosen = {checkpoint.spec(word).name for word in request.conditions}
+        chosen = {spec.name for word in request.conditions for spec in checkpoint.inputs(word)}
     if chosen - available:
         raise ValueError(
             f"clip {prompt.key} has {sorted(available)}, the conditions ask for {sorted(chosen - available)}"
         )
-    targets = {spec.name for spec in specs}
-    names = sorted(chosen - targets)
+    made = {spec.quantity for spec in specs}
+    answers = {spec.name for spec in specs}
+    answers |= {spec.name for spec in checkpoint.specs if spec.is_input_only and spec.quantity in made}
+    return sorted(chosen - answers)
+
+
+def _available(checkpoint: Checkpoint, prompt: Prompt) -> set[str]:
+    if isinstance(prompt, TokenClip):
+        return set(prompt.tokens)
+    return {name for name, tokenizer in checkpoint.tokenizers.items() if tokenizer.stream in prompt}
+
+
+def _prompt_tokens(
+    checkpoint: Checkpoint, prompt: Prompt, request: Request, specs: Sequence[ModalitySpec]
+) -> TokenClip:
+    """The condition tokens of a prompt, and the partial prompts of targets that have an inpainting mask."""
+    names = condition_names(checkpoint, prompt, request, specs)
     if isinstance(prompt, AlignedClip):
         found = checkpoint.tokenize([prompt], names)[0]
     else:
@@ -124,6 +141,7 @@ def _prompt_tokens(
         mask = request.mask_of(spec)
         if mask is None:
             continue
+        available = _available(checkpoint, prompt)
         if spec.name not in available:
             raise ValueError(
                 f"clip {prompt.key} has no {spec.name} of which a part could be masked, only {sorted(available)}"
@@ -151,6 +169,7 @@ def _generated(
     specs = request.specs(checkpoint)
     made_names = [spec.name for spec in specs]
     given = tuple(name for name in tokens.tokens if name not in made_names)
+    given += tuple(name for name in condition_names(checkpoint, prompt, request, specs) if name not in tokens.tokens)
     streams = dict(prompt.streams) if isinstance(prompt, AlignedClip) else _decoded_inputs(checkpoint, tokens, given)
     truth = {}
     start_s = min((float(stream.times_s[0]) for stream in streams.values()), default=0.0)
@@ -173,7 +192,7 @@ def _generated(
 def _decoded_inputs(checkpoint: Checkpoint, tokens: TokenClip, given: Sequence[str]) -> dict[str, Stream]:
     streams = {}
     for name in given:
-        if name in checkpoint.tokenizers:
+        if name in checkpoint.tokenizers and name in tokens.tokens:
             values, is_valid = checkpoint.tokenizer(name).decode(tokens.tokens[name][None])
             streams[checkpoint.tokenizer(name).stream] = stream_at(checkpoint.spec(name), values[0], is_valid[0])
     return streams

@@ -177,8 +177,9 @@ def tell_too_short(recording: Recording, config: ClipConfig) -> str:
 
 def clip_config_of(checkpoint: Checkpoint, *, stride_s: float | None = None, span: str = "common") -> ClipConfig:
     """The clips that the checkpoint's tokenizers read: picture size, rates and length."""
-    networks = [getattr(tokenizer, "network", None) for tokenizer in checkpoint.tokenizers.values()]
-    configs = [network.config for network in networks if network is not None]  # a text has neither size nor rate
+    # A text has neither size nor rate, and patches no network.
+    networks = [getattr(tokenizer, "network", tokenizer) for tokenizer in checkpoint.tokenizers.values()]
+    configs = [network.config for network in networks if hasattr(network, "config")]
     return clip_config_for(configs, where=str(checkpoint.directory), stride_s=stride_s, span=span)
 
 
@@ -253,8 +254,10 @@ def _token_shards(pattern: str, checkpoint: Checkpoint) -> Iterator[TokenClip]:
         wanted = spec.tokenizer_fingerprint
         check_fingerprint(spec.name, found=marks[spec.name], wanted=wanted, where=f"{pattern}, folder {folder}")
     for index in range(shards.num_clips):
+        arrays = {folder: shards.read_array(index, folder) for folder in specs}
         tokens = {
-            spec.name: shards.read_array(index, folder).reshape(-1).astype(np.int32) for folder, spec in specs.items()
+            spec.name: arrays[folder] if spec.kind == "patches" else arrays[folder].reshape(-1).astype(np.int32)
+            for folder, spec in specs.items()
         }
         yield TokenClip(shards.key(index), tokens, marks)
 

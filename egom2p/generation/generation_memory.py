@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from egom2p.contracts import TokenClip
+from egom2p.contracts import ModalitySpec, TokenClip
 from egom2p.generation.checkpoints import Checkpoint
 from egom2p.jobs.progress import say
 from egom2p.layers.step_memory import step_memory
 from egom2p.models.prompt_answers import LOGITS_PER_CHUNK, PromptAnswers, Query
-from egom2p.models.prompt_batches import Shown, state_of
+from egom2p.models.prompt_batches import Shown, states_of
 from egom2p.models.sampling import TargetPlan
 
 ItemT = TypeVar("ItemT")
@@ -60,18 +60,25 @@ def measure_memory(checkpoint: Checkpoint, plans: Sequence[TargetPlan]) -> Memor
 def _model_step(num_clips: int, model: nn.Module, *, plan: TargetPlan) -> Tensor:
     """Every position of the target asked at once, given all other modalities whole."""
     target = next(spec for spec in model.specs if spec.name == plan.target)
-    queries = []
-    for clip in range(num_clips):
-        # Other ids in every clip: equal inputs would be encoded once.
-        tokens = {
-            spec.name: np.full(spec.num_tokens, clip % spec.vocab_size, np.int32)
-            for spec in model.specs
-            if spec is not target
-        }
-        asked = np.arange(target.num_tokens)
-        rows, weights = Shown(state_of(TokenClip(str(clip), tokens), model.specs), plan, model.specs).rows(asked)
+    # Other ids in every clip: equal inputs would be encoded once.
+    prompts = [
+        TokenClip(str(clip), {spec.name: _filled(spec, clip) for spec in model.specs if spec is not target})
+        for clip in range(num_clips)
+    ]
+    states, tables = states_of(prompts, model.specs)
+    queries, asked = [], np.arange(target.num_tokens)
+    for clip, state in enumerate(states):
+        rows, weights = Shown(state, plan, model.specs).rows(asked)
         queries.append(Query(clip, rows, weights, np.zeros(len(asked)), asked))
-    return PromptAnswers(model).hidden_by_pass(queries)[0][0]
+    answers = PromptAnswers(model)
+    answers.patches = tuple(torch.from_numpy(table) for table in tables)
+    return answers.hidden_by_pass(queries)[0][0]
+
+
+def _filled(spec: ModalitySpec, clip: int) -> np.ndarray:
+    if spec.kind == "patches":
+        return np.full((spec.num_tokens, spec.num_values), clip % 256, np.uint8)
+    return np.full(spec.num_tokens, clip % spec.vocab_size, np.int32)
 
 
 def _decoding_step(num_clips: int, network: nn.Module) -> Tensor:

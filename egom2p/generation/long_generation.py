@@ -31,7 +31,7 @@ from egom2p.data.clips.clip_alignment import (
     plan_clips,
 )
 from egom2p.generation.checkpoints import Checkpoint
-from egom2p.generation.clip_generation import Generated, decode_targets, fill_tokens, stream_of
+from egom2p.generation.clip_generation import Generated, condition_names, decode_targets, fill_tokens, stream_of
 from egom2p.generation.generation_inputs import tell_too_short
 from egom2p.generation.generation_memory import in_smaller_batches
 from egom2p.generation.partial_prompts import encode_given
@@ -194,8 +194,9 @@ def generate_segment(
         for row, (window, clip) in enumerate(zip(windows, clips, strict=True)):
             sequences.add(window, clip, {name: parts[row] for name, parts in values.items()})
         tokens += made
+        shown = condition_names(checkpoint, clips[0], request, specs)
         advance(len(windows))
-    return sequences.result(tokens)
+    return sequences.result(tokens, [name for name in shown if checkpoint.spec(name).is_input_only])
 
 
 def window_seeds(seed: int, recording: int, segment: Segment) -> list[int]:
@@ -292,7 +293,8 @@ class _Sequences:
             start = self._segment.first_sample(window, self._rate_hz(name))
             self._given[name].add(start, stream.values, stream.is_valid)
 
-    def result(self, tokens: Sequence[TokenClip]) -> LongResult:
+    def result(self, tokens: Sequence[TokenClip], pixels: Sequence[str]) -> LongResult:
+        """pixels: modalities that were shown and have no tokens"""
         assert self._first is not None
         streams = {
             name: self._stream(sequence, self._rate_hz(name), self._units[name])
@@ -304,7 +306,7 @@ class _Sequences:
         made = tuple(spec.name for spec in self._specs)
         shared = set.intersection(*(set(clip.tokens) for clip in tokens))
         stacked = {name: np.stack([clip.tokens[name] for clip in tokens]) for name in sorted(shared)}
-        given = tuple(name for name in stacked if name not in made)
+        given = (*(name for name in stacked if name not in made), *pixels)
         extra = dict(self._first.extra) | {"given": list(given), "made": list(made)}
         clip = replace(self._first, key=self._segment.key, streams=streams, extra=extra)
         return LongResult(

@@ -19,7 +19,8 @@ class Request:
     """What is to be made of every recording or clip.
 
     targets      what to make, in this order: each one is a condition of the next (name, quantity or folder)
-    conditions   modalities of the input to use; None: all that are not targets
+    conditions   modalities of the input to use; None: all that are not targets. A model that knows pixels reads them
+                 beside the tokens where `rgb` is said; by name (`tok_rgb`, `rgb_patches`) one of them alone
     sampling     per target, or `default`; a word that is no modality is an error
     inpainting   per target that the input gives in part: which part is to be made (clips only, join=none)
     join         recordings and videos: `stitch` or `condition` makes one result of each recording from overlapping
@@ -57,11 +58,11 @@ class Request:
 
     def specs(self, checkpoint: Checkpoint) -> list[ModalitySpec]:
         """The targets' modalities; ValueError for one that the checkpoint does not know or cannot decode."""
-        for word in (*self.targets, *(self.conditions or ())):
-            checkpoint.tokenizer(checkpoint.spec(word).name)
+        specs = [checkpoint.target(word) for word in self.targets]
+        for spec in (*specs, *(spec for word in self.conditions or () for spec in checkpoint.inputs(word))):
+            checkpoint.tokenizer(spec.name)
         for word in self.sampling.keys() - {"default", *QUANTITIES}:  # configs are shared by checkpoints of fewer
             checkpoint.spec(word)
-        specs = [checkpoint.spec(word) for word in self.targets]
         strangers = {checkpoint.spec(word).name for word in self.inpainting} - {spec.name for spec in specs}
         if strangers:
             raise ValueError(f"inpainting names {sorted(strangers)}, which are no targets: {list(self.targets)}")

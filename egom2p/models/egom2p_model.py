@@ -166,7 +166,8 @@ class EgoM2P(nn.Module):
         if batch.modalities != self.modalities:
             raise ValueError(f"the batch holds modalities {batch.modalities}, the model knows {self.modalities}")
         positions_ND = self.positions(batch.input_position, batch.input_modality)
-        tokens_ND = self.encoder_embeddings(batch.input_ids, batch.input_modality, batch.input_offsets)
+        patches = (batch.patch_values, batch.patch_rows)
+        tokens_ND = self.encoder_embeddings(batch.input_ids, batch.input_modality, batch.input_offsets, *patches)
         hidden_ND = tokens_ND + positions_ND
         layout = AttentionLayout.within(batch.input_offsets, batch.input_lengths)
         for number, block in enumerate(self.encoder[:layer]):
@@ -224,6 +225,10 @@ class EgoM2P(nn.Module):
         for parameter in (parameter for module in embeddings for parameter in module.parameters()):
             nn.init.normal_(parameter, std=input_std)
         nn.init.normal_(self.decoder_embeddings.head_table, std=head_std)
+        for embedding in self.encoder_embeddings.patches.values():
+            # Of unit variance, near that of the positions they are added to.
+            nn.init.normal_(embedding.weight, std=embedding.weight.shape[1] ** -0.5)
+            nn.init.zeros_(embedding.bias)
 
 
 def load_model(id_or_path: str | Path, device: torch.device | str = "cpu", *, revision: str | None = None) -> EgoM2P:

@@ -19,7 +19,7 @@ from egom2p.contracts import ModalitySpec, TokenClip
 from egom2p.layers.attention import choose_backend
 from egom2p.layers.padding import to_device
 from egom2p.models.prompt_answers import PackedStep, PromptAnswers, Query, joined, split_sent
-from egom2p.models.prompt_batches import UNKNOWN, ClipState, Shown, state_of
+from egom2p.models.prompt_batches import UNKNOWN, ClipState, Shown, states_of
 from egom2p.models.sampling import (
     FEWEST_CANDIDATES,
     MORE_CANDIDATES,
@@ -161,8 +161,12 @@ class Sampler:
         for plan in plans:
             if plan.target not in names:
                 raise ValueError(f"target {plan.target!r} is not a modality of the model: {sorted(names)}")
+            if self.specs[names.index(plan.target)].is_input_only:
+                raise ValueError(f"target {plan.target!r}: patches are input only; a video is generated as tokens")
         self._answers.forget()
-        return [state_of(prompt, self.specs) for prompt in prompts]
+        states, tables = states_of(prompts, self.specs)
+        self._answers.patches = tuple(to_device(table, self._answers.device) for table in tables)
+        return states
 
     @torch.inference_mode()
     def _run(
@@ -220,7 +224,8 @@ class Sampler:
         numbers, start = sent.split([len(sent) - work.start.nbytes, work.start.nbytes])
         context_ND = answers.context_of(steps[0], split_sent(steps, numbers)[0][0])
 
-        def write_all(numbers: Tensor, start: Tensor, context_ND: Tensor) -> Tensor:
+        def write_all(numbers: Tensor, start: Tensor, context_ND: Tensor, *patches: Tensor) -> Tensor:
+            answers.patches = patches  # of a graph: its own, filled anew at every replay
             start_CL = start.view(torch.int32).view(work.start.shape)
             tokens = WrittenTokens(start_CL.clone(), by_certainty=plan.scheme == "maskgit")
             for number, (step, part) in enumerate(zip(steps, split_sent(steps, numbers), strict=True)):
@@ -231,12 +236,19 @@ class Sampler:
         num_rows = max(sum(step.shape.input_lengths) for step in steps)
         is_closed = all(step.shape.is_all_new for step in steps[1:])
         if not self._makes_graphs() or not is_closed or num_rows > _MOST_ROWS_OF_A_GRAPH:
-            return write_all(numbers, start, context_ND)
+            return write_all(numbers, start, context_ND, *answers.patches)
         # Weights are read where they lie: after they were moved or replaced it is another graph.
         weights = hash(tuple(parameter.data_ptr() for parameter in self.model.parameters()))
         drawn = (plan.scheme, plan.top_k, plan.top_p, plan.rewrite_fraction > 0, size)
-        key = (tuple(step.shape for step in steps), work.start.shape, drawn, weights)
-        return self._graphs.run(key, write_all, (numbers, start, context_ND))
+        patches = answers.patches
+        key = (
+            tuple(step.shape for step in steps),
+            work.start.shape,
+            drawn,
+            weights,
+            *(table.shape for table in patches),
+        )
+        return self._graphs.run(key, write_all, (numbers, start, context_ND, *patches))
 
     def _makes_graphs(self) -> bool:
         """Not of padded attention, which sends a plan of its rectangles in every step."""

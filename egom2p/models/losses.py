@@ -148,7 +148,7 @@ def _chunks(
     first_row = first_column = 0
     for modality, (count, vocab_size) in enumerate(zip(counts, vocab_sizes, strict=True)):
         columns = slice(first_column, first_column + vocab_size)
-        step = max(1, chunk_elements // vocab_size)
+        step = max(1, chunk_elements // max(1, vocab_size))  # patches, never a target, have no vocabulary
         for start in range(0, count, step):
             yield modality, slice(first_row + start, first_row + min(start + step, count)), columns
         first_row += count

@@ -9,7 +9,7 @@ import torch
 from egom2p.config import to_plain
 from egom2p.contracts import ModalitySpec
 from egom2p.models.egom2p_model import EgoM2P, ModelConfig, read_model
-from egom2p.models.weights import split_tables
+from egom2p.models.weights import owner, split_tables
 
 LoadPolicy = Literal["strict", "partial"]
 
@@ -64,7 +64,7 @@ def load_weights(model: EgoM2P, directory: str | Path, *, policy: LoadPolicy = "
     strangers = _other_tokenizers(specs, model.specs)
     loaded, fresh, mismatched = [], [], []
     for name, tensor in wanted.items():
-        modality = name.partition("[")[2].rstrip("]")
+        modality = owner(name)
         if name not in found:
             fresh.append(name)
         elif found[name].shape != tensor.shape:

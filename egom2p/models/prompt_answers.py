@@ -53,6 +53,7 @@ class StepShape(NamedTuple):
 
     sizes         of the parts of the numbers, see `Numbers`
     new_lengths   input rows of those that are encoded; input_lengths: of all rows, new or known
+    num_patches   of `patch_rows`, per modality
     is_all_new    what is encoded is all that is seen, in the order in which it is seen
     has_handles   some numbers stand for what only the device knows; sees_handles: of the inputs
     """
@@ -64,6 +65,7 @@ class StepShape(NamedTuple):
     segment_lengths: tuple[int, ...]
     modality: int
     groups: tuple[Group, ...]
+    num_patches: tuple[int, ...]
     is_all_new: bool
     has_handles: bool
     sees_handles: bool
@@ -74,6 +76,7 @@ class Numbers(NamedTuple):
 
     written      (sum of R*K,) of all groups; hidden_rows: (sum of P*R,) of decoder output
     new_...      of the inputs that are encoded; the rest is of all rows, as in `PackedBatch`
+    patch_rows   (sum of Q,) of the inputs that are encoded, of all modalities of that kind
     counts       (2C,) of all clips, for `WrittenTokens`: tokens to write, tokens to forget before
     """
 
@@ -89,6 +92,7 @@ class Numbers(NamedTuple):
     target_offsets: Tensor
     segment_offsets: Tensor
     hidden_rows: Tensor
+    patch_rows: Tensor
     counts: Tensor
 
 
@@ -117,6 +121,7 @@ class PromptAnswers:
 
     context_bytes  encoder outputs kept for later calls, besides those of the last step; the weights must not change
                    meanwhile
+    patches        on the device, what the ids of inputs that are patches count: see `prompt_batches.states_of`
     """
 
     def __init__(self, model: torch.nn.Module, *, context_bytes: int = 0) -> None:
@@ -126,6 +131,8 @@ class PromptAnswers:
         self._num_registers = int(getattr(model.config, "num_registers", 0))
         self._context_bytes = context_bytes
         self._contexts: dict[bytes, Tensor] = {}
+        self._patch_kinds = [number for number, spec in enumerate(self.specs) if spec.kind == "patches"]
+        self.patches: tuple[Tensor, ...] = ()
 
     @property
     def device(self) -> torch.device:
@@ -177,6 +184,7 @@ class PromptAnswers:
             num_rows = sum(len(queries[shared[0]].uniform) for shared in alike)
             groups.append(Group(num_rows, len(alike[0]), weights, temperature))
             members.append(alike)
+        patch_rows = [np.flatnonzero(seen.input_modality == number) for number in self._patch_kinds]
         numbers = Numbers(
             seen.input_ids,
             seen.input_position,
@@ -197,6 +205,7 @@ class PromptAnswers:
                     for shared in alike
                 ]
             ),
+            _end_to_end(patch_rows),
             np.zeros(0, np.int32) if counts is None else counts,
         )
         shape = StepShape(
@@ -207,6 +216,7 @@ class PromptAnswers:
             segment_lengths=asked.segment_lengths,
             modality=queries[0].rows[0].modality,
             groups=tuple(groups),
+            num_patches=tuple(map(len, patch_rows)),
             is_all_new=is_all_new,
             has_handles=any(part.min(initial=0) < UNKNOWN for part in numbers[:_NUM_WITH_HANDLES]),
             sees_handles=any(part.min(initial=0) < UNKNOWN for part in numbers[:2]),
@@ -323,6 +333,8 @@ class PromptAnswers:
             target_lengths=shape.target_lengths,
             segment_lengths=shape.segment_lengths,
             modalities=self._names,
+            patch_values=self.patches,
+            patch_rows=parts.patch_rows.split(shape.num_patches) if self.patches else (),
         )
 
     def _evict(self, used: set[bytes]) -> None:

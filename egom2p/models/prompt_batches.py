@@ -22,12 +22,14 @@ UNKNOWN = -1  # id of a token that is not known: of a prompt, to be generated; o
 class KnownTokens:
     """Tokens of one modality that the encoder sees: ids and positions (n,), positions ascending.
 
-    Where the device alone knows them they are handles (see `written_tokens`).
+    Where the device alone knows them they are handles (see `written_tokens`). Of patches they are lines of a table of
+    the values of all prompts (`states_of`), and `content` says which values those are.
     """
 
     modality: int
     ids: np.ndarray
     positions: np.ndarray
+    content: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class PromptRow:
         digest = hashlib.blake2b(digest_size=16)
         for known in self.inputs:
             digest.update(np.array([known.modality, len(known.ids)], np.int64).tobytes())
-            digest.update(np.asarray(known.ids, np.int32).tobytes())
+            digest.update(known.content or np.asarray(known.ids, np.int32).tobytes())
             digest.update(np.asarray(known.positions, np.int32).tobytes())
         return digest.digest()
 
@@ -71,6 +73,7 @@ class ClipState:
 
     given  modalities the prompt held tokens of; grown: targets generated so far
     slots  of a target whose positions the device alone knows: handles of the positions of `tokens`
+    values, content   of patches: their values (L, P), of which `tokens` has the lines in the table, and a digest
     """
 
     key: str
@@ -79,21 +82,67 @@ class ClipState:
     given: frozenset[str]
     grown: list[str] = field(default_factory=list)
     slots: dict[str, np.ndarray] = field(default_factory=dict)
+    values: dict[str, np.ndarray] = field(default_factory=dict)
+    content: dict[str, bytes] = field(default_factory=dict)
 
     def to_token_clip(self) -> TokenClip:
-        return TokenClip(self.key, dict(self.tokens), dict(self.fingerprints))
+        return TokenClip(self.key, self.tokens | self.values, dict(self.fingerprints))
+
+
+def states_of(
+    prompts: Sequence[TokenClip], specs: Sequence[ModalitySpec]
+) -> tuple[list[ClipState], tuple[np.ndarray, ...]]:
+    """States before the first step, and per modality of kind patches the table (Q, P) of the values of all prompts.
+
+    Equal videos have the same lines. ValueError names clip, modality, what was found and wanted.
+    """
+    states, tables = [state_of(prompt, specs) for prompt in prompts], []
+    for spec in specs:
+        if spec.kind != "patches":
+            continue
+        first_lines: dict[bytes, int] = {}
+        pieces = [np.zeros((0, spec.num_values), np.uint8)]
+        for state in states:
+            if spec.name in state.values:
+                content = state.content[spec.name]
+                if content not in first_lines:
+                    first_lines[content] = spec.num_tokens * len(first_lines)
+                    pieces.append(state.values[spec.name])
+                state.tokens[spec.name] = np.arange(spec.num_tokens, dtype=np.int32) + first_lines[content]
+        tables.append(np.concatenate(pieces))
+    return states, tuple(tables)
 
 
 def state_of(prompt: TokenClip, specs: Sequence[ModalitySpec]) -> ClipState:
     """State before the first step; ValueError names clip, modality, what was found and wanted."""
     by_name = {spec.name: spec for spec in specs}
-    tokens = {}
+    tokens, values, content = {}, {}, {}
     for name, ids in prompt.tokens.items():
         if name not in by_name:
             raise ValueError(f"clip {prompt.key}: {name!r} is not a modality of the model: {sorted(by_name)}")
-        tokens[name] = _checked(prompt, by_name[name], np.array(ids, np.int32))
+        if by_name[name].kind == "patches":
+            values[name] = _checked_values(prompt, by_name[name])
+            content[name] = hashlib.blake2b(values[name], digest_size=16).digest()
+            tokens[name] = np.arange(by_name[name].num_tokens, dtype=np.int32)
+        else:
+            tokens[name] = _checked(prompt, by_name[name], np.array(ids, np.int32))
     given = frozenset(name for name, ids_L in tokens.items() if (ids_L != UNKNOWN).any())
-    return ClipState(prompt.key, tokens, dict(prompt.fingerprints), given)
+    return ClipState(prompt.key, tokens, dict(prompt.fingerprints), given, values=values, content=content)
+
+
+def _checked_values(prompt: TokenClip, spec: ModalitySpec) -> np.ndarray:
+    values, wanted = np.ascontiguousarray(prompt.tokens[spec.name]), (spec.num_tokens, spec.num_values)
+    if values.dtype != np.uint8 or values.shape != wanted:
+        raise ValueError(
+            f"clip {prompt.key}: {spec.name} has values {values.dtype} {values.shape}, wanted uint8 {wanted}"
+        )
+    _check_mark(prompt, spec)
+    return values
+
+
+def _check_mark(prompt: TokenClip, spec: ModalitySpec) -> None:
+    found = prompt.fingerprints.get(spec.name)
+    check_fingerprint(spec.name, found=found, wanted=spec.tokenizer_fingerprint, where=f"clip {prompt.key}")
 
 
 def _checked(prompt: TokenClip, spec: ModalitySpec, ids_L: np.ndarray) -> np.ndarray:
@@ -105,8 +154,7 @@ def _checked(prompt: TokenClip, spec: ModalitySpec, ids_L: np.ndarray) -> np.nda
         raise ValueError(
             f"clip {prompt.key}: {spec.name} has ids {ids_L.min()}..{ids_L.max()}, wanted 0..{spec.vocab_size - 1}"
         )
-    found = prompt.fingerprints.get(spec.name)
-    check_fingerprint(spec.name, found=found, wanted=spec.tokenizer_fingerprint, where=f"clip {prompt.key}")
+    _check_mark(prompt, spec)
     return ids_L
 
 
@@ -159,7 +207,8 @@ class Shown:
                 positions = np.flatnonzero(ids_L != UNKNOWN)
             if len(positions):
                 slots = self._state.slots.get(spec.name)
-                parts.append(KnownTokens(index, ids_L[positions], positions if slots is None else slots[positions]))
+                known = ids_L[positions], positions if slots is None else slots[positions]
+                parts.append(KnownTokens(index, *known, self._state.content.get(spec.name, b"")))
         return tuple(parts)
 
 

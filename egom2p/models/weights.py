@@ -25,6 +25,7 @@ _VOCABULARY_TABLES = (
     "decoder_embeddings.token_table",
 )
 _MODALITY_TABLE = "positions.modality_table"
+_PATCHES = "encoder_embeddings.patches."
 
 
 _WEIGHTS, _CARD = "model.safetensors", "model.json"
@@ -209,6 +210,13 @@ def table_lines(name: str, specs: Sequence[ModalitySpec]) -> list[int] | None:
     return [spec.vocab_size for spec in specs] if name in _VOCABULARY_TABLES else None
 
 
+def owner(name: str) -> str | None:
+    """The modality to which a parameter (or a piece of `split_tables`) belongs alone; None where it is shared."""
+    if name.startswith(_PATCHES):
+        return name.removeprefix(_PATCHES).partition(".")[0]
+    return name.partition("[")[2].rstrip("]") or None
+
+
 def split_tables(state: Mapping[str, Tensor], specs: Sequence[ModalitySpec]) -> dict[str, Tensor]:
     """A state dict with every table cut into `name[modality]`; the pieces are views."""
     pieces: dict[str, Tensor] = {}
@@ -220,5 +228,5 @@ def split_tables(state: Mapping[str, Tensor], specs: Sequence[ModalitySpec]) -> 
         if sum(lines) != tensor.shape[0]:
             raise ValueError(f"{name} has {tensor.shape[0]} lines, its modalities have {sum(lines)}")
         parts = tensor.split(lines)
-        pieces |= {f"{name}[{spec.name}]": part for spec, part in zip(specs, parts, strict=True)}
+        pieces |= {f"{name}[{spec.name}]": part for spec, part in zip(specs, parts, strict=True) if len(part)}
     return pieces

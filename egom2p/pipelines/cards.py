@@ -71,10 +71,15 @@ def _modalities(specs: Sequence[Mapping[str, Any]], tokenizers: Mapping[str, str
         grid = " x ".join(map(str, spec["grid"]))
         tokenizer = spec.get("tokenizer_fingerprint") or "not known"
         folder = tokenizers.get(spec["name"], "not included")
-        rows.append(
-            f"| {spec['name']} | {spec['quantity']} | {grid} | {spec['vocab_size']} | `{tokenizer}` | {folder} |"
-        )
+        rows.append(f"| {spec['name']} | {spec['quantity']} | {grid} | {vocabulary(spec)} | `{tokenizer}` | {folder} |")
     return rows
+
+
+def vocabulary(spec: Mapping[str, Any]) -> str:
+    """Of a table; patches have pixels in place of ids."""
+    return (
+        "pixels, " + " x ".join(map(str, spec["patch_shape"])) if spec.get("patch_shape") else str(spec["vocab_size"])
+    )
 
 
 def _training(about: Mapping[str, Any]) -> list[str]:
@@ -105,7 +110,7 @@ def tokenizer_readme(directory: str | Path, repo_id: str, *, licence: str | None
     grid = " x ".join(map(str, spec["grid"]))
     rows = {
         "modality": f"{spec['name']} ({spec['quantity']})",
-        "tokens": f"{grid}, of {spec['vocab_size']} codes",
+        "tokens": f"{grid}, {vocabulary(spec)}" + ("" if spec.get("patch_shape") else " codes"),
         "rate": f"{spec['rate_hz']:g} Hz" if spec.get("rate_hz") else "",
         **{key: str(value) for key, value in spec.get("conventions", {}).items()},
         "fingerprint": f"`{card['fingerprint']}`",

@@ -192,7 +192,7 @@ class ClipEncoder:
                 network.encoder.compile(dynamic=False)
 
     def encode(self, prepared: PreparedClips) -> dict[str, np.ndarray]:
-        """Modality -> ids (B, L) int32 of the clips in `prepared`."""
+        """Modality -> ids (B, L) int32, or values of patches (B, L, P), of the clips in `prepared`."""
         networks = self._networks()
         ids: dict[str, Any] = {}
         # fp32 is what it says: convolutions would round their inputs to 10 bits (TF32), and ids would change.
@@ -204,7 +204,7 @@ class ClipEncoder:
                 )
         # Fetched after all were sent off, so that the device has work while the host waits.
         return {
-            name: rows.astype(np.int32) if isinstance(rows, np.ndarray) else rows.to("cpu", torch.int32).numpy()
+            name: rows if isinstance(rows, np.ndarray) else rows.to("cpu", torch.int32).numpy()
             for name, rows in ids.items()
         }
 

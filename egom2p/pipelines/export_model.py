@@ -19,6 +19,7 @@ from egom2p.generation.checkpoints import Checkpoint, load_checkpoint
 from egom2p.jobs.progress import say
 from egom2p.metrics.result_table import Results, ResultTable
 from egom2p.models.weights import tokenizer_locations, write_model_files
+from egom2p.pipelines.cards import vocabulary
 from egom2p.storage import atomic_directory, save_json
 from egom2p.tokenizers.pretrained import copy_tokenizer
 
@@ -116,7 +117,7 @@ def _card(config: ExportModelConfig, checkpoint: Checkpoint, metrics: Results | 
     model = checkpoint.model
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     rows = [
-        f"| {spec.name} | {spec.quantity} | {' x '.join(map(str, spec.grid.shape))} | {spec.vocab_size} | "
+        f"| {spec.name} | {spec.quantity} | {' x '.join(map(str, spec.grid.shape))} | {vocabulary(spec.to_dict())} | "
         f"{spec.tokenizer_fingerprint} |"
         for spec in checkpoint.specs
     ]

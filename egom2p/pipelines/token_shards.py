@@ -23,7 +23,7 @@ from typing import Any, Literal
 import numpy as np
 
 from egom2p.contracts import plain_name
-from egom2p.data.shards.array_files import encode_array
+from egom2p.data.shards.array_files import decode_array, encode_array
 from egom2p.data.shards.shard_set import ShardSet
 from egom2p.data.shards.shard_writer import check_finished, finished_keys, shard_path, write_shard
 from egom2p.jobs.progress import Ledger
@@ -58,17 +58,17 @@ class ClipLedger:
             folder.rmdir()
 
     def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Rows of finished (`ids`: folder -> (L,)) or refused (`refused`: why) clips."""
-        # Ids as base64 of int32: a third of the size of written numbers, and read without parsing them.
+        """Rows of finished (`ids`: folder -> array of a clip) or refused (`refused`: why) clips."""
+        # As base64: a third of the size of written numbers, and read without parsing them.
         self._ledger.append(
-            [{**row, "ids": {folder: _packed(ids_L) for folder, ids_L in row["ids"].items()}} for row in rows]
+            [{**row, "ids": {folder: _packed(ids) for folder, ids in row["ids"].items()}} for row in rows]
         )
         self.keys |= {row["key"] for row in rows}
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Finished and refused clips, in the order in which they were appended."""
         for row in islice(self._ledger.entries(), 1, None):
-            ids = {folder: np.frombuffer(base64.b64decode(text), "<i4") for folder, text in row["ids"].items()}
+            ids = {folder: decode_array(base64.b64decode(text)) for folder, text in row["ids"].items()}
             yield {**row, "ids": ids}
 
 
@@ -84,7 +84,7 @@ class TokenShards:
         layout: Literal["tars", "files"] = "tars",
         work_dir: str | None = None,
     ) -> None:
-        """vocab_sizes: folder -> V of the tokens in it."""
+        """vocab_sizes: folder -> V of the tokens in it, of patches 256."""
         self.output, self.dataset, self.layout = output, plain_name(dataset, "data set"), layout
         self.vocab_sizes = dict(vocab_sizes)
         if work_dir is None and is_remote(output):
@@ -142,9 +142,9 @@ class TokenShards:
                 num_clips += 1
                 if "errors" in row:
                     checks[row["key"]] = row["errors"]
-                for folder, ids_L in row["ids"].items():
-                    counts[folder] += np.bincount(ids_L, minlength=len(counts[folder]))
-                yield row["key"], {folder: encode_array(ids_L, _SUFFIX) for folder, ids_L in row["ids"].items()}
+                for folder, ids in row["ids"].items():
+                    counts[folder] += np.bincount(ids.reshape(-1), minlength=len(counts[folder]))
+                yield row["key"], {folder: encode_array(ids, _SUFFIX) for folder, ids in row["ids"].items()}
 
         self._write(number, keys, clips())
         note = {"source": keys_hash(keys), "num_clips": num_clips, "refused": refused, "checks": checks}
@@ -238,5 +238,5 @@ def keys_hash(keys: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(keys).encode()).hexdigest()[:16]
 
 
-def _packed(ids_L: np.ndarray) -> str:
-    return base64.b64encode(ids_L.astype("<i4").tobytes()).decode()
+def _packed(ids: np.ndarray) -> str:
+    return base64.b64encode(encode_array(ids)).decode()

@@ -174,7 +174,7 @@ def _job(config: TokenizeConfig, dataset: str, encoder: ClipEncoder, tokenizers:
     shards = TokenShards(
         config.output,
         dataset,
-        {tokenizer.spec.folder: tokenizer.spec.vocab_size for tokenizer in tokenizers.values()},
+        {tokenizer.spec.folder: tokenizer.spec.num_codes for tokenizer in tokenizers.values()},
         layout=config.layout,
         work_dir=config.work_dir,
     )

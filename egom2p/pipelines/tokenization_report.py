@@ -136,6 +136,6 @@ def _usage(counts_V: np.ndarray, num_clips: int, tokenizer: Tokenizer) -> dict[s
         "num_clips": num_clips,
         "codes_used": int((counts_V > 0).sum()),
         "perplexity": float(np.exp(-(share * np.log(share)).sum())),
-        "vocab_size": tokenizer.spec.vocab_size,
+        "vocab_size": tokenizer.spec.num_codes,
         "fingerprint": tokenizer.fingerprint,
     }

@@ -1,5 +1,6 @@
 """Signals to ids and back."""
 
+from egom2p.tokenizers.patches import PatchesConfig, PatchTokenizer
 from egom2p.tokenizers.pretrained import (
     PretrainedTokenizer,
     TokenizerNetworkConfig,
@@ -13,6 +14,8 @@ from egom2p.tokenizers.trajectory.trajectory_vqvae import TrajectoryVqVae, Traje
 from egom2p.tokenizers.video.video_codec import VideoCodec, VideoCodecConfig
 
 __all__ = [
+    "PatchTokenizer",
+    "PatchesConfig",
     "PretrainedTokenizer",
     "TextTokenizer",
     "TokenizerBatch",

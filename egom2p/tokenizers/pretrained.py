@@ -32,6 +32,7 @@ from egom2p.storage import (
     save_tensors,
 )
 from egom2p.storage.hub import fetch
+from egom2p.tokenizers.patches import PatchesConfig, PatchTokenizer, load_patches
 from egom2p.tokenizers.protocol import TrainableTokenizer
 from egom2p.tokenizers.text import VOCABULARY_FILE, TextTokenizer, WordPieceConfig, load_text_tokenizer
 from egom2p.tokenizers.trajectory.trajectory_vqvae import TrajectoryVqVae, TrajectoryVqVaeConfig
@@ -49,6 +50,7 @@ _ARCHITECTURES = {
     "trajectory_vqvae": (TrajectoryVqVaeConfig, TrajectoryVqVae),
     "video_codec": (VideoCodecConfig, VideoCodec),
     "wordpiece": (WordPieceConfig, None),  # no network: see tokenizers/text.py
+    "patches": (PatchesConfig, None),  # no network: see tokenizers/patches.py
 }
 
 
@@ -75,7 +77,7 @@ class PretrainedTokenizer:
     @staticmethod
     def from_pretrained(
         id_or_path: str | Path, *, revision: str | None = None, device: torch.device | str = "cpu"
-    ) -> "PretrainedTokenizer | TextTokenizer":
+    ) -> "PretrainedTokenizer | TextTokenizer | PatchTokenizer":
         """`load_tokenizer` under the name that users of the Hub expect."""
         return load_tokenizer(id_or_path, revision=revision, device=device)
 
@@ -167,7 +169,7 @@ def save_tokenizer(
 
 def load_tokenizer(
     id_or_path: str | Path, *, revision: str | None = None, device: torch.device | str = "cpu"
-) -> PretrainedTokenizer | TextTokenizer:
+) -> PretrainedTokenizer | TextTokenizer | PatchTokenizer:
     """Read a tokenizer folder, or a repository `owner/name` of the Hub (`storage.hub.fetch` says how).
 
     ValueError when weights and card do not belong together. Settings that the card does not have yet, because an
@@ -179,6 +181,8 @@ def load_tokenizer(
     config = _config_of(card, card_file)
     if isinstance(config, WordPieceConfig):
         return load_text_tokenizer(directory, config)
+    if isinstance(config, PatchesConfig):
+        return load_patches(directory, config)
     check_sizes(card["config"], weights_file, where=card_file)
     network = build_network(config)
     assert isinstance(network, nn.Module)

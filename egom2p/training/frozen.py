@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from egom2p.config import Positive, strict
 from egom2p.contracts import ModalitySpec
-from egom2p.models.weights import table_lines
+from egom2p.models.weights import owner, table_lines
 from egom2p.training.parallel import local_part, part_like
 
 _EMBEDDINGS = ("encoder_embeddings.", "decoder_embeddings.", "positions.")
@@ -95,4 +95,6 @@ def trained_lines(
         if lines is not None:
             parts = [torch.full((count,), spec.name in train) for spec, count in zip(specs, lines, strict=True)]
             chosen[name] = torch.cat(parts)
+        elif owner(name) in train:
+            chosen[name] = None
     return chosen

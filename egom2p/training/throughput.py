@@ -144,16 +144,22 @@ class ModelFlops:
         linear = [(name, layer.weight) for name, layer in model.named_modules() if isinstance(layer, nn.Linear)]
         self._all = _per_row(linear)
         self._trained = _per_row([(name, weight) for name, weight in linear if weight.requires_grad])
+        self._patch_values = [spec.num_values for spec in model.specs if spec.kind == "patches"]
         self._trains_heads = model.decoder_embeddings.head_table.requires_grad
 
     def forward(self, batch: PackedBatch) -> int:
         """Of one forward pass."""
-        return self._products(batch, self._all) + self._heads(batch) + self._attention(batch)
+        return self._products(batch, self._all) + self._heads(batch) + self._attention(batch) + self._patches(batch)
 
     def training(self, batch: PackedBatch) -> int:
         """The same with the backward pass."""
         weights = self._products(batch, self._trained) + (self._heads(batch) if self._trains_heads else 0)
+        # Pixels have no gradient; that of their weights, as dear, stands in its place.
         return 2 * self.forward(batch) + self._attention(batch) + weights
+
+    def _patches(self, batch: PackedBatch) -> int:
+        counts = zip(batch.patch_counts, self._patch_values, strict=True)
+        return 2 * self._width * sum(count * size for count, size in counts)
 
     def _products(self, batch: PackedBatch, per_row: tuple[int, int]) -> int:
         return 2 * sum(sum(lengths) * size for lengths, size in zip(batch.clip_lengths, per_row, strict=True))

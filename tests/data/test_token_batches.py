@@ -113,7 +113,7 @@ def test_sizes_are_those_of_the_maskings():
     names = [spec.name for spec in SPECS]
     for index, clip in enumerate(masked(SPECS, 200, config)):
         rows = tuple(sum(len(ids) for ids in side(clip).values()) for side in (inputs_of, targets_of))
-        assert masking.sizes(names, clip_rng(0, "mask", index)) == rows
+        assert masking.sizes(names, clip_rng(0, "mask", index)) == (*rows, ())
     assert UnifiedMasking(SPECS, dataset("shards", input_dropout=0.1)).sizes(names, clip_rng(0, "mask", 0)) is None
 
 
@@ -152,7 +152,7 @@ def test_the_published_mixture_fills_98_percent(num_tokens):
     def size(index):
         name, _ = mixture.locate(index)
         rows = maskings[name].sizes(names[name], clip_rng(0, "masking", index))
-        return ClipSize(*rows, *rows)
+        return ClipSize(*rows[:2], *rows[:2], rows[2])
 
     shape = choose_shape(size, num_tokens)
     assert shape.num_rows == num_tokens

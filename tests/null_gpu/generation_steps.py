@@ -11,6 +11,7 @@ import time
 
 import numpy as np
 import torch
+from loader import random_tokens
 from null_gpu import Counts, Traffic, waits
 
 from egom2p.contracts import ModalitySpec, TokenClip, TokenGrid
@@ -51,12 +52,14 @@ CASES = {
         "guidance_weights": {"tok_rgb": 2.0, "tok_gaze": -0.5},
     },
     "four clips": {**TINY, "target": "tok_depth", "num_clips": 4, **PUBLISHED},
+    "pixels": {**TINY, "target": "tok_depth", "given": ("tok_rgb", "rgb_patches"), **PUBLISHED},
     "words": {**TINY, "target": "tok_words", "temperature": 1.0, "guidance": 2.0, "max_new_tokens": 8},
     "fp32": {**TINY, "target": "tok_depth", "dtype": "fp32", **PUBLISHED},
     "second device": {**TINY, "target": "tok_depth", "device": "cuda:1", **PUBLISHED},
     "second device, words": {**TINY, "target": "tok_words", "device": "cuda:1", "max_new_tokens": 8},
 }
 WORDS = ModalitySpec("tok_words", "sequence", "text", TokenGrid((16,)), 900, "words", pad_id=2, eos_id=1)
+PIXELS = ModalitySpec("rgb_patches", "patches", "rgb", TokenGrid((8, 8, 8)), 0, "rgb_patches", patch_shape=(2, 8, 8, 3))
 SIZES = {"base": {"dim": 768, "encoder_depth": 12, "decoder_depth": 12, "num_heads": 12}}
 SIZES["tiny"] = {"dim": 192, "encoder_depth": 2, "decoder_depth": 2, "num_heads": 3}
 
@@ -78,6 +81,7 @@ def run(
     video = {"grid": [5, 8, 8], "vocab_size": 4000} if size == "tiny" else None
     specs = build_specs({"tok_rgb": video, "tok_depth": video, "tok_gaze": None, "tok_cam": None})
     specs = (*specs, WORDS) if target == WORDS.name else specs
+    specs = (PIXELS, *specs) if PIXELS.name in given else specs
     model = EgoM2P(ModelConfig(**SIZES[size]), specs).to(device, choose_dtype(dtype, torch.device(device)))
     model.eval()
     current = set()  # whose streams, events and graphs are taken
@@ -123,7 +127,8 @@ def made_prompt(specs: tuple[ModalitySpec, ...], number: int, given: tuple[str, 
     tokens = {}
     for spec in specs:
         if spec.name in (*given, partial):
-            tokens[spec.name] = rng.integers(0, spec.vocab_size, spec.num_tokens).astype(np.int32)
+            found = random_tokens(spec, rng)
+            tokens[spec.name] = found if spec is PIXELS else found.reshape(-1)
     if partial is not None:
         tokens[partial][len(tokens[partial]) // 3 :] = -1
     return TokenClip(f"clip {number}", tokens, {spec.name: spec.tokenizer_fingerprint for spec in specs})

@@ -34,6 +34,10 @@ SIZES = {
     "base": {"dim": 768, "encoder_depth": 12, "decoder_depth": 12, "num_heads": 12},
     "tiny": {"dim": 192, "encoder_depth": 2, "decoder_depth": 2, "num_heads": 3},
 }
+PIXELS = {
+    "kind": "patches", "quantity": "rgb", "folder": "rgb_patches", "grid": [8, 8, 8], "vocab_size": 0,
+    "patch_shape": [2, 8, 8, 3],
+}  # fmt: skip
 RAGGED = {"alphas": (0.01, 0.1, 1.0, 10.0), "policy": "clamp"}
 SMALL = {"size": "tiny", "budget": 256, "batch_size": 4}
 CASES = {
@@ -62,6 +66,15 @@ CASES = {
     "tiny options": {**SMALL, "compile": False, "model": {"qk_norm": True, "num_registers": 4, "drop_path": 0.1}},
     "tiny recompute": {**SMALL, "compile": False, "activation_checkpointing": True},
     "tiny mlp": {**SMALL, "compile": False, "activation_checkpointing": "mlp"},
+    "tiny pixels": {**SMALL, "compile": False, "has_pixels": True},
+    "tiny pixels tokens": {
+        **SMALL,
+        **RAGGED,
+        "compile": False,
+        "has_pixels": True,
+        "batching": "tokens",
+        "batch_tokens": 2048,
+    },
     "odd heads": {**SMALL, "compile": False, "model": {"num_heads": 16}},  # 12 wide
     "wide heads": {**SMALL, "compile": False, "model": {"dim": 320, "num_heads": 1}},
 }
@@ -77,6 +90,7 @@ def run(
     alphas: tuple[float, ...] = (10.0,),
     policy: str = "waterfill",
     ema: bool = False,
+    has_pixels: bool = False,
     optimizer: dict | None = None,
     model: dict | None = None,
     **training: object,
@@ -84,9 +98,11 @@ def run(
     """What the last step of a short run did, its log line, and the peak memory of all steps."""
     video = {"grid": [5, 8, 8], "vocab_size": 1000} if size == "tiny" else None
     modalities = {"tok_rgb": video, "tok_depth": video, "tok_gaze": None, "tok_cam": None}
+    if has_pixels:
+        modalities["rgb_patches"] = PIXELS
     specs = build_specs(modalities)
     names = [spec.name for spec in specs]
-    pattern = folder / size
+    pattern = folder / f"{size}{has_pixels}"
     shards = write_random_tokens(pattern, specs, 32) if not pattern.exists() else None
     shards = shards or _shards_of(pattern, specs)
     dataset = DatasetConfig(

@@ -31,7 +31,10 @@ def perceived_specs(config: TokenConfig) -> tuple[ModalitySpec, ...]:
     known = [spec.name for spec in specs]
     if unknown := [name for name in config.modalities if name not in known]:
         raise ValueError(f"perception.modalities: no modality {unknown[0]!r}; known: {', '.join(known)}")
-    return tuple(spec for spec in specs if not config.modalities or spec.name in config.modalities)
+    if pixels := [spec.name for spec in specs if spec.is_input_only and spec.name in config.modalities]:
+        raise ValueError(f"perception.modalities: {pixels[0]} are pixels; features are made of ids")
+    chosen = [spec for spec in specs if not config.modalities or spec.name in config.modalities]
+    return tuple(spec for spec in chosen if not spec.is_input_only)
 
 
 def features_of_tokens(clip: TokenClip, specs: Sequence[ModalitySpec]) -> PerceptionFeatures:
@@ -127,7 +130,8 @@ class EncoderTower(Tower):
 
     def __init__(self, encoder: EgoM2P, config: EncoderConfig) -> None:
         super().__init__()
-        specs = [spec for spec in encoder.specs if not config.modalities or spec.name in config.modalities]
+        specs = [spec for spec in encoder.specs if not spec.is_input_only]
+        specs = [spec for spec in specs if not config.modalities or spec.name in config.modalities]
         depth = len(encoder.encoder)
         if config.layer is not None and not 1 <= config.layer <= depth:
             raise ValueError(f"perception.layer must be in 1 ... {depth} (blocks of the encoder), got {config.layer}")

@@ -173,7 +173,7 @@ def _add_cost(plan: Plan, config: PretrainConfig, specs: tuple[ModalitySpec, ...
         ]
         if num_clips:
             plan.facts.append(("epochs", f"{clips / num_clips:.3g} of {num_clips:,} clips"))
-    _add_memory(plan, config, specs, _full_rows(config, targets))
+    _add_memory(plan, config, specs, _full_rows(config, specs, inputs, targets))
 
 
 def _steps_of(length: Length, **per_step: float) -> tuple[float, float]:
@@ -279,12 +279,17 @@ def _planned_model(config: PretrainConfig, specs: tuple[ModalitySpec, ...], size
     return model
 
 
-def _full_rows(config: PretrainConfig, targets: dict[str, float]) -> ClipRows:
+def _full_rows(
+    config: PretrainConfig, specs: tuple[ModalitySpec, ...], inputs: dict[str, float], targets: dict[str, float]
+) -> ClipRows:
     """A clip whose budgets are full: what memory must hold in the worst step. Shares of modalities as drawn."""
     datasets = [dataset for dataset in config.data.datasets.values() if dataset.weight > 0]
     most_targets, total = max(dataset.max_target_tokens for dataset in datasets), sum(targets.values())
     shares = {name: count / max(total, 1e-9) * most_targets for name, count in targets.items()}
-    return ClipRows(max(dataset.max_input_tokens for dataset in datasets), shares)
+    most_inputs, total = max(dataset.max_input_tokens for dataset in datasets), sum(inputs.values())
+    names = [spec.name for spec in specs if spec.kind == "patches"]
+    patches = {name: inputs.get(name, 0) / max(total, 1e-9) * most_inputs for name in names}
+    return ClipRows(most_inputs, shares, patches)
 
 
 def _clips_per_device(config: PretrainConfig, rows: ClipRows) -> int:

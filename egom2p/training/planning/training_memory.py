@@ -7,7 +7,7 @@ What no tensor shows is not in them (the device's context, the allocator's gaps)
 import bisect
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -35,10 +35,12 @@ class ClipRows:
 
     inputs    input rows, registers not counted
     targets   modality -> target rows
+    patches   modality of kind patches -> how many of the input rows are its
     """
 
     inputs: float
     targets: Mapping[str, float]
+    patches: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def num_targets(self) -> float:
@@ -235,7 +237,8 @@ class TrainingMemory:
     def _pass(self, model: EgoM2P) -> Tensor:
         """From tokens to decoder states; how rows are cut into clips does not change what is kept."""
         num_targets = round(_MEASURED_CLIPS * self._rows.num_targets)
-        batch = one_segment(model, self._num_inputs(_MEASURED_CLIPS), num_targets)
+        patches = {name: round(_MEASURED_CLIPS * count) for name, count in self._rows.patches.items()}
+        batch = one_segment(model, self._num_inputs(_MEASURED_CLIPS), num_targets, patches)
         return model.decode(batch, model.encode(batch)).sum()
 
     def _head(self, num_clips: int) -> StepMemory:
@@ -249,7 +252,7 @@ class TrainingMemory:
         knots = {1, _MOST_CLIPS}
         for name, size in zip(self.model.modalities, self.model.vocab_sizes, strict=True):
             for num_chunks in (1, 2):
-                full = num_chunks * (CHUNK_ELEMENTS // size) / max(self._rows.targets.get(name, 0), 1e-9)
+                full = num_chunks * (CHUNK_ELEMENTS // max(1, size)) / max(self._rows.targets.get(name, 0), 1e-9)
                 knots |= {number for number in (int(full), int(full) + 1) if 1 < number < _MOST_CLIPS}
         return sorted(knots)
 
@@ -257,7 +260,9 @@ class TrainingMemory:
         config, sizes = self.model.config, self.model.vocab_sizes
         rows = [round(num_clips * self._rows.targets.get(name, 0)) for name in self.model.modalities]
         # Logits are made chunk by chunk, and at most two chunks meet: more rows need not be measured.
-        counts = tuple(min(count, 2 * max(1, CHUNK_ELEMENTS // size)) for count, size in zip(rows, sizes, strict=True))
+        counts = tuple(
+            min(count, 2 * max(1, CHUNK_ELEMENTS // max(1, size))) for count, size in zip(rows, sizes, strict=True)
+        )
         if counts not in self._heads:
             self._heads[counts] = step_memory(
                 self.model.decoder_embeddings,
@@ -276,8 +281,11 @@ class TrainingMemory:
         return replace(found, kept=found.kept + (sum(rows) - sum(counts)) * config.dim * (_FLOAT + half))
 
 
-def one_segment(model: EgoM2P, num_inputs: int, num_targets: int) -> PackedBatch:
+def one_segment(
+    model: EgoM2P, num_inputs: int, num_targets: int, num_patches: Mapping[str, int] | None = None
+) -> PackedBatch:
     """A batch of one clip with all rows, the targets of one modality: no padding, as attention has none on CUDA."""
+    kinds = [(spec.num_values, (num_patches or {}).get(spec.name, 0)) for spec in model.specs if spec.kind == "patches"]
     num_modalities = len(model.specs)
     inputs, targets = (torch.zeros(count, dtype=torch.int32) for count in (num_inputs, num_targets))
     segments = (num_targets, *(0 for _ in range(num_modalities - 1)))
@@ -298,4 +306,7 @@ def one_segment(model: EgoM2P, num_inputs: int, num_targets: int) -> PackedBatch
         target_lengths=(num_targets,),
         segment_lengths=segments,
         modalities=model.modalities,
+        patch_values=tuple(torch.zeros(count, size, dtype=torch.uint8) for size, count in kinds),
+        patch_rows=tuple(torch.arange(count, dtype=torch.int32) for _, count in kinds),
+        patch_counts=tuple(count for _, count in kinds),
     )

@@ -113,7 +113,10 @@ def _matched(spec: ModalitySpec, folder: Path, shards: str) -> ModalitySpec:
 
 def differing_fields(made: ModalitySpec, spec: ModalitySpec) -> list[tuple[str, Any, Any]]:
     """(field, the tokenizer's, the data's) wherever tokens of the two cannot be the same."""
-    pairs = [(name, getattr(made, name), getattr(spec, name)) for name in ("name", "kind", "grid", "vocab_size")]
+    pairs = [
+        (name, getattr(made, name), getattr(spec, name))
+        for name in ("name", "kind", "grid", "vocab_size", "patch_shape")
+    ]
     return [(name, found, wanted) for name, found, wanted in pairs if found != wanted]
 
 

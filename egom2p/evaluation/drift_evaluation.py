@@ -202,7 +202,7 @@ def _measure(checkpoint: Checkpoint, recording: Recording, number: int, config: 
     truth: Truth = {}
     with progress_bar(f"drift of {recording.name}", len(config.rows), is_shown=config.progress) as advance:
         for label, row in config.rows.items():
-            overlap_s = overlap_of(clip_config, row.overlap_s)
+            overlap_s = overlap_of(clip_config, row.overlap_s, join=row.join)
             (segment, *rest) = plan_segments(recording, clip_config, overlap_s=overlap_s)
             if rest:
                 raise ValueError(f"{recording.name}: streams miss for a while; drift wants recordings without a hole")
@@ -247,8 +247,9 @@ def _scores(result: LongResult, truth: Truth, segments_m: Sequence[float], rate_
         quantity = _STREAMS.get(stream)
         if quantity in truth:
             wanted, is_valid = truth[quantity]
-            values = result.generated.clip.streams[stream].values[: len(wanted)]
-            own = _DRIFT[quantity].score(values, wanted, is_valid, segments_m, rate_hz)
+            values = result.generated.clip.streams[stream].values
+            count = min(len(values), len(wanted))  # rows end where their windows do
+            own = _DRIFT[quantity].score(values[:count], wanted[:count], is_valid[:count], segments_m, rate_hz)
             found[quantity] = own | overlap_summary(list(result.overlaps[stream]))
     return found
 

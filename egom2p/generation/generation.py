@@ -139,7 +139,7 @@ class _Job:
         A recording that is too short is an error where it is the only one; among others it is left out and reported.
         """
         config, clip_config = self.config, clip_config_of(self.checkpoint, span="any")
-        overlap_s = overlap_of(clip_config, config.overlap_s)
+        overlap_s = overlap_of(clip_config, config.overlap_s, join=config.join)
         keys: dict[str, None] = {}
         too_short: list[RecordingTooShort] = []
         for number, recording in enumerate(islice(recordings, config.max_clips)):

@@ -58,7 +58,7 @@ class LoadedModel(Checkpoint):
                 yield generate_clips(self, [prompt], request, [clip_seed(request.seed, number)])[0].clip
             return
         config = clip_config_of(self, span="any")
-        overlap_s = overlap_of(config, request.overlap_s)
+        overlap_s = overlap_of(config, request.overlap_s, join=request.join)
         for number, recording in enumerate(recordings):
             for segment in plan_segments(recording, config, overlap_s=overlap_s):
                 seeds = window_seeds(request.seed, number, segment)

@@ -7,14 +7,16 @@ each target that the sequence already holds is encoded and given to the model, w
 alike. Tokens of a window cannot simply be moved to the next: its positions lie on another clock, a video's first token
 is one frame alone, and camera poses are relative to the window's first one.
 
-A window starts on a time at which every clock of the clips has a sample (8 Hz pictures and 30 Hz tracks share every
-half second), so that the samples of neighbouring windows coincide and nothing is resampled twice.
+Where the overlap allows it, windows start on times at which every clock of the clips has a sample (8 Hz pictures and
+30 Hz tracks share every half second), so that samples of neighbouring windows coincide. Other overlaps are whole
+pictures, and a window's tracks are resampled onto the clock of the whole.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from math import gcd
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -35,7 +37,8 @@ from egom2p.generation.clip_generation import Generated, condition_names, decode
 from egom2p.generation.generation_inputs import tell_too_short
 from egom2p.generation.generation_memory import in_smaller_batches
 from egom2p.generation.partial_prompts import encode_given
-from egom2p.generation.request import Request, clip_seed
+from egom2p.generation.pose_graph import MotionErrors, motion_errors
+from egom2p.generation.request import Join, Request, clip_seed
 from egom2p.generation.stitching import JoinedStream, StitchConfig, joined_stream, overlap_summary
 
 
@@ -62,9 +65,9 @@ class Segment:
     def duration_s(self) -> float:
         return self.windows[-1].start_s - self.start_s + self.config.duration_s
 
-    def first_sample(self, window: Window, rate_hz: float) -> int:
-        """Number of a window's first sample in the whole segment."""
-        return round((window.start_s - self.start_s) * rate_hz)
+    def first_sample(self, window: Window, rate_hz: float) -> float:
+        """Where a window's first sample lies among those of the whole segment; a whole number where clocks agree."""
+        return (window.start_s - self.start_s) * rate_hz
 
     def num_samples(self, rate_hz: float) -> int:
         """Samples of the whole segment."""
@@ -86,20 +89,23 @@ def common_step_s(rates_hz: Iterable[float]) -> float:
     return float(Fraction(denominator, numerator))
 
 
-def overlap_of(config: ClipConfig, wanted_s: float | None = None) -> float:
+def overlap_of(config: ClipConfig, wanted_s: float | None = None, *, join: Join = "stitch") -> float:
     """Seconds that neighbouring windows share: half a clip, or what is wanted; ValueError where clocks do not allow it.
 
-    Zero where the clocks only meet at the ends of a clip.
+    Half a clip is the longest up to there on which the clocks agree: zero where they only meet at the ends of a clip.
+    Windows that are conditioned begin where all clocks have a sample, others with any picture.
     """
     step_s = common_step_s((config.video_rate_hz, config.track_rate_hz))
     if wanted_s is None:
         return int(config.duration_s / 2 / step_s + 1e-6) * step_s
+    if join != "condition":
+        step_s = 1 / config.video_rate_hz
     steps = wanted_s / step_s
     if not 0 <= wanted_s < config.duration_s or abs(steps - round(steps)) > 1e-6:
         allowed = [f"{k * step_s:g}" for k in range(20) if k * step_s < config.duration_s - 1e-9]
         raise ValueError(
-            f"overlap_s must be one of {', '.join(allowed)} (windows of {config.duration_s:g} s, pictures at "
-            f"{config.video_rate_hz:g} Hz, tracks at {config.track_rate_hz:g} Hz), got {wanted_s:g}"
+            f"overlap_s must be one of {', '.join(allowed)} with join={join} (windows of {config.duration_s:g} s, "
+            f"pictures at {config.video_rate_hz:g} Hz, tracks at {config.track_rate_hz:g} Hz), got {wanted_s:g}"
         )
     return wanted_s
 
@@ -109,7 +115,9 @@ def plan_segments(recording: Recording, config: ClipConfig, *, overlap_s: float)
 
     Raises RecordingTooShort naming recording, found and wanted.
     """
-    step_s = common_step_s((config.video_rate_hz, config.track_rate_hz))
+    common_s = common_step_s((config.video_rate_hz, config.track_rate_hz))
+    hop_s = config.duration_s - overlap_s
+    step_s = 1 / common_step_s((common_s, hop_s))  # the longest that both are whole multiples of
     try:
         plan = plan_clips(recording, replace(config, stride_s=step_s))
     except RecordingTooShort:
@@ -173,15 +181,17 @@ def generate_segment(
     *,
     seeds: Sequence[int],
     store: Store | None = None,
+    folder: Path | None = None,
     advance: Callable[[int], None] = lambda count: None,
 ) -> LongResult:
     """Generate every window of a segment and join them.
 
     seeds    one per window
     store    keeps the tokens of finished windows, so that an interrupted segment goes on where it was
+    folder   pictures of the result lie in files without a name below it instead of in memory: hours of them
     """
     specs = request.specs(checkpoint)
-    sequences = _Sequences(checkpoint, segment, specs, request.stitching)
+    sequences = _Sequences(checkpoint, segment, specs, request.stitching, folder)
     tokens: list[TokenClip] = []
     # A conditioned window waits for the one before it, so there is never more than one to make.
     size = 1 if request.join == "condition" else request.batch_size
@@ -235,9 +245,15 @@ class _Sequences:
     """The growing streams of a segment: what was given, and what was made."""
 
     def __init__(
-        self, checkpoint: Checkpoint, segment: Segment, specs: Sequence[ModalitySpec], stitching: StitchConfig
+        self,
+        checkpoint: Checkpoint,
+        segment: Segment,
+        specs: Sequence[ModalitySpec],
+        stitching: StitchConfig,
+        folder: Path | None,
     ) -> None:
         self._checkpoint, self._segment, self._specs, self._stitching = checkpoint, segment, specs, stitching
+        self._folder = folder
         self._streams = {spec.name: stream_of(checkpoint, spec) for spec in specs}
         self._made: dict[str, JoinedStream] = {}
         self._given: dict[str, JoinedStream] = {}
@@ -251,7 +267,7 @@ class _Sequences:
         found = {}
         for spec in self._specs:
             sequence = self._made.get(spec.name)
-            start = self._segment.first_sample(window, spec.rate_hz or 1.0)
+            start = round(self._segment.first_sample(window, spec.rate_hz or 1.0))
             if sequence is None or sequence.end <= start:
                 continue
             values, is_valid = sequence.part(start, sequence.end)
@@ -279,8 +295,13 @@ class _Sequences:
         for spec in self._specs:
             rate_hz = spec.rate_hz or 1.0
             if spec.name not in self._made:
-                length = self._segment.num_samples(rate_hz)
-                self._made[spec.name] = joined_stream(spec.signal, length, self._stitching)
+                self._made[spec.name] = joined_stream(
+                    spec.signal,
+                    self._segment.num_samples(rate_hz),
+                    self._stitching,
+                    errors=self._errors(spec),
+                    folder=self._folder,
+                )
             self._made[spec.name].add(self._segment.first_sample(window, rate_hz), *values[spec.name])
         for name in self._kept & set(clip.streams):
             stream = clip.streams[name]
@@ -288,7 +309,7 @@ class _Sequences:
                 continue  # captions: text has no clock to be joined on
             if name not in self._given:
                 length = self._segment.num_samples(self._rate_hz(name))
-                self._given[name] = joined_stream(quantity_of_stream(name), length, _AS_IS)
+                self._given[name] = joined_stream(quantity_of_stream(name), length, _AS_IS, folder=self._folder)
                 self._units[name] = stream.unit
             start = self._segment.first_sample(window, self._rate_hz(name))
             self._given[name].add(start, stream.values, stream.is_valid)
@@ -324,6 +345,13 @@ class _Sequences:
     def _stream(self, sequence: JoinedStream, rate_hz: float, unit: str) -> Stream:
         values, is_valid = sequence.result()
         return Stream(values, is_valid, self._segment.start_s + np.arange(len(values)) / rate_hz, unit)
+
+    def _errors(self, spec: ModalitySpec) -> MotionErrors | None:
+        """How motions of the decoded windows err, where anything asks for it."""
+        if not spec.signal.is_relative or self._stitching.camera != "graph" or len(self._segment.windows) < 2:
+            return None
+        tokenizer = self._checkpoint.tokenizer(spec.name)
+        return motion_errors(tokenizer, spec.rate_hz or 1.0, self._num_samples(spec))
 
     def _rate_hz(self, stream: str) -> float:
         config = self._segment.config

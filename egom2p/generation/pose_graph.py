@@ -1,148 +1,198 @@
-"""Poses of overlapping windows laid onto each other all at once, instead of each onto what is there.
+"""Poses of overlapping windows, all at once: every window says how the camera moved, and how sure it is of it.
 
-W windows, E pairs of windows that overlap, T samples of the whole. Where windows are closer together than half their
-length, each overlaps several; a pair of them says how one lies in the other. Placements agree with all pairs in least
-squares; a pair that disagrees with the rest counts less (Huber). Every pair reaches a few windows ahead, so the normal
-equations are a band, and Gauss-Newton with a banded Cholesky factor solves them without inner iterations. (An iterative
-sparse solver, scipy's least_squares, was not tried.)
+W windows, n motions of a window, T samples of the whole; a pose or motion changes in six channels, a rotation vector
+and metres, in the frame of its own sample.
+
+The motions of a window do not err one by one. A tokenizer codes the slow motion of a clip nearly exactly and drops the
+fast, so that errors of neighbours cancel: over a whole window they sum to far less than independent ones would. Weights
+by the inverse covariance of the errors know this (generalised least squares), and gain what averaging poses or motions
+does not (docs/results/real_video.md). The covariance is measured: round trips of random motion through the tokenizer.
+
+The motions of the whole are the unknowns; each window reaches over n of them, so the normal equations are a band that
+one Cholesky factor solves. A window that disagrees with the others counts less (Huber).
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import accumulate
 
 import numpy as np
 from scipy.linalg import solveh_banded
 from scipy.spatial.transform import Rotation
 
-from egom2p.geometry import matrix_from_quaternion, mean_rotation, poses_from_parts, quaternion_from_matrix
+from egom2p.contracts import AlignedClip, Tokenizer
+from egom2p.data.clips.clip_alignment import ClipConfig, cut_clips
+from egom2p.data.recordings.trajectories import RandomMotionReader, RandomMotionSource
+from egom2p.geometry import frame_to_frame, inverse_poses, poses_from_parts
 
-_SMALLEST_OVERLAP, _ROUNDS, _HUBER = 4, 20, 2.0
-_SMALLEST_DEG, _SMALLEST_M = 1e-3, 1e-5  # of typical residuals: windows that agree exactly must not divide by 0
+_ROTATION, _TRANSLATION = slice(0, 3), slice(3, 6)
+_ROUNDS, _HUBER, _ENOUGH = 8, 1.5, 1e-7
+# Covariances of a few hundred clips are nearly singular; this share of their mean variance is added to each.
+_RIDGE = 1e-3
+_NUM_RECORDINGS = 60  # of random motion, 20 s each: 600 clips of 2 s
 
 
-def placed_windows(
-    starts: Sequence[int], windows_WSCC: np.ndarray, is_valid_WS: np.ndarray, first_guess_WCC: np.ndarray
-) -> np.ndarray:
-    """Placements (W, 4, 4): poses of window w in the common world are `placement @ windows[w]`.
+@dataclass(frozen=True)
+class MotionErrors:
+    """Covariance (n, n) of the errors of a window's motions, of any one axis: rotation and translation.
 
-    starts        number of each window's first sample; increasing
-    first_guess   placements to begin at; the first one stays
+    Only its shape counts; windows are compared with each other, not with the truth.
     """
-    firsts, seconds, weights, turns, shifts, centres = _pairs(starts, windows_WSCC, is_valid_WS)
-    placed = first_guess_WCC.copy()
-    if not len(firsts) or (seconds - firsts).max() < 2:
-        return placed  # a chain without a loop: the first guess agrees with every pair
-    num_windows, reach = len(starts), int((seconds - firsts).max())
-    for _ in range(_ROUNDS):
-        turned, moved = _residuals(placed, firsts, seconds, turns, shifts, centres)
-        sizes_deg, sizes_m = (np.linalg.norm(part, axis=1) for part in (turned, moved))
-        # In units of what is usual: neighbours overlap more, agree better, and count as much more.
-        scale_r = max(np.median(sizes_deg * np.sqrt(weights)), np.radians(_SMALLEST_DEG))
-        scale_m = max(np.median(sizes_m * np.sqrt(weights)), _SMALLEST_M)
-        sizes = np.sqrt(weights * ((sizes_deg / scale_r) ** 2 + (sizes_m / scale_m) ** 2))
-        trust_E = weights * np.minimum(1.0, _HUBER / np.maximum(sizes, 1e-12))
-        residual_E6 = np.concatenate([turned / scale_r, moved / scale_m], axis=1)
-        of_first, of_second = _jacobians(placed, firsts, seconds, turns, shifts, centres, scale_r, scale_m)
-        band = np.zeros((6 * (reach + 1), 6 * num_windows))
-        right = np.zeros((num_windows, 6))
-        for rows, left in ((firsts, of_first), (seconds, of_second)):
-            np.add.at(right, rows, np.einsum("e,eka,ek->ea", trust_E, left, residual_E6))
-            for columns, other in ((firsts, of_first), (seconds, of_second)):
-                _add_blocks(band, rows, columns, np.einsum("e,eka,ekb->eab", trust_E, left, other))
-        band[0] += 1e-9 * band[0].max()
-        band[0, :6] += 1e6 * band[0].max()  # the first window stays
-        step_W6 = -solveh_banded(band, right.ravel(), lower=True).reshape(num_windows, 6)
-        placed = poses_from_parts(
-            Rotation.from_rotvec(step_W6[:, :3]).as_matrix() @ placed[:, :3, :3], placed[:, :3, 3] + step_W6[:, 3:]
-        )
-        if np.abs(step_W6).max() < 1e-7:
+
+    rotation: np.ndarray
+    translation: np.ndarray
+
+    @staticmethod
+    def independent(num_motions: int) -> "MotionErrors":
+        """Of windows of which nothing is known: motions are averaged."""
+        return MotionErrors(np.eye(num_motions), np.eye(num_motions))
+
+    @staticmethod
+    def measured(decoded_BSCC: np.ndarray, true_BSCC: np.ndarray) -> "MotionErrors":
+        """From clips and what became of them."""
+        pairs = zip(decoded_BSCC, true_BSCC, strict=True)
+        errors_Bn6 = np.stack([_between(frame_to_frame(truth), frame_to_frame(decoded)) for decoded, truth in pairs])
+        return MotionErrors(_covariance(errors_Bn6[..., _ROTATION]), _covariance(errors_Bn6[..., _TRANSLATION]))
+
+
+@lru_cache(maxsize=4)
+def motion_errors(tokenizer: Tokenizer, rate_hz: float, num_samples: int) -> MotionErrors:
+    """Of a camera tokenizer: its round trips of random motion (`data/recordings/trajectories.py`), 3 CPU seconds.
+
+    Nobody's data, and as good as real tracks for this (docs/results/real_video.md).
+    """
+    reader = RandomMotionReader(RandomMotionSource(kind="random_motion", num_recordings=_NUM_RECORDINGS))
+    duration_s = num_samples / rate_hz
+    config = ClipConfig(height=1, width=1, duration_s=duration_s, stride_s=duration_s, track_rate_hz=rate_hz)
+    clips: list[AlignedClip] = []
+    for number in range(len(reader)):
+        clips += cut_clips(reader.read(number), config)
+    decoded, _ = tokenizer.decode(tokenizer.encode(clips))
+    return MotionErrors.measured(decoded, np.stack([clip.world_from_cam for clip in clips]))
+
+
+def joined_motions(
+    starts: Sequence[int],
+    windows: Sequence[np.ndarray],
+    is_valid: Sequence[np.ndarray],
+    guess_TCC: np.ndarray,
+    errors: MotionErrors,
+) -> np.ndarray:
+    """Poses (T, 4, 4) whose motions agree with those of all windows; the first one is that of the guess.
+
+    starts    number of each window's first sample, increasing
+    windows   poses (S, 4, 4) each, in worlds of their own; is_valid (S,) each
+    guess     to begin at, and where no window says anything
+    """
+    motions_TCC = frame_to_frame(guess_TCC)
+    groups = _groups(starts, windows, is_valid, errors)
+    if not groups:  # no window has two samples in a row that are valid
+        return guess_TCC
+    for number in range(_ROUNDS):
+        residuals = [_between(_at(motions_TCC, group), group.motions) for group in groups]
+        trusts = _trusts(groups, residuals) if number else [np.ones(len(group.starts)) for group in groups]
+        step_T6 = np.zeros((len(motions_TCC), 6))
+        for channel, part in enumerate((_ROTATION, _TRANSLATION)):
+            step_T6[:, part] = _solved(len(motions_TCC), groups, residuals, trusts, channel, part)
+        motions_TCC = motions_TCC @ _motion(step_T6)
+        if np.abs(step_T6).max() < _ENOUGH:
             break
-    return placed
+    return np.stack(list(accumulate(motions_TCC, np.matmul, initial=guess_TCC[0])))
 
 
-def fused_poses(
-    starts: Sequence[int], placed_WSCC: np.ndarray, is_valid_WS: np.ndarray, length: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Poses (T, 4, 4) and validity (T,) of all windows together, each the surer the farther from its ends."""
-    count = placed_WSCC.shape[1]
-    from_end_S = np.minimum(np.arange(1, count + 1), np.arange(count, 0, -1)).astype(float)
-    positions, weights, spread = np.zeros((length, 3)), np.zeros(length), np.zeros((length, 4, 4))
-    is_valid = np.zeros(length, bool)
-    for start, poses, own_is_valid in zip(starts, placed_WSCC, is_valid_WS, strict=True):
-        rows, weight_S = slice(start, start + count), from_end_S * np.where(own_is_valid, 1.0, 1e-6)
-        quaternions = quaternion_from_matrix(poses[:, :3, :3])
-        positions[rows] += weight_S[:, None] * poses[:, :3, 3]
-        spread[rows] += weight_S[:, None, None] * quaternions[:, :, None] * quaternions[:, None, :]
-        weights[rows] += weight_S
-        is_valid[rows] |= own_is_valid
-    # The mean of quaternions without their signs: the largest eigenvector of their outer products.
-    rotations = matrix_from_quaternion(np.linalg.eigh(spread)[1][:, :, -1])
-    return poses_from_parts(rotations, positions / weights[:, None]), is_valid
+@dataclass(frozen=True)
+class _Group:
+    """Windows of one length whose valid samples are the same: starts (W,), motions (W, n, 4, 4), and the inverse
+    covariances (n, n) of rotation and translation, 0 for motions that are not valid."""
+
+    starts: np.ndarray
+    motions: np.ndarray
+    informations: tuple[np.ndarray, np.ndarray]
 
 
-def _pairs(starts: Sequence[int], windows: np.ndarray, is_valid: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Pairs: windows (E,), (E,), share of a window they have in common (E,), and how the second lies in the first:
-    rotation (E, 3, 3), translation (E, 3), and the middle of the overlap in the second (E, 3)."""
-    count, found = windows.shape[1], []
-    for first, start in enumerate(starts):
-        for second in range(first + 1, len(starts)):
-            offset = starts[second] - start
-            if count - offset < _SMALLEST_OVERLAP:
-                break
-            both = is_valid[first, offset:] & is_valid[second, : count - offset]
-            if both.sum() < _SMALLEST_OVERLAP:
-                continue
-            a, b = windows[first, offset:][both], windows[second, : count - offset][both]
-            turn = mean_rotation(a[:, :3, :3] @ np.swapaxes(b[:, :3, :3], 1, 2))
-            centre = b[:, :3, 3].mean(axis=0)
-            found.append((first, second, both.sum() / count, turn, a[:, :3, 3].mean(axis=0) - turn @ centre, centre))
-    columns = zip(*found, strict=True) if found else [()] * 6
-    return tuple(np.array(column) for column in columns)
+def _groups(
+    starts: Sequence[int], windows: Sequence[np.ndarray], is_valid: Sequence[np.ndarray], errors: MotionErrors
+) -> list[_Group]:
+    rows: dict[bytes, list[int]] = {}
+    for row, own_is_valid in enumerate(is_valid):
+        rows.setdefault(np.asarray(own_is_valid, bool).tobytes(), []).append(row)
+    groups = []
+    for key, members in rows.items():
+        valid_S = np.frombuffer(key, bool)
+        is_known_n = valid_S[1:] & valid_S[:-1]
+        if is_known_n.any():
+            motions = np.stack([frame_to_frame(np.asarray(windows[row], np.float64)) for row in members])
+            informations = [
+                _information(covariance, is_known_n) for covariance in (errors.rotation, errors.translation)
+            ]
+            groups.append(_Group(np.array([starts[row] for row in members]), motions, tuple(informations)))
+    return groups
 
 
-def _residuals(
-    placed: np.ndarray,
-    firsts: np.ndarray,
-    seconds: np.ndarray,
-    turns: np.ndarray,
-    shifts: np.ndarray,
-    centres: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray]:
-    """What a pair disagrees about: rotation vector (E, 3), and metres (E, 3) between the two places of its middle."""
-    a, b = placed[firsts], placed[seconds]
-    predicted = a[:, :3, :3] @ turns
-    turned = Rotation.from_matrix(np.swapaxes(predicted, 1, 2) @ b[:, :3, :3]).as_rotvec()
-    here = np.einsum("eij,ej->ei", a[:, :3, :3], np.einsum("eij,ej->ei", turns, centres) + shifts) + a[:, :3, 3]
-    there = np.einsum("eij,ej->ei", b[:, :3, :3], centres) + b[:, :3, 3]
-    return turned, there - here
+def _information(covariance_nn: np.ndarray, is_known_n: np.ndarray) -> np.ndarray:
+    """Inverse of the covariance of the motions that are known, in units of its mean variance."""
+    known = np.flatnonzero(is_known_n)
+    unit = np.trace(covariance_nn) / len(covariance_nn)
+    chosen = covariance_nn[np.ix_(known, known)] / unit + _RIDGE * np.eye(len(known))
+    found = np.zeros((len(is_known_n), len(is_known_n)))
+    found[np.ix_(known, known)] = np.linalg.inv(chosen)
+    return found
 
 
-def _jacobians(
-    placed: np.ndarray, firsts: np.ndarray, seconds: np.ndarray, turns: np.ndarray, shifts: np.ndarray,
-    centres: np.ndarray, scale_r: float, scale_m: float,
-) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-    """Derivatives (E, 6, 6) of the scaled residuals by (turn, move) of the first and of the second window."""
-    a, b = placed[firsts], placed[seconds]
-    arm_a = np.einsum("eij,ej->ei", a[:, :3, :3], np.einsum("eij,ej->ei", turns, centres) + shifts)
-    arm_b = np.einsum("eij,ej->ei", b[:, :3, :3], centres)
-    found = []
-    for sign, arm in ((-1.0, arm_a), (1.0, arm_b)):
-        block = np.zeros((len(firsts), 6, 6))
-        block[:, :3, :3] = sign * np.swapaxes(b[:, :3, :3], 1, 2) / scale_r
-        block[:, 3:, :3] = -sign * _cross(arm) / scale_m
-        block[:, 3:, 3:] = sign * np.eye(3) / scale_m
-        found.append(block)
-    return found[0], found[1]
+def _at(motions_TCC: np.ndarray, group: _Group) -> np.ndarray:
+    return motions_TCC[group.starts[:, None] + np.arange(group.motions.shape[1])]
 
 
-def _add_blocks(band: np.ndarray, rows: np.ndarray, columns: np.ndarray, blocks_E66: np.ndarray) -> None:
-    """Add blocks of a symmetric matrix to its lower band, entry (i - j, j)."""
-    i, j = (6 * rows[:, None, None] + np.arange(6)[:, None], 6 * columns[:, None, None] + np.arange(6))
-    i, j = np.broadcast_arrays(i, j)
-    is_lower = i >= j
-    np.add.at(band, ((i - j)[is_lower], j[is_lower]), blocks_E66[is_lower])
+def _trusts(groups: Sequence[_Group], residuals: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Weights (W,) in (0, 1] of the windows of each group: Huber's, of their distances in units of the usual one."""
+    sizes = []
+    for group, residual in zip(groups, residuals, strict=True):
+        parts = (residual[..., part] for part in (_ROTATION, _TRANSLATION))
+        pairs = zip(parts, group.informations, strict=True)
+        sizes.append(
+            np.stack([np.einsum("wkc,kl,wlc->w", part, matrix, part, optimize=True) for part, matrix in pairs])
+        )
+    usual = np.maximum(np.median(np.concatenate(sizes, axis=1), axis=1, keepdims=True), 1e-20)
+    return [np.minimum(1.0, _HUBER / np.sqrt(np.maximum((size / usual).mean(axis=0), 1e-12))) for size in sizes]
 
 
-def _cross(vectors: np.ndarray) -> np.ndarray:
-    x, y, z = vectors.T
-    nothing = np.zeros_like(x)
-    return np.stack([nothing, -z, y, z, nothing, -x, -y, x, nothing], axis=1).reshape(-1, 3, 3)
+def _solved(
+    length: int,
+    groups: Sequence[_Group],
+    residuals: Sequence[np.ndarray],
+    trusts: Sequence[np.ndarray],
+    channel: int,
+    part: slice,
+) -> np.ndarray:
+    """Steps (length, 3) of least squares; 0 where no window says anything."""
+    band = np.zeros((max(group.motions.shape[1] for group in groups), length))
+    right = np.zeros((length, 3))
+    for group, residual, trust in zip(groups, residuals, trusts, strict=True):
+        information, count = group.informations[channel], group.motions.shape[1]
+        weighted = trust[:, None, None] * np.einsum("kl,wlc->wkc", information, residual[..., part])
+        trust_T = np.zeros(length)
+        trust_T[group.starts] = trust
+        for row in range(count):
+            right[group.starts + row] += weighted[:, row]  # starts differ, so no row comes twice
+            diagonal = np.diagonal(information, -row)
+            band[row] += np.convolve(trust_T, diagonal)[:length]
+    band[0] += 1e-9 * max(float(band[0].max()), 1e-30)
+    return solveh_banded(band, right, lower=True)
+
+
+def _between(start: np.ndarray, end: np.ndarray) -> np.ndarray:
+    """What takes motions (..., 4, 4) to others, (..., 6)."""
+    change = inverse_poses(start) @ end
+    turned = Rotation.from_matrix(change[..., :3, :3].reshape(-1, 3, 3)).as_rotvec()
+    return np.concatenate([turned.reshape(*change.shape[:-2], 3), change[..., :3, 3]], axis=-1)
+
+
+def _motion(change_T6: np.ndarray) -> np.ndarray:
+    return poses_from_parts(Rotation.from_rotvec(change_T6[:, _ROTATION]).as_matrix(), change_T6[:, _TRANSLATION])
+
+
+def _covariance(errors_Bn3: np.ndarray) -> np.ndarray:
+    """About 0, all axes alike: clips show the camera from everywhere."""
+    rows = np.swapaxes(errors_Bn3, 1, 2).reshape(-1, errors_Bn3.shape[1])
+    return rows.T @ rows / len(rows)

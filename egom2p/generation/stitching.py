@@ -7,21 +7,26 @@ the overlap fades from the sequence to the window.
 Poses: windows know their own world only; the rigid motion (or similarity) is fitted to whole poses, not to positions,
 since a head that stands still during the overlap leaves a rotation fitted to positions undetermined.
 Depth: metric, with errors that are factors (the codec is logarithmic), so windows are aligned by a factor, fitted in
-the logarithm, and fade geometrically. Chained factors walk away at random; `anchor` pulls each towards 1, the scale the
-model believes in. By default windows keep their metres: factors gained nothing where measured (docs/results/drift.md).
+the logarithm, and fade geometrically. Chained factors would walk away at random; `anchor` pulls each towards 1, the
+scale the model believes in. By default windows keep their metres: factors gained nothing where measured
+(docs/results/drift.md).
+A window may begin between two samples of the whole: it is then resampled (poses by slerp, tracks linearly).
 """
 
-from collections.abc import Callable, Mapping
+import math
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from scipy.linalg import solveh_banded
 
 from egom2p.config import NotNegative, strict
 from egom2p.contracts import Quantity
-from egom2p.generation.pose_graph import fused_poses, placed_windows
+from egom2p.generation.pose_graph import MotionErrors, joined_motions
 from egom2p.geometry import (
-    frame_to_frame,
     inverse_poses,
     matrix_from_quaternion,
     mean_rotation,
@@ -34,7 +39,8 @@ from egom2p.geometry import (
 
 # Below this spread of the overlap's positions a scale would be fitted to noise.
 _MIN_SPREAD_M = 0.02
-_SMALLEST_DEPTH_M = 1e-3  # 0 means "no depth": a shift must not turn a surface that is very near into nothing
+_SAME_SAMPLE = 1e-4  # two clocks agree on a sample that is no further off
+_ROUNDS = 10
 
 
 @strict
@@ -42,17 +48,15 @@ class StitchConfig:
     """How windows are aligned onto the windows before them.
 
     camera   se3: rigid, least squares over the poses of the overlap; sim3: the same with scale; one_pose: rigid,
-             through the first pose of the overlap alone; motion: the motions from sample to sample are averaged
-             instead of the poses, and summed up; graph: all windows at once (`pose_graph`), which gains where
-             windows overlap by more than half; none
-    depth    scale: one factor per window (least squares in the logarithm); scale_shift: factor and metres (least
-             squares of relative errors); none
-    anchor   pull of a window's depth scale towards 1, in units of the overlap's evidence: 0 chains the windows,
-             large keeps each window's own metres
+             through the first pose of the overlap alone; graph: all windows at once, weighed by how their motions
+             err (`pose_graph`); none
+    depth    scale: one factor per window, of all overlaps at once (robust least squares in the logarithm); none
+    anchor   pull of a window's depth scale towards 1, in units of an overlap's evidence: 0 leaves the factors free
+             but for their median, which stays 1; large keeps each window's own metres
     """
 
-    camera: Literal["se3", "sim3", "one_pose", "motion", "graph", "none"] = "se3"
-    depth: Literal["scale", "scale_shift", "none"] = "none"
+    camera: Literal["se3", "sim3", "one_pose", "graph", "none"] = "se3"
+    depth: Literal["scale", "none"] = "none"
     anchor: NotNegative = 1.0
 
 
@@ -67,31 +71,47 @@ Blend = Callable[[Part, Part, np.ndarray], Part]
 """(sequence, window, weight of the window (n,)) on the overlap -> what stands there."""
 
 
+Between = Callable[[np.ndarray, np.ndarray, float], Part]
+"""Values (S, ...), validity (S,), fraction of a sample -> what stands that far behind each sample but the last."""
+
+
 @dataclass
 class JoinedStream:
     """A sequence that grows by windows; `end` samples are known.
 
+    between   for windows that begin between two samples; None: they cannot
+    folder    the values lie in a file without a name below it, not in memory, and vanish with the process
     reports   one per overlap: `start`, `num_overlap`, and what the aligning says
     """
 
     length: int
     align: Align
     blend: Blend
+    between: Between | None = None
+    folder: Path | None = None
     end: int = 0
     reports: list[Report] = field(default_factory=list)
     _values: np.ndarray | None = None
     _is_valid: np.ndarray | None = None
 
-    def add(self, start: int, values: np.ndarray, is_valid: np.ndarray) -> None:
+    def add(self, start: float, values: np.ndarray, is_valid: np.ndarray) -> None:
         """Append a window (S, ...) whose first sample is number `start` of the sequence. ValueError for a gap."""
-        is_valid = np.asarray(is_valid, bool)
+        is_valid, first = np.asarray(is_valid, bool), round(start)
+        if abs(start - first) > _SAME_SAMPLE:
+            if self.between is None:
+                raise ValueError(f"a window begins at picture {start:g} of the whole; pictures are not resampled")
+            first = math.ceil(start)
+            values, is_valid = self.between(values, is_valid, first - start)
+        self._append(first, values, is_valid)
+
+    def _append(self, start: int, values: np.ndarray, is_valid: np.ndarray) -> None:
         stop = start + len(values)
         if start > self.end or stop > self.length or stop < self.end:
             raise ValueError(
                 f"window {start}..{stop} does not continue a sequence of {self.end} of {self.length} samples"
             )
         if self._values is None:
-            self._values = np.zeros((self.length, *values.shape[1:]), values.dtype)
+            self._values = self._zeros((self.length, *values.shape[1:]), values.dtype)
             self._is_valid = np.zeros(self.length, bool)
         num_overlap = self.end - start
         if self.end > 0:
@@ -108,53 +128,127 @@ class JoinedStream:
         self._is_valid[self.end : stop] = is_valid[num_overlap:]
         self.end = stop
 
+    def _zeros(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+        if self.folder is None:
+            return np.zeros(shape, dtype)
+        with tempfile.TemporaryFile(dir=self.folder) as file:
+            return np.asarray(np.memmap(file, dtype, "w+", shape=shape))
+
     def part(self, start: int, stop: int) -> Part:
         """Values and validity between two samples; views, not copies."""
         assert self._values is not None and self._is_valid is not None, "no window was added"
         return self._values[start:stop], self._is_valid[start:stop]
 
     def result(self) -> Part:
-        """Values and validity of all that is known."""
+        """Values and validity of all that is known; the last thing that is asked of a sequence."""
         return self.part(0, self.end)
 
 
 class GraphStream(JoinedStream):
     """Poses that are joined when asked for; until then each window lies where the one before it puts it."""
 
-    def __init__(self, length: int) -> None:
-        super().__init__(length, self._place, blend_poses)
+    def __init__(self, length: int, errors: MotionErrors | None) -> None:
+        super().__init__(length, align_poses, blend_poses, between=poses_between)
+        self._errors = errors
         self._windows: list[tuple[int, np.ndarray, np.ndarray]] = []
-        self._placements = [np.eye(4)]
 
-    def add(self, start: int, values: np.ndarray, is_valid: np.ndarray) -> None:
-        super().add(start, values, is_valid)
-        self._windows.append((start, np.asarray(values, np.float64), np.asarray(is_valid, bool)))
-
-    def _place(self, sequence: Part, known: Part, window: Part) -> tuple[np.ndarray, Report]:
-        aligned, report = align_poses(sequence, known, window)
-        self._placements.append(aligned[0] @ inverse_poses(window[0][0]))
-        return aligned, report
+    def _append(self, start: int, values: np.ndarray, is_valid: np.ndarray) -> None:
+        super()._append(start, values, is_valid)
+        self._windows.append((start, np.asarray(values, np.float64), is_valid))
 
     def result(self) -> Part:
         """Values and validity of all samples, from all windows at once."""
-        starts, windows, is_valid = (list(column) for column in zip(*self._windows, strict=True))
-        values_WSCC, is_valid_WS = np.stack(windows), np.stack(is_valid)
-        placed = placed_windows(starts, values_WSCC, is_valid_WS, np.stack(self._placements))
-        return fused_poses(starts, placed[:, None] @ values_WSCC, is_valid_WS, self.end)
+        chained, is_valid = self.part(0, self.end)
+        starts, windows, are_valid = zip(*self._windows, strict=True)
+        if len(windows) == 1:
+            return chained, is_valid
+        errors = self._errors or MotionErrors.independent(len(windows[0]))
+        return joined_motions(starts, windows, are_valid, chained, errors), is_valid
 
 
-def joined_stream(quantity: Quantity, length: int, config: StitchConfig) -> JoinedStream:
-    """An empty sequence of `length` samples with the rules of a quantity."""
+class ScaledStream(JoinedStream):
+    """Depth whose windows get one factor each when it is asked for, from all pairs of windows that overlap."""
+
+    def __init__(self, length: int, anchor: float, folder: Path | None) -> None:
+        super().__init__(length, align_depth, blend_depth, folder=folder)
+        self._anchor = anchor
+        self._spans: list[tuple[int, int]] = []
+        self._recent: list[tuple[int, int, np.ndarray]] = []  # number, start and depth of windows that still overlap
+        self._pairs: list[tuple[int, int, float, float]] = []
+
+    def _append(self, start: int, values: np.ndarray, is_valid: np.ndarray) -> None:
+        super()._append(start, values, is_valid)
+        number, depth_m = len(self._spans), np.asarray(values, np.float32)
+        self._recent = [entry for entry in self._recent if entry[1] + len(entry[2]) > start]
+        for other, other_start, other_m in self._recent:
+            known_m = other_m[start - other_start :]
+            ratios = _log_ratios(known_m, depth_m[: len(known_m)])
+            if len(ratios):
+                self._pairs.append((other, number, float(np.median(ratios)), len(known_m) / len(depth_m)))
+        self._recent.append((number, start, depth_m))
+        self._spans.append((start, start + len(depth_m)))
+
+    def result(self) -> Part:
+        """Values and validity, every frame in its scale.
+
+        Windows fade in the logarithm, so a frame's factor fades between those of its windows, and is applied to what
+        is joined: no window has to be kept.
+        """
+        logs_W = window_scales(len(self._spans), self._pairs, self._anchor)
+        for report, log in zip(self.reports, logs_W[1:], strict=True):
+            report["scale"] = float(np.exp(log))
+        logs_T, end = np.zeros(self.end), 0
+        for (start, stop), log in zip(self._spans, logs_W, strict=True):
+            shared = slice(start, end)
+            logs_T[shared] += fade_in(max(end - start, 0)) * (log - logs_T[shared])
+            logs_T[end:stop] = log
+            end = stop
+        depth_m, is_valid = self.part(0, self.end)
+        for row in range(self.end):
+            depth_m[row] *= np.exp(logs_T[row])
+        return depth_m, is_valid
+
+
+def joined_stream(
+    quantity: Quantity,
+    length: int,
+    config: StitchConfig,
+    *,
+    errors: MotionErrors | None = None,
+    folder: Path | None = None,
+) -> JoinedStream:
+    """An empty sequence of `length` samples with the rules of a quantity.
+
+    errors   of windows of poses, for `camera: graph`; None: they are averaged
+    folder   for the values of pictures, see `JoinedStream`
+    """
     if quantity.is_relative and config.camera == "graph":
-        return GraphStream(length)
+        return GraphStream(length, errors)
     if quantity.is_relative:
-        blend = blend_motions if config.camera == "motion" else blend_poses
-        return JoinedStream(length, lambda *parts: align_poses(*parts, mode=config.camera), blend)
-    if quantity.is_logarithmic:
         return JoinedStream(
-            length, lambda *parts: align_depth(*parts, mode=config.depth, anchor=config.anchor), blend_depth
+            length, lambda *parts: align_poses(*parts, mode=config.camera), blend_poses, between=poses_between
         )
-    return JoinedStream(length, align_nothing, blend_pictures if quantity.layout == "picture" else blend_track)
+    if quantity.layout == "track":
+        return JoinedStream(length, align_nothing, blend_track, between=track_between)
+    if quantity.is_logarithmic and config.depth == "scale":
+        return ScaledStream(length, config.anchor, folder)
+    if quantity.is_logarithmic:
+        return JoinedStream(length, align_depth, blend_depth, folder=folder)
+    return JoinedStream(length, align_nothing, blend_pictures, folder=folder)
+
+
+def poses_between(poses: np.ndarray, is_valid: np.ndarray, fraction: float) -> Part:
+    """Poses (S - 1, 4, 4) between neighbours; valid where both are."""
+    quaternions, positions = quaternion_from_matrix(poses[:, :3, :3]), poses[:, :3, 3]
+    rotations = matrix_from_quaternion(slerp(quaternions[:-1], quaternions[1:], np.full(len(poses) - 1, fraction)))
+    moved = positions[:-1] + fraction * (positions[1:] - positions[:-1])
+    return poses_from_parts(rotations, moved), is_valid[:-1] & is_valid[1:]
+
+
+def track_between(values: np.ndarray, is_valid: np.ndarray, fraction: float) -> Part:
+    """Values (S - 1, C) between neighbours; valid where both are."""
+    mixed = values[:-1] + fraction * (values[1:] - values[:-1])
+    return mixed.astype(values.dtype), is_valid[:-1] & is_valid[1:]
 
 
 def fade_in(num_samples: int) -> np.ndarray:
@@ -181,11 +275,6 @@ def align_poses(sequence: Part, known: Part, window: Part, *, mode: str = "se3")
         ahead = poses_from_parts(nearest_rotation(ahead[:3, :3]), ahead[:3, 3])
         return ahead @ inverse_poses(poses[0]) @ poses, {"scale": 1.0}
     estimate, scale = poses[: len(reference)], 1.0
-    if mode == "motion":
-        # Blending motions ends at a pose of its own; the rest of the window is hung onto that one.
-        blended, _ = blend_motions(known, (estimate, window[1][: len(estimate)]), fade_in(len(estimate)))
-        aligned = blended[-1] @ inverse_poses(estimate[-1]) @ poses
-        return aligned, _pose_overlap(reference, aligned[: len(reference)]) | {"scale": scale}
     if mode == "one_pose":
         rotation = reference[0, :3, :3] @ estimate[0, :3, :3].T
         translation = reference[0, :3, 3] - rotation @ estimate[0, :3, 3]
@@ -201,32 +290,41 @@ def align_poses(sequence: Part, known: Part, window: Part, *, mode: str = "se3")
     return aligned, _pose_overlap(reference, aligned[: len(reference)]) | {"scale": scale}
 
 
-def align_depth(
-    sequence: Part, known: Part, window: Part, *, mode: str = "scale", anchor: float = 0.0
-) -> tuple[np.ndarray, Report]:
-    """Depth (S, H, W) metres of the window on the scale of the sequence; 0 stays 0, invalid.
-
-    Report: scale, shift_m, overlap_log (mean |log ratio| on the overlap before aligning), overlap_log_aligned (after).
-    """
+def align_depth(sequence: Part, known: Part, window: Part) -> tuple[np.ndarray, Report]:
+    """Depth (S, H, W) metres as it is. Report: overlap_log, the mean |log ratio| of neighbours; scale 1."""
     del sequence
-    depth_m, count = np.asarray(window[0], np.float32), len(known[0])
-    both_nHW = (known[0] > 0) & (depth_m[:count] > 0)
-    if not both_nHW.any():
-        return depth_m, {"scale": 1.0, "shift_m": 0.0}
-    wanted, found = known[0][both_nHW].astype(np.float64), depth_m[:count][both_nHW].astype(np.float64)
-    scale, shift_m = 1.0, 0.0
-    if mode == "scale":
-        # Least squares of n (log s - m)^2 + anchor n (log s)^2, with m the mean log ratio: the anchor shrinks m.
-        scale = float(np.exp(np.log(wanted / found).mean() / (1 + anchor)))
-    elif mode == "scale_shift":
-        scale, shift_m = _scale_shift(found, wanted, anchor)
-    aligned = np.where(depth_m > 0, np.maximum(scale * depth_m + shift_m, _SMALLEST_DEPTH_M), 0.0).astype(np.float32)
-    return aligned, {
-        "scale": scale,
-        "shift_m": shift_m,
-        "overlap_log": float(np.abs(np.log(wanted / found)).mean()),
-        "overlap_log_aligned": float(np.abs(np.log(wanted / aligned[:count][both_nHW])).mean()),
-    }
+    depth_m = np.asarray(window[0], np.float32)
+    ratios = _log_ratios(known[0], depth_m[: len(known[0])])
+    return depth_m, {"scale": 1.0} | ({"overlap_log": float(np.abs(ratios).mean())} if len(ratios) else {})
+
+
+def window_scales(num_windows: int, pairs: Sequence[tuple[int, int, float, float]], anchor: float) -> np.ndarray:
+    """Logarithms (W,) of the factors that bring windows of depth to one scale; their median is 0.
+
+    pairs    (first, second, log ratio of their depths where they overlap, weight)
+    anchor   weight of a window's own scale
+
+    Least squares with Huber's weights, of pairs and of windows' own scales alike: a window that is wrong gives way to
+    its neighbours. Pairs reach a few windows ahead, so the normal equations are a band.
+    """
+    if not pairs:
+        return np.zeros(num_windows)
+    firsts, seconds = (np.array([pair[side] for pair in pairs]) for side in (0, 1))
+    wanted, weights = (np.array([pair[column] for pair in pairs]) for column in (2, 3))
+    logs, own_trust, pair_trust = np.zeros(num_windows), np.ones(num_windows), np.ones(len(pairs))
+    for _ in range(_ROUNDS):
+        band, right = np.zeros((int((seconds - firsts).max()) + 1, num_windows)), np.zeros(num_windows)
+        strength = weights * pair_trust
+        # The tiny ridge keeps windows solvable that no pair and no anchor holds.
+        band[0] += max(anchor, 1e-9) * own_trust
+        for side, sign in ((firsts, -1.0), (seconds, 1.0)):
+            np.add.at(band[0], side, strength)
+            np.add.at(right, side, sign * strength * wanted)
+        np.add.at(band, (seconds - firsts, firsts), -strength)
+        logs = solveh_banded(band, right, lower=True)
+        pair_trust = _huber(logs[seconds] - logs[firsts] - wanted)
+        own_trust = _huber(logs)
+    return logs - np.median(logs)
 
 
 def align_nothing(sequence: Part, known: Part, window: Part) -> tuple[np.ndarray, Report]:
@@ -247,18 +345,6 @@ def blend_poses(sequence: Part, window: Part, weight_n: np.ndarray) -> Part:
     rotations = matrix_from_quaternion(slerp(*quaternions, weight_n))
     start, end = sequence[0][:, :3, 3], window[0][:, :3, 3]
     return poses_from_parts(rotations, start + weight_n[:, None] * (end - start)), sequence[1] | window[1]
-
-
-def blend_motions(sequence: Part, window: Part, weight_n: np.ndarray) -> Part:
-    """The sequence's first pose, then motions that fade from its own to the window's, in whatever world each is."""
-    if len(weight_n) < 2:
-        return np.array(sequence[0], np.float64), sequence[1] | window[1]
-    motions = [(frame_to_frame(part[0]), part[1][1:]) for part in (sequence, window)]
-    faded, _ = blend_poses(*motions, weight_n[1:])
-    poses = [np.asarray(sequence[0][0], np.float64)]
-    for motion in faded:
-        poses.append(poses[-1] @ motion)
-    return np.stack(poses), sequence[1] | window[1]
 
 
 def blend_depth(sequence: Part, window: Part, weight_n: np.ndarray) -> Part:
@@ -311,17 +397,16 @@ def _position_scale(estimate_nC: np.ndarray, reference_nC: np.ndarray) -> float:
     return scale if scale > 0 else 1.0
 
 
-def _scale_shift(found_N: np.ndarray, wanted_N: np.ndarray, anchor: float) -> tuple[float, float]:
-    """Scale and metres that take `found` to `wanted` with the least relative squared error, pulled to (1, 0)."""
-    # Rows divided by the wanted depth: errors are factors, so a metre counts less the farther away it is.
-    design_N2 = np.stack([found_N / wanted_N, 1 / wanted_N], axis=1)
-    gram, right = design_N2.T @ design_N2, design_N2.sum(axis=0)
-    # A prior as strong as `anchor` overlaps that say (1, 0); the second term keeps one single depth solvable.
-    pull = anchor * np.diag(np.diag(gram)) + 1e-12 * np.trace(gram) * np.eye(2)
-    scale, shift_m = np.linalg.solve(gram + pull, right + pull @ np.array([1.0, 0.0]))
-    if scale <= 0:  # near and far swapped: the overlap says nothing about the window
-        return 1.0, 0.0
-    return float(scale), float(shift_m)
+def _log_ratios(known_m: np.ndarray, found_m: np.ndarray) -> np.ndarray:
+    """log(known / found) of the pixels that both know."""
+    is_both = (known_m > 0) & (found_m > 0)
+    return np.log(known_m[is_both].astype(np.float64) / found_m[is_both])
+
+
+def _huber(residuals: np.ndarray) -> np.ndarray:
+    """Weights in (0, 1], by residuals in units of the usual one (1.4826: a normal deviate's median is as much less)."""
+    usual = max(1.4826 * float(np.median(np.abs(residuals))), 1e-6)
+    return np.minimum(1.0, 1.345 * usual / np.maximum(np.abs(residuals), 1e-12))
 
 
 def _pose_overlap(reference: np.ndarray, aligned: np.ndarray) -> Report:

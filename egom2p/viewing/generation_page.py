@@ -24,7 +24,7 @@ _TILE_HEIGHT, _COLUMNS = 256, 4
 _FRAMES_AT_ONCE = 32
 _COLOURS = {"truth": plots.TRUTH, "given": plots.TRUTH, "generated": plots.COLOURS[0]}  # of dots and lines alike
 _OVERLAPS = {  # of a joined result, as `stitching` reports them -> unit
-    "overlap_m": "m", "overlap_deg": "deg", "overlap_log_aligned": "log", "overlap": "image sizes",
+    "overlap_m": "m", "overlap_deg": "deg", "overlap_log": "log", "overlap": "image sizes",
 }  # fmt: skip
 
 

@@ -29,6 +29,7 @@ def _config(world, output: str, **changes) -> DriftConfig:
             "stitch, sim3": {"overlap_s": 1.0, "stitching": {"camera": "sim3", "depth": "scale"}},
             "condition": {"join": "condition", "overlap_s": 1.0},
             "round trip": {"overlap_s": 1.0, "is_ceiling": True},
+            "round trip, graph": {"overlap_s": 1.75, "is_ceiling": True, "stitching": {"camera": "graph"}},
         },
         "device": "cpu",
         "progress": False,
@@ -62,6 +63,7 @@ def test_every_row_has_every_number_of_every_recording(world, monkeypatch):
         ("stitch, sim3", "model"),
         ("condition", "model"),
         ("round trip", "ceiling"),
+        ("round trip, graph", "ceiling"),
     }
     assert len({row["clip"] for row in camera}) == 2 and all(np.isfinite(float(row["value"])) for row in camera)
     filled = {(row["task"], row["metric"]) for row in rows if row["value"]}

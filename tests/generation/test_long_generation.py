@@ -27,6 +27,7 @@ from egom2p.generation.loaded_model import load_model
 from egom2p.generation.long_generation import common_step_s, generate_segment, overlap_of, plan_segments
 from egom2p.generation.partial_prompts import InpaintingMask, encode_given, given_positions
 from egom2p.generation.request import Request
+from egom2p.generation.stitching import StitchConfig
 from egom2p.layers.step_memory import LiveBytes
 from egom2p.models.sampling import SamplingConfig
 
@@ -77,8 +78,11 @@ def test_windows_start_where_all_clocks_have_a_sample(checkpoint):
     assert common_step_s((8.0, 30.0)) == 0.5 and common_step_s((8.0, 8.0)) == 0.125
     config = clip_config_of(checkpoint, span="any")
     assert overlap_of(config) == 1.0 and overlap_of(config, 1.5) == 1.5
-    with pytest.raises(ValueError, match=r"overlap_s must be one of 0, 0.5, 1, 1.5 .*got 0.7"):
+    with pytest.raises(ValueError, match=r"overlap_s must be one of 0, 0.125, 0.25, .*got 0.7"):
         overlap_of(config, 0.7)
+    assert overlap_of(config, 1.75) == 1.75
+    with pytest.raises(ValueError, match=r"one of 0, 0.5, 1, 1.5 with join=condition .*got 1.75"):
+        overlap_of(config, 1.75, join="condition")
     (segment,) = plan_segments(_recording(7.2), config, overlap_s=1.0)
     # Every second, and the last one as late as the recording allows, so that under half a second is left over.
     assert [window.start_s for window in segment.windows] == [0, 1, 2, 3, 4, 5]
@@ -87,6 +91,19 @@ def test_windows_start_where_all_clocks_have_a_sample(checkpoint):
     assert [window.start_s for window in segment.windows] == [0, 1.5]
     (segment,) = plan_segments(_recording(4.0), config, overlap_s=0.5)
     assert [window.start_s for window in segment.windows] == [0, 1.5, 2.0]
+
+
+def test_windows_may_start_with_any_picture(checkpoint):
+    """Overlaps of 1.75 s: every other window starts between two samples of the tracks, all with a picture."""
+    recording = _recording(3.2)
+    (segment,) = plan_segments(recording, clip_config_of(checkpoint, span="any"), overlap_s=1.75)
+    assert [window.start_s for window in segment.windows] == [0, 0.25, 0.5, 0.75, 1.0, 1.25]
+    request = Request(targets=("depth", "cam", "gaze"), overlap_s=1.75, stitching=StitchConfig(camera="graph"))
+    clip = generate_segment(checkpoint, segment, request, seeds=range(6)).generated.clip
+    assert len(clip.depth_m) == len(clip.rgb) == 26
+    for track in (clip.world_from_cam, clip.gaze):
+        assert len(track) == 97, "the last window's samples lie at 37.5 ... 96.5"
+    np.testing.assert_allclose(clip.streams["camera"].times_s, np.arange(97) / 30, atol=1e-9)
 
 
 def test_a_recording_with_a_hole_becomes_two_stretches(checkpoint):

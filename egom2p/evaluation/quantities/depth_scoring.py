@@ -80,7 +80,7 @@ _DRIFT_METRICS = (
     Metric("slope_percent_per_s", "scale trend", "%/s", "slope of the log of the scale", decimals=2),
     Metric("step_percent", "scale step", "%", "mean change of the log of the scale from frame to frame", decimals=2),
     Metric(
-        "overlap_log_aligned", "overlap", "log",
+        "overlap_log", "overlap", "log",
         "mean |log ratio| of neighbouring windows on the overlap, after aligning",
     ),
 )  # fmt: skip

@@ -38,11 +38,11 @@ def _write(path, topics):
         writer.finish()
 
 
-def _packets(frames, every):
-    """Annex B, one frame a packet, no B frames."""
+def _packets(frames, every, b_frames=0):
+    """Annex B, one frame a packet."""
     stream_bytes = io.BytesIO()
     with av.open(stream_bytes, "w", format="h264") as container:
-        options = {"g": str(every), "bf": "0", "crf": "10", "x264-params": "repeat-headers=1"}
+        options = {"g": str(every), "bf": str(b_frames), "crf": "10", "x264-params": "repeat-headers=1"}
         stream = container.add_stream("libx264", rate=Fraction(30), options=options)
         stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
         packets = [bytes(p) for f in frames for p in stream.encode(av.VideoFrame.from_ndarray(f, format="rgb24"))]
@@ -107,6 +107,18 @@ def test_video_by_its_stamps_and_transforms_sorted_where_they_are_named(tmp_path
     camera = recording.streams["camera"]
     assert (np.diff(camera.times_s) > 0).all() and not camera.is_valid[9] and camera.is_valid.sum() == 79
     np.testing.assert_allclose(camera.values[[20, 50]], (world_from_body @ body_from_cam)[[20, 50]], atol=1e-9)
+
+
+def test_a_video_whose_frames_are_shown_out_of_order_is_refused(tmp_path):
+    schema, message_class = _video_schema()
+    videos = []
+    for number, packet in enumerate(_packets(numbered_frames(12), 10, b_frames=2)):
+        message = message_class(frame_id="cam", data=packet, format="h264")
+        message.timestamp.FromNanoseconds(START_NS + number * 33_333_333)
+        videos.append((number * 33_333_333, message.SerializeToString()))
+    _write(tmp_path / "walk.mcap", {"/cam/video": ("foxglove.CompressedVideo", "protobuf", schema, videos)})
+    with pytest.raises(ValueError, match=r"walk.mcap: /cam/video has frames that are shown out of order \(B frames\)"):
+        recognised_as(tmp_path, "mcap")
 
 
 def test_pictures_depth_and_imu(tmp_path):

@@ -75,6 +75,12 @@ def test_nerfstudio_undoes_the_applied_transform_and_refuses_metres_it_does_not_
     np.testing.assert_allclose(recording.streams["camera"].values, world_from_cam, atol=1e-9)
     np.testing.assert_array_equal(numbers_seen(recording.streams["rgb"].values.read(np.arange(5))), np.arange(5))
     assert recording.intrinsics.distortion == (0.1, 0, 0, 0, 0) and not recording.notes
+    assert (recording.intrinsics.cx, recording.intrinsics.cy) == (31.5, 23.5)  # of 64x48, centre stated as (32, 24)
+    held = json.loads((tmp_path / "transforms.json").read_text())
+    held["frames"][1]["fl_x"] = 52  # a phone's lens breathes
+    (tmp_path / "transforms.json").write_text(json.dumps(held))
+    (note,) = recognised_as(tmp_path, "nerfstudio", rate_hz=10, metres_per_unit=2.0).notes
+    assert note.startswith("1 of 5 frames have intrinsics of their own")
 
 
 def test_a_real_transforms_json_with_dead_paths_is_refused_by_name():
@@ -127,7 +133,7 @@ def test_colmap_text_and_a_lens_that_is_not_known(tmp_path):
         numbers = " ".join(map(repr, [float(v) for v in (xyzw[n, 3], *xyzw[n, :3], *t[n])]))
         lines += [f"{9 - n} {numbers} 3 {n}.png", ""]
         numbered_picture(tmp_path / f"images/{n}.png", n)
-    (tmp_path / "sparse/images.txt").write_text("# x\n" + "\n".join(lines) + "\n")
+    (tmp_path / "sparse/images.txt").write_text("# x\n" + "\n".join(lines) + "\n\n\n")
     recording = recognised_as(tmp_path, "colmap", rate_hz=5, metres_per_unit=1.0)
     np.testing.assert_allclose(recording.streams["camera"].values, world_from_cam, atol=1e-9)
     point = np.array([[0.3, -0.2, 1.0]])

@@ -25,6 +25,7 @@ from egom2p.data.recordings.reader_parts import (
     read_json,
 )
 from egom2p.data.recordings.recording_formats import FolderSource, FormatReader, Opened
+from egom2p.data.recordings.track_files import matching
 from egom2p.geometry import inverse_poses, poses_from_parts
 from egom2p.storage.foreign_checkpoints import read_foreign_array
 
@@ -46,7 +47,7 @@ class ArcticReader(FormatReader):
 
     @classmethod
     def find(cls, root: Path) -> Mapping[str, Path]:
-        found = sorted(root.glob(f"raw_seqs/*/*{_SUFFIX}"))
+        found = matching(root, f"raw_seqs/*/*{_SUFFIX}")
         return {f"{path.parent.name}_{path.name.removesuffix(_SUFFIX)}": path for path in found}
 
     def files(self, name: str) -> Sequence[Path]:

@@ -7,8 +7,6 @@ Where Gen 2's eyes are is in the VRS file alone. T poses, G gaze samples, K cali
 Formats: https://facebookresearch.github.io/projectaria_tools (MPS data formats).
 """
 
-import csv
-import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +15,7 @@ import numpy as np
 
 from egom2p.contracts import Intrinsics
 from egom2p.data.clips.resampling import nearest_index
-from egom2p.data.recordings.track_files import read_text
+from egom2p.data.recordings.track_files import Table, files_below, read_text
 from egom2p.geometry import (
     CLOCKWISE_TURN,
     fisheye624,
@@ -100,9 +98,7 @@ def mps_sequences(source: Path) -> list[Path]:
     Raises ValueError where one holds two trajectories.
     """
     folders: dict[Path, Path] = {}
-    for path in sorted(source.rglob(_TRAJECTORY)):
-        if _is_hidden(path, source):
-            continue
+    for path in files_below(source, (_TRAJECTORY,)):
         folder = path.parent
         while folder != source and folder.name.lower().startswith(_MPS_FOLDERS):
             folder = folder.parent
@@ -302,25 +298,11 @@ def read_gaze_angles(
 
 def _read_columns(path: Path, wanted: list[str], optional: list[str] | None = None) -> dict[str, np.ndarray]:
     """Columns of a csv by name; an empty cell is nan. Raises ValueError naming file, line and column."""
-    try:
-        rows = list(csv.reader(io.StringIO(read_text(path), newline="")))
-    except csv.Error as error:
-        raise ValueError(f"{path}: not a readable table: {error}") from error
-    header = rows[0] if rows else []
-    missing = [name for name in wanted if name not in header]
-    if missing or len(rows) < 2:
-        raise ValueError(
-            f"{path}: found columns {header[:12]} and {max(len(rows) - 1, 0)} rows, wanted {missing or wanted}"
-        )
-    names = [*wanted, *(name for name in optional or () if name in header)]
-    positions = [header.index(name) for name in names]
-    table = np.empty((len(rows) - 1, len(names)))
-    for line, row in enumerate(rows[1:], start=2):
-        try:
-            table[line - 2] = [float(row[position]) if row[position].strip() else np.nan for position in positions]
-        except (ValueError, IndexError):
-            raise ValueError(f"{path}, line {line}: found {row[:8]}, wanted numbers in {names}") from None
-    return {name: table[:, i] for i, name in enumerate(names)}
+    table = Table(path)
+    missing = [name for name in wanted if name not in table]
+    if missing or not len(table):
+        raise ValueError(f"{path}: found columns {table.header[:12]} and {len(table)} rows, wanted {missing or wanted}")
+    return {name: table.numbers(name) for name in (*wanted, *(optional or ())) if name in table}
 
 
 def design_device_from_cpf(device_size: str) -> np.ndarray:
@@ -331,14 +313,10 @@ def design_device_from_cpf(device_size: str) -> np.ndarray:
 def find_file(folder: Path, names: tuple[str, ...]) -> Path | None:
     """The first of the names that lies anywhere below a folder. Raises ValueError when it lies there twice."""
     for name in names:
-        found = [path for path in sorted(folder.rglob(name)) if not _is_hidden(path, folder)]
+        found = list(files_below(folder, (name,)))
         if len(found) > 1:
             listed = [str(path.relative_to(folder)) for path in found[:10]]
             raise ValueError(f"{folder}: found {name} of several sequences {listed}, wanted one")
         if found:
             return found[0]
     return None
-
-
-def _is_hidden(path: Path, folder: Path) -> bool:
-    return any(part.startswith(".") for part in path.relative_to(folder).parts)

@@ -26,7 +26,7 @@ from egom2p.data.recordings.aria_mps import HAND_FILES, find_file, mps_sequences
 from egom2p.data.recordings.aria_vrs import RGB_STREAM, VrsFrames, device_seconds, read_vrs_camera
 from egom2p.data.recordings.reader_parts import frame_stream, pose_stream, track_stream
 from egom2p.data.recordings.recording_formats import FolderSource, FormatReader, Opened, folders_with
-from egom2p.data.recordings.track_files import load_npz
+from egom2p.data.recordings.track_files import files_below, load_npz
 
 _CALIBRATION = "online_calibration.jsonl"
 _VRS_NAMES = ("recording.vrs", "video.vrs", "data.vrs", "main_recording.vrs", "sample.vrs")
@@ -108,7 +108,7 @@ class AriaReader(FormatReader):
 
     def _vrs(self, path: Path) -> Path | None:
         """The file with pictures: the one that source.vrs names, else of a known name, else the only one."""
-        found = [file for file in sorted(path.rglob("*.vrs")) if not file.name.startswith(".")]
+        found = [file for file in files_below(path) if file.suffix == ".vrs"]
         if self.config.vrs is not None:
             chosen = [file for file in found if file.name == self.config.vrs]
             if not chosen:

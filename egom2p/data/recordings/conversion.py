@@ -17,6 +17,7 @@ from egom2p.contracts import Intrinsics
 from egom2p.data.clips.image_files import IMAGE_SUFFIXES, RgbImages
 from egom2p.data.clips.video_files import VIDEO_SUFFIXES, open_video
 from egom2p.data.recordings.aria_mps import MpsRecording, mps_sequences, read_mps
+from egom2p.data.recordings.reader_parts import read_numbers
 from egom2p.data.recordings.recording_formats import unused_files
 from egom2p.data.recordings.recording_settings import SETTINGS_FILE
 from egom2p.data.recordings.track_files import visible
@@ -137,10 +138,12 @@ def convert_rgbd_frames(
         poses = [beside_colour(path, _POSE_SUFFIX) for path in colours]
         has_pose = np.array([path.is_file() for path in poses])
         if has_pose.any():
-            matrices = np.stack([_read_matrix(p, 4) for p, is_there in zip(poses, has_pose, strict=True) if is_there])
+            matrices = np.stack(
+                [read_numbers(p, (4, 4)) for p, is_there in zip(poses, has_pose, strict=True) if is_there]
+            )
             _write_poses(unfinished / "trajectory.npz", times_s[has_pose], matrices)
         if (source / _INTRINSICS_FILE).is_file():
-            matrix = _read_matrix(source / _INTRINSICS_FILE, 3)
+            matrix = read_numbers(source / _INTRINSICS_FILE, (3, 3))
             frames = RgbImages(colours[:1])
             camera = (matrix[0, 0], matrix[1, 1], matrix[0, 2], matrix[1, 2])
             _write_settings(unfinished, Intrinsics(frames.width, frames.height, *map(float, camera)))
@@ -224,16 +227,6 @@ def _copy_numbered(files: list[Path], folder: Path) -> None:
 
 def _write_times(path: Path, times_s: np.ndarray) -> None:
     path.write_text("".join(f"{time_s!r}\n" for time_s in times_s.tolist()))
-
-
-def _read_matrix(path: Path, size: int) -> np.ndarray:
-    try:
-        matrix = np.loadtxt(path)
-    except ValueError as error:
-        raise ValueError(f"{path}: not a matrix of numbers: {error}") from error
-    if matrix.shape != (size, size):
-        raise ValueError(f"{path}: found a matrix of shape {matrix.shape}, wanted ({size}, {size})")
-    return matrix
 
 
 def _write_poses(path: Path, times_s: np.ndarray, world_from_cam: np.ndarray) -> None:

@@ -9,19 +9,19 @@ clip's own json are not documented: they are left. `imu.npy` (T, 6) is m/s^2 and
 the data sets' cards; held by a replica.
 """
 
-import io
 import tarfile
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
 from egom2p.config import strict
 from egom2p.contracts import Intrinsics
 from egom2p.data.recordings.reader_parts import copied_video, frame_stream, lens, read_json, track_stream
-from egom2p.data.recordings.recording_formats import FolderSource, FormatReader, Opened
+from egom2p.data.recordings.recording_formats import FolderSource, FormatReader, Opened, add_named
+from egom2p.data.recordings.track_files import matching
+from egom2p.data.shards.array_files import decode_array
+from egom2p.data.shards.shard_files import check_end
 
 
 @strict
@@ -38,22 +38,26 @@ class EgocentricTarReader(FormatReader):
     @classmethod
     def find(cls, root: Path) -> Mapping[str, Path]:
         found: dict[str, Path] = {}
-        for pattern in ("*.tar", "*/*.tar", "*/*/*.tar", "*/*/*/*.tar"):
-            for path in sorted(root.glob(pattern)):
-                for name in _members(path):
-                    if name.endswith(".mp4"):
-                        key = "_".join(Path(name.removesuffix(".mp4")).parts)
-                        # Shards count their clips from one each: then the tar's name goes before.
-                        found[f"{path.stem}_{key}" if key.isdecimal() else key] = path
+        tars = matching(root, "*.tar", "*/*.tar", "*/*/*.tar", "*/*/*/*.tar")
+        clips = {path: _clips(root, path) for path in tars if not _damage(path)}
+        if any(clips.values()):
+            for path in tars:
+                # A damaged tar is a recording that is no recording: reading it says so.
+                for name in clips.get(path, ["_".join(path.relative_to(root).with_suffix("").parts)]):
+                    add_named(found, name, path)
         return found
 
     def open(self, name: str, path: Path) -> Opened:
-        own = name.removeprefix(f"{path.stem}_")
-        key = next(m for m in _members(path) if m.endswith(".mp4") and "_".join(Path(m[:-4]).parts) == own)[:-4]
+        if damage := _damage(path):
+            raise ValueError(damage)
+        key = _clips(self.root, path)[name]
         video = copied_video(_content(path, f"{key}.mp4"), f"{path}: {key}.mp4")
         streams = {"rgb": frame_stream(video, video.times_s, "uint8", where=path)}
         if f"{key}.imu.npy" in _members(path):
-            values = np.load(io.BytesIO(_content(path, f"{key}.imu.npy")), allow_pickle=False)
+            try:
+                values = decode_array(_content(path, f"{key}.imu.npy"))
+            except ValueError as error:
+                raise ValueError(f"{path}: {key}.imu.npy: {error}") from None
             if values.shape != (len(video), 6):
                 raise ValueError(f"{path}: {key}.imu.npy is {values.shape}, wanted {(len(video), 6)}: a row a frame")
             unit = "accelerometer m/s^2 xyz, gyroscope rad/s xyz; axes of the device"
@@ -73,13 +77,33 @@ class EgocentricTarReader(FormatReader):
         return [above for above in path.parents if above == self.root or self.root in above.parents]
 
 
+def _clips(root: Path, path: Path) -> dict[str, str]:
+    """Members of a tar that are clips, without suffix, by the names of their recordings."""
+    keys = [name.removesuffix(".mp4") for name in _members(path) if name.endswith(".mp4")]
+    # Shards count their clips from one each: then the tar's own path goes before.
+    above = "_".join(path.relative_to(root).with_suffix("").parts)
+    named = {key: "_".join(Path(key).parts) for key in keys}
+    return {f"{above}_{name}" if name.isdecimal() else name: key for key, name in named.items()}
+
+
+def _damage(path: Path) -> str:
+    """What is wrong with a tar; empty where nothing is."""
+    try:
+        _members(path)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
 @lru_cache(maxsize=64)
 def _members(path: Path) -> list[str]:
     try:
         with tarfile.open(path) as held:
-            return [member.name for member in held if member.isfile()]
-    except (tarfile.TarError, OSError):
-        return []
+            names = [member.name for member in held if member.isfile()]
+            check_end(held.fileobj, held.offset)
+            return names
+    except (tarfile.TarError, OSError) as error:
+        raise ValueError(f"{path}: not a complete tar: {error}") from error
 
 
 def _content(path: Path, name: str) -> bytes:

@@ -19,7 +19,8 @@ from egom2p.config import Share, strict
 from egom2p.contracts import Stream
 from egom2p.data.clips.video_files import open_video
 from egom2p.data.recordings.reader_parts import OPENCV_FROM_OPENGL, frame_stream, lens, needs, pose_stream, track_stream
-from egom2p.data.recordings.recording_formats import FolderSource, FormatReader, Opened
+from egom2p.data.recordings.recording_formats import FolderSource, FormatReader, Opened, called_by_path
+from egom2p.data.recordings.track_files import matching
 from egom2p.geometry import inverse_poses
 
 _RATE_HZ = 30.0
@@ -48,12 +49,8 @@ class EgoDexReader(FormatReader):
 
     @classmethod
     def find(cls, root: Path) -> Mapping[str, Path]:
-        found = {}
-        for pattern in ("*.hdf5", "*/*.hdf5", "*/*/*.hdf5"):
-            for path in sorted(root.glob(pattern)):
-                if path.with_suffix(".mp4").is_file():
-                    found["_".join(path.relative_to(root).with_suffix("").parts)] = path
-        return found
+        found = matching(root, "*.hdf5", "*/*.hdf5", "*/*/*.hdf5")
+        return called_by_path(root, [path for path in found if path.with_suffix(".mp4").is_file()])
 
     def files(self, name: str) -> Sequence[Path]:
         return (self.paths[name], self.paths[name].with_suffix(".mp4"))

@@ -24,7 +24,7 @@ from egom2p.data.recordings.aria_mps import GAZE_FILES, find_file, read_device_p
 from egom2p.data.recordings.aria_vrs import read_vrs_camera
 from egom2p.data.recordings.reader_parts import frame_stream, pose_stream, read_json, track_stream
 from egom2p.data.recordings.recording_formats import FolderSource, FormatReader, Opened
-from egom2p.data.recordings.track_files import Table
+from egom2p.data.recordings.track_files import Table, matching
 from egom2p.geometry import seconds_from_stamps, stamps_from_text
 
 _TRAJECTORY = "trajectory/closed_loop_trajectory.csv"
@@ -52,7 +52,7 @@ class EgoExo4dReader(FormatReader):
     def find(cls, root: Path) -> Mapping[str, Path]:
         if not (root / "takes.json").is_file():
             return {}
-        return {path.parents[1].name: path.parents[1] for path in sorted(root.glob(f"takes/*/{_TRAJECTORY}"))}
+        return {path.parents[1].name: path.parents[1] for path in matching(root, f"takes/*/{_TRAJECTORY}")}
 
     def files(self, name: str) -> Sequence[Path]:
         try:

@@ -18,8 +18,8 @@ from egom2p.config import Positive, strict
 from egom2p.contracts import check_shape
 from egom2p.data.clips.video_files import VideoFile
 from egom2p.data.recordings.reader_parts import frame_stream, pose_stream
-from egom2p.data.recordings.recording_formats import FolderSource, FormatReader, Opened
-from egom2p.data.recordings.track_files import load_npz
+from egom2p.data.recordings.recording_formats import FolderSource, FormatReader, Opened, called_by_path
+from egom2p.data.recordings.track_files import load_npz, matching
 from egom2p.geometry import inverse_poses
 
 _OPENGL_FROM_OPENCV = np.diag([1.0, -1.0, -1.0, 1.0])
@@ -40,8 +40,7 @@ class EgoGenReader(FormatReader):
 
     @classmethod
     def find(cls, root: Path) -> Mapping[str, Path]:
-        found = [*root.glob("cam/*.npz"), *root.glob("cam/*/*.npz")]
-        return {"_".join(path.relative_to(root / "cam").with_suffix("").parts): path for path in sorted(found)}
+        return called_by_path(root / "cam", matching(root, "cam/*.npz", "cam/*/*.npz"))
 
     def files(self, name: str) -> Sequence[Path]:
         video = self._video(self.paths[name])

@@ -28,6 +28,7 @@ from egom2p.data.recordings.reader_parts import (
     unlisted,
 )
 from egom2p.data.recordings.recording_formats import FolderSource, FormatReader, Opened, folders_with
+from egom2p.data.recordings.track_files import named_file, read_text
 from egom2p.geometry import inverse_poses, read_euroc
 
 
@@ -54,7 +55,7 @@ class EurocReader(FormatReader):
         if not listing.is_file():
             raise ValueError(f"{listing}: no such file; found {sorted(p.name for p in mav.iterdir())}")
         times_s, rows = stamped_rows(listing, "ns", columns=2, stream="rgb")
-        files = [listing.parent / "data" / row[0] for row in rows]
+        files = [named_file(listing.parent / "data", row[0], where=listing) for row in rows]
         streams = {"rgb": picture_stream(files, times_s, where=listing)}
         used, notes = [listing, *files], unlisted(listing, files)
         calibration = path / self.config.camchain if self.config.camchain else mav / camera / "sensor.yaml"
@@ -91,7 +92,7 @@ def _first(folder: Path, names: Iterable[str]) -> Path | None:
 
 def _calibration(path: Path, camera: str) -> tuple[Intrinsics, np.ndarray]:
     """Intrinsics and body_from_cam (4, 4) of a sensor.yaml or a Kalibr camchain."""
-    text = "\n".join(line for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith("%YAML"))
+    text = "\n".join(line for line in read_text(path).splitlines() if not line.startswith("%YAML"))
     try:
         values: Any = yaml.safe_load(text)
         values = values.get(camera, values)

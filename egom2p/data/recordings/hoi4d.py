@@ -29,6 +29,7 @@ from egom2p.data.recordings.reader_parts import (
     read_npy,
 )
 from egom2p.data.recordings.recording_formats import FolderSource, FormatReader, Opened, folders_with
+from egom2p.data.recordings.track_files import read_text
 
 _RGB, _DEPTH, _LOG = "align_rgb/image.mp4", "align_depth/depth_video.avi", "3Dseg/output.log"
 _INTRINSICS = "camera_params"
@@ -90,7 +91,7 @@ class Hoi4dReader(FormatReader):
 
 def _read_log(path: Path) -> np.ndarray:
     """Poses (T, 4, 4) of Open3D's trajectory log."""
-    words = path.read_text(encoding="utf-8").split()
+    words = read_text(path).split()
     if not words or len(words) % 19:
         raise ValueError(f"{path}: found {len(words)} numbers, wanted 19 for each pose: three of a frame and 4x4")
     try:

@@ -20,15 +20,23 @@ import numpy as np
 from egom2p.config import strict
 from egom2p.contracts import Intrinsics, Stream
 from egom2p.data.clips.video_files import VideoFile
-from egom2p.data.recordings.reader_parts import JoinedFrames, frame_stream, needs, pose_stream, read_json, track_stream
+from egom2p.data.recordings.reader_parts import (
+    JoinedFrames,
+    frame_stream,
+    needs,
+    pose_stream,
+    read_json,
+    track_stream,
+)
 from egom2p.data.recordings.recording_formats import FolderSource, FormatReader, Opened, folders_with
 from egom2p.data.recordings.recording_settings import IntrinsicsSettings
+from egom2p.data.recordings.track_files import matching, named_file, read_text
 
 LARGEST_CODE = 4095
 OWN_FILE = "meta/egom2p.json"
 _CLOCK = ("timestamp", "frame_index", "episode_index", "index", "task_index")
 _NO_NUMBERS = ("image", "string", "language")
-_TABLE_NAME = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
+_INFO, _TABLE_NAME = "meta/info.json", "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 
 
 @strict
@@ -49,10 +57,10 @@ class LeRobotReader(FormatReader):
     @classmethod
     def find(cls, root: Path) -> Mapping[str, Path]:
         found = {}
-        folders = folders_with(root, "meta/info.json", depth=2)
+        folders = folders_with(root, _INFO, depth=2)
         for name, folder in folders.items():
             try:
-                info = read_json(folder / "meta/info.json")
+                info = read_json(folder / _INFO)
             except ValueError:
                 continue  # of another format
             if isinstance(info, dict) and "codebase_version" in info:
@@ -63,17 +71,17 @@ class LeRobotReader(FormatReader):
     def files(self, name: str) -> Sequence[Path]:
         """The episode's table and videos, and what all episodes share."""
         path = self.paths[name]
-        info = read_json(path / "meta/info.json")
+        info = _read_info(path)
         row = _episode_row(path, info, int(name.rpartition("_")[2]))
-        videos = [path / info["video_path"].format(video_key=key, **at) for key, at in row["videos"].items()]
-        return [path / "meta", path / info.get("data_path", _TABLE_NAME).format(**row["data"]), *videos]
+        videos = [_stated(path, info, "video_path", video_key=key, **at) for key, at in row["videos"].items()]
+        return [path / "meta", _stated(path, info, "data_path", **row["data"]), *videos]
 
     def open(self, name: str, path: Path) -> Opened:
-        episode, info = int(name.rpartition("_")[2]), read_json(path / "meta/info.json")
+        episode, info = int(name.rpartition("_")[2]), _read_info(path)
         own = read_json(path / OWN_FILE) if (path / OWN_FILE).is_file() else {}
         features, fps = info["features"], float(info["fps"])
         row = _episode_row(path, info, episode)
-        table_path = path / info.get("data_path", _TABLE_NAME).format(**row["data"])
+        table_path = _stated(path, info, "data_path", **row["data"])
         columns = _rows(table_path, episode, row["length"])
         times_s = _times(table_path, columns, fps)
         start_s = own.get("start_s", {}).get(str(episode), 0.0)
@@ -91,7 +99,7 @@ class LeRobotReader(FormatReader):
             if key is not None:
                 if key not in videos:
                     raise ValueError(f"{path}: found video keys {videos}, wanted source.{stream} to be one of them")
-                video_path = path / info["video_path"].format(video_key=key, **row["videos"][key])
+                video_path = _stated(path, info, "video_path", video_key=key, **row["videos"][key])
                 coding = _depth_coding(features[key]) if stream == "depth" else None
                 video = DepthVideo(video_path, coding) if coding else VideoFile(video_path)
                 rows = _video_rows(video, row["from"][key] + times_s, fps)
@@ -144,7 +152,7 @@ class DepthVideo(VideoFile):
         return np.stack([found[row] for row in indices.tolist()])
 
     def _upright(self, frame: Any, row: int) -> np.ndarray:
-        if not frame.format.name.startswith("gray1"):
+        if frame.format.name != "gray12le":
             raise ValueError(f"{self.path}: found pixels {frame.format.name}, wanted one channel of 12 bits (gray12le)")
         plane = np.frombuffer(frame.planes[0], "<u2").reshape(frame.height, frame.planes[0].line_size // 2)
         return self._metres[np.minimum(plane[:, : frame.width], LARGEST_CODE)]
@@ -184,15 +192,38 @@ def _shaped(path: Path, key: str, values: np.ndarray, widths: tuple[int, ...]) -
     return values
 
 
+def _read_info(path: Path) -> dict[str, Any]:
+    """What `meta/info.json` says. Raises ValueError where it lacks what every version of the format has."""
+    info = read_json(path / _INFO)
+    features, fps = (info.get(key) if isinstance(info, dict) else None for key in ("features", "fps"))
+    has_types = isinstance(features, dict) and all(isinstance(f, dict) and "dtype" in f for f in features.values())
+    if not has_types or not isinstance(fps, int | float) or not fps > 0:
+        raise ValueError(
+            f"{path / _INFO}: found fps {fps!r} and features {features!r:.80}, wanted both, each with a dtype"
+        )
+    return info
+
+
+def _stated(path: Path, info: Mapping[str, Any], key: str, **fields: Any) -> Path:
+    """The file of a set by the pattern of its name that info.json states."""
+    pattern = info.get(key) or _TABLE_NAME
+    try:
+        name = pattern.format(**fields)
+    except (AttributeError, LookupError, ValueError, TypeError):
+        raise ValueError(f"{path / _INFO}: {key} is {pattern!r}, wanted a name of {sorted(fields)}") from None
+    return named_file(path, name, where=path / _INFO)
+
+
 def _is_v2(info: Mapping[str, Any]) -> bool:
     return str(info["codebase_version"]).startswith("v2.")
 
 
 def _episode_numbers(folder: Path, info: Mapping[str, Any]) -> list[int]:
-    """All episodes; of a v2.1 set, where each is a file, those that are there."""
+    """All episodes; of a v2.1 set, where each is a file, and where info.json counts none, those that are there."""
     if _is_v2(info):
-        return sorted(int(path.stem.rpartition("_")[2]) for path in folder.glob("data/chunk-*/episode_*.parquet"))
-    return list(range(int(info["total_episodes"])))
+        return sorted(int(path.stem.rpartition("_")[2]) for path in matching(folder, "data/chunk-*/episode_*.parquet"))
+    total = info.get("total_episodes")
+    return list(range(total)) if isinstance(total, int) else sorted(_episodes(folder))
 
 
 def _episode_row(path: Path, info: Mapping[str, Any], episode: int) -> dict[str, Any]:
@@ -229,7 +260,7 @@ def _episodes(path: Path) -> dict[int, dict[str, Any]]:
     import pyarrow.parquet
 
     rows: dict[int, dict[str, Any]] = {}
-    for file in sorted(path.glob("meta/episodes/chunk-*/file-*.parquet")):
+    for file in matching(path, "meta/episodes/chunk-*/file-*.parquet"):
         names = [name for name in _schema(file).names if not name.startswith("stats/")]
         for row in pyarrow.parquet.read_table(file, columns=names).to_pylist():
             rows[int(row["episode_index"])] = row
@@ -260,6 +291,8 @@ def _rows(path: Path, episode: int, length: int | None) -> dict[str, list[Any]]:
 
 
 def _times(path: Path, columns: Mapping[str, list[Any]], fps: float) -> np.ndarray:
+    if missing := {"frame_index", "timestamp"} - set(columns):
+        raise ValueError(f"{path}: found columns {sorted(columns)}, wanted {sorted(missing)}")
     numbers = np.array(columns["frame_index"], np.int64)
     times_s, stated_s = numbers / fps, np.array(columns["timestamp"], np.float64)
     if not np.array_equal(numbers, np.arange(len(numbers))) or (np.abs(stated_s - times_s) > 0.5 / fps).any():
@@ -295,8 +328,11 @@ def _captions(path: Path, columns: Mapping[str, list[Any]], times_s: np.ndarray)
 def _tasks(path: Path) -> dict[int, str]:
     """Texts by task_index; in v3 a text is the index of a pandas table."""
     if (lines := path / "meta/tasks.jsonl").is_file():
-        rows = [json.loads(line) for line in lines.read_text(encoding="utf-8").splitlines() if line.strip()]
-        return {int(row["task_index"]): str(row["task"]) for row in rows}
+        try:
+            rows = [json.loads(line) for line in read_text(lines).splitlines() if line.strip()]
+            return {int(row["task_index"]): str(row["task"]) for row in rows}
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            raise ValueError(f"{lines}: not the tasks of a LeRobot set: {error!r}") from None
     file = path / "meta/tasks.parquet"
     if not file.is_file():
         return {}

@@ -37,7 +37,7 @@ _FRAMES_AT_ONCE, _FILES_A_CHUNK, _LARGEST_GAP_S = 32, 1000, 0.5
 def write_lerobot(root: str | Path, recordings: Iterable[Recording], *, fps: int, task: str = "") -> Path:
     """Write recordings of the same streams as episodes; returns the folder, which appears whole or not at all.
 
-    task    what is done, where a recording has no caption. Raises ValueError naming the recording that differs from
+    task    what is done, where a recording has no caption (yet). Raises ValueError naming one that differs from
             the first in streams or sizes, or that has no time at which all its streams run.
     """
     root = Path(root)
@@ -184,8 +184,8 @@ class _Writer:
         captions = recording.streams.get("caption")
         if captions is None:
             return [self._task] * len(times_s)
-        held = np.clip(np.searchsorted(captions.times_s, times_s + 1e-9) - 1, 0, None)
-        return [str(captions.values[number]) for number in held]
+        held = np.searchsorted(captions.times_s, times_s + 1e-9) - 1
+        return [str(captions.values[number]) if number >= 0 else self._task for number in held]
 
     def _write_rows(
         self, episode: int, first: int, columns: dict[str, np.ndarray], times_s: np.ndarray, texts: list[str]

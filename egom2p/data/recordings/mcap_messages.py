@@ -87,7 +87,7 @@ class McapReader(FormatReader):
         if wanted.pose is not None:
             streams["camera"], left = self._poses(file, wanted.pose)
             notes += left
-        elif found := file.topics(_POSES):
+        elif found := file.topics((*_POSES, "FrameTransforms", "TFMessage")):
             notes += (f"poses on {found} are read where source.pose names one",)
         for topic in file.topics(("Imu",)):
             streams[topic.strip("/").replace("/", "_").replace(".", "_")], left = _imu(file, topic)
@@ -245,7 +245,7 @@ def _pictures(file: _File, topic: str) -> tuple[Stream, tuple[str, ...]]:
         frames = copied_video(_as_mp4(file.path, topic, video, _VIDEO[coding]), where)
         return frame_stream(frames, times_s, "uint8", where=where), ()
     order, notes = distinct_samples(times_s, where=topic)
-    source = _Messages(file, topic, np.array(logged), order, partial(_colour, file.path, topic))
+    source = _Messages(file, topic, np.array(logged), order, _colour)
     return frame_stream(source, times_s[order], "uint8", where=where), notes
 
 
@@ -255,6 +255,8 @@ def _as_mp4(path: Path, topic: str, content: io.BytesIO, codec: str) -> bytes:
     result = io.BytesIO()
     try:
         with av.open(content, format=codec) as read, av.open(result, "w", format="mp4") as written:
+            if read.streams.video[0].codec_context.has_b_frames:
+                raise ValueError(f"{path}: {topic} has frames that are shown out of order (B frames), wanted none")
             stream = written.add_stream_from_template(read.streams.video[0])
             number = 0
             for packet in read.demux(read.streams.video[0]):
@@ -296,17 +298,19 @@ class _Messages:
     def _frame(self, index: int) -> np.ndarray:
         logged = self._file.messages(self._topic, log_time=int(self._log_times[index]))
         _, message = next(islice(logged, int(self._ranks[index]), None))
-        return self._decode(message)
-
-
-def _colour(path: Path, topic: str, message: Any) -> np.ndarray:
-    if hasattr(message, "format"):
         try:
-            return np.asarray(Image.open(io.BytesIO(_bytes(message.data))).convert("RGB"))
-        except (OSError, SyntaxError) as error:
-            raise ValueError(f"{path}: {topic} holds {message.format!r}, no readable picture: {error}") from error
+            return self._decode(message)
+        except (ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+            raise ValueError(
+                f"{self._file.path}: {self._topic} holds a picture that is not readable: {error}"
+            ) from error
+
+
+def _colour(message: Any) -> np.ndarray:
+    if hasattr(message, "format"):
+        return np.asarray(Image.open(io.BytesIO(_bytes(message.data))).convert("RGB"))
     if message.encoding not in _COLOURS:
-        raise ValueError(f"{path}: {topic} has pixels {message.encoding!r}, wanted one of {sorted(_COLOURS)}")
+        raise ValueError(f"its pixels are {message.encoding!r}, wanted one of {sorted(_COLOURS)}")
     channels, order = _COLOURS[message.encoding]
     rows = np.frombuffer(_bytes(message.data), np.uint8).reshape(message.height, message.step)
     return rows[:, : message.width * channels].reshape(message.height, message.width, channels)[..., list(order)]

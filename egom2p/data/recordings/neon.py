@@ -71,7 +71,7 @@ class NeonReader(FormatReader):
                 streams["rgb"] = video_with_times(videos, [_table_times(Table(clock))])
                 used += [clock, *videos]
         table = Table(path / "gaze.csv")
-        is_valid = np.nan_to_num(table.numbers("worn")) > 0 if "worn" in table else None
+        is_valid = np.nan_to_num(table.numbers("worn"), nan=1.0) > 0 if "worn" in table else None
         pixels = np.stack([table.numbers("gaze x [px]"), table.numbers("gaze y [px]")], axis=1)
         size = self._size(path, streams)
         streams["gaze"] = track_stream(

@@ -50,11 +50,12 @@ from egom2p.data.recordings.recording_settings import (
     TrackSettings,
     read_settings,
 )
-from egom2p.data.recordings.track_files import TABLE_SUFFIXES, clock_s, named, visible
+from egom2p.data.recordings.track_files import TABLE_SUFFIXES, clock_s, named, named_file, visible
 from egom2p.geometry import CLOCKWISE_TURN, turned_clockwise
 
 _TRACK_SUFFIXES = (*TABLE_SUFFIXES, ".npz")
-_RESERVED = ("depth", "gaze", "trajectory")
+_OWN_FILES = ("depth", "gaze", "trajectory")  # have readers of their own
+_OWN_STREAMS = ("rgb", "camera", "caption")  # no table is one of these
 _PICTURES = ("rgb", "depth")
 _STREAM_OF_CLOCK = {"rgb": "rgb", "depth": "depth", "trajectory": "camera"}  # of <name>_timestamps.txt
 
@@ -182,7 +183,7 @@ class _Files:
         Raises ValueError when two files answer to one of the names (`gaze.csv`, `Gaze.CSV`).
         """
         if file:
-            path = self.folder / file
+            path = named_file(self.folder, file, where=self.folder / SETTINGS_FILE)
             if not path.exists():
                 raise ValueError(f"{path}: {SETTINGS_FILE} names it, found {self.names[:20]}")
             self._used.add(Path(file).parts[0])
@@ -328,11 +329,14 @@ def _rows_of_rgb(path: Path, pictures: Sequence[Path], count: int, rgb: Stream) 
 def _track_paths(files: _Files, settings: RecordingSettings) -> dict[str, Path]:
     """Further tracks: those the settings name, and every table or npz that is nothing else."""
     named = {name: files.take(track.file) for name, track in settings.tracks.items() if track.file}
-    found = {
-        path.stem: path
-        for path in files.rest()
-        if path.suffix.lower() in _TRACK_SUFFIXES and path.is_file() and path.stem.lower() not in _RESERVED
-    }
+    tables = [path for path in files.rest() if path.suffix.lower() in _TRACK_SUFFIXES and path.is_file()]
+    found = {path.stem: path for path in tables if path.stem.lower() not in _OWN_FILES}
+    for name, path in (found | named).items():
+        if name in _OWN_STREAMS or name.lower().removesuffix("_timestamps") in _STREAM_OF_CLOCK:
+            raise ValueError(
+                f"{path}: no further track can be called {name!r}; times of pictures or poses are "
+                "<name>_timestamps.txt, anything else needs another name (tracks.<name>.file)"
+            )
     files.take_all([path.name.lower() for path in found.values()])
     return found | named
 

@@ -19,7 +19,7 @@ import numpy as np
 from egom2p.contracts import FrameSource, Intrinsics, Stream
 from egom2p.data.clips.image_files import RgbImages, frame_numbers, image_sequence
 from egom2p.data.clips.video_files import VideoFile, open_video
-from egom2p.data.recordings.track_files import check_times, clock_s, read_text, visible
+from egom2p.data.recordings.track_files import check_times, clock_s, named_file, read_text, visible
 from egom2p.geometry import (
     TimeUnit,
     check_camera_model,
@@ -175,7 +175,7 @@ def listed_pictures(listing: Path, folder: Path, *, stream: str) -> tuple[np.nda
         if len(row) != 2 or not _is_number(row[0]):
             raise ValueError(f"{position}: found {row}, wanted a time in seconds and a file below {folder}")
     times_s = clock_s(stamps_from_text([row[0] for _, row in rows]), "s", listing, positions, stream=stream)
-    paths = [folder / row[1].strip() for _, row in rows]
+    paths = [named_file(folder, row[1].strip(), where=p) for p, (_, row) in zip(positions, rows, strict=True)]
     present(paths, where=listing)
     return times_s, paths, unlisted(listing, paths)
 
@@ -226,7 +226,9 @@ def lens(
     Raises ValueError for a model or number of parameters that `geometry.cameras` does not know.
     """
     distortion = tuple(float(value) for value in distortion)
-    known = "pinhole" if not any(distortion) else _LENSES.get(model.lower(), model)
+    known = _LENSES.get(model.lower(), model)
+    # Without bend a fisheye is still none: its angle goes with the radius, not its tangent.
+    known = "pinhole" if known == "opencv" and not any(distortion) else known
     fx, fy, cx, cy = map(float, f_c)
     camera = Intrinsics(*map(int, size), fx, fy, cx, cy, known, () if known == "pinhole" else distortion)
     try:

@@ -9,6 +9,7 @@ says in its issues; held by a replica only. The first pose and the numbers of pi
 import io
 import json
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -49,15 +50,17 @@ class Record3dReader(FormatReader):
         try:
             with zipfile.ZipFile(path) as held:
                 members, metadata = held.namelist(), json.loads(held.read("metadata"))
-        except (zipfile.BadZipFile, KeyError, json.JSONDecodeError) as error:
+        except (zipfile.BadZipFile, KeyError, ValueError, RuntimeError) as error:
             raise ValueError(f"{path}: not a Record3D file: {error}") from error
         numbers = {suffix: _numbers(members, suffix) for suffix in ("jpg", "depth")}
         try:
             rows = np.array(metadata["poses"], np.float64).reshape(-1, 7)
             size = int(metadata["w"]), int(metadata["h"])
+            depth_size = int(metadata.get("dw", 0)), int(metadata.get("dh", 0))
+            lenses = np.array(metadata.get("perFrameIntrinsicCoeffs") or np.zeros((0, 4)), np.float64)[:, :4]
             k = np.array(metadata["K"], np.float64).reshape(3, 3, order="F")
             times_s = np.array(metadata.get("frameTimestamps") or np.arange(len(rows)) / float(metadata["fps"]))
-        except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        except (KeyError, TypeError, ValueError, IndexError, ZeroDivisionError, AttributeError) as error:
             raise ValueError(f"{path}: metadata is not as Record3D writes it: {error!r}") from error
         frames = numbers["jpg"]
         if not len(frames) or not len(frames) == len(rows) == len(times_s) or frames[-1] != len(rows) - 1:
@@ -74,11 +77,10 @@ class Record3dReader(FormatReader):
             if depths[-1] >= len(times_s):
                 raise ValueError(f"{path}: found depth {depths[-1]} of {len(times_s)} frames")
             needs("liblzfse", path)
-            depth = _Depths(path, depths, (int(metadata["dw"]), int(metadata["dh"])), self.config.min_confidence)
+            depth = _Depths(path, depths, depth_size, self.config.min_confidence)
             streams["depth"] = frame_stream(depth, times_s[depths], "m", where=path)
-        if metadata.get("perFrameIntrinsicCoeffs"):
-            values = np.array(metadata["perFrameIntrinsicCoeffs"], np.float64)[:, :4]
-            streams["intrinsics"] = track_stream(times_s, values, "fx, fy, cx, cy in pixels", where=path)
+        if len(lenses):
+            streams["intrinsics"] = track_stream(times_s, lenses, "fx, fy, cx, cy in pixels", where=path)
         return Opened(streams, lens(str(path), "pinhole", (), size, (k[0, 0], k[1, 1], k[0, 2], k[1, 2])), [path])
 
 
@@ -92,7 +94,7 @@ def _member(path: Path, name: str) -> bytes:
     try:
         with zipfile.ZipFile(path) as held:
             return held.read(name)
-    except (zipfile.BadZipFile, KeyError, OSError) as error:
+    except (zipfile.BadZipFile, zlib.error, KeyError, OSError, RuntimeError) as error:
         raise ValueError(f"{path}: {name} is not readable: {error}") from error
 
 
@@ -111,7 +113,7 @@ class _Pictures:
             name = self._names[int(index)]
             try:
                 picture = np.asarray(Image.open(io.BytesIO(_member(self._path, name))).convert("RGB"))
-            except (OSError, SyntaxError) as error:
+            except (OSError, SyntaxError, Image.DecompressionBombError) as error:
                 raise ValueError(f"{self._path}: {name} is no readable picture: {error}") from error
             if picture.shape != frames.shape[1:]:
                 raise ValueError(f"{self._path}: {name} is {picture.shape[:2]}, wanted {frames.shape[1:3]}")

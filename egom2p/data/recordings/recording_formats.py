@@ -12,7 +12,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from egom2p.config import strict
 from egom2p.contracts import Intrinsics, Provenance, Recording, Stream
-from egom2p.data.recordings.track_files import TABLE_SUFFIXES, visible
+from egom2p.data.recordings.track_files import TABLE_SUFFIXES, files_below, visible
 
 _TEXTS, _SMALL_FILE = (*TABLE_SUFFIXES, ".txt", ".yaml", ".tum", ".json", ".jsonl", ".log"), 1 << 22  # bytes
 
@@ -105,7 +105,7 @@ def folders_with(root: Path, *markers: str, depth: int = 1) -> dict[str, Path]:
     """
 
     def holds_all(folder: Path) -> bool:
-        return all(any(folder.glob(marker)) for marker in markers)
+        return all(any(path.name[0] != "." for path in folder.glob(marker)) for marker in markers)
 
     if holds_all(root):
         return {root.resolve().name: root}
@@ -115,7 +115,7 @@ def folders_with(root: Path, *markers: str, depth: int = 1) -> dict[str, Path]:
         # Folders only, told without a look at each file: a level may hold a million pictures.
         level = [Path(entry.path) for folder in level for entry in _folders(folder)]
         for folder in [folder for folder in level if holds_all(folder)]:
-            _add_named(found, "_".join(folder.relative_to(root).parts), folder)
+            add_named(found, "_".join(folder.relative_to(root).parts), folder)
         level = [folder for folder in level if folder not in found.values()]
     return found
 
@@ -125,7 +125,16 @@ def _folders(folder: Path) -> list[os.DirEntry]:
         return sorted((e for e in entries if e.is_dir() and not e.name.startswith(".")), key=lambda e: e.name)
 
 
-def _add_named(found: dict[str, Path], name: str, path: Path) -> None:
+def called_by_path(root: Path, paths: Iterable[Path]) -> dict[str, Path]:
+    """Recordings called by the parts of their path below a root, joined by `_`, without suffix."""
+    found: dict[str, Path] = {}
+    for path in paths:
+        inner = path.relative_to(root)
+        add_named(found, "_".join((*inner.parts[:-1], inner.name if path.is_dir() else inner.stem)), path)
+    return found
+
+
+def add_named(found: dict[str, Path], name: str, path: Path) -> None:
     if name in found:
         raise ValueError(
             f"{path}: found a second recording called {name} beside {found[name]}, wanted one of each name"
@@ -138,21 +147,14 @@ def files_signature(root: Path, paths: Iterable[Path], *, is_whole: bool) -> dic
 
     stamps: names, sizes and times of writing; content: names, sizes, and what small files hold (a copy has it too).
     """
-    stats = [(str(path.relative_to(root)), path, path.stat()) for path in _all_files(paths)]
+    files = [file for path in paths for file in (files_below(path) if path.is_dir() else [path]) if file.is_file()]
+    stats = [(str(path.relative_to(root)), path, path.stat()) for path in files]
     stamps = [(name, stat.st_size, stat.st_mtime_ns) for name, _, stat in stats]
     if not is_whole:
         return {"stamps": _hash(stamps)}
     small = [path for _, path, stat in stats if stat.st_size <= _SMALL_FILE and path.suffix.lower() in _TEXTS]
     held = [hashlib.sha256(path.read_bytes()).hexdigest() for path in small]
     return {"stamps": _hash(stamps), "content": _hash([[(name, stat.st_size) for name, _, stat in stats], held])}
-
-
-def _all_files(paths: Iterable[Path]) -> list[Path]:
-    found: list[Path] = []
-    for path in paths:
-        below = sorted(path.rglob("*")) if path.is_dir() else [path]
-        found += [p for p in below if p.is_file() and not any(x.startswith(".") for x in p.relative_to(path).parts)]
-    return found
 
 
 def _hash(values: Any) -> str:
@@ -173,7 +175,6 @@ def unused_files(source: Path, used: Iterable[Path]) -> list[str]:
             elif path in holding:
                 yield from walk(path)
             elif path.is_dir():
-                count = sum(below.is_file() for below in path.rglob("*"))
-                yield f"{path.relative_to(source)}/ ({count} files)"
+                yield f"{path.relative_to(source)}/ ({len(list(files_below(path)))} files)"
 
     return list(walk(source)) if source.is_dir() and source not in used else []

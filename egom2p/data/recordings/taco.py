@@ -26,7 +26,8 @@ from egom2p.data.recordings.reader_parts import (
     read_npy,
     read_numbers,
 )
-from egom2p.data.recordings.recording_formats import FolderSource, FormatReader, Opened
+from egom2p.data.recordings.recording_formats import FolderSource, FormatReader, Opened, called_by_path
+from egom2p.data.recordings.track_files import matching
 from egom2p.geometry import inverse_poses
 
 _CAMERAS, _RGB, _DEPTH = "Egocentric_Camera_Parameters", "Egocentric_RGB_Videos", "Egocentric_Depth_Videos"
@@ -46,8 +47,8 @@ class TacoReader(FormatReader):
 
     @classmethod
     def find(cls, root: Path) -> Mapping[str, Path]:
-        found = sorted(root.glob(f"{_CAMERAS}/*/*/{_EXTRINSICS}"))
-        return {"_".join(path.relative_to(root).parts[1:3]): path.parent for path in found}
+        found = matching(root, f"{_CAMERAS}/*/*/{_EXTRINSICS}")
+        return called_by_path(root / _CAMERAS, [path.parent for path in found])
 
     def files(self, name: str) -> Sequence[Path]:
         path = self.paths[name]

@@ -2,7 +2,8 @@
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -71,7 +72,11 @@ class Table:
 
     def numbers(self, name: str) -> np.ndarray:
         """A column (T,) float64; an empty cell is nan, true, valid and yes are 1, their opposites 0."""
-        return np.array([self._number(line, cell) for line, cell in zip(self.lines, self.text(name), strict=True)])
+        cells = self.text(name)
+        try:
+            return np.array(cells, dtype=np.float64)  # a million rows in a moment
+        except ValueError:
+            return np.array([self._number(line, cell) for line, cell in zip(self.lines, cells, strict=True)])
 
     def keep(self, is_kept: Sequence[bool]) -> None:
         """Leave out rows that are no samples."""
@@ -207,6 +212,30 @@ def visible(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
 
 
+def files_below(folder: Path, names: Collection[str] | None = None) -> Iterator[Path]:
+    """Files (of these names) in a folder and below, sorted; links are followed, what is hidden is not there."""
+
+    def walk(folder: Path, real: Path, above: frozenset[Path]) -> Iterator[Path]:
+        # Told without a look at each file: a level may hold a million pictures.
+        with os.scandir(folder) as entries:
+            held = sorted((e for e in entries if not e.name.startswith(".")), key=lambda entry: entry.name)
+        for entry in held:
+            if entry.is_dir():
+                inner = Path(entry.path).resolve() if entry.is_symlink() else real / entry.name
+                if inner not in above:  # else a link leads up again
+                    yield from walk(Path(entry.path), inner, above | {inner})
+            elif (names is None or entry.name in names) and entry.is_file():
+                yield Path(entry.path)
+
+    return walk(folder, folder.resolve(), frozenset((folder.resolve(),)))
+
+
+def matching(folder: Path, *patterns: str) -> list[Path]:
+    """Entries below a folder that match one of the globs, sorted; what is hidden, or lies hidden, is not there."""
+    found = {path for pattern in patterns for path in folder.glob(pattern)}
+    return sorted(p for p in found if not any(part.startswith(".") for part in p.relative_to(folder).parts))
+
+
 def read_text(path: Path) -> str:
     """Text of a file. Raises ValueError naming it when it is not UTF-8."""
     content = path.read_bytes()
@@ -242,7 +271,8 @@ def stamps_in(
 def validity_in(arrays: Mapping[str, np.ndarray], count: int) -> np.ndarray:
     """Which samples (T,) an npz calls valid; all where it says nothing."""
     name = next((name for name in VALID_NAMES if name in arrays), None)
-    return np.ones(count, dtype=bool) if name is None else arrays[name].astype(bool)
+    # As in a table: nan, and what is below 0, is not valid.
+    return np.ones(count, dtype=bool) if name is None else np.nan_to_num(np.asarray(arrays[name], np.float64)) > 0
 
 
 def named(folder: Path, name: str) -> Path:
@@ -254,6 +284,14 @@ def named(folder: Path, name: str) -> Path:
     if len(found) > 1:
         raise ValueError(f"{folder}: found {[path.name for path in found]}, wanted one of them")
     return found[0] if found else folder / name
+
+
+def named_file(folder: Path, name: str, *, where: Path | str) -> Path:
+    """The file that a listing names. Raises ValueError where that lies outside of the folder."""
+    path = folder / name
+    if not Path(os.path.normpath(path)).is_relative_to(os.path.normpath(folder)):
+        raise ValueError(f"{where}: names {name!r}, which lies outside of {folder}, wanted a file below it")
+    return path
 
 
 def load_npz(path: Path) -> dict[str, np.ndarray]:

@@ -5,7 +5,7 @@ little about other cameras: with `mounts` every file becomes several recordings,
 heading turned at random), its own camera on the body (turned and offset at random, fixed) and its own speed.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
@@ -16,9 +16,17 @@ import numpy as np
 from egom2p.config import Count, Natural, NotNegative, Positive, strict
 from egom2p.contracts import Provenance, Recording
 from egom2p.data.recordings.reader_parts import distinct_samples, pose_stream, poses_from_rows
-from egom2p.data.recordings.recording_formats import FolderSource, FormatReader, Opened
-from egom2p.data.recordings.track_files import TABLE_SUFFIXES, read_text, visible
-from egom2p.geometry import TimeUnit, matrix_from_quaternion, nearest_rotation, poses_from_parts, read_trajectory
+from egom2p.data.recordings.recording_formats import FolderSource, FormatReader, Opened, called_by_path
+from egom2p.data.recordings.track_files import TABLE_SUFFIXES, files_below, read_text
+from egom2p.geometry import (
+    TimeUnit,
+    check_clock,
+    matrix_from_quaternion,
+    nearest_rotation,
+    poses_from_parts,
+    read_trajectory,
+    seconds_from_stamps,
+)
 
 _SUFFIXES = (*TABLE_SUFFIXES, ".txt", ".tum")
 
@@ -121,14 +129,7 @@ class TrajectoriesReader(FormatReader):
 
     @classmethod
     def find(cls, root: Path) -> Mapping[str, Path]:
-        def below(folder: Path) -> Iterable[Path]:
-            for path in visible(folder):
-                if path.is_dir():
-                    yield from below(path)
-                elif path.suffix.lower() in _SUFFIXES:
-                    yield path
-
-        return {"_".join(path.relative_to(root).with_suffix("").parts): path for path in below(root)}
+        return called_by_path(root, [path for path in files_below(root) if path.suffix.lower() in _SUFFIXES])
 
     def open(self, name: str, path: Path) -> Opened:
         times_s, world_from_body = self._read(path)
@@ -151,7 +152,6 @@ class TrajectoriesReader(FormatReader):
             times_s, world_from_body = read_trajectory(path, file_format, time_unit=config.time_unit)
         else:
             rows = _rows(path)
-            scale = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}[config.time_unit or "s"]
             if config.columns is None:
                 if rows.shape[1] != 13:
                     raise ValueError(f"{path}: found {rows.shape[1]} columns, wanted a time and the 12 of a 3x4 matrix")
@@ -166,9 +166,11 @@ class TrajectoriesReader(FormatReader):
                 chosen = rows[:, list(config.columns)]
                 stamps = chosen[:, 0]
                 world_from_body = poses_from_rows(str(path), chosen[:, 1:4], chosen[:, 4:])
-            times_s = stamps * scale
-            if not (np.isfinite(times_s).all() and (np.diff(times_s) >= 0).all()):
+            if not (np.isfinite(stamps).all() and (np.diff(stamps) >= 0).all()):
                 raise ValueError(f"{path}: found times that go back or are no numbers, wanted them in order")
+            if config.rate_hz is None:
+                check_clock(stamps, config.time_unit or "s", where=str(path), say="source.time_unit")
+            times_s = seconds_from_stamps(stamps, config.time_unit or "s")
         if config.rate_hz is not None:
             times_s = np.arange(len(world_from_body)) / config.rate_hz
         return times_s, world_from_body

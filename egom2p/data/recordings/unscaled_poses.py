@@ -6,10 +6,11 @@ nothing that counts in metres gets them, and a note says so. Neither has a clock
 pictures a second there are; numbers missing in the pictures' names are frames that are missing.
 
 Nerfstudio: world_from_cam in OpenGL axes, in a world that was multiplied from the left by `applied_transform`; this is
-undone with its inverse. COLMAP: cam_from_world, quaternions w first; its pixel (0.5, 0.5) is the centre of the first
-pixel, here (0, 0). Real files confirm both layouts.
+undone with its inverse. COLMAP: cam_from_world, quaternions w first. Both call the centre of the first pixel
+(0.5, 0.5), here it is (0, 0). Real files confirm both layouts.
 """
 
+import os
 import re
 import struct
 from collections.abc import Mapping, Sequence
@@ -34,7 +35,7 @@ from egom2p.data.recordings.reader_parts import (
     unlisted,
 )
 from egom2p.data.recordings.recording_formats import FolderSource, FormatReader, Opened, folders_with
-from egom2p.data.recordings.track_files import read_text
+from egom2p.data.recordings.track_files import named_file, read_text
 from egom2p.geometry import inverse_poses
 
 # COLMAP's camera models that `geometry.cameras` knows: number, name, number of parameters, lens, which are f and c.
@@ -110,32 +111,44 @@ class NerfstudioReader(_UnscaledReader):
         held = read_json(listing)
         try:
             frames = sorted(held["frames"], key=lambda frame: _natural(path / frame["file_path"]))
-            files = [_with_suffix(path / frame["file_path"]) for frame in frames]
+            files = [_with_suffix(named_file(path, frame["file_path"], where=listing)) for frame in frames]
             matrices = np.array([frame["transform_matrix"] for frame in frames], np.float64).reshape(-1, 4, 4)
             applied = np.eye(4)
             applied[:3] = np.array(held.get("applied_transform", np.eye(4)[:3]), np.float64).reshape(-1, 4)[:3]
-        except (KeyError, TypeError, ValueError) as error:
+            depths = [
+                named_file(path, frame["depth_file_path"], where=listing)
+                for frame in frames
+                if frame.get("depth_file_path")
+            ]
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(f"{listing}: not as Nerfstudio writes it: {error!r}") from error
         if not frames:
             raise ValueError(f"{listing}: found no frames")
         world_from_cam = np.linalg.inv(applied) @ matrices @ OPENCV_FROM_OPENGL
         streams, notes = self._streams(listing, files, world_from_cam)
         used = [listing, *files]
-        depths = [path / frame["depth_file_path"] for frame in frames if frame.get("depth_file_path")]
         if depths and self.config.metres_per_unit is not None:
             source = DepthFrames(depths, metres_per_unit=0.001 * self.config.metres_per_unit, invalid_values=(0,))
             streams["depth"] = frame_stream(source, streams["rgb"].times_s, "m", where=listing)
             used += depths
-        return Opened(streams, _nerfstudio_camera(listing, held, frames[0]), used, notes)
+        camera, *others = [_nerfstudio_camera(listing, held, frame) for frame in frames]
+        if differing := sum(other != camera for other in others):
+            notes = (
+                *notes,
+                f"{differing} of {len(frames)} frames have intrinsics of their own; the first frame's are taken",
+            )
+        return Opened(streams, camera, used, notes)
 
 
-def _nerfstudio_camera(path: Path, held: Mapping[str, Any], first: Mapping[str, Any]) -> Intrinsics:
-    """The camera of the first frame: keys of a frame go before those of the file."""
-    values = {**held, **first}
+def _nerfstudio_camera(path: Path, held: Mapping[str, Any], frame: Mapping[str, Any]) -> Intrinsics:
+    """The camera of a frame: its own keys go before those of the file. As COLMAP's, pixels have their centre at 0.5."""
+    values = {**held, **frame}
     try:
-        size, f_c = (values["w"], values["h"]), [values[key] for key in ("fl_x", "fl_y", "cx", "cy")]
-    except KeyError as error:
+        width, height, fx, fy, cx, cy = (float(values[key]) for key in ("w", "h", "fl_x", "fl_y", "cx", "cy"))
+    except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: found no {error}, wanted w, h, fl_x, fl_y, cx and cy") from None
+    size = int(width), int(height)
+    f_c = fx, fy, cx - 0.5, cy - 0.5
     model = values.get("camera_model", "OPENCV_FISHEYE" if values.get("is_fisheye") else "OPENCV")
     k = [float(values.get(key, 0.0)) for key in ("k1", "k2", "k3", "k4")]
     if model == "OPENCV_FISHEYE":
@@ -175,7 +188,7 @@ class ColmapReader(_UnscaledReader):
         cam_from_world = poses_from_rows(str(images_path), numbers[:, 4:], numbers[:, [1, 2, 3, 0]])
         if not np.isfinite(cam_from_world).all():
             raise ValueError(f"{images_path}: found a quaternion that is not of length 1")
-        files = [path / self.config.images / image[0] for image in images]
+        files = [named_file(path / self.config.images, image[0], where=images_path) for image in images]
         streams, notes = self._streams(images_path, files, inverse_poses(cam_from_world))
         number, size, parameters = cameras[camera_id]
         _, _, model, order = _MODELS[number]
@@ -200,9 +213,8 @@ _Image = tuple[str, tuple[float, ...], int]
 
 
 def _unpack(path: Path, file: BinaryIO, layout: str) -> tuple[Any, ...]:
-    content = file.read(struct.calcsize("<" + layout))
     try:
-        return struct.unpack("<" + layout, content)
+        return struct.unpack("<" + layout, file.read(struct.calcsize("<" + layout)))
     except struct.error:
         raise ValueError(f"{path}: the file ends early, wanted a whole COLMAP model") from None
 
@@ -232,7 +244,11 @@ def _images(path: Path) -> list[_Image]:
             name = bytearray()
             while (byte := _unpack(path, file, "c")[0]) != b"\0":
                 name += byte
-            _unpack(path, file, f"{24 * _unpack(path, file, 'Q')[0]}x")  # its points: two f64 and an i64 each
+            (num_points,) = _unpack(path, file, "Q")
+            end = file.tell() + 24 * num_points  # two f64 and an i64 each
+            if end > os.fstat(file.fileno()).st_size:
+                raise ValueError(f"{path}: the file ends early, wanted a whole COLMAP model")
+            file.seek(end)
             images.append((name.decode("utf-8"), tuple(pose), camera))
     return images
 
@@ -242,23 +258,37 @@ def _cameras_text(path: Path) -> dict[int, _Camera]:
     cameras = {}
     for line, text in enumerate(read_text(path).splitlines(), start=1):
         if text.strip() and not text.startswith("#"):
-            identity, model, width, height, *parameters = text.split()
-            count = _num_parameters(path, numbers.get(model, model))
-            if len(parameters) != count:
-                raise ValueError(f"{path}, line {line}: found {len(parameters)} parameters, wanted {count}")
-            cameras[int(identity)] = numbers[model], (int(width), int(height)), tuple(map(float, parameters))
+            try:
+                identity, model, width, height, *parameters = text.split()
+                number, size, values = (
+                    numbers.get(model, model),
+                    (int(width), int(height)),
+                    tuple(map(float, parameters)),
+                )
+                cameras[int(identity)] = number, size, values
+            except ValueError:
+                raise ValueError(
+                    f"{path}, line {line}: found {text[:80]!r}, wanted an id, a model and numbers"
+                ) from None
+            if len(values) != (count := _num_parameters(path, number)):
+                raise ValueError(f"{path}, line {line}: found {len(values)} parameters, wanted {count}")
     return cameras
 
 
 def _images_text(path: Path) -> list[_Image]:
     """Two lines a picture; the second (its points) may be empty."""
-    lines = [(n, text) for n, text in enumerate(read_text(path).splitlines(), 1) if not text.startswith("#")]
+    lines = enumerate(read_text(path).rstrip().splitlines(), start=1)
     images = []
-    for line, text in lines[::2]:
-        cells = text.split(maxsplit=9)
-        if len(cells) != 10:
-            raise ValueError(f"{path}, line {line}: found {text[:80]!r}, wanted an id, 7 numbers, a camera and a name")
-        images.append((cells[9].strip(), tuple(map(float, cells[1:8])), int(cells[8])))
+    for line, text in [(line, text) for line, text in lines if not text.startswith("#")][::2]:
+        try:
+            _, *pose, camera, name = text.split(maxsplit=9)
+            images.append((name.strip(), tuple(map(float, pose)), int(camera)))
+            if len(pose) != 7:
+                raise ValueError
+        except ValueError:
+            raise ValueError(
+                f"{path}, line {line}: found {text[:80]!r}, wanted an id, 7 numbers, a camera and a name"
+            ) from None
     return images
 
 

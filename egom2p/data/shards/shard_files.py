@@ -52,7 +52,7 @@ def split_member_name(name: str) -> tuple[str, str]:
     return "/".join((*path.parts[:-1], stem)), suffix
 
 
-def _check_end(file: BinaryIO, end: int) -> None:
+def check_end(file: BinaryIO, end: int) -> None:
     """tarfile stops without a word at the first header it cannot read: only two blocks of zeros are the end.
 
     Raises tarfile.ReadError when they are not there, or anything but zeros follows them.
@@ -87,7 +87,7 @@ def read_index(path: str) -> list[Member]:
                         raise tarfile.ReadError(f"member {entry.name} ends after the file does")
                     key, suffix = split_member_name(entry.name)
                     members.append(Member(plain_name(key, "clip key", path), suffix, entry.offset_data, entry.size))
-                _check_end(file, archive.offset)
+                check_end(file, archive.offset)
         except tarfile.TarError as error:
             raise ValueError(f"{path}: not a complete tar: {error}") from error
     seen: set[str] = set()

@@ -1,0 +1,170 @@
+"""What lies around recordings and in their listings: copies of a system's notes, links, names that lead out or meet."""
+
+import io
+import json
+import tarfile
+
+import numpy as np
+import pytest
+
+from egom2p.data.recordings.arctic import ArcticReader
+from egom2p.data.recordings.aria_recordings import AriaReader
+from egom2p.data.recordings.egocentric_tar import EgocentricTarReader, EgocentricTarSource
+from egom2p.data.recordings.egodex import EgoDexReader
+from egom2p.data.recordings.egogen import EgoGenReader
+from egom2p.data.recordings.lerobot import LeRobotReader, LeRobotSource
+from egom2p.data.recordings.plain_folder import PlainFolderReader
+from egom2p.data.recordings.reader_parts import lens, listed_pictures
+from egom2p.data.recordings.recording_formats import files_signature
+from egom2p.data.recordings.taco import TacoReader
+from egom2p.data.recordings.track_files import read_track
+from egom2p.data.recordings.trajectories import TrajectoriesReader, TrajectoriesSource
+from egom2p.geometry import project, write_tum
+from tests.data.field_replicas import numbered_picture, numbered_video, walk
+
+_ARIA = "loc1/mps/slam/closed_loop_trajectory.csv"
+_MARKERS = [
+    (EgoDexReader, ["fold/7.hdf5", "fold/7.mp4"]),
+    (EgoGenReader, ["cam/walk/000000.npz"]),
+    (ArcticReader, ["raw_seqs/s01/box_grab_01.egocam.dist.npy"]),
+    (TacoReader, ["Egocentric_Camera_Parameters/(a, b, c)/20230927_032/egocentric_frame_extrinsic.npy"]),
+    (AriaReader, [_ARIA]),
+]
+
+
+@pytest.mark.parametrize(("reader", "files"), _MARKERS, ids=[reader.__name__ for reader, _ in _MARKERS])
+def test_notes_of_a_system_are_no_recordings_and_links_lead_to_some(tmp_path, reader, files):
+    for file in files:
+        path = tmp_path / "data" / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+        path.with_name(f"._{path.name}").write_bytes(b"Mac OS X")
+    found = reader.find(tmp_path / "data")
+    assert len(found) == 1
+    (tmp_path / "links").mkdir()
+    for path in (tmp_path / "data").iterdir():
+        (tmp_path / "links" / path.name).symlink_to(path)
+        (tmp_path / "links" / path.name / "up").symlink_to(tmp_path / "links")  # and a link that leads up again
+    assert reader.find(tmp_path / "links").keys() == found.keys()
+
+
+def test_what_lies_behind_a_link_is_part_of_what_a_recording_was(tmp_path):
+    (tmp_path / "rec").mkdir()
+    numbered_picture(tmp_path / "elsewhere/000000.png", 0)
+    (tmp_path / "rec/rgb").symlink_to(tmp_path / "elsewhere")
+    before = files_signature(tmp_path, [tmp_path / "rec"], is_whole=True)
+    numbered_picture(tmp_path / "elsewhere/000001.png", 1)
+    assert files_signature(tmp_path, [tmp_path / "rec"], is_whole=True) != before
+
+
+def test_a_fisheye_without_bend_is_no_pinhole():
+    camera = lens("test", "equidistant", (0.0, 0.0, 0.0, 0.0), (640, 480), (200, 200, 320, 240))
+    pixel, _ = project(np.array([1.0, 0.0, 1.0]), camera)  # 45 degrees to the right
+    assert pixel[0] == pytest.approx(320 + 200 * np.pi / 4)
+    assert lens("test", "radtan", (0.0,) * 4, (640, 480), (200, 200, 320, 240)).model == "pinhole"
+
+
+def _tar(path, members, end=None):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as held:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            held.addfile(info, io.BytesIO(content))
+    path.write_bytes(path.read_bytes()[:end])
+
+
+def test_clips_of_equal_numbers_and_of_a_damaged_tar_are_not_lost(tmp_path):
+    video = numbered_video(tmp_path / "x.mp4", 5).read_bytes()
+    (tmp_path / "x.mp4").unlink()
+    for worker in ("w1", "w2"):
+        _tar(tmp_path / worker / "part000.tar", {"000001.mp4": video})
+    _tar(tmp_path / "w3/part000.tar", {"a.mp4": video, "b.mp4": video}, end=512 + len(video) + 100)
+    reader = EgocentricTarReader(EgocentricTarSource(kind="egocentric_tar", root=str(tmp_path)))
+    assert reader.names == ("w1_part000_000001", "w2_part000_000001", "w3_part000")
+    assert len(reader.read(1).streams["rgb"].values) == 5
+    with pytest.raises(ValueError, match=r"w3/part000\.tar: not a complete tar"):
+        reader.read(2)
+    _tar(tmp_path / "w4/part000.tar", {"k.mp4": video})
+    _tar(tmp_path / "w5/part000.tar", {"k.mp4": video})
+    with pytest.raises(ValueError, match="found a second recording called k"):
+        EgocentricTarReader.find(tmp_path)
+
+
+def test_a_key_that_begins_as_its_tar_is_found(tmp_path):
+    video = numbered_video(tmp_path / "x.mp4", 5).read_bytes()
+    (tmp_path / "x.mp4").unlink()
+    _tar(tmp_path / "factory1.tar", {"factory1_worker1.mp4": video})
+    reader = EgocentricTarReader(EgocentricTarSource(kind="egocentric_tar", root=str(tmp_path)))
+    assert reader.names == ("factory1_worker1",) and len(reader.read(0).streams["rgb"].values) == 5
+
+
+def test_trajectories_of_one_name_and_nanoseconds_taken_for_seconds_are_refused(tmp_path):
+    times_s, poses = np.arange(40) / 10, walk(40)
+    write_tum(tmp_path / "a.txt", times_s, poses)
+    (tmp_path / "a.tum").write_bytes((tmp_path / "a.txt").read_bytes())
+    with pytest.raises(ValueError, match="found a second recording called a"):
+        TrajectoriesReader.find(tmp_path)
+    (tmp_path / "a.tum").unlink()
+    rows = np.column_stack([(1.6e18 + times_s * 1e9).astype(np.int64), poses[:, :3].reshape(-1, 12)])
+    np.savetxt(tmp_path / "a.txt", rows)
+    source = TrajectoriesSource(kind="trajectories", root=str(tmp_path), file_format="matrix")
+    with pytest.raises(ValueError, match=r"cannot be meant; the unit is likely ns, say source.time_unit: ns"):
+        TrajectoriesReader(source).read(0)
+
+
+@pytest.mark.parametrize("name", ["camera.csv", "rgb.csv", "rgb_timestamps.csv", "trajectory_timestamps.npz"])
+def test_a_table_takes_no_streams_name(tmp_path, name):
+    numbered_video(tmp_path / "rec/video.mp4", 5)
+    write_tum(tmp_path / "rec/trajectory.txt", np.arange(5) / 30, walk(5))
+    if name.endswith(".csv"):
+        (tmp_path / "rec" / name).write_text("timestamp,a\n0,1\n0.1,2\n")
+    else:
+        np.savez(tmp_path / "rec" / name, timestamps=np.arange(2) / 10, values=np.zeros((2, 1)))
+    with pytest.raises(ValueError, match=f"{name}: no further track can be called"):
+        PlainFolderReader(tmp_path).read(0)
+
+
+def test_listings_do_not_lead_out_of_their_folder(tmp_path):
+    numbered_picture(tmp_path / "secret/1.png", 0)
+    (tmp_path / "rec").mkdir()
+    for name in ("../secret/1.png", str(tmp_path / "secret/1.png")):
+        (tmp_path / "rec/rgb.txt").write_text(f"# time file\n1.0 {name}\n")
+        with pytest.raises(ValueError, match=r"rgb.txt, line 2: names .*lies outside of"):
+            listed_pictures(tmp_path / "rec/rgb.txt", tmp_path / "rec", stream="rgb")
+    (tmp_path / "rec/rgb.txt").unlink()
+    numbered_video(tmp_path / "secret/v.mp4", 3)
+    (tmp_path / "rec/recording.yaml").write_text("rgb: {file: ../secret/v.mp4}\n")
+    with pytest.raises(ValueError, match=r"recording.yaml: names '../secret/v.mp4'"):
+        PlainFolderReader(tmp_path, names=["rec"]).read(0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "wanted"),
+    [
+        ({"fps": None}, "found fps None and features"),
+        ({"features": [1]}, r"found fps 30 and features \[1\]"),
+        ({"video_path": "../../x-{video_key}.mp4"}, r"names '../../x-ego.mp4', which lies outside"),
+        ({"video_path": "{camera}.mp4"}, r"video_path is '\{camera\}.mp4', wanted a name of \['episode_chunk'"),
+    ],
+)
+def test_what_info_json_says_is_looked_at(tmp_path, changes, wanted):
+    info = {"codebase_version": "v2.1", "fps": 30, "features": {"ego": {"dtype": "video"}}}
+    info |= {"data_path": "data/chunk-000/episode_{episode_index:06d}.parquet", "video_path": "{video_key}.mp4"}
+    (tmp_path / "data/chunk-000").mkdir(parents=True)
+    (tmp_path / "data/chunk-000/episode_000003.parquet").write_bytes(b"x")
+    (tmp_path / "meta").mkdir()
+    (tmp_path / "meta/info.json").write_text(json.dumps(info | changes))
+    reader = LeRobotReader(LeRobotSource(kind="lerobot", root=str(tmp_path)))
+    assert reader.names == ("episode_000003",)
+    with pytest.raises(ValueError, match=rf"meta/info.json: {wanted}"):
+        reader.files(reader.names[0])
+
+
+def test_an_npz_calls_nan_no_valid_sample_as_a_table_does(tmp_path):
+    times_s, valid = np.arange(4) / 30, np.array([1.0, np.nan, 0.0, -1.0])
+    np.savez(tmp_path / "a.npz", timestamps=times_s, values=np.ones((4, 2)), valid=valid)
+    lines = [f"{t},1,1,{v}" for t, v in zip(times_s, valid, strict=True)]
+    (tmp_path / "a.csv").write_text("\n".join(["timestamp,x,y,valid", *lines]))
+    found = [read_track(tmp_path / name).is_valid.tolist() for name in ("a.npz", "a.csv")]
+    assert found == [[True, False, False, False]] * 2

@@ -5,6 +5,7 @@ from dataclasses import field
 from egom2p.config import Count, Natural, not_deciding, strict
 from egom2p.evaluation.scoring import ProtocolConfig
 from egom2p.jobs.workers import Dtype
+from egom2p.metrics.result_table import Drawn
 from egom2p.models.sampling import SamplingConfig
 from egom2p.storage import RemoteConfig
 
@@ -40,6 +41,7 @@ class EvaluationConfig:
     num_workers      processes that share the tasks, one thread each; 0: this process, all threads
     training_runs    label -> folder of a training run, whose `log.jsonl` the page shows as curves
     stage_times      JSON file, stage -> seconds, shown on the page
+    drawn            what intervals draw: whole recordings; or clips, for a set of one or two recordings
     page             where the page is written; None: index.html in `output`
     dtype            of the models' weights; auto: bf16 on a GPU, else fp32. Decides results by their fingerprints
 
@@ -64,6 +66,7 @@ class EvaluationConfig:
     max_train_clips: Count | None = 1000
     batch_size: Count = not_deciding(32)
     num_workers: Natural = not_deciding(0)
+    drawn: Drawn = "recordings"
     seed: Natural = 0
     device: str = not_deciding("auto")
     dtype: Dtype = not_deciding("auto")

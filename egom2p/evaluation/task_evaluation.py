@@ -101,6 +101,7 @@ class TaskEvaluator:
         token_losses, uncertainty = [], []
         shown: ShownArrays = {clip.key: {} for clip in clips[: config.num_shown_clips]}
         recordings = [clip.provenance.recording for clip in clips]
+        groups = recordings if config.drawn == "recordings" else [clip.key for clip in clips]
         for label, cache in self._caches.items():
             tokenizer = cache.checkpoint.tokenizer(specs[label].name)
             truth = cache.tokenize(clips, [specs[label].name])
@@ -116,7 +117,7 @@ class TaskEvaluator:
                 _keep_shown(shown, f"{task}|{label}|{name}", estimate, samples)
                 if spreads:
                     uncertainty.append(Uncertainty(checkpoint=label, estimator=name, **vars(calibration(spreads))))
-            token_losses.append(_token_loss(label, cache.checkpoint, prompts, truth, specs[label], config, recordings))
+            token_losses.append(_token_loss(label, cache.checkpoint, prompts, truth, specs[label], config, groups))
         return (
             Measured(
                 task=task,
@@ -128,6 +129,7 @@ class TaskEvaluator:
                 methods=methods,
                 token_losses=token_losses,
                 uncertainty=uncertainty,
+                drawn=config.drawn,
             ),
             shown,
         )
@@ -244,7 +246,7 @@ def _token_loss(
     truth: Sequence[TokenClip],
     spec: ModalitySpec,
     config: EvaluationConfig,
-    recordings: Sequence[str],
+    groups: Sequence[str],
 ) -> TokenLoss:
     """Mean -log p of the true tokens, all positions asked at once, beside what ignoring the input can reach."""
     nats, accuracy = [], []
@@ -259,8 +261,8 @@ def _token_loss(
     return TokenLoss(
         checkpoint=label,
         target=spec.name,
-        nats=bootstrap_interval(nats, rng, groups=recordings),
-        accuracy=bootstrap_interval(accuracy, rng, groups=recordings),
+        nats=bootstrap_interval(nats, rng, groups=groups),
+        accuracy=bootstrap_interval(accuracy, rng, groups=groups),
         uniform_nats=float(np.log(spec.vocab_size)),
         unigram_nats=baseline,
         position_entropy_nats=entropy,

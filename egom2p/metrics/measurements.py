@@ -12,6 +12,7 @@ from egom2p.metrics.bootstrap import Interval, bootstrap_interval, paired_differ
 from egom2p.metrics.result_table import (
     CheckpointComparison,
     Comparison,
+    Drawn,
     MethodKind,
     Metric,
     Results,
@@ -49,6 +50,7 @@ class Measured:
     """All methods of one task on the same clips.
 
     recordings     of each clip: clips of one are not independent, so intervals draw whole recordings
+    drawn          or clips, where recordings are too few for an interval: it then speaks of these recordings only
     stream         of the clips that estimates are compared with
     """
 
@@ -61,6 +63,12 @@ class Measured:
     token_losses: Sequence[TokenLoss] = ()
     uncertainty: Sequence[Uncertainty] = ()
     stream: str = ""
+    drawn: Drawn = "recordings"
+
+    @property
+    def groups(self) -> Sequence[str]:
+        """What each clip is drawn together with."""
+        return self.recordings if self.drawn == "recordings" else self.clip_keys
 
     @classmethod
     def from_plain(cls, found: Mapping[str, Any]) -> "Measured":
@@ -93,6 +101,7 @@ def conclude(measured: Measured, *, seed: int) -> ResultTable:
         num_clips=len(measured.clip_keys),
         num_recordings=len(set(measured.recordings)),
         stream=measured.stream,
+        drawn=measured.drawn,
         metrics=tuple(measured.metrics),
         rows=tuple(_row(measured, method, seed) for method in measured.methods),
         token_losses=tuple(measured.token_losses),
@@ -121,9 +130,7 @@ def _row(measured: Measured, method: Method, seed: int) -> Row:
     """Every interval draws from a generator of its own, so that a row is the same whatever stands beside it."""
     metrics = [metric for metric in measured.metrics if metric.key in method.values]
     values = {
-        metric.key: bootstrap_interval(
-            method.values[metric.key], np.random.default_rng(seed), groups=measured.recordings
-        )
+        metric.key: bootstrap_interval(method.values[metric.key], np.random.default_rng(seed), groups=measured.groups)
         for metric in metrics
     }
     against = {}
@@ -131,11 +138,11 @@ def _row(measured: Measured, method: Method, seed: int) -> Row:
         for metric in metrics:
             best = best_baseline(measured, metric)
             if best is not None:
-                against[metric.key] = _compare(method, best, metric, measured.recordings, seed)
+                against[metric.key] = _compare(method, best, metric, measured.groups, seed)
     first, compared = _of_first_checkpoint(measured, method), None
     if first is not None:
         shared = [metric for metric in metrics if metric.key in first.values]
-        found = {metric.key: _compare(method, first, metric, measured.recordings, seed) for metric in shared}
+        found = {metric.key: _compare(method, first, metric, measured.groups, seed) for metric in shared}
         compared = CheckpointComparison(first.checkpoint or "", found)
     return Row(
         method.label,
@@ -158,9 +165,9 @@ def _of_first_checkpoint(measured: Measured, method: Method) -> Method | None:
     return next(same, None)
 
 
-def _compare(method: Method, other: Method, metric: Metric, recordings: Sequence[str], seed: int) -> Comparison:
+def _compare(method: Method, other: Method, metric: Metric, groups: Sequence[str], seed: int) -> Comparison:
     difference = paired_difference_interval(
-        method.values[metric.key], other.values[metric.key], np.random.default_rng(seed), groups=recordings
+        method.values[metric.key], other.values[metric.key], np.random.default_rng(seed), groups=groups
     )
     return Comparison(other.label, difference, verdict(difference, metric.higher_is_better))
 

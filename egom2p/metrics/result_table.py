@@ -14,6 +14,7 @@ from egom2p.metrics.perceptual import STABLE_VIDEOS
 from egom2p.storage import atomic_file, load_json, save_json
 
 MethodKind = Literal["baseline", "ceiling", "bound", "model"]
+Drawn = Literal["recordings", "clips"]
 
 
 @dataclass(frozen=True)
@@ -160,6 +161,7 @@ class ResultTable:
     token_losses: tuple[TokenLoss, ...] = ()
     uncertainty: tuple[Uncertainty, ...] = ()
     differences: tuple[Difference, ...] = ()
+    drawn: Drawn = "recordings"
 
     @classmethod
     def from_plain(cls, found: Mapping[str, Any]) -> "ResultTable":
@@ -273,13 +275,18 @@ class Results:
         with atomic_file(folder / "results.md") as unfinished:
             Path(unfinished).write_text(self.markdown(), encoding="utf-8")
 
+    def _drawn(self) -> str:
+        if any(table.drawn == "clips" for table in self.tables):
+            return "clips are drawn one by one, so they speak of these recordings and of no other"
+        return "clips of one recording are drawn together"
+
     def markdown(self) -> str:
         """The tables as a Markdown page."""
         lines = ["# Evaluation", "", self.description, ""]
         for table in self.tables:
             lines += table.markdown()
         lines += [
-            "Brackets are 95 % bootstrap intervals; clips of one recording are drawn together. ✓ / ✗: better / worse "
+            f"Brackets are 95 % bootstrap intervals; {self._drawn()}. ✓ / ✗: better / worse "
             "than the best trivial baseline of that column (95 % interval of the paired difference leaves out 0); "
             "≈: no difference shown.",
             "",

@@ -235,6 +235,24 @@ def test_a_verdict_needs_an_interval_without_zero():
     assert rows["noisy"].against_baseline["error"].verdict == "tie"
 
 
+def test_clips_of_one_recording_have_an_interval_only_where_it_is_asked_for():
+    metric, keys = Metric("error", "error", "m", "as told", is_primary=True), ["a", "b", "c", "d"]
+    methods = [
+        Method("base", "baseline", {"error": [1.0, 2.0, 3.0, 4.0]}),
+        Method("better", "model", {"error": [0.5, 1.4, 2.5, 3.5]}, "net"),
+    ]
+    together, alone = (
+        conclude(Measured("a2b", "generic", keys, ["kitchen"] * 4, [metric], methods, drawn=drawn), seed=0)
+        for drawn in ("recordings", "clips")
+    )
+    assert together.rows[1].values["error"].low is None
+    assert together.rows[1].against_baseline["error"].verdict == "tie"
+    apart = conclude(Measured("a2b", "generic", keys, keys, [metric], methods), seed=0)
+    assert alone.rows == apart.rows and alone.num_recordings == 1
+    assert "of no other" in Results("", (alone,), {}).markdown()
+    assert "drawn together" in Results("", (together,), {}).markdown()
+
+
 def test_further_checkpoints_are_compared_with_the_first_clip_by_clip():
     metric, keys = Metric("error", "error", "m", "as told", is_primary=True), ["a", "b", "c", "d"]
     before = Method("one step", "model", {"error": [1.0, 2.0, 3.0, 4.0]}, "before")

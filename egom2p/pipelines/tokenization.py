@@ -39,6 +39,7 @@ class TokenizeConfig:
     output: str  # a folder, or s3://bucket/prefix
     tokenizers_root: str | None = None
     datasets: tuple[str, ...] | None = None  # data sets of the clip store; by default all
+    mirrored: bool = False  # every clip as its mirror image: twice the data for a model, into an output of its own
     modalities: tuple[str, ...] | None = None  # by default all that have a tokenizer
     layout: Literal["tars", "files"] = "tars"  # of the tokens: shards, or one small file per clip
     batch_size: Count = 16
@@ -123,7 +124,7 @@ def _present(tokenizers: Mapping[str, Tokenizer], streams: Sequence[str]) -> dic
 def _open_store(config: TokenizeConfig, dataset: str, tokenizers: Mapping[str, Tokenizer]) -> ClipStore:
     """Clips of a data set with the streams its tokenizers read."""
     streams = sorted({tokenizer.stream for tokenizer in tokenizers.values()})
-    return ClipStore(config.clips, dataset, streams=streams)
+    return ClipStore(config.clips, dataset, streams=streams, is_mirrored=config.mirrored)
 
 
 def _check_streams(
@@ -215,13 +216,13 @@ def _write_cards(
         spec = tokenizer.spec.with_fingerprint(tokenizer.fingerprint)
         folder = shards.location(spec.folder)
         shards.save(joined(folder, CARD_NAME), (json.dumps(spec.to_dict(), indent=2) + "\n").encode())
-        if clip_card := _clip_card(config, dataset):
-            shards.save(joined(folder, _CLIPS_NAME), (json.dumps(clip_card, indent=2) + "\n").encode())
+        card = json.dumps(_clip_card(config, dataset), indent=2) + "\n"
+        shards.save(joined(folder, _CLIPS_NAME), card.encode())
 
 
 def _clip_card(config: TokenizeConfig, dataset: str) -> dict[str, Any]:
-    """What the clips are cut from, and how; empty where their store does not say."""
-    return read_card(joined(config.clips, META, dataset))
+    """What the clips are cut from, and how, where their store says so, and whether they are mirrored."""
+    return read_card(joined(config.clips, META, dataset)) | {"mirrored": config.mirrored}
 
 
 def _check_same_clips(folder: str, wanted: Mapping[str, Any]) -> None:

@@ -1,8 +1,12 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from egom2p.contracts import AlignedClip, Intrinsics, Provenance, Stream
 from egom2p.data.clips.clip_store import ClipStore, stored_datasets, write_clips
+from egom2p.data.clips.upright import MIRRORED_STREAMS, mirrored
+from egom2p.geometry import matrix_from_quaternion, pixel_grid, poses_from_parts, rays, unproject
 
 
 def make_clip(key, rng, *, has_gaze=True):
@@ -44,6 +48,37 @@ def test_only_the_asked_for_streams_are_read(tmp_path, rng):
     assert sorted(ClipStore(tmp_path, "d", streams=["gaze"])[0].streams) == ["gaze"]
     with pytest.raises(ValueError, match=r"have \['camera'.*wanted \['smell'\]"):
         ClipStore(tmp_path, "d", streams=["smell"])
+
+
+def test_a_mirrored_clip_is_the_mirrored_world(tmp_path, rng):
+    """Points of depth and rays of gaze, carried into the world by the poses, are the mirrored ones; so are pictures."""
+    clip = make_clip("a", rng)
+    turns = matrix_from_quaternion(rng.normal(size=(6, 4)))
+    poses = Stream(
+        poses_from_parts(turns, rng.normal(size=(6, 3))), np.ones(6, bool), 3 + np.arange(6) / 30, "world_from_cam"
+    )
+    clip = replace(clip, streams=clip.streams | {"camera": poses}, intrinsics=Intrinsics(8, 6, 7.0, 7.5, 2.9, 3.3))
+    write_clips(tmp_path, "d", [clip])
+    clip = ClipStore(tmp_path, "d", streams=MIRRORED_STREAMS)[0]
+    seen = ClipStore(tmp_path, "d", streams=MIRRORED_STREAMS, is_mirrored=True)[0]
+    np.testing.assert_allclose(np.linalg.det(seen.world_from_cam[:, :3, :3]), 1)
+    for frame in range(4):
+        here, there = (
+            unproject(pixel_grid(lens), one.depth_m[frame], lens)[0] @ one.world_from_cam[frame, :3, :3].T
+            + one.world_from_cam[frame, :3, 3]
+            for one, lens in ((clip, clip.intrinsics), (seen, seen.intrinsics))
+        )
+        np.testing.assert_allclose(there[:, ::-1], here * [-1, 1, 1], atol=1e-5)
+        np.testing.assert_array_equal(seen.streams["rgb"].values[frame][:, ::-1], clip.streams["rgb"].values[frame])
+    pixels = [one.streams["gaze"].values * (8, 6) - 0.5 for one in (clip, seen)]
+    here, there = (rays(uv, one.intrinsics)[0] for uv, one in zip(pixels, (clip, seen), strict=True))
+    np.testing.assert_allclose(there, here * [-1, 1, 1], atol=1e-5)
+    twice = mirrored(seen)
+    assert twice.intrinsics.cx == pytest.approx(clip.intrinsics.cx)
+    for name, stream in clip.streams.items():
+        np.testing.assert_allclose(twice.streams[name].values, stream.values, atol=1e-6)
+    with pytest.raises(ValueError, match=r"found streams \['caption'\], wanted for mirror images \['rgb'"):
+        ClipStore(tmp_path, "d", is_mirrored=True)
 
 
 def test_depth_that_cannot_be_stored_is_invalid(tmp_path, rng):

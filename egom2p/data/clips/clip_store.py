@@ -20,6 +20,7 @@ import numpy as np
 
 from egom2p.config import from_plain, strict
 from egom2p.contracts import AlignedClip, Intrinsics, Provenance, Stream, plain_name
+from egom2p.data.clips.upright import MIRRORED_STREAMS, mirrored
 from egom2p.data.shards.array_files import read_npz
 from egom2p.data.shards.folder_set import FolderSet
 from egom2p.data.shards.shard_set import CARD_NAME, ShardSet, ShardWriter, shard_pattern
@@ -87,16 +88,22 @@ class _Meta:
 class ClipStore(Sequence[AlignedClip]):
     """Clips of one data set, read by index. Streams other than the asked-for ones are not touched.
 
-    Raises ValueError naming what the root holds when the data set or a stream is not there.
+    is_mirrored: every clip as its mirror image, see `upright.mirrored`. Raises ValueError naming what the root holds
+    when the data set or a stream is not there.
     """
 
-    def __init__(self, root: str | Path, dataset: str, *, streams: Sequence[str] | None = None) -> None:
+    def __init__(
+        self, root: str | Path, dataset: str, *, streams: Sequence[str] | None = None, is_mirrored: bool = False
+    ) -> None:
         self.root, self.dataset = root if is_remote(root) else Path(root), plain_name(dataset, "data set", root)
         present = stored_streams(root, dataset)
         missing = sorted(set(streams or ()) - set(present))
         if missing:
             raise ValueError(f"{self.root}: clips of data set {dataset} have {list(present)}, wanted {missing}")
         self.streams: tuple[str, ...] = tuple(streams) if streams is not None else present
+        self._is_mirrored = is_mirrored
+        if is_mirrored and (unknown := sorted(set(self.streams) - set(MIRRORED_STREAMS))):
+            raise ValueError(f"{self.root}: found streams {unknown}, wanted for mirror images {list(MIRRORED_STREAMS)}")
         self._shards = _open_clips(root, dataset, [META, *self.streams])
 
     def __len__(self) -> int:
@@ -130,7 +137,8 @@ class ClipStore(Sequence[AlignedClip]):
                 f"{self._shards.where(index, META)}: `units` has no {missing[0]}, found {dict(meta.units)}"
             )
         streams = {name: self._load_stream(index, name, meta.units[name]) for name in self.streams}
-        return AlignedClip(key, streams, meta.intrinsics, meta.provenance, meta.extra)
+        clip = AlignedClip(key, streams, meta.intrinsics, meta.provenance, meta.extra)
+        return mirrored(clip) if self._is_mirrored else clip
 
     def __iter__(self) -> Iterator[AlignedClip]:
         return (self[index] for index in range(len(self)))

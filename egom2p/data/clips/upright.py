@@ -1,13 +1,16 @@
-"""Bringing stored pictures upright: turned by quarter turns, mirrored, flipped, as a file's own note or a person says.
+"""Bringing stored pictures upright: turned by quarter turns, mirrored, flipped, as a file's own note or a person says;
+and whole clips seen in a mirror, of which a model can learn as from the clips themselves.
 
 H, W pixels. A picture is stored with rows downwards and columns to the right; what a `Turn` does to pictures it does
 to points in them.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+
+from egom2p.contracts import AlignedClip, Stream
 
 # A display matrix is 16.16 fixed point; what deviates from a quarter turn by more than this is another angle.
 _ANGLE_TOLERANCE = 1e-3
@@ -100,3 +103,29 @@ class TurnedFrames:
     def read(self, indices: np.ndarray) -> np.ndarray:
         is_array = isinstance(self._stored, np.ndarray)
         return self.added_turn.frames(self._stored[indices] if is_array else self._stored.read(indices))
+
+
+_MIRROR = np.diag([-1.0, 1.0, 1.0, 1.0])
+MIRRORED_STREAMS = ("rgb", "depth", "gaze", "camera")
+
+
+def mirrored(clip: AlignedClip) -> AlignedClip:
+    """The clip as its mirror image: left and right of the pictures change places, and with them gaze and motion.
+
+    Poses become M P M with M = diag(-1, 1, 1, 1): the world is mirrored too, so rotations stay rotations and depth
+    warps with them as before. Streams of which nobody knows what a mirror does to them (captions say left and right) are
+    left out, as are intrinsics with distortion, whose terms would have to be mirrored one by one.
+    """
+    lens = clip.intrinsics if clip.intrinsics and not clip.intrinsics.distortion else None
+    return replace(
+        clip,
+        streams={name: _mirrored(name, clip.streams[name]) for name in MIRRORED_STREAMS if name in clip.streams},
+        intrinsics=lens and replace(lens, cx=lens.width - 1 - lens.cx),
+    )
+
+
+def _mirrored(name: str, stream: Stream) -> Stream:
+    turn = Turn(mirrors=True)
+    if name == "camera":
+        return replace(stream, values=_MIRROR @ stream.values @ _MIRROR)
+    return replace(stream, values=(turn.points if name == "gaze" else turn.frames)(stream.values))

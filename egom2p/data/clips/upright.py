@@ -113,8 +113,8 @@ def mirrored(clip: AlignedClip) -> AlignedClip:
     """The clip as its mirror image: left and right of the pictures change places, and with them gaze and motion.
 
     Poses become M P M with M = diag(-1, 1, 1, 1): the world is mirrored too, so rotations stay rotations and depth
-    warps with them as before. Streams of which nobody knows what a mirror does to them (captions say left and right) are
-    left out, as are intrinsics with distortion, whose terms would have to be mirrored one by one.
+    warps with them as before. Streams of which nobody knows what a mirror does to them (captions say left and right)
+    are left out, as are intrinsics with distortion, whose terms would have to be mirrored one by one.
     """
     lens = clip.intrinsics if clip.intrinsics and not clip.intrinsics.distortion else None
     return replace(

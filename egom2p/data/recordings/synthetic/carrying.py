@@ -162,7 +162,9 @@ def _plausible(rotation_CT33: np.ndarray, path_CT3: np.ndarray, floor_m: float, 
     is_fine_C = (pitch_CT > -config.max_tilt_deg[0]).all(1) & (pitch_CT < config.max_tilt_deg[1]).all(1)
     is_fine_C &= (np.abs(roll_CT) < config.max_roll_deg).all(1)
     is_fine_C &= (height_CT > 0.5 * config.height_m[0]).all(1) & (height_CT < 1.3 * config.height_m[1]).all(1)
-    unrest_C = np.ptp(height_CT, axis=1) + 0.02 * roll_CT.std(axis=1)
+    # Bodies rather go where they look than backwards.
+    forward_C = ((path_CT3[:, -1] - path_CT3[:, 0]) * rotation_CT33[:, rotation_CT33.shape[1] // 2, :, 2]).sum(axis=1)
+    unrest_C = np.ptp(height_CT, axis=1) + 0.02 * roll_CT.std(axis=1) - 0.15 * forward_C
     return np.flatnonzero(is_fine_C)[np.argsort(unrest_C[is_fine_C], kind="stable")]
 
 

@@ -17,6 +17,7 @@ import trimesh
 _MAX_GROUP = 48
 _MAX_TRIALS = 1 << 19  # ray-triangle pairs in memory at a time
 _EDGE = 1e-9  # in barycentric coordinates: neighbours overlap by this, so that no ray slips between them
+_NEARLY = 0.97
 Backend = Literal["auto", "embree", "numpy"]
 
 
@@ -150,6 +151,16 @@ class Caster:
         np.divide(towards_P, along_P, out=distance_P, where=is_hit_P)
         is_hit_P &= distance_P > 0
         return np.where(is_hit_P, triangle_P, -1), np.where(is_hit_P, distance_P, np.inf)
+
+    def is_blocked(self, origins: np.ndarray, steps: np.ndarray) -> np.ndarray:
+        """(P,) whether something is between origins (P, 3) and 0.97 of the steps (P, 3) from there: for shadows.
+
+        Half the time of `first_hits`: embree may stop at any hit and need not say which.
+        """
+        if isinstance(self._intersector, PlainIntersector):
+            return self.first_hits(origins, steps)[1] < _NEARLY
+        reach_P = np.full(len(steps), _NEARLY, np.float32)
+        return self._intersector._scene.run(origins, steps, dists=reach_P, query="OCCLUDED") >= 0
 
 
 @lru_cache

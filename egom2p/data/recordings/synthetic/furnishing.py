@@ -13,7 +13,7 @@ from egom2p.config import Natural, Positive, Share, strict
 from egom2p.data.recordings.synthetic.rooms import Scene, Thing
 from egom2p.data.recordings.synthetic.textures import Material, Skin, random_colour, random_material
 
-_ANY = ("clouds", "clouds", "stripes", "bricks", "tiles", "wood", "cloth", "spots", "picture", "print")
+_ANY = ("clouds", "clouds", "stripes", "bricks", "tiles", "wood", "cloth", "spots", "picture", "photo", "print")
 _FURNITURE = ("wood", "wood", "clouds", "cloth", "tiles", "stripes")
 _WALL = ("clouds", "clouds", "clouds", "stripes", "bricks", "tiles", "wood", "cloth", "spots")
 _FLOOR = ("wood", "wood", "tiles", "clouds", "cloth", "bricks")
@@ -30,10 +30,10 @@ class FurnishingConfig:
     side_m: tuple[Positive, Positive] = (2.6, 7.5)
     height_m: tuple[Positive, Positive] = (2.2, 3.4)
     num_furniture: tuple[Natural, Natural] = (5, 14)
-    num_clutter: tuple[Natural, Natural] = (20, 70)
+    num_clutter: tuple[Natural, Natural] = (25, 90)
     num_on_walls: tuple[Natural, Natural] = (3, 10)
     blocks: tuple[Natural, Natural] = (0, 2)
-    plain_share: Share = 0.6  # of walls and ceilings: light and with little pattern
+    plain_share: Share = 0.5  # of walls and ceilings: light and with little pattern
 
     def __post_init__(self) -> None:
         if self.side_m[0] < 2 or self.height_m[0] < 2:
@@ -168,7 +168,7 @@ def furnish(seed: int, config: FurnishingConfig) -> NaturalScene:
 def _plain_or(rng: np.random.Generator, kinds: tuple[str, ...], plain_share: float) -> Material:
     if rng.random() < plain_share:
         return random_material(rng, ("clouds",), value=(0.4, 0.92), saturation=0.15, contrast=0.2, tile_m=(0.7, 3.0))
-    return random_material(rng, kinds, tile_m=(0.4, 2.5), saturation=0.3, contrast=0.7)
+    return random_material(rng, kinds, tile_m=(0.4, 2.5), saturation=0.22, contrast=0.8)
 
 
 def _shell(builder: _Builder, size: np.ndarray, rng: np.random.Generator, config: FurnishingConfig) -> Material:
@@ -212,7 +212,7 @@ def _hang(
         side = rng.integers(4)
         rotation = _about_z(side * np.pi / 2)
         along, away = size[side % 2], size[1 - side % 2] / 2
-        kind = ("window", "door", "picture", "picture", "cupboard", "shelf", "print")[rng.integers(7)]
+        kind = ("window", "door", "picture", "photo", "cupboard", "shelf", "print")[rng.integers(7)]
         width, height = rng.uniform(0.25, 1.0, size=2) * (1.2, 0.9)
         bottom, thickness = rng.uniform(1.0, 1.5), 0.03
         if kind == "window":
@@ -225,12 +225,12 @@ def _hang(
             width, height, thickness = rng.uniform(0.5, 1.5), rng.uniform(0.25, 0.4), 0.2
         width, height = min(width, along - 0.1), min(height, size[2] - bottom - 0.01)
         shift = rotation @ (rng.uniform(-1, 1) * (along - width) / 2, away - thickness / 2, bottom)
-        once = kind in ("window", "door", "picture", "print")
+        once = kind in ("window", "door", "picture", "photo", "print")
         kinds = {"cupboard": _FURNITURE, "shelf": ("spines",)}.get(kind, (kind,))
         glow = rng.uniform(1.0, 6.0) * (kind == "window") * (rng.random() < 0.7)
         fitting = (width, height) if once else (0.5, 0.6) if kind == "shelf" else None
         material = random_material(rng, kinds, once_m=fitting, glow=glow)
-        if kind in ("picture", "print", "window"):
+        if kind in ("picture", "photo", "print", "window"):
             frame = random_material(rng, ("wood", "clouds"), contrast=0.4)
             frame_shift = shift - rotation @ (0, -0.006, 0.03)
             builder.add(_box(width + 0.06, thickness, height + 0.06), frame, rng, rotation=rotation, shift=frame_shift)
@@ -373,7 +373,7 @@ def clutter(rng: np.random.Generator) -> tuple[str, tuple[np.ndarray, np.ndarray
         shape = _turned(rng, width, 1.4 * height) if kind == "jar" else _blob(rng, width, depth, height)
     elif kind in ("book", "sheet"):
         width, depth = rng.uniform(0.15, 0.3, size=2)
-        material = random_material(rng, ("print", "picture", "clouds"), once_m=(width, depth))
+        material = random_material(rng, ("print", "picture", "photo", "clouds"), once_m=(width, depth))
         shape = _box(width, depth, rng.uniform(0.01, 0.05) if kind == "book" else 0.004)
     elif kind == "bar":
         shape = _scaled("capsule", 0.03, 0.03, rng.uniform(0.1, 0.4))
@@ -404,15 +404,23 @@ def _drop(builder: _Builder, size: np.ndarray, tops: Tops, rng: np.random.Genera
     return Thing(kind, (shape[0] @ rotation.T + shift).mean(axis=0))
 
 
-def build_hand(rng: np.random.Generator, *, is_left: bool) -> tuple[trimesh.Trimesh, Skin]:
+def dress_arms(rng: np.random.Generator) -> tuple[Material, Material]:
+    """Skin and sleeve of a wearer; bare arms in half of all cases."""
+    tone = np.array([0.78, 0.52, 0.38]) * np.array([1, 0.97, 0.93]) ** rng.uniform(-2, 6) * rng.uniform(0.25, 1.1)
+    skin = Material(int(rng.integers(8)), (0.1, 0.1), tone * 0.9, np.outer([0.15, 0.05, 0.05], tone), 0.1)
+    return skin, skin if rng.random() < 0.5 else random_material(
+        rng, ("cloth", "clouds", "stripes"), tile_m=(0.05, 0.3)
+    )
+
+
+def build_hand(
+    rng: np.random.Generator, materials: tuple[Material, Material], *, is_left: bool
+) -> tuple[trimesh.Trimesh, Skin]:
     """A hand and its forearm: the palm at the origin, fingers along -z, the elbow towards +z; it may hold a thing."""
     builder = _Builder()
-    tone = np.array([0.78, 0.52, 0.38]) * np.array([1, 0.97, 0.93]) ** rng.uniform(-2, 6) * rng.uniform(0.25, 1.1)
-    skin = Material(rng.integers(8), (0.1, 0.1), tone * 0.9, np.outer([0.15, 0.05, 0.05], tone), 0.1)
-    is_bare = rng.random() < 0.5
-    sleeve = skin if is_bare else random_material(rng, ("cloth", "clouds", "stripes"), tile_m=(0.05, 0.3))
+    skin, sleeve = materials
     arm = _scaled("capsule", 0.075, 0.065, 0.42)
-    builder.add(arm, sleeve, rng, shift=(0, 0, 0.05 if is_bare else 0.09))
+    builder.add(arm, sleeve, rng, shift=(0, 0, 0.05 if sleeve is skin else 0.09))
     builder.add(_scaled("capsule", 0.055, 0.045, 0.2), skin, rng, shift=(0, 0, 0.0))
     builder.add(_blob(rng, 0.09, 0.035, 0.1), skin, rng, shift=(0, 0, -0.06))
     curl, side = rng.uniform(0, 1.2), -1 if is_left else 1

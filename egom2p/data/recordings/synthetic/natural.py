@@ -12,7 +12,7 @@ from egom2p.config import strict
 from egom2p.contracts import Intrinsics, Stream
 from egom2p.data.recordings.synthetic.carrying import CarryingConfig, Glances, Motions, glance, hand_poses, place
 from egom2p.data.recordings.synthetic.casting import Caster
-from egom2p.data.recordings.synthetic.furnishing import FurnishingConfig, NaturalScene, build_hand
+from egom2p.data.recordings.synthetic.furnishing import FurnishingConfig, NaturalScene, build_hand, dress_arms
 from egom2p.data.recordings.synthetic.looking import GazeConfig
 from egom2p.data.recordings.synthetic.photographs import (
     Body,
@@ -23,7 +23,7 @@ from egom2p.data.recordings.synthetic.photographs import (
     shutter_times,
 )
 from egom2p.data.recordings.synthetic.rendering import CameraConfig
-from egom2p.data.recordings.synthetic.textures import PreparedSkin
+from egom2p.data.recordings.synthetic.textures import Skin
 from egom2p.geometry import interpolate_poses
 
 
@@ -43,12 +43,12 @@ class NaturalStage:
 
     scene: NaturalScene
     caster: Caster
-    skin: PreparedSkin
+    skin: Skin
     floor_m: float
 
     @classmethod
     def ready(cls, scene: NaturalScene, floor_m: float) -> "NaturalStage":
-        return cls(scene, Caster(scene.scene.mesh), scene.skin.prepared(), floor_m)
+        return cls(scene, Caster(scene.scene.mesh), scene.skin, floor_m)
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class NaturalStory:
     times_s: np.ndarray
     intrinsics: Intrinsics
     world_from_cam: np.ndarray
-    bodies: tuple[tuple[str, Caster, PreparedSkin, float, np.ndarray], ...]  # name, ..., radius, poses (T, 4, 4)
+    bodies: tuple[tuple[str, Caster, Skin, float, np.ndarray], ...]  # name, ..., radius, poses (T, 4, 4)
     speed: np.ndarray
     turn: np.ndarray
     glances: Glances
@@ -76,13 +76,13 @@ class NaturalStory:
         fov_deg = float(rng.uniform(*config.lens.fov_deg))
         intrinsics = CameraConfig(height=camera.height, width=camera.width, fov_deg=fov_deg).intrinsics()
         world_from_cam = place((stage.scene, stage.caster, stage.floor_m), motions, times_s, rng, config.carrying)
-        bodies, targets = [], []
+        bodies, targets, materials = [], [], dress_arms(rng)
         for name in ("left hand", "right hand"):
             if rng.random() < config.carrying.hands:
-                mesh, skin = build_hand(rng, is_left=name == "left hand")
+                mesh, skin = build_hand(rng, materials, is_left=name == "left hand")
                 poses = hand_poses(world_from_cam, times_s, rng, is_left=name == "left hand")
                 radius = float(np.linalg.norm(mesh.vertices, axis=1).max())
-                bodies.append((name, Caster(mesh), skin.prepared(), radius, poses))
+                bodies.append((name, Caster(mesh), skin, radius, poses))
                 targets.append(poses[:, :3, 3])
         things = [np.broadcast_to(thing.centre, (len(times_s), 3)) for thing in stage.scene.scene.things]
         targets_TK3 = np.stack([*targets, *things], axis=1) if targets or things else np.zeros((len(times_s), 0, 3))

@@ -17,7 +17,7 @@ from egom2p.config import Count, NotNegative, Positive, Share, strict
 from egom2p.contracts import Intrinsics
 from egom2p.data.recordings.synthetic.casting import Caster
 from egom2p.data.recordings.synthetic.furnishing import NaturalScene
-from egom2p.data.recordings.synthetic.textures import PreparedSkin
+from egom2p.data.recordings.synthetic.textures import Skin
 
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
@@ -45,7 +45,7 @@ class LensConfig:
                  as far as the curve need not stretch by more than 4
     colour       of saturation; white: red and blue against green
     noise        standard deviation at half brightness, in display values of 1
-    blur_px      of the lens
+    blur_px      of the lens; sharpening: how much of what a blur of a pixel would take is added
     quality      of JPEG
     """
 
@@ -53,13 +53,14 @@ class LensConfig:
     exposures: Count = 4
     shutter_s: tuple[NotNegative, NotNegative] = (0.002, 0.035)
     brightness: tuple[Share, Share] = (0.3, 0.55)
-    black: tuple[Share, Share] = (0.0, 0.12)
-    bright: tuple[Share, Share] = (0.7, 1.0)
-    colour: tuple[NotNegative, NotNegative] = (0.7, 1.4)
+    black: tuple[Share, Share] = (0.0, 0.08)
+    bright: tuple[Share, Share] = (0.75, 1.0)
+    colour: tuple[NotNegative, NotNegative] = (0.8, 1.7)
     white: tuple[Positive, Positive] = (0.85, 1.18)
     vignette: tuple[Share, Share] = (0.0, 0.45)
     noise: tuple[NotNegative, NotNegative] = (0.002, 0.015)
-    blur_px: tuple[NotNegative, NotNegative] = (0.0, 0.5)
+    blur_px: tuple[NotNegative, NotNegative] = (0.0, 0.4)
+    sharpening: tuple[NotNegative, NotNegative] = (0.0, 1.2)
     quality: tuple[Count, Count] = (60, 97)
 
     def __post_init__(self) -> None:
@@ -87,7 +88,7 @@ class Body:
     the times of the exposures and of the frame."""
 
     caster: Caster
-    skin: PreparedSkin
+    skin: Skin
     radius_m: float
     world_from_body: np.ndarray
 
@@ -124,7 +125,7 @@ def put_lights(
 
 
 def photograph(
-    static: tuple[Caster, PreparedSkin],
+    static: tuple[Caster, Skin],
     bodies: list[Body],
     lights: Lights,
     world_from_cam: np.ndarray,
@@ -202,7 +203,7 @@ def _hits(
 
 
 def _expose(
-    static: tuple[Caster, PreparedSkin],
+    static: tuple[Caster, Skin],
     bodies: list[Body],
     lights: Lights,
     frame: int,
@@ -225,7 +226,7 @@ def _expose(
     # A pixel's width on a surface that it sees straight on.
     pixel_m = (depth * abs(rays[-1, 1, 0] - rays[-1, 0, 0])).astype(np.float32)
     flat = point.reshape(-1, 3)
-    albedo, glow = static[1].look(np.where(body < 0, triangle, 0).ravel(), flat, pixel_m.ravel())
+    albedo, shine = static[1].look(np.where(body < 0, triangle, 0).ravel(), flat, pixel_m.ravel())
     normal = static[0].unit_normals[np.where(body < 0, triangle, 0).ravel()].astype(np.float32)
     for number, moving in enumerate(bodies):
         chosen = np.flatnonzero(body == number)
@@ -233,37 +234,51 @@ def _expose(
         local = flat[chosen] - moving.world_from_body[frame, chosen // shape[1], :3, 3]
         its = triangle.ravel()[chosen]
         local = np.einsum("pji,pj->pi", turn, local)
-        albedo[chosen], glow[chosen] = moving.skin.look(its, local, pixel_m.ravel()[chosen])
+        albedo[chosen], shine[chosen] = moving.skin.look(its, local, pixel_m.ravel()[chosen])
         normal[chosen] = np.einsum("pij,pj->pi", turn, moving.caster.unit_normals[its])
     # Components first from here on: sums over them are then sums of whole planes.
     albedo, normal, point = (
         np.ascontiguousarray(each.T, np.float32).reshape(3, *shape) for each in (albedo, normal, flat)
     )
     albedo *= is_hit
-    normal *= -np.sign((normal * np.moveaxis(ray, -1, 0)).sum(axis=0))
+    to_eye = -np.moveaxis(ray / np.linalg.norm(ray, axis=2, keepdims=True), -1, 0).astype(np.float32)
+    normal *= np.sign((normal * to_eye).sum(axis=0))
+    lifted = point + np.float32(2e-3) * normal
     upward = 0.5 + 0.5 * normal[2]
     dark, bright = lights.ambient[1].astype(np.float32), lights.ambient[0].astype(np.float32)
-    glow = glow.reshape(shape)
-    total_3P = np.stack(
-        [(albedo[k] * (dark[k] + upward * (bright[k] - dark[k]) + glow)).mean(axis=0) for k in range(3)]
-    )
-    lifted = (point + 2e-3 * normal).reshape(3, *shape)
+    glow, gloss = shine.T.reshape(2, *shape)
+    # Corners see less of the room than open places do: rays of 0.8 m that go out evenly over the half space.
+    asked = np.arange(0, shape[0], 2)
+    outward = _scattered(len(asked), size, rng)
+    outward = outward / np.linalg.norm(outward, axis=1, keepdims=True) + normal[:, asked].reshape(3, -1).T
+    sees_room_P = _share_open(static[0], lifted[:, asked], 0.8 * outward, size)
+    around = [dark[k] + upward * (bright[k] - dark[k]) for k in range(3)]
+    total_3P = np.stack([(albedo[k] * around[k]).mean(axis=0) for k in range(3)]) * (0.25 + 0.75 * sees_room_P)
+    total_3P += (albedo * glow).mean(axis=1)
     for number, position in enumerate(lights.positions.astype(np.float32)):
         to_light = position[:, None, None] - point
         square = (to_light * to_light).sum(axis=0)
+        to_light *= 1 / np.sqrt(square + np.float32(1e-6))
         facing = np.maximum((to_light * normal).sum(axis=0), 0.0)
-        strength = facing / (np.sqrt(square + 1e-6) * (1 + square / np.float32(lights.reach[number] ** 2)))
+        mirrored = np.maximum(2 * facing * (normal * to_eye).sum(axis=0) - (to_light * to_eye).sum(axis=0), 0.0)
+        fall = 1 / (1 + square / np.float32(lights.reach[number] ** 2))
         asked = np.arange(number % shape[0], shape[0], len(lights.positions))
-        origins = lifted[:, asked].reshape(3, -1).T
         lamp = position + lights.spread[number].astype(np.float32) * _scattered(len(asked), size, rng)
-        is_open = static[0].first_hits(origins, lamp - origins)[1].reshape(len(asked), *size) >= 0.97
-        # Every other pixel of a row and of a column has another part of the lamp: this mean has all of them alike.
-        share_P = is_open.mean(axis=0, dtype=np.float32)
-        for axis in (0, 1):
-            share_P = ndimage.correlate1d(share_P, (0.25, 0.5, 0.25), axis=axis, mode="nearest")
-        share_P = share_P.ravel()
-        total_3P += (albedo * strength).mean(axis=1) * share_P * lights.colours[number].astype(np.float32)[:, None]
+        origins = lifted[:, asked]
+        share_P = _share_open(static[0], origins, lamp - origins.reshape(3, -1).T, size)
+        arriving_3P = ((albedo * facing + gloss * mirrored**16) * fall).mean(axis=1)
+        total_3P += arriving_3P * share_P * lights.colours[number].astype(np.float32)[:, None]
     return total_3P.T, hits.depth[-1]
+
+
+def _share_open(caster: Caster, origins: np.ndarray, directions: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """(P,) share of the ways origin + direction that nothing crosses; origins (3, E, P), directions (E * P, 3)."""
+    is_open = ~caster.is_blocked(origins.reshape(3, -1).T, directions).reshape(-1, *size)
+    # Every other pixel of a row and of a column asks another way: this mean has all of them alike.
+    share = is_open.mean(axis=0, dtype=np.float32)
+    for axis in (0, 1):
+        share = ndimage.correlate1d(share, (0.25, 0.5, 0.25), axis=axis, mode="nearest")
+    return share.ravel()
 
 
 def _scattered(count: int, size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
@@ -284,7 +299,7 @@ def _develop(light: np.ndarray, rng: np.random.Generator, config: LensConfig) ->
     light = ndimage.gaussian_filter(light, (0, *[rng.uniform(*config.blur_px)] * 2, 0), mode="nearest")
     white = np.array([rng.uniform(*config.white), 1.0, rng.uniform(*config.white)])
     # The exposure follows the picture a little, as a camera's does: half of what frames differ from the recording.
-    level_F = np.exp(np.log(light.mean(axis=(1, 2, 3)) + 1e-4))
+    level_F = light.mean(axis=(1, 2, 3)) + 1e-4
     level_F = np.sqrt(ndimage.gaussian_filter1d(level_F, 4, mode="nearest") * level_F.mean())
     shown = np.power(np.maximum(light * white / level_F[:, None, None, None], 0), 1 / 2.2)
     # The display curve, as cameras choose it: dark to dark, light to light, and the mean where it is wanted.
@@ -293,6 +308,8 @@ def _develop(light: np.ndarray, rng: np.random.Generator, config: LensConfig) ->
     span = max(high - low, (bright - black) / 4)
     curve = np.log((wanted - black) / (bright - black)) / np.log(np.clip((mean - low) / span, 0.05, 0.95))
     shown = black + (bright - black) * np.power(np.maximum((shown - low) / span, 1e-4), np.clip(curve, 0.6, 1.7))
+    sharpening = rng.uniform(*config.sharpening)
+    shown += sharpening * (shown - ndimage.gaussian_filter(shown, (0, 1, 1, 0), mode="nearest"))
     grey = (shown @ _LUMA)[..., None]
     shown = grey + rng.uniform(*config.colour) * (shown - grey)
     strength = rng.uniform(*config.noise)

@@ -6,9 +6,12 @@ large as what its pixel covers, so that nothing flickers at a distance. K pictur
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 _SIDE = 128
 _NUM_LEVELS = 8  # 128, 64, ... 1
@@ -22,12 +25,17 @@ class Atlas:
     texels: np.ndarray
     kinds: dict[str, tuple[int, ...]]
 
-    def read(self, picture_P: np.ndarray, tile_P2: np.ndarray, level_P: np.ndarray) -> np.ndarray:
-        """Values (P, 3), bilinear, at positions in tiles (one tile is one picture), at sizes _SIDE / 2^level."""
+    def read(
+        self, picture_P: np.ndarray, tile_P2: np.ndarray, level_P: np.ndarray, *, is_smooth: bool = True
+    ) -> np.ndarray:
+        """Values (P, 3) at positions in tiles (one tile is one picture), of size _SIDE / 2^level; bilinear or nearest."""
         level_P = np.clip(level_P, 0, _NUM_LEVELS - 1).astype(np.int64)
         side_P = _SIDE >> level_P
         start_P = picture_P * _SIZES.sum() + _STARTS[level_P]
         at_P2 = (tile_P2 - np.floor(tile_P2)) * side_P[:, None].astype(np.float32) - np.float32(0.5)
+        if not is_smooth:
+            column_P, row_P = np.round(at_P2.T).astype(np.int64) & (side_P - 1)
+            return self.texels[start_P + row_P * side_P + column_P]
         low_P2 = np.floor(at_P2).astype(np.int64)
         share_P2 = at_P2 - low_P2.astype(np.float32)
         columns = [(low_P2[:, 0] + k) & (side_P - 1) for k in (0, 1)]
@@ -169,6 +177,21 @@ def _picture(rng: np.random.Generator) -> np.ndarray:
     return picture
 
 
+def _photograph(rng: np.random.Generator) -> np.ndarray:
+    """A part of a photograph that matplotlib carries; a poster where it does not."""
+    package = find_spec("matplotlib")
+    name = ("grace_hopper.jpg", "Minduka_Present_Blue_Pack.png")[rng.integers(2)]
+    path = Path(package.origin).parent / "mpl-data/sample_data" / name if package else Path()
+    if not path.is_file():
+        return _picture(rng)
+    with Image.open(path) as file:
+        width, height = file.size
+        side = rng.uniform(0.3, 1.0) * min(width, height)
+        left, top = rng.random(2) * (width - side, height - side)
+        part = file.convert("RGB").resize((_SIDE, _SIDE), box=(left, top, left + side, top + side))
+    return np.asarray(part)[:, :: rng.choice([-1, 1])] / 255
+
+
 def _spines(rng: np.random.Generator) -> np.ndarray:
     """Books in two rows, or goods on a shelf."""
     picture = np.zeros((_SIDE, _SIDE, 3))
@@ -229,9 +252,10 @@ def _door(rng: np.random.Generator) -> np.ndarray:
 
 _KINDS: dict[str, Callable[[np.random.Generator], np.ndarray]] = {
     "clouds": _clouds, "stripes": _stripes, "bricks": _bricks, "tiles": _tiles, "wood": _wood, "cloth": _cloth,
-    "spots": _spots, "door": _door, "picture": _picture, "spines": _spines, "print": _print, "window": _panes,
+    "spots": _spots, "door": _door, "picture": _picture, "photo": _photograph,
+    "spines": _spines, "print": _print, "window": _panes,
 }  # fmt: skip
-_IN_OWN_COLOURS = ("picture", "spines", "print", "window")
+_IN_OWN_COLOURS = ("picture", "photo", "spines", "print", "window")
 
 
 def random_colour(
@@ -252,7 +276,7 @@ class Material:
     tile_m      side of the picture on the surface; (width, height) where it lies on it once
     colour      (3,) and to_colour (3, 3): albedo = colour + picture @ to_colour
     detail      strength of a second, finer picture that multiplies it
-    glow        what it shines with by itself
+    glow        what it shines with by itself; gloss: how much of a light it mirrors
     """
 
     picture: int
@@ -261,6 +285,7 @@ class Material:
     to_colour: np.ndarray
     detail: float = 0.0
     glow: float = 0.0
+    gloss: float = 0.0
 
 
 def random_material(
@@ -280,14 +305,15 @@ def random_material(
     picture = atlas.kinds[kind][rng.integers(_PICTURES_OF_A_KIND)]
     size = tuple(np.exp(rng.uniform(*np.log(tile_m))) * np.exp(rng.normal(scale=0.15, size=2)))
     size = once_m or size
+    gloss = rng.uniform(0.1, 1.0) ** 2 if rng.random() < 0.35 else 0.0
     if kind in _IN_OWN_COLOURS:
         mixing = np.eye(3) * rng.uniform(0.6, 1.0) + rng.uniform(-0.1, 0.1, (3, 3))
-        return Material(picture, size, np.zeros(3), mixing, rng.uniform(0, 0.15), glow)
+        return Material(picture, size, np.zeros(3), mixing, rng.uniform(0, 0.15), glow, gloss)
     colours = [random_colour(rng, saturation=saturation, value=value) for _ in range(3)]
     spread = contrast * rng.uniform(0.2, 1.0)
     grain = rng.uniform(0, 0.25) * contrast * colours[0]
     to_colour = np.stack([spread * (colours[1] - colours[0]), spread * (colours[2] - colours[0]), grain])
-    return Material(picture, size, colours[0] - grain / 2, to_colour, rng.uniform(0, 0.4) * contrast, glow)
+    return Material(picture, size, colours[0] - grain / 2, to_colour, rng.uniform(0, 0.4) * contrast, glow, gloss)
 
 
 @dataclass(frozen=True)
@@ -333,38 +359,29 @@ class Skin:
             *(np.concatenate([getattr(skin, name) for skin in skins]) for name in ("tiles", "offsets", "tint")),
         )
 
-    def prepared(self) -> "PreparedSkin":
-        return PreparedSkin(self)
-
-
-class PreparedSkin:
-    """A skin made ready for many points."""
-
-    def __init__(self, skin: Skin) -> None:
-        def table(name: str) -> np.ndarray:
-            return np.array([getattr(material, name) for material in skin.materials], np.float32)
-
-        self._atlas = the_atlas()
-        self._skin, self._tiles = skin, skin.tiles.astype(np.float32)
-        self._offsets, self._tint = skin.offsets.astype(np.float32), skin.tint.astype(np.float32)
-        self._picture = np.array([material.picture for material in skin.materials])
-        self._colour, self._to_colour = table("colour"), table("to_colour")
-        self._detail, self._glow, self._tile_m = table("detail"), table("glow"), table("tile_m").min(axis=1)
-        self._grain = np.array(self._atlas.kinds["clouds"])
+    @cached_property
+    def _tables(self) -> dict[str, np.ndarray]:
+        names = ("picture", "colour", "to_colour", "detail", "glow", "gloss", "tile_m")
+        return {
+            name: np.array([getattr(material, name) for material in self.materials], np.float32) for name in names
+        } | {"tiles": self.tiles.astype(np.float32), "offsets": self.offsets.astype(np.float32)}
 
     def look(
         self, triangle_P: np.ndarray, point_P3: np.ndarray, pixel_m_P: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Albedo (P, 3) and glow (P,) at points in the mesh's frame; pixel_m_P: how wide a pixel is there, metres."""
-        material_P = self._skin.material[triangle_P]
-        tile_P2 = np.einsum("pij,pj->pi", self._tiles[triangle_P], point_P3.astype(np.float32))
-        tile_P2 += self._offsets[triangle_P]
-        texels_P = pixel_m_P / self._tile_m[material_P] * _SIDE
+        """Albedo (P, 3), and glow and gloss (P, 2), at points in the mesh's frame; pixel_m_P: a pixel's width there."""
+        atlas, tables = the_atlas(), self._tables
+        material_P = self.material[triangle_P]
+        tile_P2 = np.einsum("pij,pj->pi", tables["tiles"][triangle_P], point_P3.astype(np.float32))
+        tile_P2 += tables["offsets"][triangle_P]
+        texels_P = pixel_m_P / tables["tile_m"].min(axis=1)[material_P] * _SIDE
         level_P = np.round(np.log2(np.maximum(texels_P, 1.0)))
-        value_P3 = self._atlas.read(self._picture[material_P], tile_P2, level_P)
-        colour_P3 = self._colour[material_P] + np.einsum("pi,pij->pj", value_P3, self._to_colour[material_P])
+        value_P3 = atlas.read(tables["picture"].astype(np.int64)[material_P], tile_P2, level_P)
+        colour_P3 = tables["colour"][material_P] + np.einsum("pi,pij->pj", value_P3, tables["to_colour"][material_P])
         # The grain is two and a half times as fine and leans, so that the pattern does not repeat with the tile.
         grain_P2 = tile_P2 @ np.array([[2.3, 1.1], [-1.1, 2.3]], np.float32)
-        grain_P = self._atlas.read(self._grain[material_P % len(self._grain)], grain_P2, level_P + 1.3)[:, 2]
-        colour_P3 *= 1 + 2 * self._detail[material_P, None] * (grain_P[:, None] - 0.5)
-        return np.clip(colour_P3 * self._tint[triangle_P], 0.01, 1.0), self._glow[material_P]
+        clouds = np.array(atlas.kinds["clouds"])
+        grain_P = atlas.read(clouds[material_P % len(clouds)], grain_P2, level_P + 1, is_smooth=False)[:, 2]
+        colour_P3 *= 1 + 2 * tables["detail"][material_P, None] * (grain_P[:, None] - 0.5)
+        shine_P2 = np.stack([tables["glow"], tables["gloss"]], axis=1)[material_P]
+        return np.clip(colour_P3 * self.tint[triangle_P], 0.01, 1.0).astype(np.float32), shine_P2

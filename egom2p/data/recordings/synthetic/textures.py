@@ -28,7 +28,7 @@ class Atlas:
     def read(
         self, picture_P: np.ndarray, tile_P2: np.ndarray, level_P: np.ndarray, *, is_smooth: bool = True
     ) -> np.ndarray:
-        """Values (P, 3) at positions in tiles (one tile is one picture), of size _SIDE / 2^level; bilinear or nearest."""
+        """Values (P, 3) at positions in tiles (one tile is one picture), size _SIDE / 2^level; bilinear or nearest."""
         level_P = np.clip(level_P, 0, _NUM_LEVELS - 1).astype(np.int64)
         side_P = _SIDE >> level_P
         start_P = picture_P * _SIZES.sum() + _STARTS[level_P]

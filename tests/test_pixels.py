@@ -164,6 +164,21 @@ def test_wrong_values_on_disk_are_one_error_that_names_the_file(tmp_path, values
         TokenSet(f"{tmp_path}/[rgb_patches]/tiny/shard-000000.tar", [PIXELS])[0]
 
 
+def test_pixels_join_tokens_that_are_there_and_the_report_keeps_both(world, tmp_path):
+    common = {
+        "clips": str(world / "clips" / "val"),
+        "output": str(tmp_path),
+        "tokenizers_root": str(world / "tokenizers"),
+    }
+    both = {"tok_depth": "depth", "rgb_patches": "rgb_patches"}
+    (whole,) = tokenize(TokenizeConfig(**{**common, "output": str(tmp_path / "whole")}, tokenizers=both))
+    for name in both:
+        tokenize(TokenizeConfig(**common, tokenizers={name: both[name]}))
+    (found,) = tokenize(TokenizeConfig(**common, tokenizers=both))
+    assert (found.modalities, found.round_trip) == (whole.modalities, whole.round_trip) and found.clips_per_s is None
+    assert tokenize(TokenizeConfig(**common, tokenizers={"tok_depth": "depth"}))[0].num_clips == 4
+
+
 def test_tokenizing_goes_on_where_it_was_killed(world, tmp_path, monkeypatch):
     common = {"clips": str(world / "clips" / "train"), "tokenizers_root": str(world / "tokenizers"), "batch_size": 1}
     config = TokenizeConfig(

@@ -194,6 +194,13 @@ class TokenShards:
             shutil.rmtree(staged)
 
     def _save_note(self, number: int, note: Mapping[str, Any], counts: Mapping[str, np.ndarray]) -> None:
+        if {f"shard-{number:06d}.json", f"shard-{number:06d}.npz"} <= self._names(_NOTES):
+            # Another modality beside those of earlier runs: what is known of them stays.
+            known = json.loads(read_bytes(joined(self.output, _NOTES, self.dataset, f"shard-{number:06d}.json")))
+            keys = {**known["checks"], **note["checks"]}
+            checks = {key: known["checks"].get(key, {}) | note["checks"].get(key, {}) for key in keys}
+            note = {**note, "checks": checks, "refused": known["refused"] | note["refused"]}
+            counts = self.counts(number) | dict(counts)
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **counts)
         name = joined(self.output, _NOTES, self.dataset, f"shard-{number:06d}")

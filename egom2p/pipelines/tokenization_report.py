@@ -65,8 +65,8 @@ def merged_report(
     checks: list[Mapping[str, Any]] = []
     skipped: dict[str, str] = {}
     for number, note in notes.items():
-        for folder, counts_V in shards.counts(number).items():
-            counts[folder] += counts_V
+        known = shards.counts(number)
+        counts = {folder: counts_V + known.get(folder, 0) for folder, counts_V in counts.items()}
         checks += note["checks"].values()
         skipped |= note["refused"]
     num_clips = sum(note["num_clips"] for note in notes.values())

@@ -3,7 +3,7 @@
 B clips, F frames, H, W pixels, L patches of a clip, P values of a patch.
 
 A card says how a video is cut, so that patches are stored, checked and shipped as tokens are: their folder, fingerprint
-and grid. `python -m egom2p.tokenizers.patches output=FOLDER [network.height=64 ...]` writes one.
+and grid. `patch_card.py` writes one.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from einops import rearrange
 
-from egom2p.config import Count, Positive, run_main, strict, to_plain
+from egom2p.config import Count, Positive, strict, to_plain
 from egom2p.contracts import AlignedClip, ModalitySpec, TokenGrid
 from egom2p.storage import atomic_directory, fingerprint_of, load_json, save_json
 from egom2p.tokenizers.video.video_representations import rgb_frames
@@ -132,26 +132,3 @@ def load_patches(directory: str | Path, config: PatchesConfig) -> PatchTokenizer
 
 def _checksum(fingerprint: str, config: Mapping[str, Any]) -> str:
     return fingerprint_of({}, {"fingerprint": fingerprint, "config": dict(config)})
-
-
-@strict
-class PatchCardConfig:
-    """Root schema: how videos are cut, and the folder of the card."""
-
-    output: str
-    network: PatchesConfig
-    licence: str | None = None
-
-
-def write_card(config: PatchCardConfig) -> None:
-    """Write the tokenizer folder."""
-    PatchTokenizer(config.network).save(config.output, licence=config.licence)
-
-
-if __name__ == "__main__":
-    run_main(
-        PatchCardConfig,
-        write_card,
-        default_config="default/tokenization/patches/rgb.yaml",
-        description="Write the card that says how videos are cut into patches of pixels.",
-    )

@@ -46,7 +46,7 @@ class ChoicesConfig:
     max_runs: int | None = None
 
 
-class _TimedTask(PretrainTask):
+class TimedTask(PretrainTask):
     """Notes the processor time that training took, without evaluations."""
 
     def __init__(self, config: PretrainConfig, ranks: Ranks) -> None:
@@ -88,10 +88,10 @@ def compare_choices(config: ChoicesConfig) -> Path:
 def _train(config: ChoicesConfig, settings: Sequence[str], seed: int, folder: Path) -> None:
     own = [f"seed={seed}", f"output_dir={folder}", "training.evaluate_at_start=true", "training.resume=false"]
     run = load_config(PretrainConfig, config.base, [*config.settings, *settings, *own])
-    tasks: list[_TimedTask] = []
+    tasks: list[TimedTask] = []
 
     def make_task(given: PretrainConfig, ranks: Ranks) -> PretrainTask:
-        tasks.append(_TimedTask(given, ranks))
+        tasks.append(TimedTask(given, ranks))
         return tasks[-1]
 
     pretrain(run, make_task)

@@ -10,6 +10,8 @@ import pytest
 import torch
 from tiny_artifacts import NUM_FRAMES, SIZE, invented_clip, make_tiny_world
 
+from egom2p.anytoany.perception.source import CodesConfig
+from egom2p.anytoany.perception.token_features import perceived_specs
 from egom2p.config import from_plain
 from egom2p.contracts import ModalitySpec, TokenClip, TokenizerMismatch
 from egom2p.data.clips.video_files import write_video
@@ -134,9 +136,20 @@ def test_what_cannot_be_cut_is_one_error():
         PatchTokenizer(replace(CONFIG, height=32)).encode([invented_clip(0)])
     with pytest.raises(ValueError, match="wanted uint8"):
         PatchTokenizer(CONFIG).decode(np.zeros((1, 32, 384), np.int32))
+    with pytest.raises(ValueError, match="`patch_shape` is '2x4'"):
+        ModalitySpec.from_dict({**PIXELS.to_dict(), "patch_shape": "2x4"})
+    assert PatchTokenizer(CONFIG).encode([]).shape == (0, 32, 384)
     for wrong in ({"patch_shape": ()}, {"vocab_size": 3}, {"kind": "grid", "vocab_size": 3}):
         with pytest.raises(ValueError, match="rgb_patches"):
             replace(PIXELS, **wrong)
+
+
+def test_perception_of_ids_leaves_pixels_out():
+    ids = ModalitySpec("tok_rgb", "grid", "rgb", PIXELS.grid, 9, "rgb")
+    both = tuple(spec.to_dict() for spec in (PIXELS, ids))
+    assert perceived_specs(CodesConfig(width=4, modality_specs=both)) == (ids,)
+    with pytest.raises(ValueError, match="rgb_patches are pixels"):
+        perceived_specs(CodesConfig(width=4, modality_specs=both, modalities=("rgb_patches",)))
 
 
 # On disk

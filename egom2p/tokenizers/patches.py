@@ -74,16 +74,15 @@ class PatchTokenizer:
 
     def encode(self, clips: Sequence[AlignedClip]) -> np.ndarray:
         """Values (B, L, P) uint8; ValueError names the clip whose pictures are missing or of another size."""
-        config, (steps, rows, columns) = self.config, self.config.patch
-        values_BLP = np.empty((len(clips), self.spec.num_tokens, self.spec.num_values), np.uint8)
-        for number, clip in enumerate(clips):
+        values = [np.empty((0, self.spec.num_tokens, self.spec.num_values), np.uint8)]
+        config, (frames, rows, columns) = self.config, self.config.patch
+        for clip in clips:
             if self.stream not in clip:
                 raise ValueError(f"clip {clip.key} has no {self.stream} for {self.spec.name}")
             video = rgb_frames(clip, num_frames=config.num_frames, height=config.height, width=config.width)
-            values_BLP[number] = rearrange(
-                video, "(t f) (y h) (x w) c -> (t y x) (f h w c)", f=steps, h=rows, w=columns
-            )
-        return values_BLP
+            cut = "(t f) (y h) (x w) c -> 1 (t y x) (f h w c)"
+            values.append(rearrange(video, cut, f=frames, h=rows, w=columns))
+        return np.concatenate(values)
 
     def decode(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Videos (B, F, H, W, 3) uint8 of values (B, L, P), and validity (B, F): always."""

@@ -173,7 +173,7 @@ def _table(
 def _interval(clips: Mapping[str, float]) -> str:
     rooms = [key.rsplit("_", 1)[0] for key in clips]
     found = bootstrap_interval(list(clips.values()), np.random.default_rng(0), groups=rooms)
-    return f"{found.mean:.3f} [{found.low:.3f}, {found.high:.3f}]"
+    return f"{found.mean:.3f}" + ("" if found.low is None else f" [{found.low:.3f}, {found.high:.3f}]")
 
 
 def _gap(own: Mapping[str, float], other: Mapping[str, float], best: Mapping[str, float]) -> str:
@@ -183,7 +183,7 @@ def _gap(own: Mapping[str, float], other: Mapping[str, float], best: Mapping[str
     rng = np.random.default_rng(0)
     gain = paired_difference_interval([other[key] for key in keys], [own[key] for key in keys], rng, groups=rooms)
     gap = float(np.mean([other[key] - best[key] for key in keys]))
-    return f"{gain.mean / gap:.0%} [{gain.low / gap:.0%}, {gain.high / gap:.0%}]"
+    return f"{gain.mean / gap:.0%}" + ("" if gain.low is None else f" [{gain.low / gap:.0%}, {gain.high / gap:.0%}]")
 
 
 if __name__ == "__main__":

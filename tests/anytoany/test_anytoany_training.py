@@ -116,6 +116,12 @@ def test_unknown_keys_are_refused(downloads, tmp_path):
     for wrong in ("gradient-accumulation-steps=32", "training.gradient_accumulation_steps=32", "model.lora.r=4"):
         with pytest.raises(ConfigError, match="unknown key"):
             load_config(AnyToAnyTrainingConfig, ROOT / CONFIG, [wrong])
+    for useless in (
+        ["training.num_workers=2"],
+        ["training.step_size=null", "training.batching=tokens", "training.batch_tokens=64"],
+    ):
+        with pytest.raises(ConfigError, match="has no effect on conversations"):
+            load_config(AnyToAnyTrainingConfig, ROOT / CONFIG, useless)
 
 
 def test_everything_trained_is_float32_and_nothing_trained_is_unused(downloads, tmp_path):

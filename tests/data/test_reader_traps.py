@@ -168,3 +168,42 @@ def test_an_npz_calls_nan_no_valid_sample_as_a_table_does(tmp_path):
     (tmp_path / "a.csv").write_text("\n".join(["timestamp,x,y,valid", *lines]))
     found = [read_track(tmp_path / name).is_valid.tolist() for name in ("a.npz", "a.csv")]
     assert found == [[True, False, False, False]] * 2
+
+
+@pytest.mark.parametrize(
+    ("arrays", "wanted"),
+    [
+        ({"timestamps": np.arange(4)[:, None] / 30}, r"found timestamps of shape \(4, 1\)"),
+        ({"timestamps": np.float64(1)}, r"found timestamps of shape \(\)"),
+        ({"timestamps": np.arange(4).astype("datetime64[ms]")}, "found timestamps of shape .* and type datetime64"),
+        ({"values": np.array(["a"] * 4)}, "found values of shape .* and type <U1"),
+        ({"values": np.ones((4, 2), complex)}, "found values of shape .* and type complex128"),
+    ],
+)
+def test_an_npz_of_something_else_is_named(tmp_path, arrays, wanted):
+    np.savez(tmp_path / "a.npz", **({"timestamps": np.arange(4) / 30, "values": np.ones((4, 2))} | arrays))
+    with pytest.raises(ValueError, match=rf"a\.npz: {wanted}"):
+        read_track(tmp_path / "a.npz")
+
+
+def test_a_column_that_is_there_twice_is_not_guessed(tmp_path):
+    (tmp_path / "a.csv").write_text("timestamp,u,u\n0,1,2\n1,1,2\n")
+    with pytest.raises(ValueError, match="found the column 'u' twice"):
+        read_track(tmp_path / "a.csv")
+
+
+def test_poses_at_one_time_are_one_pose_and_a_note(tmp_path):
+    (tmp_path / "rec").mkdir()
+    write_tum(tmp_path / "rec/trajectory.txt", np.arange(20) // 2 / 30, walk(20))
+    recording = PlainFolderReader(tmp_path).read(0)
+    camera = recording.streams["camera"]
+    assert (np.diff(camera.times_s) > 0).all() and len(camera.values) == 10
+    np.testing.assert_allclose(camera.values, walk(20)[::2], atol=1e-9)
+    assert recording.notes == ("trajectory.txt: 10 of 20 samples have the time of another and are left out",)
+
+
+def test_seconds_since_1970_are_no_numbers_of_frames(tmp_path):
+    for second in range(5):
+        numbered_picture(tmp_path / f"rec/rgb/{1700000000 + second}.png", second)
+    with pytest.raises(ValueError, match="which count no frames"):
+        PlainFolderReader(tmp_path).read(0)

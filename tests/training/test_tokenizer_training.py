@@ -117,6 +117,10 @@ def test_further_losses_resume_to_the_bit_and_leave_no_trace_in_the_tokenizer(cl
     assert load_tokenizer(tmp_path / "whole" / "final").encode([make_clip(5)]).shape[0] == 1
     with pytest.raises(ConfigError, match="losses are for video codecs"):
         from_plain(TokenizerTrainingConfig, values(clips, tmp_path, GAZE) | {"losses": LOSSES})
+    given = values(clips, tmp_path, GAZE)
+    given["training"] = given["training"] | {"batching": "tokens", "batch_tokens": 64}  # counted clips all the same
+    with pytest.raises(ConfigError, match="tokenizers count clips"):
+        from_plain(TokenizerTrainingConfig, given)
 
 
 @pytest.mark.parametrize("network", [GAZE, DEPTH], ids=["gaze", "depth"])

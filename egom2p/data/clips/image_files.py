@@ -25,6 +25,7 @@ _CLOCK_DIGITS = {19: 10**9, 16: 10**6, 13: 10**3}
 # A number, whole or with a point, after words that end in no digit or point.
 _DECIMAL_NAME = re.compile(r"((?:.*[^\d.])?)(\d+(?:\.\d+)?)")
 _LONGEST_PERIOD_S = 10.0
+_SECONDS_SINCE_1970 = 10**9  # no camera counts so many frames
 _MAX_GAPS = 20  # missing numbers per picture: more are no numbers of frames
 
 
@@ -117,7 +118,7 @@ def frame_ticks(paths: Sequence[Path]) -> np.ndarray:
     if numbers is None or len(numbers) < 2:
         return np.arange(len(paths))
     ticks = (numbers - numbers[0]) // np.gcd.reduce(np.diff(numbers))
-    if ticks[-1] > _MAX_GAPS * len(ticks):
+    if ticks[-1] > _MAX_GAPS * len(ticks) or numbers[0] >= _SECONDS_SINCE_1970:
         raise ValueError(
             f"{paths[0].parent}: found the numbers {numbers[0]} to {numbers[-1]} on {len(paths)} pictures, which count "
             "no frames; say their times in a file rgb_timestamps.txt or depth_timestamps.txt beside the folder"

@@ -158,6 +158,8 @@ def _load_array(path: Path, unit: TimeUnit | None) -> tuple[np.ndarray, np.ndarr
         array = arrays[name]
         stamps, unit = stamps_in(arrays, path, unit)
     check_shape(f"{path}: depth", array, "t h w")
+    if stamps is not None:
+        check_shape(f"{path}: its times", stamps, "t", t=len(array))
     if not len(array) or not (np.issubdtype(array.dtype, np.integer) or np.issubdtype(array.dtype, np.floating)):
         raise ValueError(f"{path}: found {len(array)} frames of {array.dtype}, wanted whole or real numbers")
     return array, stamps, unit

@@ -18,7 +18,6 @@ import yaml
 from egom2p.config import strict
 from egom2p.contracts import Intrinsics
 from egom2p.data.recordings.reader_parts import (
-    distinct_samples,
     lens,
     numbers_of,
     picture_stream,
@@ -28,7 +27,7 @@ from egom2p.data.recordings.reader_parts import (
     unlisted,
 )
 from egom2p.data.recordings.recording_formats import FolderSource, FormatReader, Opened, folders_with
-from egom2p.data.recordings.track_files import named_file, read_text
+from egom2p.data.recordings.track_files import distinct_samples, named_file, read_text
 from egom2p.geometry import inverse_poses, read_euroc
 
 

@@ -30,7 +30,6 @@ from egom2p.contracts import Intrinsics, Stream
 from egom2p.data.recordings.reader_parts import (
     OPENCV_FROM_OPENGL,
     copied_video,
-    distinct_samples,
     frame_stream,
     lens,
     needs,
@@ -40,7 +39,7 @@ from egom2p.data.recordings.reader_parts import (
 )
 from egom2p.data.recordings.recording_formats import FolderSource, FormatReader, Opened
 from egom2p.data.recordings.recording_settings import TransformSettings, transform_matrix
-from egom2p.data.recordings.track_files import visible
+from egom2p.data.recordings.track_files import distinct_samples, visible
 
 _PICTURES = ("CompressedVideo", "CompressedImage", "RawImage", "Image")
 _CALIBRATIONS, _POSES = ("CameraCalibration", "CameraInfo"), ("PoseInFrame", "FrameTransform", "PoseStamped")

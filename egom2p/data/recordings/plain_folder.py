@@ -50,7 +50,7 @@ from egom2p.data.recordings.recording_settings import (
     TrackSettings,
     read_settings,
 )
-from egom2p.data.recordings.track_files import TABLE_SUFFIXES, clock_s, named, named_file, visible
+from egom2p.data.recordings.track_files import TABLE_SUFFIXES, clock_s, distinct_samples, named, named_file, visible
 from egom2p.geometry import CLOCKWISE_TURN, turned_clockwise
 
 _TRACK_SUFFIXES = (*TABLE_SUFFIXES, ".npz")
@@ -111,12 +111,12 @@ def read_recording(folder: Path, settings: RecordingSettings, *, name: str = "",
     if intrinsics is not None and "rgb" in streams:
         intrinsics = upright_intrinsics(intrinsics, streams["rgb"].values)
     _add(streams, "depth", _read_depth(files, settings.depth, streams.get("rgb"), intrinsics))
-    trajectories = [f"trajectory{suffix}" for suffix in FORMAT_OF_SUFFIX]
-    _add(
-        streams,
-        "camera",
-        read_camera(folder, files.take(settings.camera.file, trajectories), settings.camera, streams.get("rgb")),
-    )
+    path = files.take(settings.camera.file, [f"trajectory{suffix}" for suffix in FORMAT_OF_SUFFIX])
+    if (camera := read_camera(folder, path, settings.camera, streams.get("rgb"))) is not None:
+        # Published files repeat a time here and there, and those in nanoseconds of seven digits all of a second.
+        rows, notes = distinct_samples(camera.times_s, where=path.name)
+        streams["camera"] = Stream(camera.values[rows], camera.is_valid[rows], camera.times_s[rows], camera.unit)
+        files.notes += notes
     gazes = [f"gaze{suffix}" for suffix in _TRACK_SUFFIXES]
     gaze_path = files.take(settings.gaze.file, gazes)
     _add(streams, "gaze", read_gaze(folder, gaze_path, settings.gaze, streams.get("rgb"), intrinsics))

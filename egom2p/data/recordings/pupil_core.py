@@ -16,10 +16,10 @@ import numpy as np
 
 from egom2p.config import Share, strict
 from egom2p.contracts import Intrinsics, Stream
-from egom2p.data.recordings.reader_parts import distinct_samples, lens, needs, read_npy, track_stream, video_with_times
+from egom2p.data.recordings.reader_parts import lens, needs, read_npy, track_stream, video_with_times
 from egom2p.data.recordings.recording_formats import FolderSource, FormatReader, Opened, folders_with
 from egom2p.data.recordings.recording_settings import SETTINGS_FILE
-from egom2p.data.recordings.track_files import Table
+from egom2p.data.recordings.track_files import Table, distinct_samples
 
 _EXPORT = "gaze_positions.csv"
 

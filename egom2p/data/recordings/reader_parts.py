@@ -189,20 +189,6 @@ def unlisted(listing: Path, paths: Sequence[Path]) -> tuple[str, ...]:
     return (note,) if count else ()
 
 
-def distinct_samples(
-    times_s: np.ndarray, *, where: str, weight: np.ndarray | None = None
-) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Rows (T',) of samples in order of time, one of each time: that of the largest weight, else the first.
-
-    Also a note of how many were left out; none where all stay.
-    """
-    order = np.lexsort((np.zeros(len(times_s)) if weight is None else -weight, times_s))
-    rows = order[np.diff(times_s[order], prepend=-np.inf) > 0]
-    count = len(order) - len(rows)
-    note = f"{where}: {count} of {len(order)} samples have the time of another and are left out"
-    return rows, (note,) if count else ()
-
-
 def poses_from_rows(where: str, positions: np.ndarray, quaternions_xyzw: np.ndarray) -> np.ndarray:
     """Matrices (T, 4, 4) of positions (T, 3) and quaternions (T, 4); nan where a quaternion is not of length 1.
 

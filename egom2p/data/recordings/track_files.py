@@ -67,6 +67,8 @@ class Table:
         """Cells of a column."""
         if name not in self.header:
             raise ValueError(f"{self.path}: found columns {self.header}, wanted {name!r}")
+        if self.header.count(name) > 1:
+            raise ValueError(f"{self.path}: found the column {name!r} twice, wanted it once")
         column = self.header.index(name)
         return [row[column].strip() for row in self._cells]
 
@@ -207,6 +209,20 @@ def check_times(times: np.ndarray, row_names: Sequence[str], path: Path | str) -
         raise ValueError(f"{row_names[row]}: time {times[row]} follows {times[row - 1]}; times must increase")
 
 
+def distinct_samples(
+    times_s: np.ndarray, *, where: str, weight: np.ndarray | None = None
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Rows (T',) of samples in order of time, one of each time: that of the largest weight, else the first.
+
+    Also a note of how many were left out; none where all stay.
+    """
+    order = np.lexsort((np.zeros(len(times_s)) if weight is None else -weight, times_s))
+    rows = order[np.diff(times_s[order], prepend=-np.inf) > 0]
+    count = len(order) - len(rows)
+    note = f"{where}: {count} of {len(order)} samples have the time of another and are left out"
+    return rows, (note,) if count else ()
+
+
 def visible(folder: Path) -> list[Path]:
     """Entries of a folder, sorted; names that begin with a dot (a system's own notes) are not there."""
     return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
@@ -251,7 +267,9 @@ def _read_npz(path: Path, unit: TimeUnit | None, *, offset_s: float, stream: str
     stamps, unit = stamps_in(arrays, path, unit)
     if stamps is None or "values" not in arrays:
         raise ValueError(f"{path}: found arrays {sorted(arrays)}, wanted `timestamps` and `values`")
-    values = np.asarray(arrays["values"], dtype=np.float64)
+    if (held := arrays["values"]).ndim == 0 or held.dtype.kind not in "biuf":
+        raise ValueError(f"{path}: found values of shape {held.shape} and type {held.dtype}, wanted (T, ...) numbers")
+    values = held.astype(np.float64)
     is_valid = validity_in(arrays, len(values))
     if not len(stamps) == len(values) == len(is_valid):
         raise ValueError(f"{path}: found {len(stamps)} times, {len(values)} values and {len(is_valid)} validities")
@@ -263,9 +281,17 @@ def _read_npz(path: Path, unit: TimeUnit | None, *, offset_s: float, stream: str
 def stamps_in(
     arrays: Mapping[str, np.ndarray], path: Path, unit: TimeUnit | None
 ) -> tuple[np.ndarray | None, TimeUnit | None]:
-    """The array of times (T,) of an npz, whichever known name it has, and its unit; None where there is none."""
+    """The array of times (T,) of an npz, whichever known name it has, and its unit; None where there is none.
+
+    Raises ValueError for an array of anything but numbers in a row.
+    """
     name = next((name for name in arrays if _without_unit(name.lower()) in _TIME_NAMES), None)
-    return (None, unit) if name is None else (arrays[name], stated_unit(name, unit, where=str(path)))
+    if name is None:
+        return None, unit
+    stamps = arrays[name]
+    if stamps.ndim != 1 or stamps.dtype.kind not in "iuf":
+        raise ValueError(f"{path}: found {name} of shape {stamps.shape} and type {stamps.dtype}, wanted (T,) numbers")
+    return stamps, stated_unit(name, unit, where=str(path))
 
 
 def validity_in(arrays: Mapping[str, np.ndarray], count: int) -> np.ndarray:

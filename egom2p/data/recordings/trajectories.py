@@ -15,9 +15,9 @@ import numpy as np
 
 from egom2p.config import Count, Natural, NotNegative, Positive, strict
 from egom2p.contracts import Provenance, Recording
-from egom2p.data.recordings.reader_parts import distinct_samples, pose_stream, poses_from_rows
+from egom2p.data.recordings.reader_parts import pose_stream, poses_from_rows
 from egom2p.data.recordings.recording_formats import FolderSource, FormatReader, Opened, called_by_path
-from egom2p.data.recordings.track_files import TABLE_SUFFIXES, files_below, read_text
+from egom2p.data.recordings.track_files import TABLE_SUFFIXES, distinct_samples, files_below, read_text
 from egom2p.geometry import (
     TimeUnit,
     check_clock,

@@ -12,7 +12,6 @@ from typing import Literal
 from egom2p.config import Positive, strict
 from egom2p.data.recordings.depth_files import DepthFrames
 from egom2p.data.recordings.reader_parts import (
-    distinct_samples,
     frame_stream,
     listed_pictures,
     numbers_of,
@@ -23,6 +22,7 @@ from egom2p.data.recordings.reader_parts import (
 )
 from egom2p.data.recordings.recording_formats import FolderSource, FormatReader, Opened, folders_with
 from egom2p.data.recordings.recording_settings import IntrinsicsSettings
+from egom2p.data.recordings.track_files import distinct_samples
 from egom2p.geometry import read_tum
 
 

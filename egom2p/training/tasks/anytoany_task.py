@@ -55,6 +55,11 @@ class AnyToAnyTrainingConfig:
     evaluation: LanguageEvaluationConfig = LanguageEvaluationConfig()
     training: TrainingConfig
 
+    def __post_init__(self) -> None:
+        for key, there in (("batching", "data.batching"), ("num_workers", "data.num_workers")):
+            if getattr(self.training, key) != getattr(TrainingConfig, key):
+                raise ValueError(f"training.{key} has no effect on conversations; say {there}")
+
 
 def train_anytoany(config: AnyToAnyTrainingConfig) -> FitResult | None:
     """Train, evaluate and write `<output_dir>/final`; ends the process with a code when a signal stopped it.

@@ -43,6 +43,10 @@ class TokenizerTrainingConfig:
     plan: PlanConfig = PlanConfig()
 
     def __post_init__(self) -> None:
+        if self.training.batching != "clips":
+            raise ValueError(
+                "training.batching=tokens is for pretraining; tokenizers count clips (training.batch_size)"
+            )
         if self.losses is not None and self.network.architecture != "video_codec":
             raise ValueError(f"losses are for video codecs, network.architecture is {self.network.architecture!r}")
 

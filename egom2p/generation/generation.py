@@ -1,5 +1,6 @@
 """The job of `generate.py`: from any input to files, clip by clip or whole recordings joined from windows."""
 
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -7,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 
 from egom2p.config import Count, deciding, not_deciding, strict
 from egom2p.contracts import AlignedClip, Provenance, Recording, TokenClip
@@ -168,10 +168,10 @@ class _Job:
     def _make_segment(self, segment: Segment, seeds: Sequence[int]) -> None:
         config, size = self.config, segment.config
         num_pixels = segment.num_samples(size.video_rate_hz) * size.height * size.width
-        check_joined_fits(segment.key, num_pixels, free_bytes(torch.device("cpu")))
         fingerprints = {spec.name: spec.tokenizer_fingerprint for spec in self.checkpoint.specs}
         settings = self._settings(segment.recording.provenance)
         store = WindowStore(inside(self.folder, _windows(segment.key)), settings, fingerprints)
+        check_joined_fits(segment.key, num_pixels, shutil.disk_usage(store.folder).free)
         with self._bar(f"generate {segment.key}", len(segment.windows)) as advance:
             result = generate_segment(
                 self.checkpoint,
@@ -179,6 +179,7 @@ class _Job:
                 config,
                 seeds=seeds,
                 store=store,
+                folder=store.folder,
                 advance=advance,
             )
         self._write(result.generated, result.note())
@@ -257,7 +258,7 @@ class WindowStore:
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any], fingerprints: Mapping[str, str | None]) -> None:
-        self._folder, self._fingerprints = folder, dict(fingerprints)
+        self.folder, self._fingerprints = folder, dict(fingerprints)
         card = folder / "settings.json"
         if not (card.is_file() and load_json(card) == settings):
             with atomic_directory(folder) as unfinished:
@@ -265,16 +266,16 @@ class WindowStore:
 
     def load(self, key: str) -> TokenClip | None:
         """What was made of a window, or None."""
-        path = inside(self._folder, f"{key}.npz")
+        path = inside(self.folder, f"{key}.npz")
         return TokenClip(key, load_npz(path), self._fingerprints) if path.is_file() else None
 
     def save(self, clip: TokenClip) -> None:
-        with atomic_file(inside(self._folder, f"{clip.key}.npz")) as unfinished, open(unfinished, "wb") as file:
+        with atomic_file(inside(self.folder, f"{clip.key}.npz")) as unfinished, open(unfinished, "wb") as file:
             np.savez(file, **clip.tokens)
 
     def remove(self) -> None:
         """When the recording is whole."""
-        remove_directory(self._folder)
+        remove_directory(self.folder)
 
 
 def _windows(key: str) -> str:

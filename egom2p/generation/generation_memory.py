@@ -23,8 +23,9 @@ ResultT = TypeVar("ResultT")
 
 # Of the memory that is free now, how much a job plans with; the rest is for what no tensor holds, and for others.
 _SHARE = 0.7
-# A pixel of a joined result: rgb and depth (7 bytes), and what the grey, dotted and npz copies of one of them take.
-_JOINED_BYTES = 7 + 16
+# A pixel of a joined result on disk: rgb and depth (7 bytes) until they are written, and at most as much when they are;
+# depth over the whole source picture, which is rarely twice the clip's.
+_JOINED_BYTES = 2 * 7 + 4
 # A chunk of logits, its probabilities and their sum: fp32 and fp64 on a CPU, and twice as many rows on a GPU.
 _LOGITS_BYTES = 2 * (4 + 4 + 8 + 8) * LOGITS_PER_CHUNK
 
@@ -101,12 +102,12 @@ def free_bytes(device: torch.device) -> int | None:
 
 
 def check_joined_fits(key: str, num_pixels: int, free: int | None) -> None:
-    """ValueError when the pictures of one long result, and the copies its files are written from, will not fit."""
+    """ValueError when the pictures of one long result and their files will not fit onto the disk."""
     needed = num_pixels * _JOINED_BYTES
     if free is not None and needed > _SHARE * free:
         raise ValueError(
-            f"{key}: as one result its pictures need about {_gib(needed)}, {_gib(free)} are free; generate with "
-            "join=none (one result per clip), or cut the recording"
+            f"{key}: as one result its pictures need about {_gib(needed)} of the disk, {_gib(free)} are free; generate "
+            "with join=none (one result per clip), or cut the recording"
         )
 
 

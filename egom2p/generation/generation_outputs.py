@@ -4,7 +4,8 @@ F frames, S samples of a track, H, W pixels.
 """
 
 import csv
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,14 @@ import numpy as np
 
 from egom2p.contracts import AlignedClip, Stream, TokenClip
 from egom2p.data.clips.cropping import depth_on_source, view_of_note
+from egom2p.data.clips.resampling import nearest_index
 from egom2p.data.clips.upright import CLOCKWISE
 from egom2p.data.clips.video_files import write_video
 from egom2p.geometry import pixels_from_gaze, write_tum
-from egom2p.storage import atomic_directory, save_json
+from egom2p.storage import array_on_disk, atomic_directory, save_json
 
 TRUTH_OF = "truth_"  # before the name of a stream that was made: what the input held of it
+_MOST_PIXELS = 1 << 22  # that are looked at together
 _OWN_FILES = ("rgb", "depth", "gaze", "camera")
 _DOT = np.array([213, 94, 0], np.uint8)  # vermillion, visible to colour-blind eyes
 _RING = np.array([255, 255, 255], np.uint8)
@@ -57,19 +60,14 @@ def write_generated(
         if "rgb" in clip:
             write_video(unfinished / f"rgb.{video}", clip.rgb, rates["rgb"])
         if "depth" in clip:
-            grey, near_m, far_m = grey_depth(clip.depth_m)
+            near_m, far_m = near_and_far_m(clip.depth_m)
+            grey = (grey_depth(frame_m, near_m, far_m) for frame_m in clip.depth_m)
             write_video(unfinished / f"depth.{video}", grey, rates["depth"])
             note = note | {"depth_video_m": {"white": near_m, "black": far_m}}
             if picture:
-                on_source_m = depth_on_source(clip.depth_m, view_of_note(picture))
-                # Back to how the file shows it: `rgb.rotate` turned its pictures clockwise.
-                on_source_m = CLOCKWISE[picture["rotated_deg"]].inverse.frames(on_source_m)
-                depth_mm = np.clip(np.rint(on_source_m * 1000), 0, 65535)
-                np.savez_compressed(
-                    unfinished / "depth_source.npz",
-                    depth_mm=depth_mm.astype(np.uint16),
-                    times_s=clip.streams["depth"].times_s,
-                )
+                depth_mm = _depth_mm_on_source(clip.depth_m, picture, unfinished)
+                times_s = clip.streams["depth"].times_s
+                np.savez_compressed(unfinished / "depth_source.npz", depth_mm=depth_mm, times_s=times_s)
         if "gaze" in clip:
             stream = clip.streams["gaze"]
             _write_gaze_csv(unfinished / "gaze.csv", stream, ("u", "v"))
@@ -94,27 +92,48 @@ def write_generated(
         return sorted(path.name for path in unfinished.iterdir())
 
 
-def grey_depth(depth_m: np.ndarray) -> tuple[np.ndarray, float, float]:
-    """Frames (F, H, W, 3) uint8, near bright, logarithmic; and the metres that are white and black."""
+def near_and_far_m(depth_m: np.ndarray) -> tuple[float, float]:
+    """Metres (0, 0 where there are none) that hold all but 1 % of the depth on either side; of a long result, of frames
+    evenly apart."""
+    sample = depth_m[:: math.ceil(depth_m.size / _MOST_PIXELS)]
+    known = sample[sample > 0]
+    if not len(known):
+        return 0.0, 0.0
+    near_m, far_m = (float(value) for value in np.quantile(known, [0.01, 0.99]))
+    return near_m, max(far_m, near_m * 1.01)
+
+
+def grey_depth(depth_m: np.ndarray, near_m: float, far_m: float) -> np.ndarray:
+    """A frame (H, W, 3) uint8 of depth (H, W): near bright, logarithmic."""
     is_valid = depth_m > 0
-    if not is_valid.any():
-        return np.zeros((*depth_m.shape, 3), np.uint8), 0.0, 0.0
-    near_m, far_m = (float(value) for value in np.quantile(depth_m[is_valid], [0.01, 0.99]))
-    far_m = max(far_m, near_m * 1.01)
+    if far_m <= 0:
+        return np.zeros((*depth_m.shape, 3), np.uint8)
     height = np.log(far_m / np.where(is_valid, depth_m, far_m)) / np.log(far_m / near_m)
     grey = np.where(is_valid, np.clip(height, 0, 1) * 255, 0).astype(np.uint8)
-    return np.repeat(grey[..., None], 3, axis=-1), near_m, far_m
+    return np.repeat(grey[..., None], 3, axis=-1)
 
 
-def gaze_on_rgb(clip: AlignedClip) -> np.ndarray:
-    """Frames (F, H, W, 3) uint8 with the gaze sample nearest in time as a dot, where it is valid."""
-    frames = clip.rgb.copy()
-    times_s = clip.streams["gaze"].times_s
-    for frame, time_s in zip(frames, clip.streams["rgb"].times_s, strict=True):
-        sample = int(np.argmin(np.abs(times_s - time_s)))
+def gaze_on_rgb(clip: AlignedClip) -> Iterator[np.ndarray]:
+    """Frames (H, W, 3) uint8 with the gaze sample nearest in time as a dot, where it is valid."""
+    samples = nearest_index(clip.streams["gaze"].times_s, clip.streams["rgb"].times_s)
+    for picture, sample in zip(clip.rgb, samples, strict=True):
+        frame = picture.copy()
         if clip.gaze_is_valid[sample]:
             draw_dot(frame, clip.gaze[sample], _DOT)
-    return frames
+        yield frame
+
+
+def _depth_mm_on_source(depth_m: np.ndarray, picture: Mapping[str, Any], folder: Path) -> np.ndarray:
+    """(F, H', W') uint16 on disk."""
+    view, back = view_of_note(picture), CLOCKWISE[picture["rotated_deg"]].inverse
+    found = None
+    for row in range(len(depth_m)):
+        # Back to how the file shows it: `rgb.rotate` turned its pictures clockwise.
+        on_source_m = back.frames(depth_on_source(depth_m[row : row + 1], view))
+        if found is None:
+            found = array_on_disk(folder, (len(depth_m), *on_source_m.shape[1:]), np.uint16)
+        found[row] = np.clip(np.rint(on_source_m[0] * 1000), 0, 65535)
+    return found
 
 
 def draw_dot(frame: np.ndarray, gaze: np.ndarray, colour: np.ndarray) -> None:

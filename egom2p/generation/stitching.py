@@ -14,7 +14,6 @@ A window may begin between two samples of the whole: it is then resampled (poses
 """
 
 import math
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +35,7 @@ from egom2p.geometry import (
     rotation_angle,
     slerp,
 )
+from egom2p.storage import array_on_disk
 
 # Below this spread of the overlap's positions a scale would be fitted to noise.
 _MIN_SPREAD_M = 0.02
@@ -111,7 +111,9 @@ class JoinedStream:
                 f"window {start}..{stop} does not continue a sequence of {self.end} of {self.length} samples"
             )
         if self._values is None:
-            self._values = self._zeros((self.length, *values.shape[1:]), values.dtype)
+            shape = (self.length, *values.shape[1:])
+            on_disk = self.folder is not None
+            self._values = array_on_disk(self.folder, shape, values.dtype) if on_disk else np.zeros(shape, values.dtype)
             self._is_valid = np.zeros(self.length, bool)
         num_overlap = self.end - start
         if self.end > 0:
@@ -127,12 +129,6 @@ class JoinedStream:
         self._values[self.end : stop] = values[num_overlap:]
         self._is_valid[self.end : stop] = is_valid[num_overlap:]
         self.end = stop
-
-    def _zeros(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-        if self.folder is None:
-            return np.zeros(shape, dtype)
-        with tempfile.TemporaryFile(dir=self.folder) as file:
-            return np.asarray(np.memmap(file, dtype, "w+", shape=shape))
 
     def part(self, start: int, stop: int) -> Part:
         """Values and validity between two samples; views, not copies."""
@@ -322,8 +318,10 @@ def window_scales(num_windows: int, pairs: Sequence[tuple[int, int, float, float
             np.add.at(right, side, sign * strength * wanted)
         np.add.at(band, (seconds - firsts, firsts), -strength)
         logs = solveh_banded(band, right, lower=True)
-        pair_trust = _huber(logs[seconds] - logs[firsts] - wanted)
-        own_trust = _huber(logs)
+        pair_residual = logs[seconds] - logs[firsts] - wanted
+        pair_trust = _huber(pair_residual, pair_residual)
+        # Of windows' own scales the ratios tell the usual error, not the factors: those are what is being moved.
+        own_trust = _huber(logs, wanted / np.sqrt(2))
     return logs - np.median(logs)
 
 
@@ -403,9 +401,9 @@ def _log_ratios(known_m: np.ndarray, found_m: np.ndarray) -> np.ndarray:
     return np.log(known_m[is_both].astype(np.float64) / found_m[is_both])
 
 
-def _huber(residuals: np.ndarray) -> np.ndarray:
-    """Weights in (0, 1], by residuals in units of the usual one (1.4826: a normal deviate's median is as much less)."""
-    usual = max(1.4826 * float(np.median(np.abs(residuals))), 1e-6)
+def _huber(residuals: np.ndarray, usual_ones: np.ndarray) -> np.ndarray:
+    """Weights in (0, 1], by residuals in units of the usual one (a normal deviate's median is 1.4826 times less)."""
+    usual = max(1.4826 * float(np.median(np.abs(usual_ones))), 1e-6)
     return np.minimum(1.0, 1.345 * usual / np.maximum(np.abs(residuals), 1e-12))
 
 

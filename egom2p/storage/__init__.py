@@ -2,6 +2,7 @@
 
 from egom2p.storage.atomic import (
     append_to,
+    array_on_disk,
     atomic_directory,
     atomic_file,
     check_link,
@@ -35,6 +36,7 @@ __all__ = [
     "RemoteConfig",
     "RemoteError",
     "append_to",
+    "array_on_disk",
     "atomic_directory",
     "atomic_file",
     "check_finite",

@@ -10,10 +10,12 @@ import errno
 import fcntl
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
 import stat
+import tempfile
 import time
 import uuid
 from collections.abc import Collection, Iterator
@@ -102,6 +104,17 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise
+
+
+def array_on_disk(folder: str | Path, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """Zeros in a file without a name below a folder: as large as the disk, and gone with the process or the array."""
+    num_bytes = math.prod(shape) * np.dtype(dtype).itemsize
+    with errors_name(folder), tempfile.TemporaryFile(dir=folder) as file:
+        # Taken now: where the disk is full, a write through a map would end the process without a word.
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, num_bytes)
+        file.truncate(num_bytes)
+        return np.asarray(np.memmap(file, dtype, "r+", shape=shape))
 
 
 def append_to(file: Path) -> IO[bytes]:

@@ -3,15 +3,17 @@
 Reads manifest.json and every clip.npz; writes index.html beside them.
 """
 
+import math
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
-from egom2p.config import Count, run_main, strict
+from egom2p.config import Count, Positive, run_main, strict
 from egom2p.data.clips.video_files import encode_webm
 from egom2p.generation.generation_outputs import TRUTH_OF
 from egom2p.geometry import canonicalise
@@ -22,6 +24,7 @@ from egom2p.viewing.plots import coloured_depth, depth_range, enlarged, samples_
 
 _TILE_HEIGHT, _COLUMNS = 256, 4
 _FRAMES_AT_ONCE = 32
+_MOST_PIXELS = 1 << 22
 _COLOURS = {"truth": plots.TRUTH, "given": plots.TRUTH, "generated": plots.COLOURS[0]}  # of dots and lines alike
 _OVERLAPS = {  # of a joined result, as `stitching` reports them -> unit
     "overlap_m": "m", "overlap_deg": "deg", "overlap_log": "log", "overlap": "image sizes",
@@ -30,19 +33,20 @@ _OVERLAPS = {  # of a joined result, as `stitching` reports them -> unit
 
 @strict
 class GenerationPageConfig:
-    """Folder that generate.py wrote; at most so many clips are shown."""
+    """Folder that generate.py wrote; at most so many clips are shown, and the first seconds of each."""
 
     folder: str
     max_clips: Count = 24
+    max_s: Positive = 120.0
 
 
-def write_generation_page(folder: str | Path, *, max_clips: int = 24) -> Path:
-    """Write index.html of the first clips and return its path."""
+def write_generation_page(folder: str | Path, *, max_clips: int = 24, max_s: float = 120.0) -> Path:
+    """Write index.html of the first clips, and of each its first `max_s` seconds, and return its path."""
     folder = Path(folder)
     manifest = load_json(folder / "manifest.json")
     shown = manifest["clips"][:max_clips]
-    clips = {clip["key"]: dict(np.load(inside(folder, clip["key"], "clip.npz"))) for clip in shown}
-    depths = [arrays["depth"] for arrays in clips.values() if "depth" in arrays]
+    files = {clip["key"]: inside(folder, clip["key"], "clip.npz") for clip in shown}
+    depths = [depth_m for file in files.values() if (depth_m := _depth_sample(file, max_s)) is not None]
     range_m = depth_range(depths) if depths else (1.0, 2.0)
     body = "".join(page.card(page.note(note)) for note in manifest["notes"])
     body += page.figure(plots.depth_colour_bar(*range_m), "Depth, the same scale in every tile.") if depths else ""
@@ -50,8 +54,10 @@ def write_generation_page(folder: str | Path, *, max_clips: int = 24) -> Path:
         nothing = "nothing else" if manifest["settings"]["inpainting"] else "nothing"
         words = f"given {', '.join(clip['given']) or nothing}; generated {', '.join(clip['made'])}"
         words += _inpainted(manifest["settings"]) + _windows(load_json(inside(folder, clip["key"], "clip.json")))
+        arrays, duration_s = _first_seconds(files[clip["key"]], max_s)
+        words += f". The first {max_s:g} of {duration_s:.0f} s are shown" if duration_s > max_s else ""
         body += f"<h3>{escape(clip['key'])}</h3>" + page.card(
-            page.note(words) + _clip(clips[clip["key"]], range_m, clip["made_streams"])
+            page.note(words) + _clip(arrays, range_m, clip["made_streams"])
         )
     settings = manifest["settings"]
     html = page.document(
@@ -61,6 +67,40 @@ def write_generation_page(folder: str | Path, *, max_clips: int = 24) -> Path:
         sections=[("clips", "Clips", body)],
     )
     return page.save_page(folder / "index.html", html)
+
+
+def _first_seconds(file: Path, max_s: float, *, only: str | None = None) -> tuple[dict[str, np.ndarray], float]:
+    """Arrays of a clip's streams up to `max_s`, of one stream or of all, and how long the clip is; the rest of a long
+    one is not read."""
+    arrays = {}
+    with zipfile.ZipFile(file) as archive, np.load(file) as whole:
+        times_s = {name.removesuffix("_times_s"): whole[name] for name in whole.files if name.endswith("_times_s")}
+        start_s = min((float(values[0]) for values in times_s.values()), default=0.0)
+        end_s = max((float(values[-1]) for values in times_s.values()), default=0.0)
+        for stream, own_s in times_s.items():
+            if only in (None, stream):
+                count = int(np.searchsorted(own_s, start_s + max_s - 1e-6))
+                with archive.open(f"{stream}.npy") as member:
+                    arrays[stream] = _first_rows(member, count)
+                arrays[f"{stream}_is_valid"] = whole[f"{stream}_is_valid"][:count]
+                arrays[f"{stream}_times_s"] = own_s[:count]
+    return arrays, end_s - start_s
+
+
+def _first_rows(member: IO[bytes], count: int) -> np.ndarray:
+    """The first rows of an array in a file of numpy's, as long as it has them."""
+    np.lib.format.read_magic(member)
+    shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(member)
+    assert not is_fortran and not dtype.hasobject, "written by generation_outputs"
+    rows = min(count, shape[0])
+    content = member.read(rows * math.prod(shape[1:]) * dtype.itemsize)
+    return np.frombuffer(content, dtype).reshape(rows, *shape[1:]).copy()
+
+
+def _depth_sample(file: Path, max_s: float) -> np.ndarray | None:
+    """Depth that tells the colours: all that is shown, of a large clip frames evenly apart."""
+    depth_m = _first_seconds(file, max_s, only="depth")[0].get("depth")
+    return None if depth_m is None else depth_m[:: math.ceil(depth_m.size / _MOST_PIXELS)].copy()
 
 
 def _counted(number: int, word: str) -> str:
@@ -201,7 +241,7 @@ def _from_start(times_s: np.ndarray) -> np.ndarray:
 if __name__ == "__main__":
     run_main(
         GenerationPageConfig,
-        lambda config: write_generation_page(config.folder, max_clips=config.max_clips),
+        lambda config: write_generation_page(config.folder, max_clips=config.max_clips, max_s=config.max_s),
         default_config="default/egom2p/generation/page.yaml",
         description="Write the page of generated clips.",
     )

@@ -1,6 +1,7 @@
 """Recordings of any length: windows, joining, conditioning on the overlap, resume, memory, parts, the Python API."""
 
 import json
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -9,9 +10,10 @@ import torch
 from tiny_artifacts import SIZE, make_tiny_world
 
 import egom2p
-from egom2p.contracts import AlignedClip, Provenance, Recording, Stream
+from egom2p.contracts import AlignedClip, Provenance, Recording, Stream, TokenClip
 from egom2p.data.clips.clip_alignment import RecordingTooShort
 from egom2p.data.clips.video_files import open_video, write_video
+from egom2p.generation import generation, generation_outputs, long_generation
 from egom2p.generation.clip_generation import generate_clips
 from egom2p.generation.generation import GenerationConfig, run_generation
 from egom2p.generation.generation_inputs import clip_config_of
@@ -30,6 +32,8 @@ from egom2p.generation.request import Request
 from egom2p.generation.stitching import StitchConfig
 from egom2p.layers.step_memory import LiveBytes
 from egom2p.models.sampling import SamplingConfig
+from egom2p.viewing import generation_page
+from egom2p.viewing.generation_page import write_generation_page
 
 HOT = {"default": SamplingConfig(temperature=1.0, num_steps=2)}
 
@@ -383,3 +387,58 @@ def test_the_pretrained_checkpoint_is_found_from_anywhere(tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
     for name in (None, "checkpoints/world_small", "world_small"):
         assert {spec.quantity for spec in egom2p.load_model(name, device="cpu").specs} >= {"depth", "camera"}
+
+
+class _Endless:
+    """Pictures that are made when they are asked for, as a video's are."""
+
+    height = width = 128
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def read(self, indices: np.ndarray) -> np.ndarray:
+        grey = (np.asarray(indices, np.int64)[:, None, None, None] * 7 + np.arange(128)[:, None, None]) % 256
+        return np.broadcast_to(grey, (len(indices), 128, 128, 3)).astype(np.uint8)
+
+
+def test_memory_does_not_grow_with_the_recording(world, checkpoint, monkeypatch):
+    """Pictures of any length are on the disk, not in memory: from windows to files and page, counted by tracemalloc."""
+    config = clip_config_of(checkpoint, span="any")
+    frames = (config.num_frames, 128, 128)
+
+    def decoded(checkpoint, tokens, specs):
+        depth_m = np.linspace(1, 4, np.prod(frames), dtype=np.float32).reshape(frames)
+        return {specs[0].name: [(depth_m, np.ones(frames[0], bool)) for _ in tokens]}
+
+    def made(checkpoint, clips, *rest):
+        return [TokenClip(clip.key, {"tok_depth": np.zeros(4, np.int32)}) for clip in clips]
+
+    monkeypatch.setattr(long_generation, "decode_targets", decoded)
+    monkeypatch.setattr(long_generation, "_made", made)
+    monkeypatch.setattr(
+        generation, "clip_config_of", lambda *rest, **more: replace(config, height=128, width=128)
+    )  # larger than the tiny model's, so that pictures outweigh everything else
+    for module in (generation_outputs, generation_page):  # samples that both lengths reach
+        monkeypatch.setattr(module, "_MOST_PIXELS", 1 << 18)
+    peaks = {}
+    for duration_s in (36.0, 144.0):
+        pictures = _Endless(int(duration_s * 8))
+        stream = Stream(pictures, np.ones(len(pictures), bool), np.arange(len(pictures)) / 8.0, "uint8")
+        recording = Recording("walk", {"rgb": stream}, None, Provenance("x", "walk"))
+        monkeypatch.setattr(generation, "_recordings", lambda config, found=recording: iter([found]))
+        job = _config(world, f"memory_{duration_s:g}", targets=("depth",), stitching=StitchConfig(depth="scale"))
+        tracemalloc.start()
+        manifest = run_generation(job)
+        write_generation_page(manifest.parent, max_s=10.0)
+        peaks[duration_s] = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        with np.load(manifest.parent / "walk" / "clip.npz") as arrays:
+            assert arrays["depth"].shape == arrays["rgb"].shape[:3] == (duration_s * 8, 128, 128)
+            assert np.array_equal(arrays["rgb"][-1], pictures.read(np.array([duration_s * 8 - 1]))[0])
+        assert not list(manifest.parent.glob(".windows*"))
+    whole = 144 * 8 * 128 * 128 * 7
+    assert peaks[144.0] < 1.2 * peaks[36.0] and peaks[144.0] < 0.6 * whole, (peaks, whole)

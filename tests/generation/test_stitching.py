@@ -147,15 +147,16 @@ def test_a_window_of_a_wrong_scale_gives_way_and_the_metres_are_kept(rng, hop):
 
 def test_an_anchor_keeps_scales_from_walking_away():
     """Overlaps that always say `a bit larger`: free factors grow without end, anchored ones stay near the metres."""
-    flat = np.full((_WINDOW, 3, 3), 2.0, np.float32)
+    flat, length = np.full((_WINDOW, 3, 3), 2.0, np.float32), 1500
     flat[_STRIDE:] *= 1.1  # the end of every window is 10 % too far, so its successor looks too near
     spans = {}
-    for anchor in (0.0, 1.0):
-        values = _join(
-            "depth", [_all_valid(flat) for _ in _starts()], _starts(), depth="scale", anchor=anchor
-        ).result()[0]
-        spans[anchor] = values[-1].mean() / values[0].mean()
-    assert spans[0.0] > 1.1 * 1.1**3 * 0.97 and spans[1.0] < 1.1 * 1.12
+    for anchor in (0.0, 0.1, 1.0):
+        sequence = joined_stream(QUANTITIES["depth"], length, StitchConfig(depth="scale", anchor=anchor))
+        for start in range(0, length - _WINDOW + 1, _STRIDE):
+            sequence.add(start, *_all_valid(flat))
+        values = sequence.result()[0]
+        spans[anchor] = values.max() / values.min()
+    assert spans[0.0] > 1.1**45 and spans[0.1] < 1.1 * 1.1**6 and spans[1.0] < 1.1 * 1.12, spans
 
 
 def test_depth_without_common_pixels_stays_as_it_is():

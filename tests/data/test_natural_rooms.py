@@ -67,7 +67,7 @@ def test_depth_is_what_another_caster_finds():
     rng = np.random.default_rng(0)
     for index in range(3):
         recording = reader.read(index)
-        corners = reader._stage(SMALL.first_seed + index // 2).scene.scene.mesh.triangles
+        corners = reader._stage(SMALL.first_seed + index // 2).mesh.triangles
         frame, k = 8, recording.intrinsics
         pose = recording.streams["camera"].values[30]
         rows, columns = rng.integers(24, size=(2, 60))
@@ -104,7 +104,7 @@ def test_the_camera_stays_out_of_everything():
     for index in range(0, len(reader), 2):
         recording = reader.read(index)
         position = recording.streams["camera"].values[:, :3, 3]
-        low, high = reader._stage(SMALL.first_seed + index // 2).scene.scene.mesh.bounds
+        low, high = reader._stage(SMALL.first_seed + index // 2).mesh.bounds
         assert (position > low + 0.1).all() and (position < high - 0.1).all()
         depth = recording.streams["depth"].values
         assert depth.min() > 0.05 and (depth > 0).all(), recording.name

@@ -87,17 +87,16 @@ class Motions:
 
 
 def place(
-    stage: tuple[NaturalScene, Caster, float],
+    scene: NaturalScene,
     motions: Motions,
     times_s: np.ndarray,
     rng: np.random.Generator,
     config: CarryingConfig,
 ) -> np.ndarray:
-    """Poses world_from_cam (T, 4, 4) of a camera that stays in free space; stage: scene, caster, floor's height.
+    """Poses world_from_cam (T, 4, 4) of a camera that stays in free space.
 
     Raises ValueError naming the scene when no try fits.
     """
-    scene, caster, floor_m = stage
     middle = len(times_s) // 2
     for attempt in range(config.tries):
         motion_T44 = motions.draw(times_s, rng)
@@ -105,19 +104,19 @@ def place(
         moved_T44 = _shrunk(np.linalg.inv(motion_T44[middle]) @ motion_T44, shrink)
         count = config.candidates
         mount_C33 = matrix_from_quaternion(_unit(rng.normal(size=(count, 4))))
-        start_C33, start_C3 = _starts(scene, floor_m, count, rng, config)
+        start_C33, start_C3 = _starts(scene, count, rng, config)
         rotation_CT33 = np.einsum(
             "cij,ckj,tkl,clm->ctim", start_C33, mount_C33, moved_T44[:, :3, :3], mount_C33, optimize=True
         )
         path_CT3 = np.einsum("cij,ckj,tk->cti", start_C33, mount_C33, moved_T44[:, :3, 3]) + start_C3[:, None]
-        order = _plausible(rotation_CT33, path_CT3, floor_m, config)
+        order = _plausible(rotation_CT33, path_CT3 - [0, 0, scene.floor_m], config)
         few = np.linspace(0, len(times_s) - 1, max(int(times_s[-1] * 6), 4)).astype(int)
-        is_free_C = _stay_free(caster, path_CT3[order][:, few], config.clearance_m)
+        is_free_C = _stay_free(scene.caster, path_CT3[order][:, few], config.clearance_m)
         if is_free_C.any():
             chosen = order[np.argmax(is_free_C)]
             return poses_from_parts(rotation_CT33[chosen], path_CT3[chosen])
     raise ValueError(
-        f"scene {scene.scene.name}: {config.tries} motions of {config.candidates} cameras each go through something "
+        f"scene {scene.name}: {config.tries} motions of {config.candidates} cameras each go through something "
         f"or leave it; wanted room for a camera with {config.clearance_m:g} m around it"
     )
 
@@ -135,30 +134,30 @@ def _shrunk(moved_T44: np.ndarray, share: float) -> np.ndarray:
 
 
 def _starts(
-    scene: NaturalScene, floor_m: float, count: int, rng: np.random.Generator, config: CarryingConfig
+    scene: NaturalScene, count: int, rng: np.random.Generator, config: CarryingConfig
 ) -> tuple[np.ndarray, np.ndarray]:
     """Rotations (C, 3, 3) and positions (C, 3) of cameras in the middle of the recording."""
-    low, high = scene.scene.mesh.bounds
+    low, high = scene.mesh.bounds
     position_C3 = rng.uniform(low, high, size=(count, 3))
     yaw_C = rng.uniform(0, 2 * np.pi, count)
     down_C = np.radians(rng.uniform(*config.down_deg, count))
-    things = np.array([thing.centre for thing in scene.scene.things]).reshape(-1, 3)
+    things = np.array([thing.centre for thing in scene.things]).reshape(-1, 3)
     if len(things) and rng.random() < config.near_share:
         thing_C3 = things[rng.integers(len(things), size=count)]
         away_C = rng.uniform(*config.near_m, count)
         position_C3[:, 0] = thing_C3[:, 0] - away_C * np.cos(yaw_C)
         position_C3[:, 1] = thing_C3[:, 1] - away_C * np.sin(yaw_C)
         yaw_C = yaw_C + rng.normal(scale=0.25, size=count)
-    position_C3[:, 2] = np.minimum(floor_m + rng.uniform(*config.height_m, count), high[2] - 0.3)
+    position_C3[:, 2] = np.minimum(scene.floor_m + rng.uniform(*config.height_m, count), high[2] - 0.3)
     rotation_C33 = camera_rotations(yaw_C, -down_C, np.radians(config.roll_deg) * rng.normal(size=count))
     return rotation_C33, position_C3
 
 
-def _plausible(rotation_CT33: np.ndarray, path_CT3: np.ndarray, floor_m: float, config: CarryingConfig) -> np.ndarray:
+def _plausible(rotation_CT33: np.ndarray, path_CT3: np.ndarray, config: CarryingConfig) -> np.ndarray:
     """Candidates that are never tilted too far nor too low or high, the most level way first."""
     pitch_CT = np.degrees(np.arcsin(np.clip(rotation_CT33[..., 2, 2], -1, 1)))
     roll_CT = np.degrees(np.arctan2(-rotation_CT33[..., 2, 0], -rotation_CT33[..., 2, 1]))
-    height_CT = path_CT3[..., 2] - floor_m
+    height_CT = path_CT3[..., 2]
     is_fine_C = (pitch_CT > -config.max_tilt_deg[0]).all(1) & (pitch_CT < config.max_tilt_deg[1]).all(1)
     is_fine_C &= (np.abs(roll_CT) < config.max_roll_deg).all(1)
     is_fine_C &= (height_CT > 0.5 * config.height_m[0]).all(1) & (height_CT < 1.3 * config.height_m[1]).all(1)
@@ -199,7 +198,7 @@ def hand_poses(
     """Poses world_from_hand (T, 4, 4): before the camera, mostly low, moving and turning smoothly at random."""
     rate_hz = 1 / (times_s[1] - times_s[0])
     side = -1 if is_left else 1
-    swing_T3 = np.cumsum(smooth_noise(rng, len(times_s), rate_hz), axis=0) / rate_hz * rng.uniform(0.05, 0.35)
+    swing_T3 = np.cumsum(smooth_noise(rng, len(times_s), rate_hz), axis=0) / rate_hz * rng.uniform(0.03, 0.25)
     rest = np.array([side * rng.uniform(0.02, 0.25), rng.uniform(0.05, 0.32), rng.uniform(0.28, 0.6)])
     centre_T3 = rest + swing_T3 - swing_T3.mean(axis=0)
     centre_T3[:, 2] = np.maximum(centre_T3[:, 2], 0.22)

@@ -3,16 +3,20 @@
 World frame as in `rooms`: metres, z up, the floor at z = 0, the room's centre at x = y = 0. V vertices, A triangles.
 """
 
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import trimesh
 
 from egom2p.config import Natural, Positive, Share, strict
+from egom2p.data.recordings.synthetic.casting import Caster
 from egom2p.data.recordings.synthetic.rooms import Scene, Thing
-from egom2p.data.recordings.synthetic.textures import Material, Skin, random_colour, random_material
+from egom2p.data.recordings.synthetic.textures import Material, Skin, random_material
 
+Shape = tuple[np.ndarray, np.ndarray]  # vertices (V, 3) and triangles (A, 3)
+Pair = tuple[float, float]
 _ANY = ("clouds", "clouds", "stripes", "bricks", "tiles", "wood", "cloth", "spots", "picture", "photo", "print")
 _FURNITURE = ("wood", "wood", "clouds", "cloth", "tiles", "stripes")
 _WALL = ("clouds", "clouds", "clouds", "stripes", "bricks", "tiles", "wood", "cloth", "spots")
@@ -42,12 +46,19 @@ class FurnishingConfig:
 
 @dataclass(frozen=True)
 class NaturalScene:
-    """What stands still, its skin, where windows are (W, 3) and how they look into the room (W, 3)."""
+    """What stands still, where bright windows are (W, 3) and how they look into the room (W, 3)."""
 
-    scene: Scene
+    name: str
+    mesh: trimesh.Trimesh
     skin: Skin
-    windows: np.ndarray
-    inwards: np.ndarray
+    things: tuple[Thing, ...]
+    floor_m: float = 0.0
+    windows: np.ndarray = field(default_factory=lambda: np.zeros((0, 3)))
+    inwards: np.ndarray = field(default_factory=lambda: np.zeros((0, 3)))
+
+    @cached_property
+    def caster(self) -> Caster:
+        return Caster(self.mesh)
 
 
 class _Builder:
@@ -61,7 +72,7 @@ class _Builder:
 
     def add(
         self,
-        shape: tuple[np.ndarray, np.ndarray],
+        shape: Shape,
         material: Material,
         rng: np.random.Generator,
         *,
@@ -74,9 +85,8 @@ class _Builder:
         rotation, shift = np.eye(3) if rotation is None else rotation, np.asarray(shift, dtype=np.float64)
         skin = Skin.wrapped(vertices[faces], material, rng)
         if once:
-            corner = np.einsum("aij,avj->avi", skin.tiles, vertices[faces]).reshape(-1, 2)
-            low = np.stack([corner.reshape(len(faces), -1, 2)[:, :, i].min() for i in range(2)])
-            skin = Skin(skin.materials, skin.material, skin.tiles, np.broadcast_to(-low, skin.offsets.shape), skin.tint)
+            low = np.einsum("aij,avj->iav", skin.tiles, vertices[faces]).min(axis=(1, 2))
+            skin = replace(skin, offsets=np.broadcast_to(-low, skin.offsets.shape))
         self._skins.append(skin.moved(rotation, shift))
         self._vertices.append(vertices @ rotation.T + shift)
         self._faces.append(faces + self._count)
@@ -91,7 +101,7 @@ class _Builder:
 
 
 @lru_cache
-def _unit(shape: str) -> tuple[np.ndarray, np.ndarray]:
+def _unit(shape: str) -> Shape:
     makers = {
         "box": lambda: trimesh.creation.box(extents=(1, 1, 1)),
         "ball": lambda: trimesh.creation.icosphere(subdivisions=2, radius=0.5),
@@ -105,34 +115,25 @@ def _unit(shape: str) -> tuple[np.ndarray, np.ndarray]:
     return vertices, np.array(mesh.faces)
 
 
-def _box(width: float, depth: float, height: float) -> tuple[np.ndarray, np.ndarray]:
+def _box(width: float, depth: float, height: float) -> Shape:
     vertices, faces = _unit("box")
     return vertices * (width, depth, height), faces
 
 
-def _scaled(shape: str, *size: float) -> tuple[np.ndarray, np.ndarray]:
+def _scaled(shape: str, *size: float) -> Shape:
     vertices, faces = _unit(shape)
     return vertices * np.array(size) / np.maximum(np.ptp(vertices, axis=0), 1e-9), faces
 
 
-def _turned(rng: np.random.Generator, width: float, height: float, *, sections: int = 14):
+def _turned(rng: np.random.Generator, width: float, height: float) -> Shape:
     """A body turned on a lathe: bottles, bowls, vases, lamp shades."""
-    heights = np.r_[0, np.sort(rng.random(3)), 1] * height
-    radii = np.r_[0, np.clip(rng.uniform(0.25, 1, 5), 0.1, 1), 0] * width / 2
-    heights = np.r_[0, heights, height]
-    angles = np.arange(sections) * 2 * np.pi / sections
-    vertices = np.stack(
-        [np.outer(radii, np.cos(angles)), np.outer(radii, np.sin(angles)), np.outer(heights, np.ones(sections))],
-        axis=-1,
-    ).reshape(-1, 3)
-    ring, k = np.meshgrid(np.arange(len(radii) - 1), np.arange(sections), indexing="ij")
-    a, b = (ring * sections + k).ravel(), (ring * sections + (k + 1) % sections).ravel()
-    faces = np.concatenate([np.stack([a, b, b + sections], 1), np.stack([a, b + sections, a + sections], 1)])
-    area = np.linalg.norm(np.cross(*(vertices[faces[:, i]] - vertices[faces[:, 0]] for i in (1, 2))), axis=1)
-    return vertices, faces[area > 1e-12]
+    radii = np.r_[0, rng.uniform(0.25, 1, 5), 0] * width / 2
+    heights = np.r_[0, 0, np.sort(rng.random(3)), 1, 1] * height
+    mesh = trimesh.creation.revolve(np.stack([radii, heights], axis=1), sections=14)
+    return np.array(mesh.vertices), np.array(mesh.faces)
 
 
-def _blob(rng: np.random.Generator, *size: float) -> tuple[np.ndarray, np.ndarray]:
+def _blob(rng: np.random.Generator, *size: float) -> Shape:
     """A lump: cushions, fruit, crumpled cloth, leaves."""
     vertices, faces = _unit("ball")
     centred = vertices - vertices.mean(axis=0)
@@ -152,8 +153,8 @@ def furnish(seed: int, config: FurnishingConfig) -> NaturalScene:
     rng = np.random.default_rng((0x4E617475, seed))
     size = np.array([*rng.uniform(*config.side_m, size=2), rng.uniform(*config.height_m)])
     builder = _Builder()
-    walls = _shell(builder, size, rng, config)
-    windows, inwards = _hang(builder, size, walls, rng, config)
+    _shell(builder, size, rng, config)
+    windows, inwards = _hang(builder, size, rng, config)
     things, tops = [], []
     for _ in range(rng.integers(config.num_furniture[0], config.num_furniture[1] + 1)):
         name, centre, its_tops = _stand(builder, size, rng)
@@ -162,7 +163,9 @@ def furnish(seed: int, config: FurnishingConfig) -> NaturalScene:
     for _ in range(rng.integers(config.num_clutter[0], config.num_clutter[1] + 1)):
         things.append(_drop(builder, size, tops, rng))
     mesh, skin = builder.built()
-    return NaturalScene(Scene(f"natural{seed:06d}", mesh, None, tuple(things)), skin, windows, inwards)
+    return NaturalScene(
+        f"natural{seed:06d}", mesh, skin, tuple(things), windows=np.array(windows), inwards=np.array(inwards)
+    )
 
 
 def _plain_or(rng: np.random.Generator, kinds: tuple[str, ...], plain_share: float) -> Material:
@@ -171,8 +174,8 @@ def _plain_or(rng: np.random.Generator, kinds: tuple[str, ...], plain_share: flo
     return random_material(rng, kinds, tile_m=(0.4, 2.5), saturation=0.22, contrast=0.8)
 
 
-def _shell(builder: _Builder, size: np.ndarray, rng: np.random.Generator, config: FurnishingConfig) -> Material:
-    """Floor, ceiling, walls (often all alike) and walled-off blocks; returns the walls' material."""
+def _shell(builder: _Builder, size: np.ndarray, rng: np.random.Generator, config: FurnishingConfig) -> None:
+    """Floor, ceiling, walls (often all alike) and walled-off blocks."""
     corners = np.array([[-1, -1, 0], [1, -1, 0], [1, 1, 0], [-1, 1, 0], [-1, -1, 2], [1, -1, 2], [1, 1, 2], [-1, 1, 2]])
     corners = corners * size / 2
     walls = _plain_or(rng, _WALL, config.plain_share)
@@ -196,25 +199,24 @@ def _shell(builder: _Builder, size: np.ndarray, rng: np.random.Generator, config
         shift = (*(rng.uniform(-0.25, 0.25, 2) * size[:2]), 0.0)
         carpet = random_material(rng, ("cloth", "stripes", "clouds", "spots"), tile_m=(0.3, 1.5), saturation=0.4)
         builder.add(_box(width, depth, 0.012), carpet, rng, rotation=_about_z(rng.normal(scale=0.1)), shift=shift)
-    return walls
 
 
 def _hang(
-    builder: _Builder, size: np.ndarray, walls: Material, rng: np.random.Generator, config: FurnishingConfig
-) -> tuple[np.ndarray, np.ndarray]:
-    """Windows, doors, pictures, cupboards, shelves and skirting on the walls."""
+    builder: _Builder, size: np.ndarray, rng: np.random.Generator, config: FurnishingConfig
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Windows, doors, pictures, cupboards, shelves and skirting on the walls; bright windows and where they look."""
     windows, inwards = [], []
     skirting = random_material(rng, ("wood", "clouds"), contrast=0.3)
     for side in range(4):
         along, out = size[side % 2], _about_z(side * np.pi / 2)
         builder.add(_box(along, 0.02, 0.08), skirting, rng, rotation=out, shift=out @ (0, size[1 - side % 2] / 2, 0))
-    for _ in range(rng.integers(config.num_on_walls[0], config.num_on_walls[1] + 1)):
+    for number in range(rng.integers(config.num_on_walls[0], config.num_on_walls[1] + 1)):
         side = rng.integers(4)
         rotation = _about_z(side * np.pi / 2)
         along, away = size[side % 2], size[1 - side % 2] / 2
         kind = ("window", "door", "picture", "photo", "cupboard", "shelf", "print")[rng.integers(7)]
         width, height = rng.uniform(0.25, 1.0, size=2) * (1.2, 0.9)
-        bottom, thickness = rng.uniform(1.0, 1.5), 0.03
+        bottom, thickness = rng.uniform(1.0, 1.5), 0.03 + 0.004 * number  # no two faces lie in one plane
         if kind == "window":
             width, height, bottom = rng.uniform(0.6, 2.0), rng.uniform(0.7, 1.4), rng.uniform(0.6, 1.0)
         elif kind == "door":
@@ -243,113 +245,83 @@ def _hang(
             for edge in (-1, 1):
                 at = shift + rotation @ (edge * (width / 2 + 0.1), -0.05, -rng.uniform(0, bottom))
                 builder.add(_box(0.25, 0.08, height + 0.2), curtain, rng, rotation=rotation, shift=at)
-    return np.array(windows).reshape(-1, 3), np.array(inwards).reshape(-1, 3)
+    return windows, inwards
 
 
+class _Plan(NamedTuple):
+    """A kind of furniture: ranges of its width, depth and height (metres), on what its top rests, and what is on it.
+
+    base      legs, a post, two sides, or solid with doors
+    levels    boards below the top; back: how far it rises above the top; wall: how often it stands along one
+    """
+
+    width: Pair
+    depth: Pair
+    height: Pair
+    base: str
+    wall: float
+    levels: tuple[int, int] = (0, 0)
+    back: Pair = (0.0, 0.0)
+    cushions: int = 0
+    weight: int = 1
+
+
+_PLANS = {
+    "table": _Plan((0.7, 2.0), (0.5, 1.0), (0.68, 0.95), "legs", 0.4, weight=3),
+    "low table": _Plan((0.5, 1.2), (0.4, 0.7), (0.3, 0.5), "legs", 0.3, levels=(0, 1)),
+    "round table": _Plan((0.5, 1.3), (0.5, 1.3), (0.68, 0.95), "post", 0.3),
+    "desk": _Plan((0.9, 1.8), (0.55, 0.8), (0.68, 0.8), "sides", 0.8, levels=(0, 1)),
+    "chair": _Plan((0.38, 0.5), (0.38, 0.5), (0.42, 0.5), "legs", 0.3, back=(0.3, 0.55), weight=2),
+    "stool": _Plan((0.28, 0.42), (0.28, 0.42), (0.42, 0.75), "post", 0.3),
+    "shelf": _Plan((0.5, 1.4), (0.25, 0.4), (0.8, 2.1), "sides", 0.9, levels=(1, 5), weight=2),
+    "cabinet": _Plan((0.4, 2.2), (0.4, 0.65), (0.5, 1.1), "solid", 0.85, weight=2),
+    "wardrobe": _Plan((0.5, 1.3), (0.45, 0.65), (1.5, 2.1), "solid", 0.95),
+    "sofa": _Plan((1.1, 2.2), (0.7, 0.95), (0.35, 0.5), "solid", 0.5, back=(0.3, 0.5), cushions=4),
+    "bed": _Plan((0.9, 1.7), (1.8, 2.1), (0.35, 0.55), "solid", 0.8, back=(0.1, 0.6), cushions=2),
+    "lamp": _Plan((0.35, 0.5), (0.35, 0.5), (1.2, 1.8), "post", 0.7),
+    "plant": _Plan((0.3, 0.5), (0.3, 0.5), (0.6, 1.6), "pot", 0.7),
+}
+_DRAWN = [kind for kind, plan in _PLANS.items() for _ in range(plan.weight)]
+Parts = list[tuple[Shape, Material, tuple[float, float, float]]]
 Tops = list[tuple[np.ndarray, np.ndarray, float, float]]  # middle (3,), rotation, width, depth
 
 
 def _stand(builder: _Builder, size: np.ndarray, rng: np.random.Generator) -> tuple[str, np.ndarray, Tops]:
     """One piece of furniture: its name, its middle and the tops that things can stand on."""
-    kind = ("table", "table", "desk", "chair", "chair", "shelf", "cabinet", "cabinet", "sofa", "bed", "lamp", "plant")
-    kind = kind[rng.integers(len(kind))]
-    main = random_material(rng, _FURNITURE, tile_m=(0.25, 1.5), saturation=0.35)
+    kind = _DRAWN[rng.integers(len(_DRAWN))]
+    plan = _PLANS[kind]
+    main = random_material(rng, _FURNITURE, tile_m=(0.25, 1.5))
     other = random_material(rng, _FURNITURE, tile_m=(0.25, 1.5)) if rng.random() < 0.4 else main
-    width, depth, height = rng.uniform(0.5, 1.0), rng.uniform(0.4, 0.7), rng.uniform(0.4, 1.0)
-    parts, tops = [], []  # (shape, material, shift), (shift, width, depth)
-
-    def legs(wide: float, deep: float, high: float) -> None:
-        thick = rng.uniform(0.02, 0.07)
-        leg = _scaled("pipe", thick, thick, high) if rng.random() < 0.4 else _box(thick, thick, high)
-        for x in (-1, 1):
-            parts.extend((leg, other, (x * (wide - thick) / 2, y * (deep - thick) / 2, 0)) for y in (-1, 1))
-
-    if kind in ("table", "desk"):
-        width, depth, height = rng.uniform(0.7, 2.0), rng.uniform(0.5, 1.0), rng.uniform(0.68, 0.95)
-        if rng.random() < 0.2:
-            height = rng.uniform(0.3, 0.5)
-        thick = rng.uniform(0.02, 0.06)
-        if kind == "table" and rng.random() < 0.3:
-            depth = width = rng.uniform(0.5, 1.3)
-            parts.append((_scaled("pipe", width, depth, thick), main, (0, 0, height - thick)))
-            parts.append((_scaled("pipe", 0.08, 0.08, height - thick), other, (0, 0, 0)))
-            parts.append((_scaled("cone", 0.5 * width, 0.5 * width, 0.1), other, (0, 0, 0)))
-        else:
-            parts.append((_box(width, depth, thick), main, (0, 0, height - thick)))
-            legs(width, depth, height - thick)
-        if kind == "desk":
-            parts.append((_box(0.4, 0.95 * depth, height - thick), other, (width / 2 - 0.25, 0, 0)))
-        tops += [((0, 0, height), width, depth)] * 4
-    elif kind == "chair":
-        width, depth, height = rng.uniform(0.38, 0.5), rng.uniform(0.38, 0.5), rng.uniform(0.42, 0.5)
-        legs(width, depth, height)
-        parts.append((_box(width, depth, 0.05), main, (0, 0, height)))
-        back = rng.uniform(0.3, 0.55)
-        parts.append((_box(width, 0.04, back), main, (0, depth / 2, height + rng.uniform(0.05, 0.2))))
-        tops.append(((0, 0, height + 0.05), width, depth))
-    elif kind == "shelf":
-        width, depth, height = rng.uniform(0.5, 1.4), rng.uniform(0.25, 0.4), rng.uniform(0.8, 2.1)
-        count = rng.integers(2, 6)
-        for level in range(count + 1):
-            board = level * (height - 0.03) / count
-            parts.append((_box(width, depth, 0.03), main, (0, 0, board)))
-            gap = height / count
-            if level < count and rng.random() < 0.6:
-                goods = random_material(rng, ("spines",), once_m=(0.5, 2 * min(gap - 0.05, 0.35)))
-                shape = _box(rng.uniform(0.3, 0.95) * width, 0.6 * depth, min(gap - 0.05, 0.35))
-                parts.append((shape, goods, (0, 0.1 * depth, board + 0.03)))
-            else:
-                tops.append(((0, 0, board + 0.03), 0.9 * width, 0.7 * depth))
-        parts.extend((_box(0.03, depth, height), main, (x * width / 2, 0, 0)) for x in (-1, 1))
-        if rng.random() < 0.6:
-            parts.append((_box(width, 0.02, height), other, (0, depth / 2, 0)))
-    elif kind == "cabinet":
-        width, depth, height = rng.uniform(0.4, 2.2), rng.uniform(0.4, 0.65), rng.uniform(0.5, 1.1)
-        if rng.random() < 0.3:
-            width, height = rng.uniform(0.5, 1.1), rng.uniform(1.5, 2.1)
-        parts.append((_box(width, depth, height), main, (0, 0, 0)))
-        front = rng.integers(1, 5)
-        for k in range(front):  # doors or drawers
-            wide = width / front
-            shift = ((k + 0.5) * wide - width / 2, -depth / 2, 0.06)
-            parts.append((_box(wide - 0.02, 0.03, height - 0.1), other, shift))
-            knob = (shift[0] + 0.3 * wide, -depth / 2 - 0.03, 0.7 * height)
-            parts.append((_scaled("ball", 0.03, 0.03, 0.03), other, knob))
-        tops += [((0, 0, height), width, depth)] * (3 if height < 1.2 else 1)
-    elif kind in ("sofa", "bed"):
-        width, depth = (
-            (rng.uniform(1.2, 2.2), 0.85) if kind == "sofa" else (rng.uniform(1.9, 2.1), rng.uniform(0.9, 1.6))
-        )
-        height = rng.uniform(0.35, 0.5)
-        parts.append((_box(width, depth, height), main, (0, 0, 0)))
-        cushions = rng.integers(2, 5)
-        for k in range(cushions):
-            wide = width / cushions
-            shape = _blob(rng, wide, 0.3, 0.4) if kind == "sofa" else _blob(rng, 0.5, 0.6, 0.2)
-            parts.append((shape, other, ((k + 0.5) * wide - width / 2, 0.3 * depth, height - 0.02)))
-        if kind == "sofa":
-            parts.append((_box(width, 0.2, 0.8), main, (0, depth / 2, 0)))
-            parts.extend((_box(0.18, depth, 0.6), main, (x * width / 2, 0, 0)) for x in (-1, 1))
-        tops.append(((0, -0.1, height), 0.8 * width, 0.6 * depth))
-    elif kind == "lamp":
-        width = depth = 0.4
-        height = rng.uniform(1.2, 1.8)
-        parts.append((_scaled("pipe", 0.03, 0.03, height), other, (0, 0, 0)))
-        parts.append((_scaled("pipe", 0.3, 0.3, 0.03), other, (0, 0, 0)))
+    width, depth, height = rng.uniform(*plan.width), rng.uniform(*plan.depth), rng.uniform(*plan.height)
+    thick = rng.uniform(0.02, 0.06)
+    parts = _rest(plan.base, (width, depth, height - thick), (main, other), rng)
+    levels, tops = rng.integers(plan.levels[0], plan.levels[1] + 1), []
+    gap = height / (levels + 1)
+    for level in range(levels + 1):
+        top = (level + 1) * gap
+        if plan.base == "post":
+            depth = width
+            parts.append((_scaled("pipe", width, width, thick), main, (0, 0, top - thick)))
+        elif plan.base != "pot":
+            parts.append((_box(width, depth, thick), main, (0, 0, top - thick)))
+        room = min(0.35, gap - thick) if level < levels else 0.0
+        if room > 0.12 and rng.random() < 0.5:
+            goods = random_material(rng, ("spines",), once_m=(0.5, 2 * room))
+            parts.append((_box(rng.uniform(0.3, 0.95) * width, 0.6 * depth, room), goods, (0, 0.1 * depth, top)))
+        elif kind not in ("lamp", "plant"):
+            tops.extend([((0, -0.1 * depth, top), width, 0.7 * depth)] * (3 if 0.3 < top < 1.2 else 1))
+    if back := rng.uniform(*plan.back):
+        parts.append((_box(width, 0.05 + 0.2 * depth * (plan.cushions > 2), back), main, (0, 0.45 * depth, height)))
+    for k in range(plan.cushions):
+        wide = width / plan.cushions
+        at = ((k + 0.5) * wide - width / 2, 0.3 * depth, height - 0.02)
+        parts.append((_blob(rng, 0.9 * wide, 0.3, rng.uniform(0.15, 0.4)), other, at))
+    if kind == "lamp":
         shade = random_material(rng, ("cloth", "clouds"), value=(0.6, 0.9), glow=rng.uniform(0, 1.5), saturation=0.2)
-        parts.append((_turned(rng, 0.4, 0.3), shade, (0, 0, height - 0.1)))
-    else:
-        width = depth = rng.uniform(0.3, 0.5)
-        height = rng.uniform(0.6, 1.6)
-        parts.append((_turned(rng, 0.35, 0.35), main, (0, 0, 0)))
-        hue = np.array([0.5, 1.0, 0.4]) * rng.uniform(0.15, 0.6)
-        leaves = Material(0, (0.2, 0.2), hue * 0.4, np.outer([1, 0.4, 0.3], hue), 0.4)
-        for _ in range(rng.integers(6, 16)):
-            at = rng.normal(scale=0.4 * width, size=3) * (1, 1, 0) + (0, 0, rng.uniform(0.3, height))
-            parts.append((_blob(rng, *rng.uniform(0.08, 0.3, size=3)), leaves, at))
+        parts[-1] = (_turned(rng, width, 0.3), shade, (0, 0, height - 0.1))
     # Along a wall, its back to it, or anywhere.
     half = size[:2] / 2
-    if rng.random() < (0.35 if kind in ("table", "chair", "sofa", "bed") else 0.85):
+    if rng.random() < plan.wall:
         side = rng.integers(4)
         rotation = _about_z(side * np.pi / 2)
         along, away = half[side % 2] - width / 2, half[1 - side % 2] - depth / 2 - 0.03
@@ -363,7 +335,38 @@ def _stand(builder: _Builder, size: np.ndarray, rng: np.random.Generator) -> tup
     return kind, shift + (0, 0, 0.6 * height), tops
 
 
-def clutter(rng: np.random.Generator) -> tuple[str, tuple[np.ndarray, np.ndarray], Material]:
+def _rest(
+    base: str, size: tuple[float, float, float], materials: tuple[Material, Material], rng: np.random.Generator
+) -> Parts:
+    """What carries a top of this width and depth at this height; of a plant, all of it."""
+    (width, depth, height), (main, other) = size, materials
+    thick = rng.uniform(0.02, 0.07)
+    if base == "legs":
+        leg = _scaled("pipe", thick, thick, height) if rng.random() < 0.4 else _box(thick, thick, height)
+        x, y = (width - thick) / 2, (depth - thick) / 2
+        return [(leg, other, (i * x, j * y, 0)) for i in (-1, 1) for j in (-1, 1)]
+    if base == "post":
+        foot = _scaled("cone", 0.7 * width, 0.7 * width, 0.08)
+        return [(_scaled("pipe", thick, thick, height), other, (0, 0, 0)), (foot, other, (0, 0, 0))]
+    if base == "sides":
+        parts = [(_box(0.03, depth, height), main, (i * (width - 0.03) / 2, 0, 0)) for i in (-1, 1)]
+        return parts + [(_box(width, 0.02, height), other, (0, depth / 2, 0))] * (rng.random() < 0.6)
+    if base == "pot":
+        green = np.array([0.5, 1.0, 0.4]) * rng.uniform(0.15, 0.6)
+        leaf = Material(0, (0.2, 0.2), green * 0.4, np.outer([1, 0.4, 0.3], green), 0.4)
+        spots = rng.normal(scale=0.4 * width, size=(rng.integers(6, 16), 3)) * (1, 1, 0)
+        leaves = [(_blob(rng, *rng.uniform(0.08, 0.3, 3)), leaf, at + (0, 0, rng.uniform(0.3, height))) for at in spots]
+        return [(_turned(rng, width, 0.35), main, (0, 0, 0)), *leaves]
+    count = rng.integers(1, 5)
+    wide, parts = width / count, [(_box(width, depth, height), main, (0, 0, 0))]
+    for k in range(count):  # doors or drawers, and their knobs
+        x = (k + 0.5) * wide - width / 2
+        parts.append((_box(wide - 0.02, 0.03, 0.9 * height), other, (x, -depth / 2, 0.05 * height)))
+        parts.append((_scaled("ball", 0.03, 0.03, 0.03), other, (x + 0.3 * wide, -depth / 2 - 0.03, 0.7 * height)))
+    return parts
+
+
+def clutter(rng: np.random.Generator) -> tuple[str, Shape, Material]:
     """A small thing: name, shape and material."""
     kind = ("book", "box", "can", "ball", "cone", "ring", "jar", "jar", "jar", "lump", "lump", "bar", "sheet")
     kind = kind[rng.integers(len(kind))]
@@ -443,13 +446,8 @@ def build_hand(
     return builder.built()
 
 
-def dress(scene: Scene, rng: np.random.Generator) -> NaturalScene:
-    """A scene from a file in natural materials, tinted by its own colours; no windows."""
-    triangles = np.asarray(scene.mesh.triangles)
+def dress(scene: Scene, floor_m: float, rng: np.random.Generator) -> NaturalScene:
+    """A scene from a file in a natural material, tinted by its own colours."""
     grey = random_material(rng, ("clouds", "cloth", "wood"), value=(0.8, 0.95), saturation=0.05, contrast=0.5)
-    skin = Skin.wrapped(triangles, grey, rng, tint=scene.paint.colour)
-    none = np.zeros((0, 3))
-    return NaturalScene(scene, skin, none, none)
-
-
-__all__ = ["FurnishingConfig", "NaturalScene", "build_hand", "clutter", "dress", "furnish", "random_colour"]
+    skin = Skin.wrapped(np.asarray(scene.mesh.triangles), grey, rng, tint=scene.paint.colour)
+    return NaturalScene(scene.name, scene.mesh, skin, scene.things, floor_m)

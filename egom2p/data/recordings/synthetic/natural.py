@@ -4,7 +4,7 @@ Nothing but the picture tells of depth or motion: no lamp at the camera, no colo
 leads the eye. T samples at the rate of the simulation, F frames.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -23,7 +23,6 @@ from egom2p.data.recordings.synthetic.photographs import (
     shutter_times,
 )
 from egom2p.data.recordings.synthetic.rendering import CameraConfig
-from egom2p.data.recordings.synthetic.textures import Skin
 from egom2p.geometry import interpolate_poses
 
 
@@ -38,27 +37,13 @@ class NaturalConfig:
 
 
 @dataclass(frozen=True)
-class NaturalStage:
-    """A natural scene made ready for rays and looks."""
-
-    scene: NaturalScene
-    caster: Caster
-    skin: Skin
-    floor_m: float
-
-    @classmethod
-    def ready(cls, scene: NaturalScene, floor_m: float) -> "NaturalStage":
-        return cls(scene, Caster(scene.scene.mesh), scene.skin, floor_m)
-
-
-@dataclass(frozen=True)
 class NaturalStory:
     """What happens in one recording: camera (T, 4, 4), speed (T,) m/s, turn (T,) rad/s, left positive, and glances."""
 
     times_s: np.ndarray
     intrinsics: Intrinsics
     world_from_cam: np.ndarray
-    bodies: tuple[tuple[str, Caster, Skin, float, np.ndarray], ...]  # name, ..., radius, poses (T, 4, 4)
+    hands: tuple[Body, ...]
     speed: np.ndarray
     turn: np.ndarray
     glances: Glances
@@ -66,7 +51,7 @@ class NaturalStory:
     @classmethod
     def simulate(
         cls,
-        stage: NaturalStage,
+        scene: NaturalScene,
         motions: Motions,
         times_s: np.ndarray,
         rng: np.random.Generator,
@@ -75,23 +60,21 @@ class NaturalStory:
         config, camera, gaze = settings
         fov_deg = float(rng.uniform(*config.lens.fov_deg))
         intrinsics = CameraConfig(height=camera.height, width=camera.width, fov_deg=fov_deg).intrinsics()
-        world_from_cam = place((stage.scene, stage.caster, stage.floor_m), motions, times_s, rng, config.carrying)
-        bodies, targets, materials = [], [], dress_arms(rng)
+        world_from_cam = place(scene, motions, times_s, rng, config.carrying)
+        hands, materials = [], dress_arms(rng)
         for name in ("left hand", "right hand"):
             if rng.random() < config.carrying.hands:
                 mesh, skin = build_hand(rng, materials, is_left=name == "left hand")
                 poses = hand_poses(world_from_cam, times_s, rng, is_left=name == "left hand")
-                radius = float(np.linalg.norm(mesh.vertices, axis=1).max())
-                bodies.append((name, Caster(mesh), skin, radius, poses))
-                targets.append(poses[:, :3, 3])
-        things = [np.broadcast_to(thing.centre, (len(times_s), 3)) for thing in stage.scene.scene.things]
-        targets_TK3 = np.stack([*targets, *things], axis=1) if targets or things else np.zeros((len(times_s), 0, 3))
-        glances = glance(world_from_cam, targets_TK3, len(bodies), (stage.caster, intrinsics), times_s, rng, gaze)
+                hands.append(Body(name, Caster(mesh), skin, float(np.linalg.norm(mesh.vertices, axis=1).max()), poses))
+        targets = [hand.world_from_body[:, :3, 3] for hand in hands]
+        targets += [np.broadcast_to(thing.centre, (len(times_s), 3)) for thing in scene.things]
+        targets_TK3 = np.stack([np.zeros((len(times_s), 3)), *targets], axis=1)[:, 1:]
+        glances = glance(world_from_cam, targets_TK3, len(hands), (scene.caster, intrinsics), times_s, rng, gaze)
         rate_hz = 1 / (times_s[1] - times_s[0])
-        way = np.gradient(world_from_cam[:, :2, 3], axis=0) * rate_hz
+        speed = np.linalg.norm(np.gradient(world_from_cam[:, :2, 3], axis=0), axis=1) * rate_hz
         yaw = np.unwrap(np.arctan2(world_from_cam[:, 1, 2], world_from_cam[:, 0, 2]))
-        speed, turn = np.linalg.norm(way, axis=1), np.gradient(yaw) * rate_hz
-        return cls(times_s, intrinsics, world_from_cam, tuple(bodies), speed, turn, glances)
+        return cls(times_s, intrinsics, world_from_cam, tuple(hands), speed, np.gradient(yaw) * rate_hz, glances)
 
     def poses_at(self, times_s: np.ndarray, poses: np.ndarray) -> np.ndarray:
         """Poses (..., 4, 4) at times (...,); at the ends those of the ends."""
@@ -99,21 +82,22 @@ class NaturalStory:
         return interpolate_poses(self.times_s, poses, held, max_gap_s=1.0)[0].reshape(*times_s.shape, 4, 4)
 
     def pictures(
-        self, stage: NaturalStage, video_s: np.ndarray, rng: np.random.Generator, config: NaturalConfig
+        self, scene: NaturalScene, video_s: np.ndarray, rng: np.random.Generator, config: NaturalConfig
     ) -> tuple[np.ndarray, np.ndarray]:
         """rgb and depth at the times of the frames."""
         times = shutter_times(video_s, rng.uniform(*config.lens.shutter_s), config.lens)
-        lights = put_lights(stage.scene, stage.caster, stage.floor_m, rng, config.lights)
-        bodies = [
-            Body(caster, skin, radius, self.poses_at(times, poses)) for _, caster, skin, radius, poses in self.bodies
-        ]
-        static, world_from_cam = (stage.caster, stage.skin), self.poses_at(times, self.world_from_cam)
-        return photograph(static, bodies, lights, world_from_cam, self.intrinsics, rng, config.lens)
+        hands = [replace(hand, world_from_body=self.poses_at(times, hand.world_from_body)) for hand in self.hands]
+        lights, world_from_cam = put_lights(scene, rng, config.lights), self.poses_at(times, self.world_from_cam)
+        return photograph(scene, hands, lights, world_from_cam, self.intrinsics, rng, config.lens)
 
     def tracks(self, track_s: np.ndarray, rows_T: np.ndarray) -> dict[str, Stream]:
-        """Gaze, camera, gaze_law and factors at these times; rows_T: the nearest rows of the simulation."""
+        """Gaze, camera, gaze_law and factors at these times; rows_T: the nearest rows of the simulation.
+
+        The mover of `factors` is the number of the hand that the eyes are on, -1 for anything else.
+        """
         always = np.ones(len(track_s), dtype=bool)
-        factors = np.stack([self.speed[rows_T], self.turn[rows_T], self.hand_looked_at[rows_T]], axis=1)
+        hand_T = np.where(self.glances.target < len(self.hands), self.glances.target, -1)
+        factors = np.stack([self.speed, self.turn, hand_T], axis=1)[rows_T]
         gaze, law = (values[rows_T].astype(np.float32) for values in (self.glances.gaze, self.glances.law))
         return {
             "gaze": Stream(gaze, self.glances.is_valid[rows_T], track_s, "image"),
@@ -121,8 +105,3 @@ class NaturalStory:
             "gaze_law": Stream(law, always, track_s, "image"),
             "factors": Stream(factors.astype(np.float32), always, track_s, "m/s, rad/s, mover"),
         }
-
-    @property
-    def hand_looked_at(self) -> np.ndarray:
-        """(T,) number of the hand that the eyes are on, -1 for anything else."""
-        return np.where(self.glances.target < len(self.bodies), self.glances.target, -1)

@@ -84,24 +84,22 @@ class Lights:
 
 @dataclass(frozen=True)
 class Body:
-    """Something that moves as a whole: its mesh, its skin, the sphere around its origin, its poses (F, E + 1, 4, 4) at
-    the times of the exposures and of the frame."""
+    """Something that moves as a whole, inside a sphere around its origin, and its poses (..., 4, 4)."""
 
+    name: str
     caster: Caster
     skin: Skin
     radius_m: float
     world_from_body: np.ndarray
 
 
-def put_lights(
-    scene: NaturalScene, caster: Caster, floor_m: float, rng: np.random.Generator, config: LightsConfig
-) -> Lights:
+def put_lights(scene: NaturalScene, rng: np.random.Generator, config: LightsConfig) -> Lights:
     """Lamps below the ceiling or on stands, and a large light inside each of up to two bright windows."""
-    low, high = scene.scene.mesh.bounds
+    low, high = scene.mesh.bounds
     positions, colours, spreads, reaches = [], [], [], []
     for _ in range(rng.integers(config.num_lamps[0], config.num_lamps[1] + 1)):
-        spot = np.append(rng.uniform(low[:2], high[:2]), floor_m + 1.0)
-        above = caster.first_hits(spot, np.array([0.0, 0.0, 1.0]))[1][0]
+        spot = np.append(rng.uniform(low[:2], high[:2]), scene.floor_m + 1.0)
+        above = scene.caster.first_hits(spot, np.array([0.0, 0.0, 1.0]))[1][0]
         height = above - 0.12 if np.isfinite(above) else 1.5
         if rng.random() < 0.25:
             height = rng.uniform(0.1, 0.7) * height
@@ -125,7 +123,7 @@ def put_lights(
 
 
 def photograph(
-    static: tuple[Caster, Skin],
+    scene: NaturalScene,
     bodies: list[Body],
     lights: Lights,
     world_from_cam: np.ndarray,
@@ -135,7 +133,8 @@ def photograph(
 ) -> tuple[np.ndarray, np.ndarray]:
     """rgb (F, H, W, 3) uint8 and depth (F, H, W) float32 metres along z, 0 where nothing is.
 
-    world_from_cam (F, E + 1, 4, 4): at the times of the E exposures, the last at the time of the frame.
+    world_from_cam (F, E + 1, 4, 4): at the times of the E exposures, the last at the time of the frame; so are the
+    poses of the bodies.
     """
     shape = (intrinsics.height, intrinsics.width)
     light, depth = [], []
@@ -146,7 +145,7 @@ def photograph(
         offsets = np.stack([part % side, part // side], axis=-1) + rng.random((count, *shape, 2), dtype=np.float32)
         offsets = offsets / (side, -(-count // side)) - 0.5
         rays = _rays(intrinsics, np.concatenate([offsets, np.zeros((1, *shape, 2))]))
-        light_P3, depth_P = _expose(static, bodies, lights, frame, poses, rays, shape, rng)
+        light_P3, depth_P = _expose(scene, bodies, lights, frame, poses, rays, shape, rng)
         light.append(light_P3.reshape(*shape, 3))
         depth.append(np.where(np.isfinite(depth_P), depth_P, 0.0).astype(np.float32).reshape(shape))
     return _develop(np.stack(light), rng, config), np.stack(depth)
@@ -203,7 +202,7 @@ def _hits(
 
 
 def _expose(
-    static: tuple[Caster, Skin],
+    scene: NaturalScene,
     bodies: list[Body],
     lights: Lights,
     frame: int,
@@ -217,7 +216,7 @@ def _expose(
     size: rows and columns, P = rows * columns.
     """
     world_EP3 = rays @ poses[:, :3, :3].swapaxes(1, 2)
-    hits = _hits(static[0], bodies, frame, poses, rays, world_EP3)
+    hits = _hits(scene.caster, bodies, frame, poses, rays, world_EP3)
     shape = (len(rays) - 1, rays.shape[1])
     ray, depth, triangle, body = (each[:-1] for each in (world_EP3, hits.depth, hits.triangle, hits.body))
     is_hit = np.isfinite(depth)
@@ -226,8 +225,8 @@ def _expose(
     # A pixel's width on a surface that it sees straight on.
     pixel_m = (depth * abs(rays[-1, 1, 0] - rays[-1, 0, 0])).astype(np.float32)
     flat = point.reshape(-1, 3)
-    albedo, shine = static[1].look(np.where(body < 0, triangle, 0).ravel(), flat, pixel_m.ravel())
-    normal = static[0].unit_normals[np.where(body < 0, triangle, 0).ravel()].astype(np.float32)
+    albedo, shine = scene.skin.look(np.where(body < 0, triangle, 0).ravel(), flat, pixel_m.ravel())
+    normal = scene.caster.unit_normals[np.where(body < 0, triangle, 0).ravel()].astype(np.float32)
     for number, moving in enumerate(bodies):
         chosen = np.flatnonzero(body == number)
         turn = moving.world_from_body[frame, chosen // shape[1], :3, :3]
@@ -251,7 +250,7 @@ def _expose(
     asked = np.arange(0, shape[0], 2)
     outward = _scattered(len(asked), size, rng)
     outward = outward / np.linalg.norm(outward, axis=1, keepdims=True) + normal[:, asked].reshape(3, -1).T
-    sees_room_P = _share_open(static[0], lifted[:, asked], 0.8 * outward, size)
+    sees_room_P = _share_open(scene.caster, lifted[:, asked], 0.8 * outward, size)
     around = [dark[k] + upward * (bright[k] - dark[k]) for k in range(3)]
     total_3P = np.stack([(albedo[k] * around[k]).mean(axis=0) for k in range(3)]) * (0.25 + 0.75 * sees_room_P)
     total_3P += (albedo * glow).mean(axis=1)
@@ -265,7 +264,7 @@ def _expose(
         asked = np.arange(number % shape[0], shape[0], len(lights.positions))
         lamp = position + lights.spread[number].astype(np.float32) * _scattered(len(asked), size, rng)
         origins = lifted[:, asked]
-        share_P = _share_open(static[0], origins, lamp - origins.reshape(3, -1).T, size)
+        share_P = _share_open(scene.caster, origins, lamp - origins.reshape(3, -1).T, size)
         arriving_3P = ((albedo * facing + gloss * mirrored**16) * fall).mean(axis=1)
         total_3P += arriving_3P * share_P * lights.colours[number].astype(np.float32)[:, None]
     return total_3P.T, hits.depth[-1]

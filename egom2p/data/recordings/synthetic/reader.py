@@ -15,7 +15,7 @@ from egom2p.config import Count, Natural, Positive, strict
 from egom2p.contracts import AlignedClip, Intrinsics, Provenance, Recording, Stream
 from egom2p.data.recordings.synthetic.carrying import Motions
 from egom2p.data.recordings.synthetic.casting import Caster, tell_slow_casting
-from egom2p.data.recordings.synthetic.furnishing import dress, furnish
+from egom2p.data.recordings.synthetic.furnishing import NaturalScene, dress, furnish
 from egom2p.data.recordings.synthetic.looking import (
     AHEAD,
     AWAY,
@@ -26,7 +26,7 @@ from egom2p.data.recordings.synthetic.looking import (
     simulate_looking,
 )
 from egom2p.data.recordings.synthetic.movers import Mover, MoversConfig, companion, patch_movers
-from egom2p.data.recordings.synthetic.natural import NaturalConfig, NaturalStage, NaturalStory
+from egom2p.data.recordings.synthetic.natural import NaturalConfig, NaturalStory
 from egom2p.data.recordings.synthetic.rendering import CameraConfig, LampConfig, render
 from egom2p.data.recordings.synthetic.rooms import RoomConfig, Scene, build_room, load_scene
 from egom2p.data.recordings.synthetic.walking import Walk, WalkConfig, WalkMap, build_walk_map, plan_walk
@@ -128,7 +128,7 @@ class SyntheticReader:
         seed = config.first_seed + room
         stage = self._stage(0 if config.scene_file else seed)
         rng = np.random.default_rng((0x57616C6B, seed, number))
-        if isinstance(stage, NaturalStage):
+        if isinstance(stage, NaturalScene):
             return self._tell_natural(index, stage, rng, is_rendered=is_rendered)
         story = _Story.simulate(stage, rng, config)
         source = {"room_seed": seed, "scene": stage.scene.name, "movers": [mover.name for mover in story.movers]}
@@ -141,43 +141,42 @@ class SyntheticReader:
         )
 
     def _tell_natural(
-        self, index: int, stage: NaturalStage, rng: np.random.Generator, *, is_rendered: bool
+        self, index: int, scene: NaturalScene, rng: np.random.Generator, *, is_rendered: bool
     ) -> Recording:
         config = self.config
         times_s = np.arange(int(np.ceil(config.duration_s * _SIMULATION_HZ)) + 1) / _SIMULATION_HZ
         settings = (config.natural, config.camera, config.gaze)
-        story = NaturalStory.simulate(stage, self._motions, times_s, rng, settings)
+        story = NaturalStory.simulate(scene, self._motions, times_s, rng, settings)
         video_s, track_s = (
-            _clock(config.duration_s, config.video_rate_hz),
-            _clock(config.duration_s, config.track_rate_hz),
+            _clock(config.duration_s, rate_hz) for rate_hz in (config.video_rate_hz, config.track_rate_hz)
         )
+        captions_s = np.arange(0.0, config.duration_s, config.caption_every_s)
         if is_rendered:
-            rgb, depth = story.pictures(stage, video_s, rng, config.natural)
+            rgb, depth = story.pictures(scene, video_s, rng, config.natural)
         else:
             rgb, depth = _no_pictures(len(video_s), story.intrinsics)
-        always = np.ones(len(video_s), dtype=bool)
-        hands = [name for name, *_ in story.bodies]
-        names = dict(enumerate([*hands, *(thing.name for thing in stage.scene.scene.things)]))
-        captions_s = np.arange(0.0, config.duration_s, config.caption_every_s)
+        hands, things = [hand.name for hand in story.hands], [thing.name for thing in scene.things]
         captions = [
-            _natural_caption(story, (times_s >= start_s) & (times_s < start_s + config.caption_every_s), names)
+            _natural_caption(story, (times_s >= start_s) & (times_s < start_s + config.caption_every_s), hands + things)
             for start_s in captions_s
         ]
-        source = {"room_seed": config.first_seed + index // config.recordings_per_room, "scene": stage.scene.scene.name}
-        source |= {"movers": hands, "things": [thing.name for thing in stage.scene.scene.things]}
+        always = np.ones(len(video_s), dtype=bool)
+        source = {"room_seed": config.first_seed + index // config.recordings_per_room, "scene": scene.name}
         return Recording(
             name=self.names[index],
             streams={
                 "rgb": Stream(rgb, always, video_s, "uint8"),
                 "depth": Stream(depth, always, video_s, "m"),
-                **story.tracks(track_s, np.minimum(np.round(track_s * _SIMULATION_HZ).astype(int), len(times_s) - 1)),
+                **story.tracks(track_s, np.round(track_s * _SIMULATION_HZ).astype(int)),
                 "caption": Stream(np.array(captions), np.ones(len(captions), dtype=bool), captions_s, "text"),
             },
             intrinsics=story.intrinsics,
-            provenance=Provenance(config.dataset, self.names[index], source=json.dumps(source)),
+            provenance=Provenance(
+                config.dataset, self.names[index], source=json.dumps(source | {"movers": hands, "things": things})
+            ),
         )
 
-    def _build_stage(self, seed: int) -> "_Stage | NaturalStage":
+    def _build_stage(self, seed: int) -> "_Stage | NaturalScene":
         config = self.config
         if config.scene_file:
             scene = load_scene(
@@ -185,9 +184,9 @@ class SyntheticReader:
             )
             if config.natural is not None:
                 floor_m = build_walk_map(scene, Caster(scene.mesh)).floor_m
-                return NaturalStage.ready(dress(scene, np.random.default_rng((0x4E617475, seed))), floor_m)
+                return dress(scene, floor_m, np.random.default_rng((0x4E617475, seed)))
         elif config.natural is not None:
-            return NaturalStage.ready(furnish(seed, config.natural.room), 0.0)
+            return furnish(seed, config.natural.room)
         else:
             scene = build_room(seed, config.room)
         caster = Caster(scene.mesh)
@@ -363,13 +362,13 @@ def caption_of(speed: np.ndarray, turn: np.ndarray, target: np.ndarray, mover_na
     return f"the wearer {_motion(float(np.mean(speed)), float(np.mean(turn)))} and {looks}"
 
 
-def _natural_caption(story: NaturalStory, during_T: np.ndarray, names: dict[int, str]) -> str:
+def _natural_caption(story: NaturalStory, during_T: np.ndarray, names: list[str]) -> str:
     targets, counts = np.unique(story.glances.target[during_T], return_counts=True)
     main = int(targets[np.argmax(counts)])
     moves = _motion(float(np.mean(story.speed[during_T])), float(np.mean(story.turn[during_T])))
     if main < 0:
         return f"the wearer {moves} and looks around"
-    article = "the" if main < len(story.bodies) else "a"
+    article = "the" if main < len(story.hands) else "a"
     return f"the wearer {moves} and looks at {article} {names[main]}"
 
 

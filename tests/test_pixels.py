@@ -254,6 +254,19 @@ def test_pixels_as_a_target_are_one_error(loading):
         TransferMasking(specs, ["tok_rgb"], ["rgb_patches"])
 
 
+def test_streaming_and_single_files_give_the_same_clips(world, loading, tmp_path):
+    config, specs = loading
+    streamed = next(iter(TokenLoader(replace(config, access="streaming"), specs, batch_size=3, seed=5).batches(0)))
+    indexed = next(iter(TokenLoader(config, specs, batch_size=3, seed=5).batches(0)))
+    assert streamed.patch_counts[0] and same(streamed, indexed)
+    common = {"clips": str(world / "clips" / "train"), "tokenizers_root": str(world / "tokenizers")}
+    tokenize(TokenizeConfig(output=str(tmp_path), tokenizers={"rgb_patches": "rgb_patches"}, layout="files", **common))
+    files, tars = TokenSet(f"{tmp_path}/rgb_patches/tiny/*.npy", [PIXELS]), TokenSet(shards(world), [PIXELS])
+    assert len(files) == len(tars)
+    for index in range(len(tars)):
+        assert np.array_equal(files[index].tokens["rgb_patches"], tars[index].tokens["rgb_patches"])
+
+
 @pytest.mark.parametrize("batch_tokens", [None, 90])
 def test_batches_resume_and_only_drawn_pixels_travel(loading, batch_tokens):
     config, specs = loading
@@ -460,6 +473,12 @@ def test_a_clip_is_the_same_in_any_batch_and_on_the_way_without_questions(world,
             for name in ("tok_depth", "tok_rgb"):
                 assert np.array_equal(alone.tokens[name], together[row].tokens[name])
     assert np.array_equal(together[0].tokens["tok_depth"], together[2].tokens["tok_depth"])
+    # Two at once on one sampler, step by step.
+    shared, ends = Sampler(model), [None, None]
+    runs = [shared.iterate([prompts[row]], plans[:1], [row]) for row in (0, 1)]
+    for steps in zip(*runs, strict=True):
+        ends = [step.tokens[0] for step in steps]
+    assert all(np.array_equal(end, together[row].tokens["tok_depth"]) for row, end in enumerate(ends))
     # Encoder outputs kept between calls are those of the same pixels, not of the same lines.
     (other,) = ahead.generate([prompts[1]], plans, [0])
     (wanted,) = Sampler(model).generate([prompts[1]], plans, [0])

@@ -105,7 +105,16 @@ class Sampler:
         seeds     one per prompt; equal prompt and seed give an equal result in any batch
         positions    instead of drawn ones (roar)
         """
-        return self._run(self._states(prompts, plans, seeds), plans, seeds, positions or {}, asks=True)
+        steps = self._run(self._states(prompts, plans, seeds), plans, seeds, positions or {}, asks=True)
+        return self._with_patches(steps, self._answers.patches)
+
+    def _with_patches(self, steps: Iterator[GenerationStep], patches: tuple[Tensor, ...]) -> Iterator[GenerationStep]:
+        """Steps between which the sampler may be asked other things."""
+        while True:
+            self._answers.patches = patches
+            if (step := next(steps, None)) is None:
+                return
+            yield step
 
     @torch.inference_mode()
     def logits(self, prompts: Sequence[TokenClip], plan: TargetPlan, positions: Sequence[np.ndarray]) -> list[Tensor]:
@@ -240,15 +249,9 @@ class Sampler:
         # Weights are read where they lie: after they were moved or replaced it is another graph.
         weights = hash(tuple(parameter.data_ptr() for parameter in self.model.parameters()))
         drawn = (plan.scheme, plan.top_k, plan.top_p, plan.rewrite_fraction > 0, size)
-        patches = answers.patches
-        key = (
-            tuple(step.shape for step in steps),
-            work.start.shape,
-            drawn,
-            weights,
-            *(table.shape for table in patches),
-        )
-        return self._graphs.run(key, write_all, (numbers, start, context_ND, *patches))
+        sizes = (work.start.shape, *(table.shape for table in answers.patches))
+        key = (tuple(step.shape for step in steps), sizes, drawn, weights)
+        return self._graphs.run(key, write_all, (numbers, start, context_ND, *answers.patches))
 
     def _makes_graphs(self) -> bool:
         """Not of padded attention, which sends a plan of its rectangles in every step."""

@@ -77,7 +77,7 @@ class PrepareReport:
     datasets    data set -> {"streams", "num_clips", "num_shards"}
     absent      stream -> {reason -> number of clips that lack it}; reasons without their numbers
     skipped     recording -> why it gave no clip
-    unused_files    recording -> files in it that no stream was made from
+    unused_files    recording -> files in it that no stream was made from; the root -> what no recording has
     notes           recording -> what a person should know of its material
     faults          kind of fault -> number of clips whose first one it is, dropped or not
     fault_examples  kind of fault -> where one is and why
@@ -168,6 +168,8 @@ def _prepare(config: PrepareConfig, hold: Callable[[], AbstractContextManager]) 
                 missing = _saved(config, plan)
                 continue
             report = replace(_report(plan, reader.names, times), **about_split)
+            if left := getattr(reader, "unused", None):
+                report = replace(report, unused_files={str(reader.root): left, **report.unused_files})
             if is_shared and (left := missing_shards(plan, config.output)):
                 say(f"{len(left)} of {num_shards} shards are not there yet; whoever ends last writes the report")
                 return report

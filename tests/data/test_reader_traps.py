@@ -4,13 +4,15 @@ import io
 import json
 import tarfile
 
+import av
 import numpy as np
 import pytest
 
+from egom2p.data.clips.video_files import open_video
 from egom2p.data.recordings.arctic import ArcticReader
 from egom2p.data.recordings.aria_recordings import AriaReader
 from egom2p.data.recordings.egocentric_tar import EgocentricTarReader, EgocentricTarSource
-from egom2p.data.recordings.egodex import EgoDexReader
+from egom2p.data.recordings.egodex import EgoDexReader, EgoDexSource
 from egom2p.data.recordings.egogen import EgoGenReader
 from egom2p.data.recordings.lerobot import LeRobotReader, LeRobotSource
 from egom2p.data.recordings.plain_folder import PlainFolderReader
@@ -20,7 +22,7 @@ from egom2p.data.recordings.taco import TacoReader
 from egom2p.data.recordings.track_files import read_track
 from egom2p.data.recordings.trajectories import TrajectoriesReader, TrajectoriesSource
 from egom2p.geometry import project, write_tum
-from tests.data.field_replicas import numbered_picture, numbered_video, walk
+from tests.data.field_replicas import numbered_frames, numbered_picture, numbered_video, numbers_seen, walk
 
 _ARIA = "loc1/mps/slam/closed_loop_trajectory.csv"
 _MARKERS = [
@@ -207,3 +209,30 @@ def test_seconds_since_1970_are_no_numbers_of_frames(tmp_path):
         numbered_picture(tmp_path / f"rec/rgb/{1700000000 + second}.png", second)
     with pytest.raises(ValueError, match="which count no frames"):
         PlainFolderReader(tmp_path).read(0)
+
+
+def test_a_title_in_another_alphabet_is_no_reason_to_refuse_a_video(tmp_path):
+    path = tmp_path / "a.mp4"
+    with av.open(str(path), "w") as container:
+        container.metadata["title"] = "AAAA"
+        stream = container.add_stream("libx264", rate=30)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        for frame in numbered_frames(5):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode(None))
+    content = path.read_bytes()
+    assert content.count(b"AAAA") == 1
+    path.write_bytes(content.replace(b"AAAA", b"K\xfcch"))  # Latin-1, as older cameras write it
+    np.testing.assert_array_equal(numbers_seen(open_video(path).read(np.arange(5))), np.arange(5))
+
+
+def test_names_given_twice_are_one_recording_and_files_of_none_are_told(tmp_path):
+    numbered_video(tmp_path / "rec/video.mp4", 5)
+    (tmp_path / "notes.txt").write_text("x")
+    reader = PlainFolderReader(tmp_path, names=["rec", "rec"])
+    assert reader.names == ("rec",) and reader.unused == ["notes.txt"]
+    (tmp_path / "data/fold").mkdir(parents=True)
+    for name in ("7.hdf5", "7.mp4", "8.hdf5"):  # 8.mp4 was not copied
+        (tmp_path / "data/fold" / name).write_bytes(b"x")
+    source = EgoDexSource(kind="egodex", root=str(tmp_path / "data"), names=("fold_7", "fold_7"))
+    assert EgoDexReader(source).names == ("fold_7",) and EgoDexReader(source).unused == ["fold/8.hdf5"]

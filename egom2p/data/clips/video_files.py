@@ -14,7 +14,7 @@ import av
 import numpy as np
 
 from egom2p.contracts import Provenance, Recording, Stream
-from egom2p.data.clips.video_index import frames_from_key, read_index
+from egom2p.data.clips.video_index import frames_from_key, open_container, read_index
 from egom2p.storage import atomic_file
 
 Decoder = Literal["pyav", "decord", "torchcodec"]
@@ -132,7 +132,7 @@ class VideoFile:
             number = -1
         if self._container is None or number < 0:
             self.close()
-            self._container = av.open(str(self.path))
+            self._container = open_container(self.path)
             self._container.streams[index.stream].codec_context.thread_count = 1
         stream = self._container.streams[index.stream]
         if number >= 0:

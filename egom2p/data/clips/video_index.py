@@ -90,7 +90,7 @@ def read_index(path: Path) -> VideoIndex:
     if not path.is_file():
         raise ValueError(f"{path}: no such video")
     try:
-        with av.open(str(path)) as container:
+        with open_container(path) as container:
             packets = _read_packets(container)
             stream, num_streams = _main_stream(path, container, packets)
             _check_complete(path, container, stream, packets)
@@ -100,7 +100,7 @@ def read_index(path: Path) -> VideoIndex:
                     "times of its frames do not say; wanted speed 1. Export the video anew"
                 )
             times, number = _promised(stream, packets[stream.index]), stream.index
-        with av.open(str(path)) as container:
+        with open_container(path) as container:
             stream = container.streams[number]
             first = next(frames_from_key(container, stream))
             return _index(path, stream, first, times, packets[number], num_streams)
@@ -109,6 +109,11 @@ def read_index(path: Path) -> VideoIndex:
             f"{path}: not a readable video (found 0 frames, wanted at least 1): {error}. "
             "An mp4 without its index was cut short or is still being written"
         ) from error
+
+
+def open_container(path: Path) -> Any:
+    """The file with its streams; titles and places in another alphabet than UTF-8 are no reason to refuse it."""
+    return av.open(str(path), metadata_errors="replace")
 
 
 def frames_from_key(container: Any, stream: Any) -> Iterator[av.VideoFrame]:
@@ -228,7 +233,7 @@ def _promised(stream: Any, packets: _Packets) -> _Times | None:
 
 def _count_frames(path: Path, number: int, packets: _Packets) -> tuple[np.ndarray, np.ndarray]:
     """Times of all decoded frames, and which of them each is; a frame with the time of the one before is left out."""
-    with av.open(str(path)) as container:
+    with open_container(path) as container:
         stream = container.streams[number]
         stamps = [frame.pts for frame in frames_from_key(container, stream)]
         is_unordered = container.format.name in _ONE_CLOCK and stream.codec_context.name in _UNORDERED_CODECS

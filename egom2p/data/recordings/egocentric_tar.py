@@ -107,8 +107,11 @@ def _members(path: Path) -> list[str]:
 
 
 def _content(path: Path, name: str) -> bytes:
-    with tarfile.open(path) as held:
-        return held.extractfile(name).read()
+    try:
+        with tarfile.open(path) as held:
+            return held.extractfile(name).read()
+    except (tarfile.TarError, OSError, KeyError, AttributeError) as error:
+        raise ValueError(f"{path}: {name} cannot be read: {error}") from error
 
 
 def _lens(path: Path, size: tuple[int, int]) -> Intrinsics:

@@ -64,7 +64,7 @@ class EgoDexReader(FormatReader):
                 sure = {key: np.array(value, np.float64) for key, value in held.get("confidences", {}).items()}
                 matrix = np.array(held["camera/intrinsic"], np.float64) if "camera/intrinsic" in held else np.zeros(0)
                 text = _text(held.attrs)
-        except (OSError, KeyError) as error:
+        except (OSError, RuntimeError, KeyError) as error:
             raise ValueError(f"{path}: not as EgoDex writes it: {error}") from error
         counts = {key: len(value) for key, value in joints.items()}
         wrong = {key: count for key, count in counts.items() if count != len(video)}

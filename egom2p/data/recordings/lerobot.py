@@ -256,43 +256,36 @@ def _place(row: Mapping[str, Any], of: str) -> dict[str, int]:
 @lru_cache(maxsize=4)
 def _episodes(path: Path) -> dict[int, dict[str, Any]]:
     """Rows of meta/episodes by episode, without statistics."""
-    needs("pyarrow", path)
-    import pyarrow.parquet
-
-    rows: dict[int, dict[str, Any]] = {}
-    for file in matching(path, "meta/episodes/chunk-*/file-*.parquet"):
-        names = [name for name in _schema(file).names if not name.startswith("stats/")]
-        for row in pyarrow.parquet.read_table(file, columns=names).to_pylist():
-            rows[int(row["episode_index"])] = row
-    return rows
+    files = matching(path, "meta/episodes/chunk-*/file-*.parquet")
+    return {int(row["episode_index"]): row for file in files for row in _table(file).to_pylist()}
 
 
-def _schema(file: Path) -> Any:
+def _table(file: Path, **options: Any) -> Any:
+    """A parquet file without columns of statistics."""
+    needs("pyarrow", file)
     import pyarrow.parquet
 
     try:
-        return pyarrow.parquet.read_schema(file)
+        names = [name for name in pyarrow.parquet.read_schema(file).names if not name.startswith("stats/")]
+        return pyarrow.parquet.read_table(file, columns=names, **options)
     except (OSError, ValueError) as error:
         raise ValueError(f"{file}: not a readable parquet file: {error}") from error
 
 
 def _rows(path: Path, episode: int, length: int | None) -> dict[str, list[Any]]:
     """Columns of the rows of one episode, in order of frames."""
-    needs("pyarrow", path)
-    import pyarrow.parquet
-
     if not path.is_file():
         raise ValueError(f"{path}: no such file; it holds episode {episode}")
-    _schema(path)
-    table = pyarrow.parquet.read_table(path, filters=[("episode_index", "=", episode)]).sort_by("frame_index")
+    table = _table(path, filters=[("episode_index", "=", episode)])
+    if missing := {"frame_index", "timestamp"} - set(table.column_names):
+        raise ValueError(f"{path}: found columns {table.column_names}, wanted {sorted(missing)}")
+    table = table.sort_by("frame_index")
     if table.num_rows == 0 or length not in (None, table.num_rows):
         raise ValueError(f"{path}: found {table.num_rows} rows of episode {episode}, wanted {length or 'some'}")
     return {name: table.column(name).to_pylist() for name in table.column_names}
 
 
 def _times(path: Path, columns: Mapping[str, list[Any]], fps: float) -> np.ndarray:
-    if missing := {"frame_index", "timestamp"} - set(columns):
-        raise ValueError(f"{path}: found columns {sorted(columns)}, wanted {sorted(missing)}")
     numbers = np.array(columns["frame_index"], np.int64)
     times_s, stated_s = numbers / fps, np.array(columns["timestamp"], np.float64)
     if not np.array_equal(numbers, np.arange(len(numbers))) or (np.abs(stated_s - times_s) > 0.5 / fps).any():
@@ -336,8 +329,6 @@ def _tasks(path: Path) -> dict[int, str]:
     file = path / "meta/tasks.parquet"
     if not file.is_file():
         return {}
-    import pyarrow.parquet
-
-    columns = pyarrow.parquet.read_table(file).to_pydict()
+    columns = _table(file).to_pydict()
     text = next((name for name in columns if name != "task_index"), None)
     return dict(zip(columns["task_index"], columns[text], strict=True)) if text else {}

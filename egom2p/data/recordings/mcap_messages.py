@@ -129,14 +129,13 @@ class _File:
     def __init__(self, path: Path) -> None:
         self.path, self._factories = path, []
         needs("mcap", path)
-        from mcap.exceptions import McapError
         from mcap.reader import make_reader
 
-        self._make_reader = make_reader
+        self._make_reader = partial(make_reader, validate_crcs=True)
         try:
             with open(path, "rb") as opened:
                 summary = make_reader(opened).get_summary()
-        except McapError as error:
+        except Exception as error:  # the package raises many kinds on damaged bytes
             raise ValueError(f"{path}: not a readable MCAP file: {error}") from error
         if summary is None:
             raise ValueError(f"{path}: found no index at the end: the file was cut short; `mcap recover` makes one")
@@ -166,7 +165,15 @@ class _File:
             raise ValueError(f"{self.path}: found the topics {self.all}, wanted {topic!r}")
         end = None if log_time is None else log_time + 1
         with open(self.path, "rb") as opened:
-            for schema, channel, message in self._make_reader(opened).iter_messages([topic], log_time, end):
+            found = self._make_reader(opened).iter_messages([topic], log_time, end)
+            while True:
+                try:
+                    held = next(found, None)
+                except Exception as error:  # as above
+                    raise ValueError(f"{self.path}: {topic} is not readable to its end: {error}") from error
+                if held is None:
+                    return
+                schema, channel, message = held
                 yield message.log_time, self._decoded(schema, channel, message.data)
 
     def _decoded(self, schema: Any, channel: Any, content: bytes) -> Any:

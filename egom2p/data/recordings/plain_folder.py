@@ -83,10 +83,16 @@ class PlainFolderReader:
         missing = sorted(set(names or ()) - set(found))
         if missing or not found:
             raise ValueError(f"{self.root}: found recordings {found[:20]}, wanted {missing or 'at least one folder'}")
-        self.names: tuple[str, ...] = tuple(found if names is None else names)
+        self.names: tuple[str, ...] = tuple(dict.fromkeys(found if names is None else names))
 
     def __len__(self) -> int:
         return len(self.names)
+
+    @property
+    def unused(self) -> list[str]:
+        """Files beside the folders of recordings, the settings of all of them apart."""
+        files = [] if self._is_one else [path.name for path in visible(self.root) if not path.is_dir()]
+        return [name for name in files if name.lower() != SETTINGS_FILE]
 
     def read(self, index: int) -> Recording:
         """Open one recording; pictures stay in their files. Raises ValueError naming the file that is wrong."""

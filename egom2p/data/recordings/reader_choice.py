@@ -165,8 +165,7 @@ def recognised(source: Any) -> Any:
             return found
     if is_recording(root) or any(is_recording(path) for path in visible(root) if path.is_dir()):
         reader = PlainFolderReader(root, names=source.names)
-        left = [] if is_recording(root) else [path.name for path in visible(root) if not path.is_dir()]
-        _say_what(root, "a plain folder (README_DATA.md)", "plain_folder", reader.names, left)
+        _say_what(root, "a plain folder (README_DATA.md)", "plain_folder", reader.names, reader.unused)
         return PlainFolderSource(kind="plain_folder", root=source.root, names=source.names)
     kinds = sorted(_kind(reader.source) for reader in FORMATS)
     names = [path.name for path in visible(root)][:_LISTED]

@@ -63,8 +63,8 @@ def read_npy(path: Path) -> np.ndarray:
     """One array of numbers, nothing unpickled. Raises ValueError naming the file."""
     try:
         return np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise ValueError(f"{path}: not a readable array file: {error}") from None
+    except Exception as error:  # numpy raises many kinds on foreign bytes
+        raise ValueError(f"{path}: not a readable array file: {error}") from error
 
 
 def read_json(path: Path) -> Any:

@@ -59,7 +59,7 @@ class FormatReader:
         if missing or not self.paths:
             held = list(self.paths)[:20] or [path.name for path in visible(self.root)][:20]
             raise ValueError(f"{self.root}: found {held}, wanted {missing or 'recordings'} of {self.what}")
-        self.names: tuple[str, ...] = tuple(sorted(self.paths) if config.names is None else config.names)
+        self.names: tuple[str, ...] = tuple(dict.fromkeys(sorted(self.paths) if config.names is None else config.names))
 
     def __len__(self) -> int:
         return len(self.names)
@@ -95,7 +95,13 @@ class FormatReader:
     @property
     def unused(self) -> list[str]:
         """Files and folders below the root that belong to no recording."""
-        return unused_files(self.root, [path for name in self.paths for path in self.files(name)])
+        used: list[Path] = []
+        for name, path in self.paths.items():
+            try:
+                used += self.files(name)
+            except ValueError:  # said when the recording is read
+                used.append(path)
+        return unused_files(self.root, used)
 
 
 def folders_with(root: Path, *markers: str, depth: int = 1) -> dict[str, Path]:

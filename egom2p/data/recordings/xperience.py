@@ -47,7 +47,7 @@ class XperienceReader(FormatReader):
         try:
             with h5py.File(file, "r") as held:
                 tables = {key: np.array(held[key]) for key in _keys(held, self.config.depth_metres_per_unit)}
-        except OSError as error:
+        except (OSError, RuntimeError, KeyError) as error:  # h5py's own of damaged bytes
             raise ValueError(f"{file}: not a readable HDF5 file: {error}") from error
         if "video/device_timestamp" not in tables:
             raise ValueError(f"{file}: found the tables {sorted(tables)}, wanted video/device_timestamp")

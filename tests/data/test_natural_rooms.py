@@ -9,10 +9,15 @@ import trimesh
 
 from egom2p.data.clips.clip_alignment import ClipConfig, cut_clips
 from egom2p.data.clips.clip_store import write_clips
-from egom2p.data.recordings.synthetic import CameraConfig, RoomConfig, SyntheticReader, SyntheticWorldConfig
+from egom2p.data.recordings.synthetic import (
+    CameraConfig,
+    NaturalConfig,
+    RoomConfig,
+    SyntheticReader,
+    SyntheticWorldConfig,
+)
 from egom2p.data.recordings.synthetic.carrying import CarryingConfig
 from egom2p.data.recordings.synthetic.casting import PlainIntersector
-from egom2p.data.recordings.synthetic.natural import NaturalConfig
 from egom2p.data.recordings.synthetic.photographs import LensConfig
 from egom2p.data.recordings.trajectories import RandomMotionReader, RandomMotionSource
 
@@ -134,22 +139,22 @@ def test_intrinsics_are_those_of_the_pictures(recordings):
     assert len(fields) == len(recordings) and 50 <= min(fields) and max(fields) <= 110
 
 
-def probe_r2(features, target):
-    """Of a linear probe, out of sample: five folds."""
-    fold = np.arange(len(target)) % 5
-    ones = np.c_[features, np.ones(len(features))]
+def r_squared(features, target):
+    """Of a linear guess, out of sample: five parts, each guessed from the others."""
+    part = np.arange(len(target)) % 5
+    design = np.c_[features, np.ones(len(features))]
     left = np.zeros(target.shape)
     for k in range(5):
-        weights = np.linalg.lstsq(ones[fold != k], target[fold != k], rcond=None)[0]
-        left[fold == k] = target[fold == k] - ones[fold == k] @ weights
+        weights = np.linalg.lstsq(design[part != k], target[part != k], rcond=None)[0]
+        left[part == k] = target[part == k] - design[part == k] @ weights
     return 1 - np.square(left).sum() / np.square(target - target.mean(axis=0)).sum()
 
 
 def test_colours_do_not_tell_where_one_looks():
     """Mean colour says nothing of the heading, and brightness little of depth; both do in the first world."""
     size = CameraConfig(height=16, width=16)
-    natural = dataclasses.replace(SMALL, num_rooms=100, recordings_per_room=1, duration_s=0.5, camera=size)
-    first = SyntheticWorldConfig(num_rooms=60, duration_s=0.5, camera=size)
+    natural = dataclasses.replace(SMALL, num_rooms=40, duration_s=0.5, video_rate_hz=2.0, camera=size)
+    first = SyntheticWorldConfig(num_rooms=36, duration_s=0.5, video_rate_hz=2.0, camera=size)
     r2, correlation = {}, {}
     for name, config in (("natural", natural), ("first", first)):
         reader = SyntheticReader(config)
@@ -162,8 +167,8 @@ def test_colours_do_not_tell_where_one_looks():
             with_depth.append(
                 np.corrcoef(picture.sum(axis=2).ravel(), np.log(streams["depth"].values[0]).ravel())[0, 1]
             )
-        r2[name], correlation[name] = probe_r2(np.array(colours), np.array(headings)), np.mean(with_depth)
-    assert r2["natural"] < 0.05 < 0.3 < r2["first"]
+        r2[name], correlation[name] = r_squared(np.array(colours), np.array(headings)), np.mean(with_depth)
+    assert r2["natural"] < 0.1 < 0.2 < r2["first"]
     assert abs(correlation["natural"]) < 0.35 and correlation["first"] < -0.5
 
 

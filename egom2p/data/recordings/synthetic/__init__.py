@@ -2,6 +2,7 @@
 
 from egom2p.data.recordings.synthetic.looking import GazeConfig
 from egom2p.data.recordings.synthetic.movers import MoversConfig
+from egom2p.data.recordings.synthetic.natural import NaturalConfig
 from egom2p.data.recordings.synthetic.reader import SyntheticReader, SyntheticWorldConfig, best_gaze_error
 from egom2p.data.recordings.synthetic.rendering import CameraConfig, LampConfig
 from egom2p.data.recordings.synthetic.rooms import RoomConfig
@@ -12,6 +13,7 @@ __all__ = [
     "GazeConfig",
     "LampConfig",
     "MoversConfig",
+    "NaturalConfig",
     "RoomConfig",
     "SyntheticReader",
     "SyntheticWorldConfig",

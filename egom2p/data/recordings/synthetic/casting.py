@@ -127,8 +127,9 @@ class Caster:
     def __init__(self, mesh: trimesh.Trimesh, *, backend: Backend = "auto") -> None:
         if backend == "embree" or (backend == "auto" and RayMeshIntersector is not None):
             self._intersector = RayMeshIntersector(mesh, scale_to_box=False)
+            self._embree = self._intersector._scene  # kept: asked for anew it hashes the mesh
         else:
-            self._intersector = PlainIntersector(mesh.triangles)
+            self._intersector, self._embree = PlainIntersector(mesh.triangles), None
         corners = np.asarray(mesh.triangles, dtype=np.float64)
         self._normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
         self._offsets = np.einsum("ac,ac->a", self._normals, corners[:, 0])
@@ -157,10 +158,10 @@ class Caster:
 
         Half the time of `first_hits`: embree may stop at any hit and need not say which.
         """
-        if isinstance(self._intersector, PlainIntersector):
+        if self._embree is None:
             return self.first_hits(origins, steps)[1] < _NEARLY
         reach_P = np.full(len(steps), _NEARLY, np.float32)
-        return self._intersector._scene.run(origins, steps, dists=reach_P, query="OCCLUDED") >= 0
+        return self._embree.run(origins, steps, dists=reach_P, query="OCCLUDED") >= 0
 
 
 @lru_cache

@@ -282,12 +282,10 @@ def _share_open(caster: Caster, origins: np.ndarray, directions: np.ndarray, siz
 
 def _scattered(count: int, size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
     """Positions (count * P, 3) in a cube of half width 1: 4 * count of them, in turns over squares of 2 x 2 pixels."""
-    parts = (np.stack([rng.permutation(4 * count) for _ in range(3)], axis=1) + rng.random((4 * count, 3))) / (
-        4 * count
-    )
-    rows, columns = np.mgrid[: size[0], : size[1]]
-    square = (2 * (rows % 2) + columns % 2).ravel()
-    return (2 * parts.reshape(count, 4, 3)[:, square] - 1).reshape(-1, 3).astype(np.float32)
+    order = np.stack([rng.permutation(4 * count) for _ in range(3)], axis=1)
+    parts = ((order + rng.random(order.shape)) / (2 * count) - 1).astype(np.float32).reshape(count, 2, 2, 3)
+    rows, columns = (-(-side // 2) for side in size)
+    return np.tile(parts, (1, rows, columns, 1))[:, : size[0], : size[1]].reshape(-1, 3)
 
 
 def _develop(light: np.ndarray, rng: np.random.Generator, config: LensConfig) -> np.ndarray:

@@ -37,6 +37,7 @@ from egom2p.models.sampling import SamplingConfig
 from egom2p.models.weights import save_model
 from egom2p.pipelines.tokenization import TokenizeConfig, tokenize
 from egom2p.tokenizers import PatchesConfig, PatchTokenizer, load_tokenizer
+from egom2p.training.planning.plan import plan_pretraining
 from egom2p.training.planning.training_memory import ClipRows, TrainingMemory, model_without_weights
 from egom2p.training.tasks.pretrain_config import PretrainConfig
 from egom2p.training.tasks.pretrain_task import pretrain
@@ -387,7 +388,7 @@ def test_weights_go_to_disk_and_a_model_without_pixels_learns_them(loading, tmp_
     assert len(report.mismatched) == 3 and all("tokenizer" in line for line in report.mismatched)
 
 
-def test_costs_count_the_embedding_of_pixels(loading):
+def test_costs_count_the_embedding_of_pixels(loading, world, tmp_path):
     specs, clips = loading[1], masked(loading)
     batch, model = collate(clips, specs), model_without_weights(SIZES, specs)
     rows, dim = batch.patch_counts[0], SIZES.dim
@@ -402,6 +403,8 @@ def test_costs_count_the_embedding_of_pixels(loading):
         build = lambda size: model_without_weights(size, specs)  # noqa: E731
         return TrainingMemory(build, SIZES, rows, config.optimizer, is_mixed=False).footprint(8).activations
 
+    plan = plan_pretraining(from_plain(PretrainConfig, pretraining(world, tmp_path / "run")))
+    assert not plan.problems and dict(plan.facts)["a clip"].startswith("32 input + ")
     # Values as bytes and, for the gradient of the weights, as float32.
     assert kept({"rgb_patches": 32}) - kept({}) >= 8 * 32 * 384 * 4
 

@@ -173,6 +173,13 @@ class ModalitySpec:
             return ids
         return np.concatenate([ids, np.full(self.num_tokens - len(ids), self.pad_id, ids.dtype)])
 
+    def filled(self, code: int) -> np.ndarray:
+        """What a clip holds whose tokens are all alike: ids (L,) int32, or patches (L, P) uint8."""
+        shape, dtype = (self.num_tokens, self.num_values), np.uint8
+        if not self.is_input_only:
+            shape, dtype = (self.num_tokens,), np.int32
+        return np.full(shape, code % self.num_codes, dtype)
+
     def with_fingerprint(self, fingerprint: str | None) -> "ModalitySpec":
         return replace(self, tokenizer_fingerprint=fingerprint)
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from egom2p.contracts import ModalitySpec, TokenClip
+from egom2p.contracts import TokenClip
 from egom2p.generation.checkpoints import Checkpoint
 from egom2p.jobs.progress import say
 from egom2p.layers.step_memory import step_memory
@@ -63,7 +63,7 @@ def _model_step(num_clips: int, model: nn.Module, *, plan: TargetPlan) -> Tensor
     target = next(spec for spec in model.specs if spec.name == plan.target)
     # Other ids in every clip: equal inputs would be encoded once.
     prompts = [
-        TokenClip(str(clip), {spec.name: _filled(spec, clip) for spec in model.specs if spec is not target})
+        TokenClip(str(clip), {spec.name: spec.filled(clip) for spec in model.specs if spec is not target})
         for clip in range(num_clips)
     ]
     states, tables = states_of(prompts, model.specs)
@@ -74,12 +74,6 @@ def _model_step(num_clips: int, model: nn.Module, *, plan: TargetPlan) -> Tensor
     answers = PromptAnswers(model)
     answers.patches = tuple(torch.from_numpy(table) for table in tables)
     return answers.hidden_by_pass(queries)[0][0]
-
-
-def _filled(spec: ModalitySpec, clip: int) -> np.ndarray:
-    if spec.kind == "patches":
-        return np.full((spec.num_tokens, spec.num_values), clip % 256, np.uint8)
-    return np.full(spec.num_tokens, clip % spec.vocab_size, np.int32)
 
 
 def _decoding_step(num_clips: int, network: nn.Module) -> Tensor:

@@ -250,7 +250,7 @@ def _draw_clips(
             raise ValueError(f"{name}: {dataset.shards} lists no folder of {[spec.folder for spec in specs]}")
         masking = UnifiedMasking(specs, dataset)
         masking.check([spec.name for spec in present], where=f"data set {name}")
-        clip = TokenClip(name, {spec.name: np.zeros(spec.num_tokens, np.int32) for spec in present})
+        clip = TokenClip(name, {spec.name: spec.filled(0) for spec in present})
         for number in range(_DRAWS if dataset.weight > 0 else 0):
             yield dataset.weight / _DRAWS, dataset, masking(clip, clip_rng(config.seed, f"plan of {name}", number))
 

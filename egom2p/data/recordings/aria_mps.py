@@ -269,20 +269,10 @@ def read_gaze_angles(
 
     size: of the stored picture.
     """
-    wanted = ["tracking_timestamp_us", "pitch_rads_cpf"]
-    optional = ["yaw_rads_cpf", "left_yaw_rads_cpf", "right_yaw_rads_cpf", "depth_m", "left_pitch_rads_cpf"]
-    columns = _read_columns(path, wanted, optional)
-    if "left_pitch_rads_cpf" in columns and calibration.is_turned:
+    table = Table(path)
+    if "left_pitch_rads_cpf" in table and calibration.is_turned:
         raise ValueError(f"{path}: found a pitch of each eye: gaze of Aria Gen 2; wanted that of Gen 1, as its cameras")
-    if "yaw_rads_cpf" in columns:
-        yaw = columns["yaw_rads_cpf"]
-    elif "left_yaw_rads_cpf" in columns and "right_yaw_rads_cpf" in columns:
-        yaw = yaw_of_both_eyes(columns["left_yaw_rads_cpf"], columns["right_yaw_rads_cpf"])
-    else:
-        raise ValueError(f"{path}: found columns {sorted(columns)}, wanted yaw_rads_cpf or that of both eyes")
-    times_us, pitch = columns["tracking_timestamp_us"], columns["pitch_rads_cpf"]
-    depth_m = np.nan_to_num(columns.get("depth_m", np.zeros(len(yaw))), nan=0.0)
-    depth_m = np.where(depth_m > 0, depth_m, _CUSTOMARY_GAZE_DEPTH_M)
+    times_us, (yaw, pitch, depth_m) = table.numbers("tracking_timestamp_us"), gaze_angles(table)
     is_known = np.isfinite(yaw) & np.isfinite(pitch)
     gaze, is_valid = np.zeros((len(yaw), 2)), np.zeros(len(yaw), dtype=bool)
     nearest = nearest_index(calibration.times_us, times_us)
@@ -294,6 +284,16 @@ def read_gaze_angles(
             yaw[mine], pitch[mine], depth_m[mine], cam_from_cpf=cam_from_cpf, intrinsics=camera
         )
     return times_us * _SECONDS, gaze, is_valid
+
+
+def gaze_angles(table: Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Yaw and pitch (G,) in radians about the point between the eyes (nan: unknown), and metres along them (G,)."""
+    if "yaw_rads_cpf" in table:
+        yaw = table.numbers("yaw_rads_cpf")
+    else:
+        yaw = yaw_of_both_eyes(table.numbers("left_yaw_rads_cpf"), table.numbers("right_yaw_rads_cpf"))
+    depth_m = np.nan_to_num(table.numbers("depth_m")) if "depth_m" in table else np.zeros(len(table))
+    return yaw, table.numbers("pitch_rads_cpf"), np.where(depth_m > 0, depth_m, _CUSTOMARY_GAZE_DEPTH_M)
 
 
 def _read_columns(path: Path, wanted: list[str], optional: list[str] | None = None) -> dict[str, np.ndarray]:

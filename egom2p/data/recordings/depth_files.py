@@ -64,33 +64,37 @@ class DepthFrames:
 
 
 class DepthVideo(VideoFile):
-    """Depth in metres of a video of 16-bit grey (FFV1 and the like); a FrameSource of (N, H, W) float32.
+    """Depth in metres of a video of one channel (FFV1 and the like); a FrameSource of (N, H, W) float32.
 
-    Raises ValueError for a video of fewer bits or of colours, whose numbers are no distances.
+    metres    (V,) float32, what each stored number means, 0 for no distance: 65536 of 16 bits, 4096 of 12
+    Raises ValueError for a video of other bits or of colours, whose numbers are no distances.
     """
 
-    def __init__(self, path: Path, *, metres_per_unit: float, invalid_values: Sequence[float] = (0, 65535)) -> None:
+    def __init__(self, path: Path, metres: np.ndarray) -> None:
         super().__init__(path)
-        self._metres_per_unit, self._invalid_values = np.float32(metres_per_unit), list(invalid_values)
+        self._metres, self._pixels = metres, {1 << 16: "gray16le", 1 << 12: "gray12le"}[len(metres)]
         self.read(np.zeros(1, np.int64))
 
     def read(self, indices: np.ndarray) -> np.ndarray:
         frames = np.empty((len(indices), self.stored_height, self.stored_width), np.float32)
         for position in np.argsort(indices, kind="stable"):
-            frames[position] = self._metres(int(indices[position]))
+            frames[position] = self._frame(int(indices[position]))
         return frames
 
-    def _metres(self, row: int) -> np.ndarray:
-        if self._last is None or self._last[0] != row:
-            frame = self._find(row)
-            if not frame.format.name.startswith("gray16"):
-                raise ValueError(f"{self.path}: found pictures of {frame.format.name}, wanted 16-bit grey (gray16le)")
-            if frame.is_corrupt or (frame.width, frame.height) != (self.stored_width, self.stored_height):
-                raise ValueError(f"{self.path}: frame {row} of {len(self)} is damaged, or of another size")
-            stored = frame.to_ndarray(format="gray16le")
-            metres = stored.astype(np.float32) * self._metres_per_unit
-            self._last = row, np.where(np.isin(stored, self._invalid_values), np.float32(0.0), metres)
-        return self._last[1]
+    def _upright(self, frame: Any, row: int) -> np.ndarray:
+        if frame.format.name != self._pixels:
+            raise ValueError(f"{self.path}: found pictures of {frame.format.name}, wanted {self._pixels[4:6]}-bit grey")
+        if frame.is_corrupt or (frame.width, frame.height) != (self.stored_width, self.stored_height):
+            raise ValueError(f"{self.path}: frame {row} of {len(self)} is damaged, or of another size")
+        plane = np.frombuffer(frame.planes[0], "<u2").reshape(frame.height, frame.planes[0].line_size // 2)
+        return self._metres[np.minimum(plane[:, : frame.width], len(self._metres) - 1)]
+
+
+def metres_of_steps(metres_per_unit: float) -> np.ndarray:
+    """Metres (65536,) float32 of 16-bit numbers in even steps; 0 and 65535 are no distance."""
+    metres = np.arange(1 << 16, dtype=np.float32) * np.float32(metres_per_unit)
+    metres[-1] = 0.0
+    return metres
 
 
 class DepthAlongAxis:

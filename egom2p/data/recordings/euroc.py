@@ -19,11 +19,10 @@ from egom2p.config import strict
 from egom2p.contracts import Intrinsics
 from egom2p.data.recordings.reader_parts import (
     lens,
-    numbers_of,
     picture_stream,
     pose_stream,
     stamped_rows,
-    track_stream,
+    text_track,
     unlisted,
 )
 from egom2p.data.recordings.recording_formats import FolderSource, FormatReader, Opened, folders_with
@@ -78,9 +77,8 @@ class EurocReader(FormatReader):
             notes += repeats
             used.append(trajectory)
         if (imu := _first(mav, ("imu0",))) is not None:
-            imu_times_s, rows = stamped_rows(imu, "ns", columns=7, stream="imu")
             unit = "gyroscope rad/s xyz, accelerometer m/s^2 xyz; axes of the body"
-            streams["imu"] = track_stream(imu_times_s, numbers_of(imu, rows, slice(0, 6)), unit, where=imu)
+            streams["imu"] = text_track(imu, "ns", columns=6, unit=unit, stream="imu")
             used.append(imu)
         return Opened(streams, intrinsics, used, notes)
 

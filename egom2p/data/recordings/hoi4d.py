@@ -20,7 +20,7 @@ import numpy as np
 
 from egom2p.config import Positive, strict
 from egom2p.data.clips.video_files import VideoFile
-from egom2p.data.recordings.depth_files import DepthVideo
+from egom2p.data.recordings.depth_files import DepthVideo, metres_of_steps
 from egom2p.data.recordings.reader_parts import (
     check_pose_direction,
     frame_stream,
@@ -81,7 +81,7 @@ class Hoi4dReader(FormatReader):
                 )
             streams["camera"] = pose_stream(np.arange(len(poses)) / self.config.rate_hz, poses, where=log)
         if (path / _DEPTH).is_file():
-            depth = DepthVideo(path / _DEPTH, metres_per_unit=self.config.metres_per_unit)
+            depth = DepthVideo(path / _DEPTH, metres_of_steps(self.config.metres_per_unit))
             streams["depth"] = frame_stream(depth, depth.times_s, "m", where=path / _DEPTH)
             if intrinsics is not None and "camera" in streams:
                 check_pose_direction(streams, intrinsics, where=log)

@@ -20,6 +20,7 @@ import numpy as np
 from egom2p.config import strict
 from egom2p.contracts import Intrinsics, Stream
 from egom2p.data.clips.video_files import VideoFile
+from egom2p.data.recordings.depth_files import DepthVideo
 from egom2p.data.recordings.reader_parts import (
     JoinedFrames,
     frame_stream,
@@ -101,7 +102,7 @@ class LeRobotReader(FormatReader):
                     raise ValueError(f"{path}: found video keys {videos}, wanted source.{stream} to be one of them")
                 video_path = _stated(path, info, "video_path", video_key=key, **row["videos"][key])
                 coding = _depth_coding(features[key]) if stream == "depth" else None
-                video = DepthVideo(video_path, coding) if coding else VideoFile(video_path)
+                video = DepthVideo(video_path, metres_of_codes(coding)) if coding else VideoFile(video_path)
                 rows = _video_rows(video, row["from"][key] + times_s, fps)
                 unit, joined = "m" if coding else "uint8", JoinedFrames([(video, rows)])
                 streams[stream] = frame_stream(joined, times_s + start_s, unit, where=video_path)
@@ -137,25 +138,6 @@ class LeRobotReader(FormatReader):
         if intrinsics is None and held:
             intrinsics = Intrinsics(**{**held, "distortion": tuple(held["distortion"])})
         return Opened(streams, intrinsics, self.files(name), notes)
-
-
-class DepthVideo(VideoFile):
-    """Depth in metres of a video of 12-bit codes; a FrameSource of (N, H, W) float32, 0 is no depth."""
-
-    def __init__(self, path: Path, coding: Mapping[str, Any]) -> None:
-        super().__init__(path)
-        self._metres = metres_of_codes(coding)
-
-    def read(self, indices: np.ndarray) -> np.ndarray:
-        indices = np.asarray(indices, dtype=np.int64)
-        found = {row: self._frame(row) for row in np.unique(indices).tolist()}
-        return np.stack([found[row] for row in indices.tolist()])
-
-    def _upright(self, frame: Any, row: int) -> np.ndarray:
-        if frame.format.name != "gray12le":
-            raise ValueError(f"{self.path}: found pixels {frame.format.name}, wanted one channel of 12 bits (gray12le)")
-        plane = np.frombuffer(frame.planes[0], "<u2").reshape(frame.height, frame.planes[0].line_size // 2)
-        return self._metres[np.minimum(plane[:, : frame.width], LARGEST_CODE)]
 
 
 def metres_of_codes(coding: Mapping[str, Any]) -> np.ndarray:

@@ -37,7 +37,7 @@ from egom2p.data.recordings.reader_parts import (
     poses_from_rows,
     track_stream,
 )
-from egom2p.data.recordings.recording_formats import FolderSource, FormatReader, Opened
+from egom2p.data.recordings.recording_formats import FolderSource, FormatReader, Opened, called_by_path
 from egom2p.data.recordings.recording_settings import TransformSettings, transform_matrix
 from egom2p.data.recordings.track_files import distinct_samples, visible
 
@@ -68,7 +68,7 @@ class McapReader(FormatReader):
 
     @classmethod
     def find(cls, root: Path) -> Mapping[str, Path]:
-        return {path.stem: path for path in visible(root) if path.suffix.lower() == ".mcap" and path.is_file()}
+        return called_by_path(root, [p for p in visible(root) if p.suffix.lower() == ".mcap" and p.is_file()])
 
     def open(self, name: str, path: Path) -> Opened:
         file, wanted = _File(path), self.config

@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from egom2p.contracts import Intrinsics, Stream, check_shape
+from egom2p.data.recordings.aria_mps import gaze_angles
 from egom2p.data.recordings.recording_settings import (
     DEFAULT_RATE_HZ,
     SETTINGS_FILE,
@@ -38,13 +39,11 @@ from egom2p.geometry import (
     gaze_from_yaw_pitch,
     inverse_poses,
     read_trajectory,
-    yaw_of_both_eyes,
 )
 
 FORMAT_OF_SUFFIX = {".txt": "tum", ".tum": "tum", ".csv": "euroc", ".npz": "npz"}
 _AXES = {"opencv": np.eye(4), "opengl": np.diag([1.0, -1.0, -1.0, 1.0]), "turned": CLOCKWISE_TURN}
 _MIN_CONFIDENCE = 0.6  # what Pupil Labs advise for their own
-_ARIA_GAZE_DEPTH_M = 1.0  # where the file has none, as Aria's own tools do
 _LARGEST_NORMALISED = 2.0
 
 
@@ -131,8 +130,7 @@ _GAZE_LAYOUTS = (
 )
 # Samples are valid when one of the eyes is; Tobii Studio counts from 0 (certain) to 4 (not found).
 _EYES_VALID = (("validity left", "validity right"), ("validityleft", "validityright"))
-_ARIA_PITCH, _ARIA_YAW = "pitch_rads_cpf", "yaw_rads_cpf"
-_ARIA_YAWS = ("left_yaw_rads_cpf", "right_yaw_rads_cpf")
+_ARIA_PITCH = "pitch_rads_cpf"
 
 
 def read_gaze(
@@ -240,19 +238,13 @@ def _gaze_from_angles(
             f"{table.path}: found Aria's gaze as angles; wanted gaze.camera_from_eyes and intrinsics in "
             f"{SETTINGS_FILE}, or the whole MPS folder given to convert_samples, which knows them"
         )
-    pitch = table.numbers(_ARIA_PITCH)
-    yaw = (
-        table.numbers(_ARIA_YAW)
-        if _ARIA_YAW in table
-        else yaw_of_both_eyes(*(table.numbers(name) for name in _ARIA_YAWS))
-    )
-    depth_m = np.nan_to_num(table.numbers("depth_m")) if "depth_m" in table else np.zeros(len(table))
+    yaw, pitch, depth_m = gaze_angles(table)
     is_known = np.isfinite(yaw) & np.isfinite(pitch)
     cam_from_eyes = transform_matrix(wanted.camera_from_eyes, where=f"{folder / SETTINGS_FILE}: gaze.camera_from_eyes")
     gaze, is_seen = gaze_from_yaw_pitch(
         np.where(is_known, yaw, 0.0),
         np.where(is_known, pitch, 0.0),
-        np.where(depth_m > 0, depth_m, _ARIA_GAZE_DEPTH_M),
+        depth_m,
         cam_from_cpf=cam_from_eyes,
         intrinsics=intrinsics,
     )

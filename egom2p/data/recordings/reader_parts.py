@@ -90,18 +90,35 @@ def stamped_rows(path: Path, unit: TimeUnit, *, columns: int, stream: str = "") 
     Raises ValueError naming file and line.
     """
     stamps, rows, row_names = [], [], []
-    for line, text in enumerate(read_text(path).splitlines(), start=1):
-        if not text.strip() or text.lstrip().startswith("#"):
-            continue
-        cells = [cell.strip() for cell in (text.split(",") if "," in text else text.split())]
-        if not rows and not _is_number(cells[0]):
-            continue
+    for line, cells in _text_rows(path):
         if len(cells) < columns or not _is_number(cells[0]):
-            raise ValueError(f"{path}, line {line}: found {text[:80]!r}, wanted a time and {columns - 1} more columns")
+            raise ValueError(f"{path}, line {line}: found {cells}, wanted a time and {columns - 1} more columns")
         stamps.append(cells[0])
         rows.append(cells[1:])
         row_names.append(f"{path}, line {line}")
     return clock_s(stamps_from_text(stamps), unit, path, row_names, stream=stream), rows
+
+
+def _text_rows(path: Path) -> list[tuple[int, list[str]]]:
+    """Lines and cells of a table, between commas or blanks; comments and a header of words are passed over."""
+    lines = [(n, text) for n, text in enumerate(read_text(path).splitlines(), start=1) if text.strip()]
+    held = [(n, text.split(",") if "," in text else text.split()) for n, text in lines if text.lstrip()[0] != "#"]
+    rows = [(n, [cell.strip() for cell in cells]) for n, cells in held]
+    return rows[1:] if rows and not _is_number(rows[0][1][0]) else rows
+
+
+def table_of_numbers(path: Path) -> np.ndarray:
+    """All cells (T, C) of such a table. Raises ValueError naming the row that is no numbers, or has others than C."""
+    rows = [cells for _, cells in _text_rows(path)]
+    if not rows:
+        raise ValueError(f"{path}: found no rows of numbers")
+    return numbers_of(path, rows, slice(None))
+
+
+def text_track(path: Path, time_unit: TimeUnit, *, columns: int, unit: str, stream: str) -> Stream:
+    """The first `columns` numbers after the time as a track; see `stamped_rows`."""
+    times_s, rows = stamped_rows(path, time_unit, columns=columns + 1, stream=stream)
+    return track_stream(times_s, numbers_of(path, rows, slice(0, columns)), unit, where=path)
 
 
 def numbers_of(path: Path, rows: Sequence[Sequence[str]], columns: slice) -> np.ndarray:
@@ -109,10 +126,11 @@ def numbers_of(path: Path, rows: Sequence[Sequence[str]], columns: slice) -> np.
     try:
         return np.array([row[columns] for row in rows], dtype=np.float64)
     except ValueError:
-        for number, row in enumerate(rows, start=1):
-            if not all(map(_is_number, row[columns])):
-                raise ValueError(f"{path}, sample {number}: found {row[columns]}, wanted numbers") from None
-        raise ValueError(f"{path}: found rows of different lengths, wanted a table") from None
+        wanted = len(rows[0][columns])
+        for number, cells in enumerate((row[columns] for row in rows), start=1):
+            if len(cells) != wanted or not all(map(_is_number, cells)):
+                raise ValueError(f"{path}, sample {number}: found {cells}, wanted {wanted} numbers") from None
+        raise
 
 
 def track_stream(

@@ -27,7 +27,7 @@ from egom2p.data.recordings.reader_parts import (
     poses_from_rows,
     track_stream,
 )
-from egom2p.data.recordings.recording_formats import FolderSource, FormatReader, Opened
+from egom2p.data.recordings.recording_formats import FolderSource, FormatReader, Opened, called_by_path
 from egom2p.data.recordings.track_files import visible
 
 
@@ -44,7 +44,7 @@ class Record3dReader(FormatReader):
 
     @classmethod
     def find(cls, root: Path) -> Mapping[str, Path]:
-        return {path.stem: path for path in visible(root) if path.suffix.lower() == ".r3d" and path.is_file()}
+        return called_by_path(root, [p for p in visible(root) if p.suffix.lower() == ".r3d" and p.is_file()])
 
     def open(self, name: str, path: Path) -> Opened:
         try:

@@ -25,6 +25,7 @@ from egom2p.data.recordings.reader_parts import (
     poses_from_rows,
     read_numbers,
     stamped_rows,
+    text_track,
     track_stream,
 )
 from egom2p.data.recordings.recording_formats import FolderSource, FormatReader, Opened, folders_with
@@ -82,9 +83,8 @@ class StrayScannerReader(FormatReader):
                 streams["depth"] = frame_stream(frames, times_s[is_there], "m", where=folder)
                 used += kept
         if (imu := path / "imu.csv").is_file():
-            imu_s, rows = stamped_rows(imu, "s", columns=7, stream="imu")
             unit = "accelerometer m/s^2 xyz, gyroscope rad/s xyz; axes of the phone"
-            streams["imu"] = track_stream(imu_s, numbers_of(imu, rows, slice(0, 6)), unit, where=imu)
+            streams["imu"] = text_track(imu, "s", columns=6, unit=unit, stream="imu")
             used.append(imu)
         return Opened(streams, intrinsics, used, notes)
 

@@ -17,7 +17,7 @@ from typing import Literal
 from egom2p.config import Positive, strict
 from egom2p.contracts import check_shape
 from egom2p.data.clips.video_files import VideoFile
-from egom2p.data.recordings.depth_files import DepthVideo
+from egom2p.data.recordings.depth_files import DepthVideo, metres_of_steps
 from egom2p.data.recordings.reader_parts import (
     check_pose_direction,
     frame_stream,
@@ -72,7 +72,7 @@ class TacoReader(FormatReader):
             "camera": pose_stream(rgb.times_s, inverse_poses(cam_from_world), where=extrinsics),
         }
         if depth_video.is_file():
-            depth = DepthVideo(depth_video, metres_per_unit=self.config.metres_per_unit)
+            depth = DepthVideo(depth_video, metres_of_steps(self.config.metres_per_unit))
             streams["depth"] = frame_stream(depth, rgb.times_s, "m", where=depth_video)
             check_pose_direction(streams, intrinsics, where=extrinsics)
         return Opened(streams, intrinsics, [video, depth_video, extrinsics, path / "egocentric_intrinsic.txt"])

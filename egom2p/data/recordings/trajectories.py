@@ -15,7 +15,7 @@ import numpy as np
 
 from egom2p.config import Count, Natural, NotNegative, Positive, strict
 from egom2p.contracts import Provenance, Recording
-from egom2p.data.recordings.reader_parts import pose_stream, poses_from_rows
+from egom2p.data.recordings.reader_parts import pose_stream, poses_from_rows, table_of_numbers
 from egom2p.data.recordings.recording_formats import FolderSource, FormatReader, Opened, called_by_path
 from egom2p.data.recordings.track_files import TABLE_SUFFIXES, distinct_samples, files_below, read_text
 from egom2p.geometry import (
@@ -151,7 +151,7 @@ class TrajectoriesReader(FormatReader):
         if config.columns is None and file_format != "matrix":
             times_s, world_from_body = read_trajectory(path, file_format, time_unit=config.time_unit)
         else:
-            rows = _rows(path)
+            rows = table_of_numbers(path)
             if config.columns is None:
                 if rows.shape[1] != 13:
                     raise ValueError(f"{path}: found {rows.shape[1]} columns, wanted a time and the 12 of a 3x4 matrix")
@@ -174,27 +174,6 @@ class TrajectoriesReader(FormatReader):
         if config.rate_hz is not None:
             times_s = np.arange(len(world_from_body)) / config.rate_hz
         return times_s, world_from_body
-
-
-def _rows(path: Path) -> np.ndarray:
-    """Numbers of a table; comments and one line of words above them are passed over."""
-    rows: list[list[float]] = []
-    for line, text in enumerate(read_text(path).splitlines(), start=1):
-        if not text.strip() or text.lstrip().startswith("#"):
-            continue
-        cells = [cell.strip() for cell in (text.split(",") if "," in text else text.split())]
-        try:
-            row = [float(cell) for cell in cells]
-        except ValueError:
-            if not rows and line == 1:
-                continue
-            raise ValueError(f"{path}, line {line}: found {text[:80]!r}, wanted numbers") from None
-        if rows and len(row) != len(rows[0]):
-            raise ValueError(f"{path}, line {line}: found {len(row)} columns, wanted {len(rows[0])} as above")
-        rows.append(row)
-    if not rows:
-        raise ValueError(f"{path}: found no poses")
-    return np.array(rows)
 
 
 def _turn(rng: np.random.Generator, max_deg: float | None) -> np.ndarray:

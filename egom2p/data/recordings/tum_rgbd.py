@@ -14,11 +14,9 @@ from egom2p.data.recordings.depth_files import DepthFrames
 from egom2p.data.recordings.reader_parts import (
     frame_stream,
     listed_pictures,
-    numbers_of,
     picture_stream,
     pose_stream,
-    stamped_rows,
-    track_stream,
+    text_track,
 )
 from egom2p.data.recordings.recording_formats import FolderSource, FormatReader, Opened, folders_with
 from egom2p.data.recordings.recording_settings import IntrinsicsSettings
@@ -61,9 +59,8 @@ class TumRgbdReader(FormatReader):
             used.append(trajectory)
             notes += repeats
         if (listing := path / "accelerometer.txt").is_file():
-            times_s, rows = stamped_rows(listing, "s", columns=4, stream="accelerometer")
-            values = numbers_of(listing, rows, slice(0, 3))
-            streams["accelerometer"] = track_stream(times_s, values, "m/s^2 xyz; axes of the sensor", where=listing)
+            unit = "m/s^2 xyz; axes of the sensor"
+            streams["accelerometer"] = text_track(listing, "s", columns=3, unit=unit, stream="accelerometer")
             used.append(listing)
         intrinsics = self.config.intrinsics.build() if self.config.intrinsics else None
         return Opened(streams, intrinsics, used, notes)

@@ -31,13 +31,13 @@ class FurnishingConfig:
     blocks         parts of the room walled off, so that few rooms are plain boxes
     """
 
-    side_m: tuple[Positive, Positive] = (2.6, 7.5)
+    side_m: tuple[Positive, Positive] = (2.6, 8.5)
     height_m: tuple[Positive, Positive] = (2.2, 3.4)
     num_furniture: tuple[Natural, Natural] = (5, 14)
     num_clutter: tuple[Natural, Natural] = (25, 90)
     num_on_walls: tuple[Natural, Natural] = (3, 10)
     blocks: tuple[Natural, Natural] = (0, 2)
-    plain_share: Share = 0.5  # of walls and ceilings: light and with little pattern
+    plain_share: Share = 0.6  # of walls and ceilings: light and with little pattern
 
     def __post_init__(self) -> None:
         if self.side_m[0] < 2 or self.height_m[0] < 2:
@@ -157,9 +157,9 @@ def furnish(seed: int, config: FurnishingConfig) -> NaturalScene:
     windows, inwards = _hang(builder, size, rng, config)
     things, tops = [], []
     for _ in range(rng.integers(config.num_furniture[0], config.num_furniture[1] + 1)):
-        name, centre, its_tops = _stand(builder, size, rng)
-        things.append(Thing(name, centre))
-        tops.extend(its_tops)
+        new_things, new_tops = _stand(builder, size, rng)
+        things.extend(new_things)
+        tops.extend(new_tops)
     for _ in range(rng.integers(config.num_clutter[0], config.num_clutter[1] + 1)):
         things.append(_drop(builder, size, tops, rng))
     mesh, skin = builder.built()
@@ -170,7 +170,7 @@ def furnish(seed: int, config: FurnishingConfig) -> NaturalScene:
 
 def _plain_or(rng: np.random.Generator, kinds: tuple[str, ...], plain_share: float) -> Material:
     if rng.random() < plain_share:
-        return random_material(rng, ("clouds",), value=(0.4, 0.92), saturation=0.15, contrast=0.2, tile_m=(0.7, 3.0))
+        return random_material(rng, ("clouds",), value=(0.5, 0.95), saturation=0.12, contrast=0.3, tile_m=(0.7, 3.0))
     return random_material(rng, kinds, tile_m=(0.4, 2.5), saturation=0.22, contrast=0.8)
 
 
@@ -183,7 +183,7 @@ def _shell(builder: _Builder, size: np.ndarray, rng: np.random.Generator, config
     faces |= {k: side for k, side in enumerate([(1, 0, 4, 5), (2, 1, 5, 6), (3, 2, 6, 7), (0, 3, 7, 4)])}
     for where, corner_numbers in faces.items():
         if where == "floor":
-            material = random_material(rng, _FLOOR, tile_m=(0.4, 2.0), saturation=0.3, contrast=0.8)
+            material = random_material(rng, _FLOOR, tile_m=(0.4, 2.0), value=(0.08, 0.8), contrast=0.8)
         elif where == "ceiling":
             material = _plain_or(rng, ("wood", "clouds", "tiles"), max(config.plain_share, 0.8))
         else:
@@ -252,7 +252,8 @@ class _Plan(NamedTuple):
     """A kind of furniture: ranges of its width, depth and height (metres), on what its top rests, and what is on it.
 
     base      legs, a post, two sides, or solid with doors
-    levels    boards below the top; back: how far it rises above the top; wall: how often it stands along one
+    levels    boards below the top; back: how far it rises above the top; wall: how often it stands at one
+    chairs    at most so many around it; weight: how many times as often as others it is drawn
     """
 
     width: Pair
@@ -263,18 +264,20 @@ class _Plan(NamedTuple):
     levels: tuple[int, int] = (0, 0)
     back: Pair = (0.0, 0.0)
     cushions: int = 0
+    chairs: int = 0
     weight: int = 1
 
 
 _PLANS = {
-    "table": _Plan((0.7, 2.0), (0.5, 1.0), (0.68, 0.95), "legs", 0.4, weight=3),
+    "table": _Plan((0.7, 2.0), (0.5, 1.0), (0.68, 0.95), "legs", 0.4, chairs=4, weight=3),
     "low table": _Plan((0.5, 1.2), (0.4, 0.7), (0.3, 0.5), "legs", 0.3, levels=(0, 1)),
-    "round table": _Plan((0.5, 1.3), (0.5, 1.3), (0.68, 0.95), "post", 0.3),
-    "desk": _Plan((0.9, 1.8), (0.55, 0.8), (0.68, 0.8), "sides", 0.8, levels=(0, 1)),
+    "round table": _Plan((0.5, 1.3), (0.5, 1.3), (0.68, 0.95), "post", 0.3, chairs=4),
+    "desk": _Plan((0.9, 1.8), (0.55, 0.8), (0.68, 0.8), "sides", 0.8, levels=(0, 1), chairs=1),
     "chair": _Plan((0.38, 0.5), (0.38, 0.5), (0.42, 0.5), "legs", 0.3, back=(0.3, 0.55), weight=2),
     "stool": _Plan((0.28, 0.42), (0.28, 0.42), (0.42, 0.75), "post", 0.3),
     "shelf": _Plan((0.5, 1.4), (0.25, 0.4), (0.8, 2.1), "sides", 0.9, levels=(1, 5), weight=2),
     "cabinet": _Plan((0.4, 2.2), (0.4, 0.65), (0.5, 1.1), "solid", 0.85, weight=2),
+    "counter": _Plan((1.5, 3.5), (0.55, 0.65), (0.85, 0.95), "solid", 0.95),
     "wardrobe": _Plan((0.5, 1.3), (0.45, 0.65), (1.5, 2.1), "solid", 0.95),
     "sofa": _Plan((1.1, 2.2), (0.7, 0.95), (0.35, 0.5), "solid", 0.5, back=(0.3, 0.5), cushions=4),
     "bed": _Plan((0.9, 1.7), (1.8, 2.1), (0.35, 0.55), "solid", 0.8, back=(0.1, 0.6), cushions=2),
@@ -286,24 +289,50 @@ Parts = list[tuple[Shape, Material, tuple[float, float, float]]]
 Tops = list[tuple[np.ndarray, np.ndarray, float, float]]  # middle (3,), rotation, width, depth
 
 
-def _stand(builder: _Builder, size: np.ndarray, rng: np.random.Generator) -> tuple[str, np.ndarray, Tops]:
-    """One piece of furniture: its name, its middle and the tops that things can stand on."""
+def _stand(builder: _Builder, size: np.ndarray, rng: np.random.Generator) -> tuple[list[Thing], Tops]:
+    """One piece of furniture, a table often with chairs: the things, and the tops that others can stand on."""
     kind = _DRAWN[rng.integers(len(_DRAWN))]
     plan = _PLANS[kind]
-    main = random_material(rng, _FURNITURE, tile_m=(0.25, 1.5))
+    piece, (width, depth), its_tops = _build(kind, rng)
+    half = size[:2] / 2
+    if rng.random() < plan.wall:  # its back to a wall
+        side = rng.integers(4)
+        rotation = _about_z(side * np.pi / 2)
+        along, away = half[side % 2] - width / 2, half[1 - side % 2] - depth / 2 - 0.03
+        shift = rotation @ (rng.uniform(-1, 1) * max(along, 0.0), max(away, 0.0), 0)
+    else:
+        rotation = _about_z(rng.uniform(0, 2 * np.pi))
+        shift = np.r_[rng.uniform(-0.7, 0.7, 2) * np.maximum(half - 0.4, 0.2), 0.0]
+    pieces = [(kind, piece, rotation, shift)]
+    if plan.chairs and rng.random() < 0.6:
+        chair, _, _ = _build("chair", rng)
+        for number in range(rng.integers(1, plan.chairs + 1)):
+            turn = rotation @ _about_z((number + 2) * np.pi / 2 + rng.normal(scale=0.15))
+            away = (depth if number % 2 == 0 else width) / 2 + rng.uniform(-0.05, 0.35)
+            pieces.append(("chair", chair, turn, shift + turn @ (rng.normal(scale=0.05), away, 0.0)))
+    for _, parts, turn, at in pieces:
+        for shape, material, spot in parts:
+            builder.add(shape, material, rng, rotation=turn, shift=turn @ np.asarray(spot, float) + at)
+    tops = [(rotation @ np.asarray(at, float) + shift, rotation, wide, deep) for at, wide, deep in its_tops]
+    return [Thing(name, at + (0, 0, 0.6)) for name, _, _, at in pieces], tops
+
+
+def _build(kind: str, rng: np.random.Generator) -> tuple[Parts, tuple[float, float], list]:
+    """A piece of furniture around the origin, its back to +y: parts, width and depth, tops (position, width, depth)."""
+    plan = _PLANS[kind]
+    main = random_material(rng, _FURNITURE, tile_m=(0.25, 1.5), value=(0.08, 0.92))
     other = random_material(rng, _FURNITURE, tile_m=(0.25, 1.5)) if rng.random() < 0.4 else main
     width, depth, height = rng.uniform(*plan.width), rng.uniform(*plan.depth), rng.uniform(*plan.height)
+    depth = width if plan.base == "post" else depth
     thick = rng.uniform(0.02, 0.06)
     parts = _rest(plan.base, (width, depth, height - thick), (main, other), rng)
     levels, tops = rng.integers(plan.levels[0], plan.levels[1] + 1), []
     gap = height / (levels + 1)
     for level in range(levels + 1):
         top = (level + 1) * gap
-        if plan.base == "post":
-            depth = width
-            parts.append((_scaled("pipe", width, width, thick), main, (0, 0, top - thick)))
-        elif plan.base != "pot":
-            parts.append((_box(width, depth, thick), main, (0, 0, top - thick)))
+        if plan.base != "pot":
+            board = _scaled("pipe" if plan.base == "post" else "box", width, depth, thick)
+            parts.append((board, main, (0, 0, top - thick)))
         room = min(0.35, gap - thick) if level < levels else 0.0
         if room > 0.12 and rng.random() < 0.5:
             goods = random_material(rng, ("spines",), once_m=(0.5, 2 * room))
@@ -319,20 +348,7 @@ def _stand(builder: _Builder, size: np.ndarray, rng: np.random.Generator) -> tup
     if kind == "lamp":
         shade = random_material(rng, ("cloth", "clouds"), value=(0.6, 0.9), glow=rng.uniform(0, 1.5), saturation=0.2)
         parts[-1] = (_turned(rng, width, 0.3), shade, (0, 0, height - 0.1))
-    # Along a wall, its back to it, or anywhere.
-    half = size[:2] / 2
-    if rng.random() < plan.wall:
-        side = rng.integers(4)
-        rotation = _about_z(side * np.pi / 2)
-        along, away = half[side % 2] - width / 2, half[1 - side % 2] - depth / 2 - 0.03
-        shift = rotation @ (rng.uniform(-1, 1) * max(along, 0.0), max(away, 0.0), 0)
-    else:
-        rotation = _about_z(rng.uniform(0, 2 * np.pi))
-        shift = np.r_[rng.uniform(-0.7, 0.7, 2) * np.maximum(half - 0.4, 0.2), 0.0]
-    for shape, material, at in parts:
-        builder.add(shape, material, rng, rotation=rotation, shift=rotation @ np.asarray(at, float) + shift)
-    tops = [(rotation @ np.asarray(at, float) + shift, rotation, wide, deep) for at, wide, deep in tops]
-    return kind, shift + (0, 0, 0.6 * height), tops
+    return parts, (width, depth), tops
 
 
 def _rest(
@@ -355,8 +371,9 @@ def _rest(
         green = np.array([0.5, 1.0, 0.4]) * rng.uniform(0.15, 0.6)
         leaf = Material(0, (0.2, 0.2), green * 0.4, np.outer([1, 0.4, 0.3], green), 0.4)
         spots = rng.normal(scale=0.4 * width, size=(rng.integers(6, 16), 3)) * (1, 1, 0)
+        stem = (_scaled("pipe", 0.03, 0.03, height), leaf, (0, 0, 0))
         leaves = [(_blob(rng, *rng.uniform(0.08, 0.3, 3)), leaf, at + (0, 0, rng.uniform(0.3, height))) for at in spots]
-        return [(_turned(rng, width, 0.35), main, (0, 0, 0)), *leaves]
+        return [(_turned(rng, width, 0.35), main, (0, 0, 0)), stem, *leaves]
     count = rng.integers(1, 5)
     wide, parts = width / count, [(_box(width, depth, height), main, (0, 0, 0))]
     for k in range(count):  # doors or drawers, and their knobs

@@ -54,13 +54,13 @@ class LensConfig:
     shutter_s: tuple[NotNegative, NotNegative] = (0.002, 0.035)
     brightness: tuple[Share, Share] = (0.3, 0.55)
     black: tuple[Share, Share] = (0.0, 0.08)
-    bright: tuple[Share, Share] = (0.75, 1.0)
+    bright: tuple[Share, Share] = (0.8, 1.0)
     colour: tuple[NotNegative, NotNegative] = (0.8, 1.7)
     white: tuple[Positive, Positive] = (0.85, 1.18)
     vignette: tuple[Share, Share] = (0.0, 0.45)
     noise: tuple[NotNegative, NotNegative] = (0.002, 0.015)
     blur_px: tuple[NotNegative, NotNegative] = (0.0, 0.4)
-    sharpening: tuple[NotNegative, NotNegative] = (0.0, 1.2)
+    sharpening: tuple[NotNegative, NotNegative] = (0.0, 1.0)
     quality: tuple[Count, Count] = (60, 97)
 
     def __post_init__(self) -> None:

@@ -308,12 +308,12 @@ def random_material(
     gloss = rng.uniform(0.1, 1.0) ** 2 if rng.random() < 0.35 else 0.0
     if kind in _IN_OWN_COLOURS:
         mixing = np.eye(3) * rng.uniform(0.6, 1.0) + rng.uniform(-0.1, 0.1, (3, 3))
-        return Material(picture, size, np.zeros(3), mixing, rng.uniform(0, 0.15), glow, gloss)
+        return Material(picture, size, np.zeros(3), mixing, rng.uniform(0, 0.1), glow, gloss)
     colours = [random_colour(rng, saturation=saturation, value=value) for _ in range(3)]
-    spread = contrast * rng.uniform(0.2, 1.0)
-    grain = rng.uniform(0, 0.25) * contrast * colours[0]
+    # Most things have a colour and little pattern; a few have much.
+    spread, grain = contrast * rng.uniform(0.1, 1.0) ** 2, rng.uniform(0, 0.5) ** 2 * contrast * colours[0]
     to_colour = np.stack([spread * (colours[1] - colours[0]), spread * (colours[2] - colours[0]), grain])
-    return Material(picture, size, colours[0] - grain / 2, to_colour, rng.uniform(0, 0.4) * contrast, glow, gloss)
+    return Material(picture, size, colours[0] - grain / 2, to_colour, rng.uniform(0, 0.5) ** 2 * contrast, glow, gloss)
 
 
 @dataclass(frozen=True)

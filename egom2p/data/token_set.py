@@ -100,7 +100,7 @@ class TokenSet:
         if not fits:
             raise ValueError(f"{self._clips.where(index, folder)}: {len(ids)} ids, {wanted}")
         # Read as unsigned a negative id is a large one, so that one pass sees both ends.
-        if int(ids.view(f"u{ids.itemsize}").max()) >= spec.vocab_size:
+        if int(ids.view(ids.dtype.str.replace("i", "u")).max()) >= spec.vocab_size:
             low, high = int(ids.min()), int(ids.max())
             raise ValueError(f"{self._clips.where(index, folder)}: ids from {low} to {high}, {wanted}")
         return ids.astype(np.int32, copy=False)

@@ -158,6 +158,7 @@ class _Run:
             changes += changed_settings(before, self.data, "data on the disk")
             self.progress, unlogged = restore(latest, self.train_state)
             self.sums.load(unlogged)
+        self.best.forget_after(self.progress.step if latest is not None else -1)
         is_finished = latest is not None and self.length.is_reached(self.progress) and (self.folder / FINAL).is_dir()
         is_shared = ranks.world_size > 1 and not is_sharded_model(task.model)
         self.model: nn.Module = share_gradients(task.model) if is_shared else task.model

@@ -67,6 +67,11 @@ class BestCheckpoint:
         if note["name"] == self.name:  # else another measurement counts from now on
             self.step, self._value = note["step"], note["value"]
 
+    def forget_after(self, step: int) -> None:
+        """The run goes on from this step (-1: from the beginning): a best one after it belongs to steps that are gone."""
+        if self.step is not None and self.step > step:
+            self.step, self._value = None, float("inf")
+
     def is_better(self, measurements: Sequence[Measurement]) -> bool:
         """Whether these beat all before. ValueError when the configured name is not among them."""
         return self.name is not None and chosen_value(self.name, measurements) < self._value

@@ -182,8 +182,10 @@ def test_bad_tokens_name_shard_and_clip(tmp_path, ids, message):
     with ShardWriter(tmp_path, "toy", {"rgb": "npy"}) as writer:
         writer.write("good", {"rgb": encode_array(np.zeros((3, 2, 4), np.uint16))})
         writer.write("bad", {"rgb": encode_array(ids)})
+        writer.write("of another machine", {"rgb": encode_array(np.full((3, 2, 4), 5, ">i4"))})
     tokens = TokenSet(f"{tmp_path}/[rgb]/toy/shard-*.tar", SPECS)
     assert tokens[0].tokens["tok_rgb"].dtype == np.int32
+    assert (tokens[2].tokens["tok_rgb"] == 5).all()
     with pytest.raises(ValueError, match=message) as caught:
         tokens[1]
     assert "shard-000000.tar" in str(caught.value)

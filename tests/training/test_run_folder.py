@@ -62,6 +62,18 @@ def test_a_run_keeps_its_best_checkpoint(tmp_path):
     assert steps(tmp_path) == sorted({note["step"], 32, 40}), "the one before the newest stays"
 
 
+def test_a_best_step_that_is_taken_back_is_forgotten(tmp_path):
+    """What DeadRunError advises: newer checkpoints are removed, the run goes on. The best one was among them."""
+    values = {"lr": 0.05, "schedule": "constant", "evaluate_every": 4, "checkpoint_every": 4, "keep_best": "toy"}
+    run_toy(tmp_path, num_steps=12, keep_last=3, **values)
+    assert load_json(tmp_path / "checkpoints" / "best.json")["step"] == 12
+    shutil.rmtree(tmp_path / "final")
+    for step in (8, 12):
+        shutil.rmtree(tmp_path / "checkpoints" / f"step-{step:08d}")
+    run_toy(tmp_path, num_steps=8, keep_last=3, allow_changes=True, **values | {"lr": 1e-4})
+    assert load_json(tmp_path / "checkpoints" / "best.json")["step"] == 8
+
+
 @pytest.fixture
 def remote(monkeypatch):
     moto = pytest.importorskip("moto")

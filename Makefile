@@ -12,7 +12,7 @@ WORKERS ?= $(shell env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc 2>/dev/null 
 # What may be given as NAME=value; a name that nobody reads is refused.
 comma := ,
 VARIABLES := PYTHON VENV PY LATEST WORKERS RANKS QUICK_RANKS QUICK_DTYPE SOURCE BASE OPTIONS IMAGE IMAGE_FILE VIDEO_FILE MODEL MODEL_CLIPS \
-             SAMPLES SIDE RGBD ARIA VIDEOS
+             SAMPLES SIDE RGBD ARIA VIDEOS REAL_CLIPS
 UNKNOWN := $(filter-out $(VARIABLES) SHELL,$(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name))))
 NEAREST = $(shell $(PYTHON) -c 'import difflib, sys; print(*difflib.get_close_matches(sys.argv[1].upper(), sys.argv[2:], 1))' $(1) $(VARIABLES))
 NEAREST_TARGET = $(shell $(MAKE) --no-print-directory help | $(PYTHON) -c 'import difflib, sys; print(*difflib.get_close_matches(sys.argv[1], [word for line in sys.stdin for word in line.split()], 1))' $(1))

@@ -1,7 +1,7 @@
 # The main job on the embedded world, as a chain of the public commands. Finished stages are reused (`.done` files);
 # an interrupted stage goes on where it was. Included by the Makefile.
 
-# `make quickstart` and `make world-small` differ in the configs they name and in how long those train.
+# `make quickstart`, `make world-small` and `make world-real` differ in the configs they name and in how long those train.
 world = $(patsubst outputs/%/.done/,%,$(dir $@))
 out = outputs/$(world)
 RUN := OMP_NUM_THREADS=1 EGOM2P_WORKERS=$(WORKERS) $(PY)
@@ -18,7 +18,7 @@ define stage
 @start=$$(date +%s); { $(2); } && echo $$(( $$(date +%s) - start )) > $@
 endef
 
-.PHONY: quickstart world-small clean-quickstart
+.PHONY: quickstart world-small world-real clean-quickstart
 quickstart: $(ENV)  ## the whole job on a synthetic world, ~7 minutes on 2 cores; ends in outputs/quickstart/index.html
 	@$(MAKE) --no-print-directory -j2 outputs/quickstart/.done/evaluation
 	@printf '\nDone. Open %s in a browser.\n' '$(CURDIR)/outputs/quickstart/index.html'
@@ -26,6 +26,11 @@ quickstart: $(ENV)  ## the whole job on a synthetic world, ~7 minutes on 2 cores
 world-small: $(ENV)  ## the same in ~45 minutes: the recipe of the pretrained checkpoint
 	@$(MAKE) --no-print-directory -j2 outputs/world_small/.done/evaluation
 	@printf '\nDone. Open %s in a browser.\n' '$(CURDIR)/outputs/world_small/index.html'
+
+world-real: $(ENV)  ## natural rooms, seen as pixels: the recipe of checkpoints/world_real; REAL_CLIPS=folder: measured on real clips
+	@$(MAKE) --no-print-directory -j2 outputs/world_real/.done/evaluation
+	@$(if $(REAL_CLIPS),$(PY) run_evaluation.py --config $(CFG)/egom2p/evaluation/world_real_clips.yaml clips.root=$(REAL_CLIPS))
+	@printf '\nDone. Open %s in a browser.\n' '$(CURDIR)/outputs/world_real/index.html'
 
 clean-quickstart:  ## remove what the quickstart made
 	rm -rf outputs/quickstart
@@ -35,6 +40,7 @@ clean-quickstart:  ## remove what the quickstart made
 
 HELD_OUT_quickstart := 24
 HELD_OUT_world_small := 48
+HELD_OUT_world_real := 24
 %/.done/clips-val: %/.done/clips-train
 	$(call stage,recordings of held-out rooms,$(RUN) run_prepare_data.py --config $(CFG)/data_preparation/$(world).yaml source.world.first_seed=200000 source.world.num_rooms=$(HELD_OUT_$(world)) output=$(out)/clips/val)
 
@@ -52,6 +58,10 @@ HELD_OUT_world_small := 48
 
 %/.done/tokens-train: %/.done/tokenizer-rgb %/.done/tokenizer-depth %/.done/tokenizer-cam %/.done/tokenizer-gaze
 	$(call stage,tokens for training,$(TORCHRUN) run_tokenize_data.py --config $(CFG)/tokenize/$(world).yaml)
+
+# Its tokenizers come with the project, and every clip is seen in the mirror too.
+outputs/world_real/.done/tokens-train: outputs/world_real/.done/clips-val
+	$(call stage,pixels and tokens for training,$(PY) -m egom2p.tokenizers.patches --config $(CFG)/tokenization/patches/rgb.yaml output=$(out)/tokenizers/rgb_patches && $(TORCHRUN) run_tokenize_data.py --config $(CFG)/tokenize/$(world).yaml && $(TORCHRUN) run_tokenize_data.py --config $(CFG)/tokenize/$(world).yaml mirrored=true output=$(out)/tokens/train_mirrored)
 
 %/.done/tokens-val: %/.done/tokens-train
 	$(call stage,tokens of held-out rooms,$(RUN) run_tokenize_data.py --config $(CFG)/tokenize/$(world).yaml clips=$(out)/clips/val output=$(out)/tokens/val)

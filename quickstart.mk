@@ -61,7 +61,7 @@ HELD_OUT_world_real := 24
 
 # Its tokenizers come with the project, and every clip is seen in the mirror too.
 outputs/world_real/.done/tokens-train: outputs/world_real/.done/clips-val
-	$(call stage,pixels and tokens for training,$(PY) -m egom2p.tokenizers.patches --config $(CFG)/tokenization/patches/rgb.yaml output=$(out)/tokenizers/rgb_patches && $(TORCHRUN) run_tokenize_data.py --config $(CFG)/tokenize/$(world).yaml && $(TORCHRUN) run_tokenize_data.py --config $(CFG)/tokenize/$(world).yaml mirrored=true output=$(out)/tokens/train_mirrored)
+	$(call stage,pixels and tokens for training,$(PY) -m egom2p.tokenizers.patch_card --config $(CFG)/tokenization/patches/rgb.yaml output=$(out)/tokenizers/rgb_patches && $(TORCHRUN) run_tokenize_data.py --config $(CFG)/tokenize/$(world).yaml && $(TORCHRUN) run_tokenize_data.py --config $(CFG)/tokenize/$(world).yaml mirrored=true output=$(out)/tokens/train_mirrored)
 
 %/.done/tokens-val: %/.done/tokens-train
 	$(call stage,tokens of held-out rooms,$(RUN) run_tokenize_data.py --config $(CFG)/tokenize/$(world).yaml clips=$(out)/clips/val output=$(out)/tokens/val)

@@ -13,7 +13,8 @@ from tiny_artifacts import NUM_FRAMES, SIZE, invented_clip, make_tiny_world
 from egom2p.anytoany.perception.source import CodesConfig
 from egom2p.anytoany.perception.token_features import perceived_specs
 from egom2p.config import from_plain
-from egom2p.contracts import ModalitySpec, TokenClip, TokenizerMismatch
+from egom2p.contracts import AlignedClip, ModalitySpec, Provenance, Stream, TokenClip, TokenizerMismatch
+from egom2p.data.clips.upright import mirrored
 from egom2p.data.clips.video_files import write_video
 from egom2p.data.collate import BatchShape, collate
 from egom2p.data.masking import AlphasConfig, MaskingConfig, ModalityAlphas, TransferConfig, UnifiedMasking
@@ -143,6 +144,55 @@ def test_what_cannot_be_cut_is_one_error():
     for wrong in ({"patch_shape": ()}, {"vocab_size": 3}, {"kind": "grid", "vocab_size": 3}):
         with pytest.raises(ValueError, match="rgb_patches"):
             replace(PIXELS, **wrong)
+
+
+MOTION = PatchesConfig(num_frames=9, height=64, width=64, rate_hz=8.0, patch=(1, 8, 8), shows="motion")
+
+
+def sliding_clip(per_frame):
+    """A smooth random picture that moves by so many pixels (right, down) from frame to frame."""
+    rng, size = np.random.default_rng(0), 200
+    spectrum = np.fft.rfft2(rng.normal(size=(size, size, 3)), axes=(0, 1))
+    y, x = np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None]
+    spectrum *= np.exp(-((x**2 + y**2) * 40**2) / 8)[..., None]
+    frames = []
+    for frame in range(MOTION.num_frames):
+        shift = np.exp(-2j * np.pi * frame * (per_frame[0] * x + per_frame[1] * y))[..., None]
+        frames.append(np.fft.irfft2(spectrum * shift, (size, size), axes=(0, 1))[60:124, 60:124])
+    video = np.stack(frames)
+    video = np.uint8(255 * (video - video.min()) / np.ptp(video))
+    times_s = np.arange(len(video)) / 8
+    stream = Stream(video, np.ones(len(video), bool), times_s, "uint8")
+    return AlignedClip("slides", {"rgb": stream}, None, Provenance("d", "r"))
+
+
+@pytest.mark.parametrize("per_frame", [(0.0, 0.0), (0.5, -0.3), (-3.0, 2.0), (6.5, 4.0)])
+def test_motion_is_how_far_the_picture_moved(per_frame):
+    tokenizer, clip = PatchTokenizer(MOTION), sliding_clip(per_frame)
+    values_BLP = tokenizer.encode([clip])
+    assert values_BLP.dtype == np.uint8 and values_BLP.shape == (1, 8, 8 * 8 * 2)
+    motion, is_valid = tokenizer.decode(values_BLP)
+    assert motion.shape == (1, 8, 8, 8, 2) and is_valid.all()
+    inside = motion[0, :, 2:6, 2:6] * 64
+    assert np.abs(np.median(inside, axis=(0, 1, 2)) - per_frame).max() < 0.15
+    if any(per_frame):
+        assert tokenizer.evaluate([clip])["unexplained_change"] < 0.35
+        mirror = tokenizer.decode(tokenizer.encode([mirrored(clip)]))[0] * [-1, 1]
+        assert np.abs(np.median(mirror[0, :, 2:6, 2:6] * 64, axis=(0, 1, 2)) - per_frame).max() < 0.15
+    else:
+        assert (values_BLP == 128).all()
+
+
+def test_motion_has_a_card_of_its_own(tmp_path):
+    PatchTokenizer(MOTION).save(tmp_path / "motion")
+    again = load_tokenizer(tmp_path / "motion")
+    assert again.spec.grid.shape == (8, 1, 1) and again.spec.patch_shape == (1, 8, 8, 2)
+    assert again.fingerprint != PatchTokenizer(replace(MOTION, shows="pixels")).fingerprint
+    grey = sliding_clip((0, 0))
+    grey.streams["rgb"].values[:] = 90  # nothing to follow
+    assert (again.encode([grey]) == 128).all()
+    with pytest.raises(ValueError, match="patch must begin with 1"):
+        replace(MOTION, patch=(3, 8, 8))
 
 
 def test_perception_of_ids_leaves_pixels_out():

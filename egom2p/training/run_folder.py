@@ -68,7 +68,7 @@ class BestCheckpoint:
             self.step, self._value = note["step"], note["value"]
 
     def forget_after(self, step: int) -> None:
-        """The run goes on from this step (-1: from the beginning); a best one after it is one of steps that are gone."""
+        """The run goes on from this step (-1: from its beginning); a best one after it is of steps that are gone."""
         if self.step is not None and self.step > step:
             self.step, self._value = None, float("inf")
 

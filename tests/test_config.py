@@ -1,7 +1,9 @@
 """The command line: composition, overrides, suggestions, exit codes, Hydra's own flags, several ranks."""
 
+import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,11 +11,17 @@ from pathlib import Path
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from egom2p.__main__ import COMMANDS
+from egom2p.anytoany.model import AnyToAnyConfig
 from egom2p.config import ConfigError, cfgs_root, from_plain, load_config, run_main, save_config, strict, to_plain
 from egom2p.config.command_line import recipes
 from egom2p.config.composition import find_config_file, quoted
-from egom2p.config.schema import keys_with_defaults
+from egom2p.config.key_meanings import described_keys, key_lines
+from egom2p.config.schema import all_keys
+from egom2p.pipelines.prepare import PrepareConfig
 from egom2p.training.tasks.pretrain_config import PretrainConfig
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @strict
@@ -314,10 +322,45 @@ def test_every_rank_composes_and_leaves_no_folders(config_file, tmp_path):
     assert sorted(path.name for path in work.iterdir()) == ["rank0-6", "rank1-6"]
 
 
-def test_help_says_what_nested_keys_mean():
-    """From the docstrings: one key or several to a line, words that go on below."""
-    lines = keys_with_defaults(PretrainConfig)
-    said = {line.split(" = ")[0]: line.partition("    # ")[2] for line in lines}
-    assert said["model.drop_path"].startswith("rate of stochastic depth") and said["model.drop_path"].endswith("first")
-    assert said["model.position_scale"] == said["model.position_period"] != ""
-    assert sum(bool(words) for words in said.values()) > 30
+def schemas_of_scripts():
+    """Root schema of every runnable script, read from its call of `run_main`."""
+    files = [*ROOT.glob("*.py"), *(ROOT / "egom2p").rglob("*.py"), *(ROOT / "experiments").rglob("*.py")]
+    for file in sorted(files):
+        for name in re.findall(r"run_main\(\s*([A-Z]\w*)", file.read_text(encoding="utf-8")):
+            module = ".".join(file.relative_to(ROOT).with_suffix("").parts)
+            yield pytest.param(module, name, id=name)
+    for name, command in COMMANDS.items():
+        if command.schema:
+            yield pytest.param(*command.schema.split(":"), id=name)
+
+
+@pytest.mark.parametrize(("module", "name"), schemas_of_scripts())
+def test_help_gives_every_key_default_and_meaning(module, name):
+    schema = getattr(importlib.import_module(module), name)
+    described = described_keys(schema)
+    assert {one.key for one in described} >= set(all_keys(schema))
+    assert not [one.key for one in described if not re.sub(r"\([^()]* \| [^()]*\)$", "", one.meaning)]
+    assert all(one.default for one in described)
+    # What is too wide for a terminal of 80 columns is one word.
+    assert not [line for line in key_lines(schema, width=80) if len(line) > 80 and " " in line.strip()]
+
+
+def test_help_says_what_the_schema_says():
+    """From a docstring's table, from a comment behind or above a field, from a sentence, from the type."""
+    said = {one.key: one for one in described_keys(PretrainConfig)}
+    assert said["model.drop_path"].meaning.startswith("rate of stochastic depth")
+    assert said["model.drop_path"].meaning.endswith("first")
+    assert said["model.position_scale"].meaning == said["model.position_period"].meaning
+    assert said["training.compile"].meaning.startswith("blocks: torch.compile of each")
+    assert said["training.compile"].meaning.endswith("weights whole (false | blocks | auto)")
+    assert said["training.optimizer.muon_lr_scale"].meaning.startswith("Muon's matrices learn at")
+    assert said["training.optimizer"].meaning.startswith("AdamW for everything")
+    assert (said["model.dim"].default, said["finetune"].default) == ("(must be given)", "null")
+    clip = {one.key: one.meaning for one in described_keys(PrepareConfig)}
+    assert clip["clip.span"].startswith("`common`: only where all streams") and "any" in clip["clip.span"]
+
+
+def test_help_shows_the_defaults_of_this_place():
+    """A schema inside another one may stand there with other defaults than its own."""
+    said = {one.key: one.default for one in described_keys(AnyToAnyConfig)}
+    assert (said["lora.rank"], said["lora.target_modules"]) == ("8", "('q_proj', 'v_proj')")

@@ -31,7 +31,7 @@ class CodebookConfig:
     modality    name of EgoM2P's modality (`tok_gaze`)
     size        codes
     num_tokens  codes of a clip: a span holds exactly so many
-    fingerprint of the tokenizer that makes the codes
+    fingerprint  of the tokenizer that makes the codes
     """
 
     kind: str

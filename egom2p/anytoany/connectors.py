@@ -43,7 +43,8 @@ class ConnectorConfig:
     standardize  st_shuffle: features are deviations from the training mean of their slot. 94 to 98 % of the states of
                  an encoder are the same in every clip, and what differs is else found late
     positions    st_shuffle: mark rows with their position, which features of pictures do not tell
-    dim          C; depth: cross-attention blocks of the resampler
+    dim          C, channels of the connector
+    depth        cross-attention blocks of the resampler
     every        gated_xattn: a gated layer before every so many layers of the language model
     """
 

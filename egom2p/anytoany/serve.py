@@ -86,7 +86,7 @@ class ServeConfig:
     prompt: str = "Video:\n{video}\nCaption the previous video."
     kind: Literal["video", "image", "audio"] = "video"
     answer: AnswerConfig = AnswerConfig(max_new_tokens=300)
-    host: Literal["127.0.0.1", "localhost", "::1"] = "127.0.0.1"
+    host: Literal["127.0.0.1", "localhost", "::1"] = "127.0.0.1"  # address that it listens on: this machine alone
     port: Natural = 8080
     max_batch: Count = 64
     timeout_s: Positive = 30.0

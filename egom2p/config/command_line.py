@@ -6,9 +6,9 @@ A plain run is composed in this process, by every rank alike, with no run direct
 
 import argparse
 import errno
-import inspect
 import json
 import os
+import shutil
 import sys
 import tempfile
 import time
@@ -30,7 +30,8 @@ from egom2p.config.composition import (
     prepare_overrides,
     quoted,
 )
-from egom2p.config.schema import ConfigError, keys_with_defaults
+from egom2p.config.key_meanings import key_lines, prose
+from egom2p.config.schema import ConfigError
 
 SchemaT = TypeVar("SchemaT")
 
@@ -89,7 +90,7 @@ def run_main(
     code 2, Ctrl-C as one word and exit code 130; with HYDRA_FULL_ERROR=1 their tracebacks are kept. Other exceptions
     pass through. Of several ranks the first speaks; another one only where the first has nothing to say.
     """
-    given = _parse(sys.argv[1:] if arguments is None else arguments, default_config, description)
+    given = _parse(sys.argv[1:] if arguments is None else arguments, default_config, description, schema)
     try:
         if given.config is None:
             raise ConfigError("which config? Say --config FILE" + recipes(program or Path(sys.argv[0]).name))
@@ -148,7 +149,7 @@ def recipes(script: str) -> str:
     return ", for instance one of:" + "".join(found) if found else ""
 
 
-def _parse(arguments: list[str], default_config: str | None, description: str) -> argparse.Namespace:
+def _parse(arguments: list[str], default_config: str | None, description: str, schema: type) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=description, add_help=False, allow_abbrev=False)
     parser.add_argument("--config", metavar="FILE", default=default_config)
     parser.add_argument("--cfg", "-c", choices=("job", "hydra", "all"), help="show the composed config, do nothing")
@@ -161,7 +162,7 @@ def _parse(arguments: list[str], default_config: str | None, description: str) -
     parser.error = lambda text: parser.exit(2, f"error: {text}; keys are said without dashes: key=value\n")
     given = parser.parse_intermixed_args(arguments)
     if given.help and given.config is None:
-        parser.print_help()
+        sys.stdout.write(f"{parser.format_help()}\n{_every_key(schema)}\n")
         raise SystemExit(0)
     given.hydra_flags = []
     for name in ("cfg", "package", "info"):
@@ -229,11 +230,15 @@ def _check_sweep(schema: type, file: Path, overrides: list[str]) -> None:
 
 
 def _help_template(schema: type, description: str) -> str:
-    """What --help shows: purpose, what the keys mean (the schema's own words), and the composed config."""
-    keys = inspect.cleandoc(schema.__doc__ or "")
+    """What --help shows: purpose, every key in the schema's own words, and the composed config."""
     usage = f"{Path(sys.argv[0]).name} [--config FILE] key=value ...    (also --cfg job, --info, --multirun)"
-    every = "== Every key and its default ==\n\n" + "\n".join(keys_with_defaults(schema))
-    parts = [description.strip(), usage, keys if not keys.startswith(f"{schema.__name__}(") else "", every]
-    words = "\n\n".join(part for part in parts if part)
+    words = "\n\n".join(part for part in (description.strip(), usage, _every_key(schema)) if part)
     # Neither Hydra's template nor an interpolation may find a `$` of ours.
     return words.replace("${", "$ {").replace("$", "$$") + "\n\n== What this config sets ==\n\n$CONFIG"
+
+
+def _every_key(schema: type) -> str:
+    lines = key_lines(schema, width=max(40, shutil.get_terminal_size().columns))
+    return "\n\n".join(
+        part for part in (prose(schema), "== Every key, its default and what it means ==", "\n".join(lines)) if part
+    )

@@ -5,8 +5,6 @@ A schema is any class under `@strict`. Fields may be other schemas, optional, in
 
 import dataclasses
 import difflib
-import inspect
-import re
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -150,46 +148,6 @@ def all_keys(schema: type, prefix: str = "", depth: int = 6) -> list[str]:
             if dataclasses.is_dataclass(kind) and depth > 0:
                 keys.extend(all_keys(kind, f"{prefix}{name}.", depth - 1))
     return keys
-
-
-def keys_with_defaults(schema: type, prefix: str = "", depth: int = 6) -> list[str]:
-    """Lines `key = default    # meaning` for every key that the schema declares; below open mappings `<name>` is one.
-
-    Meanings are those of the schemas' docstrings.
-    """
-    lines: list[str] = []
-    meanings = _meanings(schema)
-    for field in dataclasses.fields(schema):
-        key = prefix + field.name
-        if field.default is not dataclasses.MISSING:
-            shown = (
-                "..." if dataclasses.is_dataclass(field.default) else "null" if field.default is None else field.default
-            )
-        else:
-            shown = "(must be given)" if field.default_factory is dataclasses.MISSING else field.default_factory()
-        meaning = meanings.get(field.name) if prefix else None  # those of the root stand above, whole
-        lines.append(f"{key} = {shown}" + (f"    # {meaning}" if meaning else ""))
-        for step in ("", ".<name>"):
-            path = (field.name,) if not step else (field.name, "0")
-            for kind in types_at(schema, path):
-                if dataclasses.is_dataclass(kind) and depth > 0:
-                    lines += keys_with_defaults(kind, f"{key}{step}.", depth - 1)
-    return list(dict.fromkeys(lines))
-
-
-def _meanings(schema: type) -> dict[str, str]:
-    """Key -> its words in the docstring, where a line begins with the key (or keys, with commas) and two blanks."""
-    found: dict[str, str] = {}
-    keys: list[str] = []
-    for line in inspect.cleandoc(schema.__doc__ or "").splitlines():
-        begins = re.fullmatch(r"(\w+(?:, \w+)*) {2,}(\S.*)", line)
-        if begins:
-            keys, words = begins[1].split(", "), begins[2]
-        else:
-            keys, words = (keys, line.strip()) if line.startswith("  ") else ([], "")
-        for key in keys:
-            found[key] = f"{found.get(key, '')} {words}".strip()
-    return found
 
 
 def types_at(schema: Any, path: Sequence[str]) -> list[Any]:

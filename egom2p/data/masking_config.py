@@ -15,8 +15,8 @@ TrackPositions = Literal["random", "span"]
 class ModalityAlphas:
     """Dirichlet concentrations of one modality, one per component of the mixture; 0: never drawn there."""
 
-    input_alphas: list[NotNegative]
-    target_alphas: list[NotNegative]
+    input_alphas: list[NotNegative]  # of the input tokens
+    target_alphas: list[NotNegative]  # of the target tokens
 
     def __post_init__(self) -> None:
         if not self.input_alphas or len(self.input_alphas) != len(self.target_alphas):
@@ -35,7 +35,7 @@ class TransferConfig:
     positions_per_target   the same for each target modality
     """
 
-    weight: NotNegative
+    weight: NotNegative  # relative to the components of the mixture
     inputs: list[str]
     targets: list[str]
     positions_per_input: Count | None = None
@@ -94,7 +94,8 @@ class MaskingConfig:
 
     alphas                     the mixture of maskings
     in_domains, out_domains    modalities that may be input, that may be target; None: all
-    min/max_*_tokens           the request of a clip is drawn evenly from this range; min None: always max
+    max_input_tokens, max_target_tokens  the request of a clip: so many tokens at most
+    min_input_tokens, min_target_tokens  it is drawn evenly between min and max; None: always max
     policy                     `waterfill`: what a full modality cannot take goes to others; `clamp` (published): lost
     input_dropout              share of clips whose inputs are all dropped, so that generation without input is trained
     keep_scheme                sequences as input: `all` the budget allows, a `random` part, `binary`: all or none

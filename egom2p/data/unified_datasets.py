@@ -47,8 +47,8 @@ class DataConfig:
     shards_per_block      clips are shuffled among this many shards
     in_memory             keep all tokens in memory (small sets)
     access                `indexed`: clips are read one by one. `streaming`: whole shards one after the other, through
-                          webdataset, for object stores; batches of clips only. Each of `streaming_lanes` readers (by
-                          default one per worker of every rank) holds two blocks of shards in memory
+                          webdataset, for object stores; batches of clips only
+    streaming_lanes       readers of shards, each with two blocks of them in memory; null: one per worker of every rank
     index_cache           folder for the packed indexes of shards in folders that cannot be written to, and for copies
                           of those in buckets; without it they stay in memory
     """

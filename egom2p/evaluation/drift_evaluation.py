@@ -64,8 +64,8 @@ class RecordingsConfig:
 class DriftRow:
     """One way to make a long recording; is_ceiling: of the truth, through the tokenizers, instead of by the model."""
 
-    join: Join = "stitch"
-    overlap_s: NotNegative = 1.0
+    join: Join = "stitch"  # how sequences become one
+    overlap_s: NotNegative = 1.0  # seconds that two sequences share
     stitching: StitchConfig = StitchConfig()
     sampling: dict[str, SamplingConfig] = field(default_factory=dict)
     is_ceiling: bool = False
@@ -80,12 +80,12 @@ class DriftConfig:
     max_recordings   of each label
     """
 
-    checkpoint: str | None = None
+    checkpoint: str | None = None  # model directory; null: the pretrained one
     output: str
     recordings: dict[str, RecordingsConfig]
     rows: dict[str, DriftRow]
-    conditions: tuple[str, ...] = ("rgb",)
-    targets: tuple[str, ...] = ("depth", "camera", "gaze")
+    conditions: tuple[str, ...] = ("rgb",)  # quantities that are given
+    targets: tuple[str, ...] = ("depth", "camera", "gaze")  # quantities that are generated
     max_recordings: Count | None = None
     batch_size: Count = 16
     seed: Natural = 0

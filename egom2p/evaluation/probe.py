@@ -45,7 +45,7 @@ class ProbeLabelConfig:
     stream: str
     rows: Count = 3
     columns: Count = 3
-    pattern: str | None = None
+    pattern: str | None = None  # regular expression, of kind text
 
     def __post_init__(self) -> None:
         if (self.kind == "text") != (self.pattern is not None):

@@ -37,8 +37,8 @@ class ProtocolConfig:
     lpips, fvd   perceptual metrics of rgb, from weights on the local disk (None: not measured)
     """
 
-    depth_alignments: tuple[str, ...] = ("none", "median")
-    camera_alignments: tuple[str, ...] = ("first_pose", "se3")
+    depth_alignments: tuple[str, ...] = ("none", "median")  # of predicted to true depth, before errors are taken
+    camera_alignments: tuple[str, ...] = ("first_pose", "se3")  # of predicted to true paths
     lpips: LpipsConfig | None = None
     fvd: FvdConfig | None = None
 

@@ -24,13 +24,13 @@ from egom2p.layers.attention import AttentionLayout, Backend, FlashLayout, Mixed
 class BlockConfig:
     """Width and shape of one transformer block."""
 
-    dim: Count
+    dim: Count  # channels of a token
     num_heads: Count
-    mlp_ratio: Positive = 4.0
-    activation: Literal["swiglu", "gelu"] = "swiglu"
-    use_bias: bool = False
+    mlp_ratio: Positive = 4.0  # width of the hidden layer of an MLP, in dim
+    activation: Literal["swiglu", "gelu"] = "swiglu"  # of the MLP
+    use_bias: bool = False  # in linear layers and norms
     qk_norm: bool = False  # normalises queries and keys per head
-    attention_backend: Backend = "auto"
+    attention_backend: Backend = "auto"  # auto: what is fastest here
 
     def __post_init__(self) -> None:
         if self.dim % self.num_heads != 0:

@@ -32,9 +32,9 @@ class LoraConfig:
     also_train       names of base parameters that are trained in full beside the adapters, wildcards allowed
     """
 
-    rank: Count = 16
-    alpha: Positive = 32.0
-    dropout: Share = 0.0
+    rank: Count = 16  # width of the adapters
+    alpha: Positive = 32.0  # what they add is scaled by alpha / rank
+    dropout: Share = 0.0  # of what goes into an adapter, in training
     target_modules: tuple[str, ...] | Literal["all-linear"] = "all-linear"
     use_rslora: bool = False
     use_dora: bool = False

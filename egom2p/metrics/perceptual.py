@@ -52,7 +52,7 @@ class FvdConfig:
 
     network: str
     sha256: str
-    allow_torchscript: bool = False
+    allow_torchscript: bool = False  # whether the network, which is a program, may be run
 
 
 class Lpips(nn.Module):

@@ -38,7 +38,7 @@ class ConvertModelConfig:
     modalities: dict[str, dict[str, Any]]
     tokenizers: dict[str, str] | None = None
     num_heads: Count | None = None
-    causal_decoder: bool = False
+    causal_decoder: bool = False  # whether the weights are of that variant
 
 
 def convert_model(config: ConvertModelConfig) -> EgoM2P:

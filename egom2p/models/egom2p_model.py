@@ -44,9 +44,9 @@ class ModelConfig(BlockConfig):
     causal_decoder   targets see only earlier targets of their modality (a published variant)
     """
 
-    encoder_depth: Count
-    decoder_depth: Count
-    num_registers: Natural = 0
+    encoder_depth: Count  # blocks of the encoder
+    decoder_depth: Count  # blocks of the decoder
+    num_registers: Natural = 0  # learned tokens that the encoder sees beside the inputs
     drop_path: Share = 0.0
     share_embeddings: bool = True  # heads are the decoder's token embeddings
     position_period: Positive = 10000.0

@@ -42,8 +42,8 @@ class SamplingConfig:
     """
 
     scheme: Literal["roar", "maskgit", "autoregressive", "frames"] = "roar"
-    num_steps: Count = 1
-    token_schedule: Literal["linear", "cosine"] = "linear"
+    num_steps: Count = 1  # forward passes that the tokens are spread over
+    token_schedule: Literal["linear", "cosine"] = "linear"  # how many tokens each step writes
     temperature: NotNegative = 0.0
     temperature_schedule: str = "constant"
     top_k: NotNegative = 0

@@ -37,11 +37,11 @@ class ExportModelConfig:
 
     checkpoint: str
     output: str
-    title: str
+    title: str  # of the card
     evaluation: str | None = None
     data: str
     commands: tuple[str, ...]
-    limits: str
+    limits: str  # what it cannot do, for the card
     licence: str = "Apache-2.0"
     max_mb: Positive = 20.0
 

@@ -49,7 +49,7 @@ _WAIT_S = 7 * 86400.0  # for the task that plans: it reads every recording
 class PrepareConfig:
     """Where recordings come from, how they are cut, where the clips go."""
 
-    source: SourceConfig
+    source: SourceConfig  # which recordings; `kind` names their format
     clip: ClipConfig
     output: str
     dataset: str

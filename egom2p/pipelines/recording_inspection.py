@@ -30,10 +30,10 @@ _SMALL_PX, _READ_AT_ONCE = 48, 16
 class QualityConfig:
     """Faults of clips. `drop` leaves such clips out, `report` counts them; both name reasons in the report."""
 
-    action: Literal["report", "drop"] = "report"
+    action: Literal["report", "drop"] = "report"  # what becomes of such clips
     min_coverage: dict[str, Share] = field(default_factory=dict)  # stream -> share of a recording's samples valid
     max_speed_m_s: Positive = 10.0  # of the camera between two samples of a clip: a jump
-    max_turn_deg_s: Positive = 1500.0
+    max_turn_deg_s: Positive = 1500.0  # of the camera, likewise
     pictures_per_clip: Natural = 4  # looked at for blank and frozen ones; 0: none, which saves their decoding
     min_contrast: Natural = 8  # levels of 255 between the darkest and the brightest pixel; below, a picture is blank
 

@@ -34,7 +34,7 @@ class SplitConfig:
     fractions: dict[str, Share] = field(default_factory=lambda: {"validation": 0.1, "test": 0.1})
     assign: dict[str, str] = field(default_factory=dict)
     pattern: str | None = None
-    salt: str = ""
+    salt: str = ""  # another one draws other sides
     leaks: Literal["error", "report"] = "error"
 
     def __post_init__(self) -> None:

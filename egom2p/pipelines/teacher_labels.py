@@ -56,10 +56,10 @@ class FolderTeacher:
     """
 
     kind: Literal["folder"]
-    path: str
+    path: str  # folder or file of the outputs
     array: str | None = None
     rate_hz: Positive | None = None
-    offset_s: float = 0.0
+    offset_s: float = 0.0  # time of the first row
     metres_per_unit: Positive | None = None
     maps: Literal["world_from_cam", "cam_from_world"] = "world_from_cam"
     max_gap_s: NotNegative = 0.2
@@ -70,7 +70,7 @@ class TransformersTeacher:
     """A depth model of transformers in a folder on this machine; its processor beside it."""
 
     kind: Literal["transformers"]
-    path: str
+    path: str  # folder of the model
     device: str = "cpu"
 
 
@@ -79,7 +79,7 @@ class CallableTeacher:
     """A function of yours, `package.module:name`, from an AlignedClip to (values, is_valid)."""
 
     kind: Literal["callable"]
-    name: str
+    name: str  # package.module:name
 
 
 @strict
@@ -93,6 +93,7 @@ class LabelConfig:
     dataset: str
     output: str
     stream: Literal["depth", "camera"]
+    # Who labels; `kind` says how.
     teacher: Annotated[FolderTeacher | TransformersTeacher | CallableTeacher, Field(discriminator="kind")]
     model: str  # as it is to be cited: name, version
     licence: str

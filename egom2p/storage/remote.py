@@ -26,7 +26,7 @@ class RemoteConfig:
     num_attempts     of every request, and of the body of an object that breaks off (it goes on from where it broke)
     """
 
-    connect_timeout_s: Annotated[float, Field(gt=0)] = 10.0
+    connect_timeout_s: Annotated[float, Field(gt=0)] = 10.0  # without a connection for so long, a request has failed
     read_timeout_s: Annotated[float, Field(gt=0)] = 30.0
     num_attempts: Annotated[int, Field(ge=1)] = 5
 

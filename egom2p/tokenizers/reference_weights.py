@@ -94,7 +94,7 @@ def _load(network: torch.nn.Module, tensors: Mapping[str, Tensor]) -> None:
 class TorchScriptConfig:
     """Permission to run a TorchScript file. It is a program: only files whose hash is known are run."""
 
-    allow_torchscript: bool = False
+    allow_torchscript: bool = False  # whether they may be run at all
     sha256: dict[str, str] | None = None  # name of the file -> its hash
 
     def __post_init__(self) -> None:

@@ -20,7 +20,7 @@ class EmaConfig:
     export    checkpoints and `final` offer the average as the model; training goes on from the weights either way
     """
 
-    decay: Share
+    decay: Share  # how much of the average stays at each step
     warmup: bool = False
     evaluate: bool = True
     export: bool = True

@@ -26,7 +26,7 @@ class FrozenConfig:
     train   `embeddings`: embeddings and heads of all modalities; or modalities whose embeddings and heads train
     """
 
-    until: Positive
+    until: Positive  # end of the phase, in the unit of the length of the run
     train: tuple[str, ...] | Literal["embeddings"] = "embeddings"
 
     def __post_init__(self) -> None:

@@ -112,14 +112,14 @@ class OptimizerConfig:
     sqrt(max(1, rows / columns)).
     """
 
-    kind: Literal["adamw", "muon", "sgd"] = "adamw"
-    weight_decay: NotNegative = 0.05
+    kind: Literal["adamw", "muon", "sgd"] = "adamw"  # which one
+    weight_decay: NotNegative = 0.05  # share of the rate by which weights shrink at each step
     weight_decay_end: NotNegative | None = None  # reached at the end of training along half a cosine; null: constant
-    betas: tuple[Share, Share] = (0.9, 0.95)
-    eps: Positive = 1e-8
+    betas: tuple[Share, Share] = (0.9, 0.95)  # of the moments of AdamW
+    eps: Positive = 1e-8  # of AdamW
     muon_lr_scale: Positive = 10.0
-    muon_momentum: Share = 0.95
-    clip_grad_norm: Positive | None = 1.0
+    muon_momentum: Share = 0.95  # of Muon
+    clip_grad_norm: Positive | None = 1.0  # longer gradients are shortened to it; null: never
     skip_grad_norm: Positive | None = None  # steps with a larger gradient norm are skipped (and counted); null: none
     no_decay: tuple[str, ...] = ()  # further parameter names, wildcards allowed
 

@@ -23,11 +23,11 @@ from egom2p.training.task import Measurement
 class WandbConfig:
     """Weights & Biases. `offline` writes into the run's folder, to be sent later by `wandb sync`."""
 
-    mode: Literal["disabled", "offline", "online"] = "disabled"
-    project: str = "egom2p"
-    entity: str | None = None
-    name: str | None = None
-    tags: tuple[str, ...] = ()
+    mode: Literal["disabled", "offline", "online"] = "disabled"  # whether measurements also go there
+    project: str = "egom2p"  # of the run
+    entity: str | None = None  # account or team; null: the login's own
+    name: str | None = None  # of the run; null: drawn by W&B
+    tags: tuple[str, ...] = ()  # of the run
 
 
 class RunLog:

@@ -52,25 +52,24 @@ _LR_BATCH = 256  # `blr` is the learning rate of a batch of this many clips
 class TrainingConfig:
     """Length, learning rate, batch, precision, logging and checkpoints of a run.
 
-    Exactly one of `num_steps`, `total_token_budget` (the published "total tokens": budgets, filled or not),
-    `total_tokens` (real tokens) and `epochs` (of `epoch_clips` clips) says how long; `warmup` is in the same unit.
-    Exactly one of `lr` and `blr` (learning rate per 256 clips of a step) says how fast.
+    Exactly one of `num_steps`, `total_token_budget`, `total_tokens` and `epochs` says how long, exactly one of `lr` and
+    `blr` how fast.
     """
 
     # length
-    num_steps: Natural | None = None
-    total_token_budget: Natural | None = None
-    total_tokens: Natural | None = None
-    epochs: NotNegative | None = None
+    num_steps: Natural | None = None  # optimizer steps
+    total_token_budget: Natural | None = None  # the published "total tokens": budgets, filled or not
+    total_tokens: Natural | None = None  # real tokens
+    epochs: NotNegative | None = None  # of epoch_clips clips
     epoch_clips: Count | None = None  # null: the clips of the training data
-    warmup: NotNegative = 0.0
+    warmup: NotNegative = 0.0  # the rate rises for so long, in the unit of the length
 
     # learning rate
-    lr: NotNegative | None = None
-    blr: NotNegative | None = None
-    schedule: Shape = "cosine"
-    warmup_start_lr: NotNegative = 0.0
-    min_lr: NotNegative = 0.0
+    lr: NotNegative | None = None  # learning rate
+    blr: NotNegative | None = None  # learning rate per 256 clips of a step
+    schedule: Shape = "cosine"  # how the rate falls after the warm-up
+    warmup_start_lr: NotNegative = 0.0  # rate at the very first step
+    min_lr: NotNegative = 0.0  # rate at the end
     cooldown: NotNegative = 0.0  # the last part, in the unit of the length; inverse_sqrt and warmup_stable_decay only
     timescale: Positive | None = None  # of inverse_sqrt, in the unit of the length; null: that of the warm-up
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -99,11 +98,11 @@ class TrainingConfig:
     num_threads: Count | None = None  # null: torch's default, or OMP_NUM_THREADS
 
     # what the run tells and keeps
-    log_every: Count = 10
+    log_every: Count = 10  # steps from one line of log.jsonl to the next
     evaluate_every: Count | None = None  # steps; null: at the end only
-    evaluate_at_start: bool = False
+    evaluate_at_start: bool = False  # also before the first step
     checkpoint_every: Count | None = None  # steps
-    checkpoint_minutes: Positive | None = 10.0
+    checkpoint_minutes: Positive | None = 10.0  # null: only at the end, and as checkpoint_every says
     keep_last: Count = 2  # two stay in any case: the last may hold weights that a bad step has just ruined
     keep_every: Count | None = None  # checkpoints at multiples of this many steps are never removed
     keep_best: str | None = None  # a measurement (`group/name`, or `group`: its mean) whose lowest value stays too

@@ -21,8 +21,8 @@ from egom2p.viewing.shown_clips import clip_sections, task_title
 class ReportConfig:
     """Folder of an evaluation; where the page goes (None: where the evaluation wrote it, else index.html there)."""
 
-    evaluation: str
-    page: str | None = None
+    evaluation: str  # folder of the evaluation
+    page: str | None = None  # null: where the evaluation wrote it, else index.html there
 
 
 def write_report(config: ReportConfig) -> Path:

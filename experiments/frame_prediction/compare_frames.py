@@ -42,7 +42,7 @@ class FramePredictionConfig:
     """
 
     output: str
-    checkpoints: dict[str, str]
+    checkpoints: dict[str, str]  # label -> model directory
     clips: ClipsConfig
     modality: str = "rgb"
     hidden_s: tuple[float, float]

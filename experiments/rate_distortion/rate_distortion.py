@@ -41,9 +41,9 @@ class HeldOutConfig:
 class VariantConfig:
     """One tokenizer: settings of `networks[of]` that it replaces."""
 
-    of: str
-    changes: dict[str, Any] = field(default_factory=dict)
-    seeds: tuple[int, ...] = (0,)
+    of: str  # which network
+    changes: dict[str, Any] = field(default_factory=dict)  # settings of it that are replaced
+    seeds: tuple[int, ...] = (0,)  # one run each
 
 
 @strict

@@ -38,9 +38,9 @@ class ScreenReaderConfig:
     perception: PerceptionConfig
     num_seen: int = 20_000
     num_train: int = 6_000
-    num_unseen: int = 100
+    num_unseen: int = 100  # screens of each font size
     batch_size: int = 32
-    lr: float = 3.0e-3
+    lr: float = 3.0e-3  # learning rate
     seed: int = 0
 
 

@@ -42,8 +42,8 @@ class ChoicesConfig:
     output: str
     base: str
     studies: dict[str, StudyConfig]
-    settings: list[str] = field(default_factory=list)
-    max_runs: int | None = None
+    settings: list[str] = field(default_factory=list)  # key=value for all runs
+    max_runs: int | None = None  # stop after so many; null: all
 
 
 class TimedTask(PretrainTask):

@@ -40,7 +40,7 @@ class AnswerConfig:
     batch_size   questions at once
     """
 
-    max_new_tokens: Count = 100
+    max_new_tokens: Count = 100  # at most
     temperature: NotNegative = 0.0
     top_k: Count | None = None
     spans: tuple[str, ...] = ()

@@ -21,6 +21,7 @@ Spelling = Callable[[Media], Sequence[int]]
 class ChatConfig:
     """Length of conversations.
 
+    max_length  tokens
     too_long  `drop` leaves out a conversation of more than `max_length` tokens; `truncate_text` cuts off its end,
               and leaves it out only if that would cut a media item or everything the assistant says
     """

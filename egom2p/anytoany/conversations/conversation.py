@@ -109,7 +109,7 @@ class TemplateConfig:
     """Which templates are drawn from. `limit`: only the first ones of the split."""
 
     file: str  # a path, or the name of a file in cfgs/default/anytoany/templates
-    split: Literal["train", "held_out"] = "train"
+    split: Literal["train", "held_out"] = "train"  # which list of the file
     limit: Count | None = None
 
 

@@ -88,11 +88,12 @@ class Mix:
 class LanguageDataConfig:
     """Which conversations are trained on, and how they are laid into rows.
 
-    batching    `packed`: rows of `row_tokens` positions, filled with several conversations; `even`: one conversation a
-                row, rows of a batch of similar length; `single`: one conversation a row, as the stream has them
-    window      conversations that are packed, or sorted, at once
-    num_workers processes of each rank that render and pack windows ahead; 0: the training process itself
-    bad_rows    `skip` leaves out rows that cannot become a conversation, and counts them, instead of an error
+    batching     `packed`: rows of `row_tokens` positions, filled with several conversations; `even`: one conversation a
+                 row, rows of a batch of similar length; `single`: one conversation a row, as the stream has them
+    row_tokens   positions of a packed row
+    window       conversations that are packed, or sorted, at once
+    num_workers  processes of each rank that render and pack windows ahead; 0: the training process itself
+    bad_rows     `skip` leaves out rows that cannot become a conversation, and counts them, instead of an error
     """
 
     datasets: dict[str, DatasetConfig]

@@ -63,7 +63,7 @@ class CaptionsConfig:
     media: MediaKind = "video"
     ref: str | None = None
     folder: str | None = None
-    caption: str = "description"
+    caption: str = "description"  # column of the caption
     templates: TemplateConfig = TemplateConfig(file="caption_video")
 
 
@@ -83,7 +83,7 @@ class InstructConfig:
     ref: str | None = None
     folder: str | None = None
     turns: str = "caption"
-    tag: str = "<image>"
+    tag: str = "<image>"  # mark in the text that stands for a media item
 
 
 @strict

@@ -40,9 +40,9 @@ class QuestionsConfig:
             `world` have theirs
     """
 
-    dataset: DatasetConfig
+    dataset: DatasetConfig  # any data set of conversations
     kind: Literal["text", "choice"] = "text"
-    max_conversations: Count = 512
+    max_conversations: Count = 512  # spread over it
     group: str = r"(.+?)(?:_\d+)*$"
     clips: tuple[str, ...] = ()
 
@@ -65,7 +65,7 @@ class TextTaskConfig:
 
     kind: Literal["perplexity", "choices", "completion"]
     files: tuple[str, ...]
-    max_rows: Count | None = None
+    max_rows: Count | None = None  # spread over the files; null: all
 
 
 @strict
@@ -77,7 +77,7 @@ class HarnessConfig:
     arguments      of the harness's function simple_evaluate
     """
 
-    tasks: tuple[str, ...]
+    tasks: tuple[str, ...]  # names as the harness has them
     include_path: str | None = None
     limit: Count | None = None
     arguments: dict[str, Any] = field(default_factory=dict)

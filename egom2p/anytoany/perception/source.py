@@ -51,7 +51,7 @@ class VectorsConfig(ServedKinds):
     """Precomputed vectors of so many numbers (1024 in ImageBind's files)."""
 
     source: Literal["vectors"] = "vectors"
-    width: Count
+    width: Count  # numbers of a vector, 1024 in ImageBind's files
 
 
 @strict
@@ -88,7 +88,7 @@ class TrainableSource(ServedKinds):
     """
 
     layer: int | None = None
-    train: Training = "frozen"
+    train: Training = "frozen"  # what of it learns
     lora: LoraConfig | None = None
     precomputed: bool = False
 
@@ -106,8 +106,8 @@ class EncoderConfig(TrainableSource):
     """States of a trained EgoM2P encoder (`checkpoint`: its model directory) over some modalities, empty: all."""
 
     source: Literal["egom2p_encoder"] = "egom2p_encoder"
-    checkpoint: str
-    modalities: tuple[str, ...] = ()
+    checkpoint: str  # its model directory
+    modalities: tuple[str, ...] = ()  # empty: all of the checkpoint
 
     @property
     def gives_ids(self) -> bool:

@@ -38,8 +38,8 @@ class SyntheticDataConfig:
     architecture   settings of transformers for the base model, with random weights
     """
 
-    clips_per_combination: Count = 8
-    vocab_size: Count = 768
+    clips_per_combination: Count = 8  # of action, object and direction
+    vocab_size: Count = 768  # of the stand-in's tokenizer
     architecture: dict[str, Any] | None = None
     seed: Natural = 0
 

@@ -49,13 +49,13 @@ class ClipConfig:
     width: Count
     duration_s: Positive = 2.0
     stride_s: Positive = 2.0  # from the start of one clip to the next; smaller than duration_s: they overlap
-    video_rate_hz: Positive = 8.0
-    track_rate_hz: Positive = 30.0
+    video_rate_hz: Positive = 8.0  # frames a second
+    track_rate_hz: Positive = 30.0  # samples of camera, gaze and other tracks a second
     # `common`: only where all streams of the recording run. `any`: everywhere; streams that miss there are absent.
     span: Literal["common", "any"] = "common"
     max_frame_offset_s: NotNegative = 0.1  # a frame further from its time is missing
-    max_pose_gap_s: NotNegative = 0.2
-    max_gaze_gap_s: NotNegative = 0.15
+    max_pose_gap_s: NotNegative = 0.2  # longer ones between poses are not interpolated
+    max_gaze_gap_s: NotNegative = 0.15  # the same between samples of gaze
     max_track_gap_s: NotNegative = 0.2  # any other track
     # Gaze and other tracks: share of valid samples below which the stream is absent. Pictures and poses need all.
     min_valid_fraction: Share = 0.5

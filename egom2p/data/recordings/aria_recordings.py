@@ -44,7 +44,7 @@ class AriaSource(FolderSource):
 
     kind: Literal["aria_mps"]
     pictures: bool = True
-    hands: bool = True
+    hands: bool = True  # read hand tracks
     vrs: str | None = None
     image_size: tuple[Count, Count] | None = None
     calibration: Literal["online", "factory"] = "online"
@@ -57,7 +57,7 @@ class NymeriaSource(AriaSource):
 
     kind: Literal["nymeria"]
     headsets: tuple[Literal["head", "observer"], ...] = _HEADSETS
-    body: bool = True
+    body: bool = True  # read body tracks
 
 
 class AriaReader(FormatReader):

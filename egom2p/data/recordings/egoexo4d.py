@@ -39,9 +39,9 @@ class EgoExo4dSource(FolderSource):
 
     kind: Literal["egoexo4d"]
     camera: str | None = None
-    resolution: Literal["full", "448"] = "full"
+    resolution: Literal["full", "448"] = "full"  # full pictures, or those of 448 pixels
     first_row: Literal["start_plus_1", "start"] = "start_plus_1"
-    device_size: Literal["L", "S"] = "L"
+    device_size: Literal["L", "S"] = "L"  # of the glasses: see aria_mps.read_mps
 
 
 class EgoExo4dReader(FormatReader):

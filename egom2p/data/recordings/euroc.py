@@ -35,7 +35,7 @@ class EurocSource(FolderSource):
     """EuRoC `mav0`."""
 
     kind: Literal["euroc"]
-    camera: str = "cam0"
+    camera: str = "cam0"  # folder of the camera
     poses: str = "state_groundtruth_estimate0"  # folder of poses of the body; TUM-VI's export has them in mocap0
     camchain: str | None = None  # a Kalibr file, relative to a recording, that replaces sensor.yaml
 

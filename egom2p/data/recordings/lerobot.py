@@ -46,7 +46,7 @@ class LeRobotSource(FolderSource):
 
     kind: Literal["lerobot"]
     rgb: str | None = None  # video key; by default the only one that is no depth
-    depth: str | None = None
+    depth: str | None = None  # video key
     camera: str | None = None  # feature of 16 numbers: world_from_cam, metres, OpenCV axes
     gaze: str | None = None  # feature of 2 numbers in [0, 1], or 3: then the last says whether it is valid
     intrinsics: IntrinsicsSettings | None = None

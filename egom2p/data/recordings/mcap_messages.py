@@ -54,9 +54,9 @@ class McapSource(FolderSource):
 
     kind: Literal["mcap"]
     rgb: str | None = None  # topics; by default the only one of its kind
-    depth: str | None = None
+    depth: str | None = None  # likewise
     depth_metres_per_unit: Positive | None = None  # of whole numbers: 0.001 for millimetres
-    calibration: str | None = None
+    calibration: str | None = None  # likewise
     pose: str | None = None  # without it there are no poses
     child_frame: str | None = None  # of a topic of several transforms: that of the camera or of the body
     axes: Literal["opencv", "opengl"] = "opencv"

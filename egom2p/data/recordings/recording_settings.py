@@ -26,12 +26,12 @@ class IntrinsicsSettings:
 
     width: Count
     height: Count
-    fx: Positive
-    fy: Positive
-    cx: float
-    cy: float
+    fx: Positive  # focal length in pixels
+    fy: Positive  # focal length in pixels
+    cx: float  # principal point in pixels
+    cy: float  # principal point in pixels
     model: str = "pinhole"  # or opencv, kannala_brandt, fisheye624: `geometry.cameras`
-    distortion: tuple[float, ...] = ()
+    distortion: tuple[float, ...] = ()  # as the model orders it
 
     def __post_init__(self) -> None:
         if not (-0.5 <= self.cx <= self.width - 0.5 and -0.5 <= self.cy <= self.height - 0.5):
@@ -50,9 +50,9 @@ class IntrinsicsSettings:
 class RigidTransform:
     """Rotation (one of the two orders) and translation in metres."""
 
-    quaternion_xyzw: tuple[float, float, float, float] | None = None
-    quaternion_wxyz: tuple[float, float, float, float] | None = None
-    translation: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    quaternion_xyzw: tuple[float, float, float, float] | None = None  # rotation, scalar last
+    quaternion_wxyz: tuple[float, float, float, float] | None = None  # rotation, scalar first
+    translation: tuple[float, float, float] = (0.0, 0.0, 0.0)  # metres
 
     def __post_init__(self) -> None:
         if (self.quaternion_xyzw is None) == (self.quaternion_wxyz is None):

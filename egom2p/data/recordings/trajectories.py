@@ -48,7 +48,7 @@ class TrajectoriesSource(FolderSource):
     kind: Literal["trajectories"]
     file_format: Literal["tum", "euroc", "matrix"] | None = None
     columns: tuple[Natural, ...] | None = None
-    time_unit: TimeUnit | None = None
+    time_unit: TimeUnit | None = None  # of the first column; null: as the format says
     rate_hz: Positive | None = None
     mounts: Natural = 0
     max_turn_deg: NotNegative | None = None
@@ -71,7 +71,7 @@ class RandomMotionSource:
     """
 
     kind: Literal["random_motion"]
-    num_recordings: Count
+    num_recordings: Count  # how many
     duration_s: Positive = 20.0
     median_deg_s: NotNegative = 25.0
     median_m_s: NotNegative = 0.4

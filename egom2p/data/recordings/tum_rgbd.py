@@ -30,7 +30,7 @@ class TumRgbdSource(FolderSource):
 
     kind: Literal["tum_rgbd"]
     intrinsics: IntrinsicsSettings | None = None  # of the colour camera, the same for all recordings of the root
-    units_per_metre: Positive = 5000.0
+    units_per_metre: Positive = 5000.0  # of the numbers in depth pictures
 
 
 class TumRgbdReader(FormatReader):

@@ -38,7 +38,7 @@ class ResidualVqConfig:
     """
 
     kind: Literal["residual_vq"]
-    num_streams: Count = 2
+    num_streams: Count = 2  # Q, codes of a token
     search_width: Count = 1
 
     def __post_init__(self) -> None:
@@ -53,8 +53,8 @@ class FsqConfig:
     """Finite scalars: a few numbers per stream, each rounded to one of its levels; there is no codebook to learn."""
 
     kind: Literal["fsq"]
-    levels: tuple[Count, ...]
-    num_streams: Count = 1
+    levels: tuple[Count, ...]  # how many values each number can take; a vocabulary is their product
+    num_streams: Count = 1  # codes of a token
 
     def __post_init__(self) -> None:
         if not self.levels or min(self.levels) < 3:

@@ -58,10 +58,10 @@ class TrajectoryVqVaeConfig:
     quantity: str  # a track of `contracts.quantities`
     folder: str
     stream: str | None = None  # stream it reads; None: named like the quantity
-    num_samples: Count = 60
+    num_samples: Count = 60  # of a clip
     rate_hz: Positive = 30.0
     num_channels: Count | None = None  # only for generic tracks
-    samples_per_token: Count = 2
+    samples_per_token: Count = 2  # samples that one token describes
     dim: Count = 768
     encoder_depth: Count = 12
     decoder_depth: Count = 12
@@ -69,28 +69,28 @@ class TrajectoryVqVaeConfig:
     mlp_ratio: Positive = 4.0
     has_local_encoder: bool = False  # True: a code describes its own samples only, the same way at every position
     has_linear_path: bool = False  # the best linear codec of the training clips beside the network (needs one step)
-    latent_dim: Count = 32
+    latent_dim: Count = 32  # channels of a code
     num_codes: Count = 256  # of each stream
-    quantizer: QuantizerConfig = VqConfig()
+    quantizer: QuantizerConfig = VqConfig()  # how latents become codes; `kind` says how
     # In training only: every clip's camera is turned on its body at random and moved by so much along each axis
     # (standard deviation, metres), since tracks of a few devices say little about others (camera_channels=motion).
     mount_noise_m: NotNegative | None = None
     code_noise: NotNegative = 0.0  # share of codes replaced at random before the decoder, in training only
-    ema_decay: Share = 0.99
+    ema_decay: Share = 0.99  # of the moving averages of the codebook
     dead_code_threshold: NotNegative = 2.0  # codes with fewer (averaged) uses per step are replaced; 0 keeps all
-    kmeans_init: bool = False
+    kmeans_init: bool = False  # codebook from k-means of the first batch
     reconstruction_weight: NotNegative = 1.0  # published gaze: 2, its mean runs over samples instead of values
     motion_weight: NotNegative = 0.0  # of the squared error of the motion between neighbouring samples
     camera_channels: CameraChannels = "pose"  # motion: from sample to sample, added up when decoded
     path_weight: NotNegative = (
         0.0  # of the squared error of motions added up from the first sample (camera_channels=motion)
     )
-    commitment_weight: NotNegative = 1.0
+    commitment_weight: NotNegative = 1.0  # of the distance between latent and code
     reconstructs_validity: bool = True  # published gaze tokenizer: False, decoded samples are all valid
-    validity_weight: NotNegative = 0.1
+    validity_weight: NotNegative = 0.1  # of the error of whether samples are valid
     fill: Fill = "interpolate"  # published: zero
     mean: tuple[float, ...] | None = None  # normalisation; None: fitted from training data
-    std: tuple[Positive, ...] | None = None
+    std: tuple[Positive, ...] | None = None  # likewise
 
     def __post_init__(self) -> None:
         tracks = [name for name, quantity in QUANTITIES.items() if quantity.layout == "track"]

@@ -24,9 +24,9 @@ class AdversarialLossConfig:
     `start_step` its terms are multiplied by 0.
     """
 
-    weight: Positive = 0.05
+    weight: Positive = 0.05  # of the loss
     start_step: Natural = 10_000
-    channels: Count = 64
+    channels: Count = 64  # of its first layer
     num_levels: Count = 3  # halvings of height and width; a patch is about 8 * 2**num_levels pixels wide
 
 

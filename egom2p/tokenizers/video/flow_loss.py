@@ -18,7 +18,7 @@ from egom2p.config import Count, NotNegative, Positive, strict
 class FlowLossConfig:
     """How much motion counts, and how it is estimated."""
 
-    weight: Positive = 0.5
+    weight: Positive = 0.5  # of the loss
     levels: Count = 3  # of the pyramid: motion of up to about 4 * 2**levels pixels is found
     iterations: Count = 3  # per level
     window: Count = 9  # pixels that move together

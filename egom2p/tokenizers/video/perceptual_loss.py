@@ -24,7 +24,7 @@ class PerceptualLossConfig:
     frames    evenly spaced frames of a window that are compared; null: all
     """
 
-    weight: Positive = 0.1
+    weight: Positive = 0.1  # of the loss
     backbone: str = "vgg16.tv_in1k"
     weights: str | None = None
     layers: tuple[Natural, ...] | None = None

@@ -50,30 +50,30 @@ class VideoCodecConfig:
     modality: str  # name of the modality it makes, e.g. tok_depth
     quantity: Literal["rgb", "depth"]
     folder: str
-    num_frames: Count
+    num_frames: Count  # of a clip
     height: Count
     width: Count
     rate_hz: Positive
     levels: tuple[Count, ...] = (8, 8, 8, 5, 5, 5)  # FSQ levels; the vocabulary is their product
-    temporal_compression: Count = 4
-    spatial_compression: Count = 8
-    patch_size: Count = 4
+    temporal_compression: Count = 4  # frames of one token
+    spatial_compression: Count = 8  # pixels along each side of one token
+    patch_size: Count = 4  # pixels along each side that enter the network as one
     video_channels: Count = 3  # depth as published is copied onto three
-    channels: Count = 128
-    channel_multipliers: tuple[Count, ...] = (2, 4, 4)
+    channels: Count = 128  # of the first level
+    channel_multipliers: tuple[Count, ...] = (2, 4, 4)  # channels of every level, in channels
     num_blocks: Count = 2  # residual blocks per level of the encoder
-    num_decoder_blocks: Count = 3
-    num_middle_blocks: Count = 2
+    num_decoder_blocks: Count = 3  # residual blocks per level of the decoder
+    num_middle_blocks: Count = 2  # residual blocks between encoder levels and codes
     attention: bool = True  # after the first middle block
-    latent_channels: Count = 16
+    latent_channels: Count = 16  # before they become codes
     frame_multiple: Count = 4  # frames are padded to 1 + n * frame_multiple
     pixel_multiple: Count = 16  # height and width are padded to a multiple of this
     depth_representation: DepthKind = "log_metric"  # published: inverse_per_sequence
     depth_range_m: tuple[Positive, Positive] = (0.1, 20.0)  # log-metric depth: these become -1 and 1
-    loss: Literal["l1", "mse"] = "l1"
+    loss: Literal["l1", "mse"] = "l1"  # of the reconstruction
     has_linear_path: bool = False  # beside the network, started as the best linear codec of training clips
     window_frames: Count | None = None  # frames of a random training window; None: whole clips
-    windows_per_clip: Count = 1
+    windows_per_clip: Count = 1  # drawn from a clip once it is read
 
     def __post_init__(self) -> None:
         if not self.channel_multipliers:

@@ -66,14 +66,14 @@ def _datasets(plan: Plan) -> Table:
 
 
 def _footprints(plan: Plan) -> Table:
+    """Ways to train side by side: the five of them are as wide as a terminal of 80 columns."""
     table = Table(title="memory of one device with this batch, GB", title_justify="left")
     table.add_column("")
-    parts = list(vars(next(iter(plan.footprints.values()))))
-    for part in (*parts, "total"):
-        table.add_column(part, justify="right")
-    for way, footprint in plan.footprints.items():
-        values = [*(getattr(footprint, part) for part in parts), footprint.total]
-        table.add_row(way, *(f"{value / _GIGA:.2f}" for value in values))
+    for way in plan.footprints:
+        table.add_column(way, justify="right")
+    for part in (*vars(next(iter(plan.footprints.values()))), "total"):
+        values = (getattr(footprint, part) for footprint in plan.footprints.values())
+        table.add_row(part, *(f"{value / _GIGA:.2f}" for value in values))
     return table
 
 

@@ -41,7 +41,7 @@ class PretrainConfig:
     output_dir: str
     seed: Natural = 0
     model: ModelConfig
-    loss: LossType = "mod"
+    loss: LossType = "mod"  # weighted_mod: modalities on one scale whatever their vocabulary
     finetune: str | None = None
     finetune_policy: LoadPolicy = "strict"
     lora: LoraConfig | None = None

@@ -26,8 +26,8 @@ from egom2p.training.task import Measurement
 class TransferTaskConfig:
     """A fixed task: all positions of the inputs -> all positions of the targets."""
 
-    inputs: tuple[str, ...]
-    targets: tuple[str, ...]
+    inputs: tuple[str, ...]  # modalities that are shown
+    targets: tuple[str, ...]  # modalities that are predicted
 
 
 @strict

@@ -102,7 +102,7 @@ class GazeConfig:
     """
 
     attention: Literal["salient", "random"] = "salient"
-    hold_s: tuple[NotNegative, NotNegative] = (2.0, 4.0)
+    hold_s: tuple[NotNegative, NotNegative] = (2.0, 4.0)  # attention=random: until they choose again
     latency_s: NotNegative = 0.1
     switch_ratio: Positive = 1.15
     ahead_elevation_deg: float = -12.0
@@ -110,13 +110,13 @@ class GazeConfig:
     look_away_s: tuple[NotNegative, NotNegative] = (0.25, 0.6)
     saccade_s: NotNegative = 0.015  # time constant with which a jump of the eyes dies away
     drift: NotNegative = 0.012  # standard deviation, in image sizes
-    drift_lag_s: NotNegative = 0.4
+    drift_lag_s: NotNegative = 0.4  # time constant of the drift
     jitter: NotNegative = 0.004  # standard deviation, in image sizes
-    blinks_per_s: NotNegative = 0.25
-    blink_s: tuple[NotNegative, NotNegative] = (0.1, 0.25)
+    blinks_per_s: NotNegative = 0.25  # how often the eyes close
+    blink_s: tuple[NotNegative, NotNegative] = (0.1, 0.25)  # how long
     head_gain: NotNegative = 0.3
     head_lag_s: NotNegative = 0.4
-    head_pitch_deg: float = -8.0
+    head_pitch_deg: float = -8.0  # of the head where the eyes look straight ahead
 
     def __post_init__(self) -> None:
         if not 0 <= self.head_gain < 1:

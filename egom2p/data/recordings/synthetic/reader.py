@@ -46,18 +46,18 @@ class SyntheticWorldConfig:
     motion     natural rooms only: a folder of clips with a camera to be moved by; none: random motion
     """
 
-    num_rooms: Count
-    first_seed: Natural = 0
-    recordings_per_room: Count = 1
+    num_rooms: Count  # how many
+    first_seed: Natural = 0  # of the first room
+    recordings_per_room: Count = 1  # walks through each
     duration_s: Positive = 8.0
-    video_rate_hz: Positive = 8.0
-    track_rate_hz: Positive = 30.0
-    caption_every_s: Positive = 2.0
+    video_rate_hz: Positive = 8.0  # frames a second
+    track_rate_hz: Positive = 30.0  # samples of camera and gaze a second
+    caption_every_s: Positive = 2.0  # seconds from one caption to the next
     mover_views: bool = False  # also tell where in the picture every mover is
     dataset: str = "synthetic"
-    scene_file: str | None = None
-    scene_up_axis: Literal["y", "z"] = "z"
-    scene_metres_per_unit: Positive = 1.0
+    scene_file: str | None = None  # a mesh that takes the place of all rooms
+    scene_up_axis: Literal["y", "z"] = "z"  # of the scene file
+    scene_metres_per_unit: Positive = 1.0  # of the scene file
     camera: CameraConfig = field(default_factory=CameraConfig)
     lamp: LampConfig = field(default_factory=LampConfig)
     room: RoomConfig = field(default_factory=RoomConfig)

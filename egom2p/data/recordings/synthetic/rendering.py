@@ -23,7 +23,7 @@ class CameraConfig:
 
     height: Count = 64
     width: Count = 64
-    fov_deg: Positive = 84.0
+    fov_deg: Positive = 84.0  # horizontal
 
     def __post_init__(self) -> None:
         if not 20 <= self.fov_deg <= 120:
@@ -38,8 +38,8 @@ class CameraConfig:
 
 @strict
 class LampConfig:
-    """The head lamp: reach_m is where its light has fallen to one half; gamma is the display exponent; a surface
-    right at the lamp is shown `exposure` times as bright as its colour."""
+    """The head lamp. reach_m: metres to where its light has fallen to one half. gamma: the display exponent.
+    exposure: how much brighter than its colour a surface right at the lamp is shown."""
 
     reach_m: Positive = 1.5
     gamma: Positive = 2.0

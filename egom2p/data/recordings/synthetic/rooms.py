@@ -50,14 +50,14 @@ class RoomConfig:
     hues that move over the picture. Without it each room draws its four hues anew.
     """
 
-    side_m: tuple[Positive, Positive] = (7.0, 11.0)
-    height_m: tuple[Positive, Positive] = (2.6, 3.2)
-    num_furniture: tuple[Natural, Natural] = (7, 9)
+    side_m: tuple[Positive, Positive] = (7.0, 11.0)  # length of the walls
+    height_m: tuple[Positive, Positive] = (2.6, 3.2)  # of the ceiling
+    num_furniture: tuple[Natural, Natural] = (7, 9)  # pieces in a room
     share_in_the_middle: Share = 0.2  # of the furniture; the rest stands along the walls
-    furniture_height_m: tuple[Positive, Positive] = (0.4, 1.9)
+    furniture_height_m: tuple[Positive, Positive] = (0.4, 1.9)  # of each piece
     compass_palette: bool = True
-    colour_jitter: NotNegative = 0.04
-    texture_strength: NotNegative = 0.16
+    colour_jitter: NotNegative = 0.04  # standard deviation of colours around the named ones
+    texture_strength: NotNegative = 0.16  # how much patterns lighten and darken a surface
 
     def __post_init__(self) -> None:
         if self.side_m[0] < 4.0:

@@ -30,7 +30,7 @@ class WalkConfig:
     clearance_m is the distance the body's axis keeps from everything.
     """
 
-    eye_height_m: tuple[Positive, Positive] = (1.5, 1.7)
+    eye_height_m: tuple[Positive, Positive] = (1.5, 1.7)  # above the floor
     clearance_m: Positive = 0.75
     command_s: tuple[Positive, Positive] = (1.5, 3.5)
     stand_share: Share = 0.25

@@ -26,7 +26,7 @@ class WandbConfig:
     mode: Literal["disabled", "offline", "online"] = "disabled"  # whether measurements also go there
     project: str = "egom2p"  # of the run
     entity: str | None = None  # account or team; null: the login's own
-    name: str | None = None  # of the run; null: drawn by W&B
+    name: str | None = None  # of the run; null: that of the folder
     tags: tuple[str, ...] = ()  # of the run
 
 
@@ -43,14 +43,14 @@ class RunLog:
         clip_word: str = "clips",
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._file = folder / "log.jsonl"
+        self._file, self._name = folder / "log.jsonl", folder.name
         self._length, self._clip_word = length, clip_word
         self._console = _console()
         self._wandb = _start_wandb(folder, wandb_config, settings)
 
     def say(self, text: str) -> None:
-        """A line for people."""
-        self._console.print(text, markup=False)
+        """A line for people, with the name of the run: several may share a terminal (`make -j2`)."""
+        self._console.print(f"{self._name}: {text}", markup=False)
 
     def forget_after(self, step: int) -> None:
         """Drop entries of steps that a killed process logged but no checkpoint holds: they will be made again.
@@ -91,7 +91,7 @@ class RunLog:
             if item.unigram_baseline is not None:
                 values[f"{item.group}/{item.name}/unigram_baseline"] = item.unigram_baseline
         self._write("evaluation", progress, values)
-        title = f"validation after {progress.step} steps, {progress.clips} {self._clip_word}"
+        title = f"{self._name}: validation after {progress.step} steps, {progress.clips} {self._clip_word}"
         show_measurements(title, measurements, self._console)
 
     def close(self, *, failed: bool = False) -> None:

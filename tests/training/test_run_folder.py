@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 import shutil
 
 import pytest
@@ -11,6 +12,8 @@ from toy_task import run_toy
 from egom2p.storage import RemoteError, load_json, load_tensors
 from egom2p.storage.remote_folders import RemoteFolder
 from egom2p.training.run_folder import BestCheckpoint, Retention
+from egom2p.training.run_log import RunLog, WandbConfig
+from egom2p.training.schedule import Length, Progress
 from egom2p.training.task import Measurement
 from egom2p.training.throughput import known_peak, peak_flops
 
@@ -155,3 +158,14 @@ def test_peaks():
     assert known_peak("NVIDIA L40S") == 362e12 and known_peak("Some Other") is None
     cpu = torch.device("cpu")
     assert peak_flops(cpu, torch.bfloat16) is None and peak_flops(cpu, torch.float32, given_tflops=2.0) == 2e12
+
+
+def test_every_line_for_people_names_its_run(tmp_path, capsys):
+    """Two trainings of `make -j2` write to one terminal."""
+    for name in ("gaze", "cam"):
+        log = RunLog(tmp_path / name, length=Length("steps", 2, 0), wandb_config=WandbConfig(), settings={})
+        log.say("starting")
+        log.train(Progress(step=1), {"loss": 1.0, "lr": 0.1, "clips_per_s": 2.0}, seconds_left=1)
+        log.evaluation(Progress(step=2), [Measurement("task", "error", 0.5)])
+    lines = [line for line in capsys.readouterr().out.splitlines() if re.search("starting|step |validation", line)]
+    assert [line.split(": ")[0] for line in lines] == ["gaze"] * 3 + ["cam"] * 3

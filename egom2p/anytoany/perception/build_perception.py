@@ -18,7 +18,15 @@ from egom2p.anytoany.perception.source import (
     rows_of,
 )
 from egom2p.anytoany.perception.timm_frames import PixelSource, TimmTower, plain_tower_state, tower_width
-from egom2p.anytoany.perception.token_features import CodeTower, EncoderTower, TokenSource, perceived_specs
+from egom2p.anytoany.perception.token_features import (
+    FOVEA,
+    CodeTower,
+    EncoderTower,
+    Fovea,
+    TokenSource,
+    perceived_names,
+    perceived_specs,
+)
 from egom2p.anytoany.types import PerceptionFeatures
 from egom2p.models.egom2p_model import load_model
 from egom2p.storage import fingerprint_of
@@ -38,9 +46,12 @@ def build_source(config: PerceptionConfig, *, device: str = "cpu") -> Perception
     else:
         model = load_model(config.checkpoint, device)
         settings = {"tokens": raw.fingerprint, "layer": config.layer, "modalities": list(config.modalities)}
+        settings |= {} if config.fovea is None else {"fovea": config.fovea}
         # Of the whole model, before the tower leaves out what it does not need.
         fingerprint = fingerprint_of(model.state_dict(), settings)
         tower = EncoderTower(model, config)
+        if config.fovea is not None:
+            return EncodedSource(raw, tower, fingerprint=fingerprint, device=device, fovea=Fovea(config, raw))
     return EncodedSource(raw, tower, fingerprint=fingerprint, device=device)
 
 
@@ -58,24 +69,35 @@ def build_tower(config: PerceptionConfig, *, with_weights: bool = True) -> Tower
         encoder = load_model(config.checkpoint)
         if config.gives_ids:
             return EncoderTower(encoder, config)
-        return FeatureTower(encoder.config.dim, num_sources=len(perceived_specs(config)))
+        return FeatureTower(encoder.config.dim, num_sources=len(perceived_names(config)))
     return FeatureTower(config.width)
 
 
 class EncodedSource:
     """Perception features of what a tower makes of a live source's, for features that are computed once and stored."""
 
-    def __init__(self, raw: PerceptionSource, tower: Tower, *, fingerprint: str, device: str = "cpu") -> None:
-        self.names, self.width, self.fingerprint = raw.names, tower.width, fingerprint
-        self._raw, self._device = raw, torch.device(device)
+    def __init__(
+        self,
+        raw: PerceptionSource,
+        tower: Tower,
+        *,
+        fingerprint: str,
+        device: str = "cpu",
+        fovea: Fovea | None = None,
+    ) -> None:
+        self.names = raw.names if fovea is None else (*raw.names, FOVEA)
+        self.width, self.fingerprint = tower.width, fingerprint
+        self._raw, self._fovea, self._device = raw, fovea, torch.device(device)
         self._tower = tower.to(self._device).eval()
 
     @torch.no_grad()
     def perceive(self, clips: Sequence[Clip]) -> list[PerceptionFeatures]:
-        items = self._raw.perceive(clips)
+        tokens = clips if self._fovea is None else self._fovea.tokens(clips)
+        items = self._raw.perceive(tokens)
         states = self._tower(rows_of(items, self._device)).float().cpu().numpy()
         ends = np.cumsum([len(item.features) for item in items])
-        return [
+        encoded = [
             PerceptionFeatures(part, item.position, item.source)
             for part, item in zip(np.split(states, ends[:-1]), items, strict=True)
         ]
+        return encoded if self._fovea is None else self._fovea.added(tokens, encoded)

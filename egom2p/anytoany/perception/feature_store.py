@@ -19,6 +19,7 @@ from egom2p.anytoany.connectors import ConnectorConfig
 from egom2p.anytoany.conversations.chat import Spelling
 from egom2p.anytoany.perception.media_files import PixelFiles, VectorFiles, picture_key
 from egom2p.anytoany.perception.source import (
+    EncoderConfig,
     PerceptionConfig,
     TimmFramesConfig,
     TokenConfig,
@@ -26,7 +27,7 @@ from egom2p.anytoany.perception.source import (
     source_of_kind,
     stored_config,
 )
-from egom2p.anytoany.perception.token_features import perceived_specs
+from egom2p.anytoany.perception.token_features import perceived_names as names_of_tokens
 from egom2p.anytoany.types import Media, PerceptionFeatures
 from egom2p.contracts import plain_name
 from egom2p.jobs.progress import Ledger
@@ -238,6 +239,8 @@ def _fits(store: FeatureStore, source: PerceptionConfig) -> bool:
     written_by = _written_by(store)
     if isinstance(source, TimmFramesConfig) and isinstance(written_by, TimmFramesConfig):
         return _picture_settings(written_by) == _picture_settings(source)
+    if isinstance(source, EncoderConfig) and isinstance(written_by, EncoderConfig):
+        return written_by.layer == source.layer and store.card["names"] == list(_names(source))
     return written_by.source == source.source
 
 
@@ -247,7 +250,7 @@ def _picture_settings(source: TimmFramesConfig) -> tuple[Any, ...]:
 
 
 def _names(source: TokenConfig) -> tuple[str, ...]:
-    return tuple(spec.name for spec in perceived_specs(source))
+    return names_of_tokens(source)
 
 
 def select_modalities(item: PerceptionFeatures, names: Sequence[str], wanted: Sequence[str]) -> PerceptionFeatures:

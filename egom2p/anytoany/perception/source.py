@@ -103,11 +103,24 @@ class TrainableSource(ServedKinds):
 
 @strict
 class EncoderConfig(TrainableSource):
-    """States of a trained EgoM2P encoder (`checkpoint`: its model directory) over some modalities, empty: all."""
+    """States of a trained EgoM2P encoder (`checkpoint`: its model directory) over some modalities, empty: all.
+
+    fovea   a modality of pictures whose states where the eyes are come once more, as a modality `fovea` with one row
+            for each time. What is looked at is in these states and in no mean over columns (docs/results/anytoany.md);
+            needs `precomputed` and the tokenizer of the gaze. Clips without gaze have none
+    """
 
     source: Literal["egom2p_encoder"] = "egom2p_encoder"
     checkpoint: str  # its model directory
     modalities: tuple[str, ...] = ()  # empty: all of the checkpoint
+    fovea: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.fovea is not None and not self.precomputed:
+            raise ValueError("perception.fovea is written with exported states: it needs precomputed: true")
+        if self.fovea is not None and self.modalities and self.fovea not in self.modalities:
+            raise ValueError(f"perception.fovea {self.fovea} is none of the modalities {list(self.modalities)}")
 
     @property
     def gives_ids(self) -> bool:

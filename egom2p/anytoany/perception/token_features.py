@@ -20,6 +20,8 @@ from egom2p.storage import fingerprint_of, load_json
 from egom2p.storage.atomic import with_pretrained
 from egom2p.tokenizers.pretrained import load_tokenizer
 
+FOVEA = "fovea"
+
 
 def perceived_specs(config: TokenConfig) -> tuple[ModalitySpec, ...]:
     """The modalities to perceive, in the model's order."""
@@ -35,6 +37,12 @@ def perceived_specs(config: TokenConfig) -> tuple[ModalitySpec, ...]:
         raise ValueError(f"perception.modalities: {pixels[0]} are pixels; features are made of ids")
     chosen = [spec for spec in specs if not config.modalities or spec.name in config.modalities]
     return tuple(spec for spec in chosen if not spec.is_input_only)
+
+
+def perceived_names(config: TokenConfig) -> tuple[str, ...]:
+    """What `PerceptionFeatures.source` indexes."""
+    has_fovea = isinstance(config, EncoderConfig) and config.fovea is not None
+    return (*(spec.name for spec in perceived_specs(config)), *((FOVEA,) if has_fovea else ()))
 
 
 def features_of_tokens(clip: TokenClip, specs: Sequence[ModalitySpec]) -> PerceptionFeatures:
@@ -61,6 +69,63 @@ def features_of_tokens(clip: TokenClip, specs: Sequence[ModalitySpec]) -> Percep
         raise ValueError(f"clip {clip.key} has {sorted(clip.tokens)}, none of the perceived modalities {wanted}")
     features, position, source = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     return PerceptionFeatures(features, position, source)
+
+
+class Fovea:
+    """Rows of a grid modality where the eyes are: one for each of its T times, of the cell that the gaze lies in.
+
+    The gaze is what the clip's own gaze tokens decode to: its median over the part of the clip that a time stands for.
+    """
+
+    def __init__(self, config: EncoderConfig, source: "TokenSource") -> None:
+        card = load_json(with_pretrained(config.checkpoint) / "model.json")
+        gaze = [values["name"] for values in card["modalities"] if values["quantity"] == "gaze"]
+        by_name = {spec.name: number for number, spec in enumerate(source.specs)}
+        if config.fovea not in by_name or len(source.specs[by_name[config.fovea]].grid.shape) != 3:
+            raise ValueError(f"perception.fovea: {config.fovea} is no modality of pictures among {list(by_name)}")
+        self._gaze = next((name for name in gaze if name in by_name), None)
+        if self._gaze is None:
+            raise ValueError(f"perception.fovea needs the gaze among the modalities {list(by_name)}, found none")
+        self._pictures, self._number = by_name[config.fovea], len(source.specs)
+        self._grid = source.specs[self._pictures].grid.shape
+        self._source = source
+
+    def tokens(self, clips: Sequence[Clip]) -> list[TokenClip]:
+        return self._source.tokens(clips)
+
+    def added(self, clips: Sequence[TokenClip], items: Sequence[PerceptionFeatures]) -> list[PerceptionFeatures]:
+        """The features of the clips, and behind them those where the eyes are."""
+        return [self._added(clip, item) for clip, item in zip(clips, items, strict=True)]
+
+    def _added(self, clip: TokenClip, item: PerceptionFeatures) -> PerceptionFeatures:
+        of_pictures_N = np.flatnonzero(item.source == self._pictures)
+        row_of = {tuple(item.position[row].tolist()): row for row in of_pictures_N}
+        rows = [(cell[0], row_of[cell]) for cell in self._cells(clip) if cell in row_of]
+        if not rows:
+            return item
+        position_R3 = np.zeros((len(rows), 3), np.int16)
+        position_R3[:, 0] = [time for time, _ in rows]
+        return PerceptionFeatures(
+            np.concatenate([item.features, item.features[[row for _, row in rows]]]),
+            np.concatenate([item.position, position_R3]),
+            np.concatenate([item.source, np.full(len(rows), self._number, np.int16)]),
+        )
+
+    def _cells(self, clip: TokenClip) -> list[tuple[int, int, int]]:
+        """(time, y, x) of the cells that are looked at, at the times when the gaze is known."""
+        ids_L = np.asarray(clip.tokens.get(self._gaze, ())).reshape(-1)
+        if not len(ids_L) or (ids_L < 0).any():
+            return []
+        values_1S2, is_valid_1S = self._source.tokenizers[self._gaze].decode(ids_L[None])
+        num_times, height, width = self._grid
+        cells = []
+        parts = zip(np.array_split(values_1S2[0], num_times), np.array_split(is_valid_1S[0], num_times), strict=True)
+        for time, (values_S2, is_valid_S) in enumerate(parts):
+            if is_valid_S.any():
+                u, v = np.median(values_S2[is_valid_S], axis=0)
+                row, column = (int(np.clip(at * size, 0, size - 1)) for at, size in ((v, height), (u, width)))
+                cells.append((time, row, column))
+        return cells
 
 
 class TokenSource:

@@ -17,13 +17,14 @@ from torch import Tensor, nn
 
 from egom2p.anytoany.perception.source import FeatureRows
 from egom2p.anytoany.types import KINDS, PerceptionFeatures
-from egom2p.config import Count, strict
+from egom2p.config import Count, Natural, strict
 from egom2p.layers.attention import AttentionLayout
 from egom2p.layers.blocks import BlockConfig, CrossAttention, Mlp, initialize_linear, layer_norm
 from egom2p.layers.padding import to_device
 
 # Longest wavelength of position codes: grids of features have tens of positions, not thousands.
 _PERIOD = 100.0
+_WHITENING_FLOOR = 0.1  # of the mean variance of a direction
 
 
 @strict
@@ -40,8 +41,11 @@ class ConnectorConfig:
     cell         st_shuffle: positions along t, y, x that become one token
     pool         st_shuffle: blocks of so many positions of a cell first become their mean: what a block holds, not
                  where in it. Far fewer parameters; divides `cell`
-    standardize  st_shuffle: features are deviations from the training mean of their slot. 94 to 98 % of the states of
-                 an encoder are the same in every clip, and what differs is else found late
+    whiten       st_shuffle: features are deviations from the training mean of their slot, with unit variance in all
+                 directions. 94 to 98 % of the states of an encoder are the same in every clip, two fifths of what is
+                 left lie in one direction, and what is looked at lies in others
+    word_steps   st_shuffle: steps in which perception tokens learn to name the words of the answers, before the
+                 language model is asked (see `word_lessons`)
     positions    st_shuffle: mark rows with their position, which features of pictures do not tell
     dim          C, channels of the connector
     depth        cross-attention blocks of the resampler
@@ -53,7 +57,8 @@ class ConnectorConfig:
     nested: tuple[Count, ...] = ()
     cell: tuple[Count, Count, Count] = (1, 1, 1)
     pool: tuple[Count, Count, Count] = (1, 1, 1)
-    standardize: bool = False
+    whiten: bool = False
+    word_steps: Natural = 0
     positions: bool = False
     dim: Count = 256
     depth: Count = 2
@@ -68,8 +73,8 @@ class ConnectorConfig:
             raise ValueError(f"num_tokens must be at least 1, got {self.num_tokens}")
         if self.kind == "gated_xattn" and isinstance(self.num_tokens, dict):
             raise ValueError("gated layers see one number of tokens per media item; give num_tokens one number")
-        if self.standardize and self.kind != "st_shuffle":
-            raise ValueError(f"connector.standardize belongs to st_shuffle, found {self.kind}")
+        if (self.whiten or self.word_steps) and self.kind != "st_shuffle":
+            raise ValueError(f"connector.whiten and word_steps belong to st_shuffle, found {self.kind}")
         if self.nested and self.kind not in ("global_mlp", "resampler"):
             raise ValueError(f"nested counts need a connector of kind global_mlp or resampler, got {self.kind}")
         if self.nested and not 1 <= min(self.nested) <= max(self.nested) <= self.max_tokens:
@@ -142,31 +147,33 @@ class SpaceTimeShuffle(nn.Module):
         self.register_buffer("pool", torch.tensor(config.pool), persistent=False)
         self.is_pooled, self.has_positions = max(config.pool) > 1, config.positions
         self.num_slots = math.prod(config.cell) // math.prod(config.pool)
-        self.norm = nn.Identity() if config.standardize else layer_norm(width, use_bias=True)
+        self.norm = nn.Identity() if config.whiten else layer_norm(width, use_bias=True)
         self.reduce = nn.Linear(width, config.dim)
         self.source_table = nn.Parameter(torch.randn(num_sources, config.dim) * 0.02)
         self.mean_norm = layer_norm(config.dim, use_bias=True) if self.is_pooled else nn.Identity()
         self.out = nn.Linear(self.num_slots * config.dim, out_width)
         if self.is_pooled:
             self.register_buffer("gain", torch.ones(()))
-        self.is_standardized = config.standardize
-        if config.standardize:
+        self.is_whitened = config.whiten
+        if config.whiten:
             self.register_buffer("centre", torch.zeros(num_sources, self.num_slots, width))
-            self.register_buffer("scale", torch.ones(num_sources, width))
+            self.register_buffer("whitening", torch.eye(width).repeat(num_sources, 1, 1))
 
     @torch.no_grad()
     def fit(self, rows: FeatureRows) -> None:
-        """Mean of each source and slot, and deviation of each source from them, over the rows of training items."""
+        """Mean of each source and slot, and how deviations of each source spread, over the rows of training items."""
         features_NW, source_N = rows.features.float(), rows.source.long()
         slots_N = source_N * self.num_slots + self._slots(rows)
         counts_S = torch.bincount(slots_N, minlength=self.centre.shape[0] * self.num_slots)
         sums_SW = torch.zeros_like(self.centre).flatten(0, 1).index_add(0, slots_N, features_NW)
         self.centre.copy_((sums_SW / counts_S.clamp(min=1)[:, None]).view_as(self.centre))
-        squares_NW = (features_NW - self.centre.flatten(0, 1)[slots_N]).square()
-        counts_K1 = torch.bincount(source_N, minlength=len(self.scale)).clamp(min=1)[:, None]
-        variance_KW = torch.zeros_like(self.scale).index_add(0, source_N, squares_NW) / counts_K1
-        # A number that hardly differs must not be blown up.
-        self.scale.copy_((variance_KW + 0.1 * variance_KW.mean(1, keepdim=True) + 1e-8).sqrt())
+        deviations_NW = features_NW - self.centre.flatten(0, 1)[slots_N]
+        for number, whitening_WW in enumerate(self.whitening):
+            own_NW = deviations_NW[source_N == number]
+            variance_W, directions_WW = torch.linalg.eigh(own_NW.T @ own_NW / max(len(own_NW), 1))
+            # A direction in which items hardly differ must not be blown up.
+            floor = _WHITENING_FLOOR * variance_W.mean() + 1e-8
+            whitening_WW.copy_(directions_WW / (variance_W.clamp(min=0) + floor).sqrt())
 
     def _slots(self, rows: FeatureRows) -> Tensor:
         """Slot (N,) of each row in its cell."""
@@ -174,26 +181,38 @@ class SpaceTimeShuffle(nn.Module):
         inner_N3 = rows.position.long() % self.cell // self.pool
         return (inner_N3[:, 0] * slots_3[1] + inner_N3[:, 1]) * slots_3[2] + inner_N3[:, 2]
 
-    def _normed(self, rows: FeatureRows, slot_N: Tensor) -> Tensor:
-        if not self.is_standardized:
-            return self.norm(rows.features)
-        source_N = rows.source.long()
-        return (rows.features - self.centre[source_N, slot_N]) / self.scale[source_N]
-
     def forward(self, rows: FeatureRows, counts: Sequence[int]) -> Tensor:
-        slot_N = self._slots(rows)
-        hidden_NC = self.reduce(self._normed(rows, slot_N)) + self.source_table[rows.source.long()]
+        total, source_N, slot_N = sum(counts), rows.source.long(), self._slots(rows)
+        cell_N = _cell_of_each(rows, self.cell, total)
+        at_N = cell_N * self.num_slots + slot_N
+        sizes_S1 = rows.features.new_zeros(total * self.num_slots).index_add(
+            0, at_N, rows.features.new_ones(len(at_N))
+        )[:, None]
+
+        def means(values_NX: Tensor) -> Tensor:
+            sums_SX = values_NX.new_zeros(len(sizes_S1), values_NX.shape[1]).index_add(0, at_N, values_NX)
+            return sums_SX / sizes_S1.clamp(min=1)
+
+        # All up to `mean_norm` is linear but for `norm`: a block is averaged first, and the rest done once for it.
+        source_S = source_N.new_zeros(total).index_copy(0, cell_N, source_N).repeat_interleave(self.num_slots)
+        if self.is_whitened:
+            features_SW = self._whitened(means(rows.features - self.centre[source_N, slot_N]), source_S)
+        else:
+            features_SW = means(self.norm(rows.features))
+        hidden_SC = self.reduce(features_SW) + self.source_table[source_S]
         if self.has_positions:
-            hidden_NC = hidden_NC + position_codes(rows.position, hidden_NC.shape[1]).to(hidden_NC.dtype)
-        total = sum(counts)
-        number_N = _cell_of_each(rows, self.cell, total)
-        slots_SC = hidden_NC.new_zeros(total * self.num_slots, hidden_NC.shape[1])
-        at_N = number_N * self.num_slots + slot_N
-        if not self.is_pooled:
-            return self.out(slots_SC.index_copy(0, at_N, hidden_NC).view(total, -1))
-        sizes_S1 = hidden_NC.new_zeros(len(slots_SC)).index_add(0, at_N, hidden_NC.new_ones(len(at_N)))[:, None]
-        means_SC = self.mean_norm(slots_SC.index_add(0, at_N, hidden_NC) / sizes_S1.clamp(min=1))
-        return self.out((means_SC * (sizes_S1 > 0)).view(total, -1)) * self.gain
+            hidden_SC = hidden_SC + means(position_codes(rows.position, hidden_SC.shape[1]).to(hidden_SC.dtype))
+        hidden_SC = self.mean_norm(hidden_SC) * (sizes_S1 > 0)
+        tokens_MD = self.out(hidden_SC.view(total, -1))
+        return tokens_MD * self.gain if self.is_pooled else tokens_MD
+
+    def _whitened(self, features_SW: Tensor, source_S: Tensor) -> Tensor:
+        """Deviations in the directions of their source, each of unit variance in training."""
+        whitened_SW = torch.zeros_like(features_SW)
+        for number, whitening_WW in enumerate(self.whitening):  # few sources: no waiting for which rows are whose
+            is_own_S1 = (source_S == number)[:, None]
+            whitened_SW = torch.where(is_own_S1, features_SW @ whitening_WW.to(features_SW.dtype), whitened_SW)
+        return whitened_SW
 
 
 class Resampler(nn.Module):

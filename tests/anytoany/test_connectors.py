@@ -7,13 +7,14 @@ import pytest
 import torch
 from model_toys import features_of, renderer_of, talks, toy_batch, toy_features, toy_model
 
-from egom2p.anytoany.connectors import ConnectorConfig, build_connector
+from egom2p.anytoany.connectors import ConnectorConfig, _cell_of_each, build_connector, position_codes
 from egom2p.anytoany.conversations.packing import collate
 from egom2p.anytoany.language.language_model import LanguageModelConfig
 from egom2p.anytoany.language.packed_attention import packed_hidden, packed_layout
 from egom2p.anytoany.perception.source import rows_of
 from egom2p.anytoany.saving import load_anytoany, save_anytoany
-from egom2p.anytoany.types import PerceptionFeatures
+from egom2p.anytoany.types import Media, PerceptionFeatures
+from egom2p.anytoany.word_lessons import teach_words
 from egom2p.config import ConfigError, from_plain
 
 KINDS = ("global_mlp", "st_shuffle", "resampler")
@@ -142,35 +143,87 @@ def test_pooled_items_do_not_depend_on_their_neighbours():
         assert torch.allclose(connector(rows_of([item]), [count]), tokens, atol=1e-5)
 
 
-def test_standardized_features_are_deviations_from_their_slot(folder):
-    """What is the same in every clip, 94 to 98 % of an encoder's states, is taken out before anything is learnt."""
-    _, connector = made("st_shuffle", standardize=True)
-    items = [grid_features(seed, (3, 4, 2)) for seed in range(8)]
+def test_whitened_features_are_deviations_from_their_slot(folder):
+    """What is the same in every clip, 94 to 98 % of an encoder's states, is taken out before anything is learnt, and
+    no direction of what is left is louder than the others."""
+    config, connector = made("st_shuffle", whiten=True)
+    stretch = torch.diag(torch.logspace(0, 0.7, 10))
+    items = [grid_features(seed, (3, 4, 2)) for seed in range(40)]
     offset = np.random.default_rng(9).normal(size=(3, 8, 10)) * 20
     rows = rows_of(items)
+    rows = replace(rows, features=rows.features @ stretch)
     slot_N = connector._slots(rows)
     moved = replace(rows, features=rows.features + torch.from_numpy(offset[rows.source, slot_N]).float())
     connector.fit(moved)
-    normed_NW = connector._normed(moved, slot_N)
     for source in range(3):
-        of_source = rows.source == source
-        for slot in slot_N[of_source].unique():
-            assert normed_NW[of_source & (slot_N == slot)].mean(0).abs().max() < 1e-4
-        assert 0.7 < normed_NW[of_source].square().mean() < 1.0
-    config, plain = made("st_shuffle", standardize=True)
+        own_N = rows.source == source
+        deviations_NW = moved.features[own_N] - connector.centre[source, slot_N[own_N]]
+        for slot in slot_N[own_N].unique():
+            assert deviations_NW[slot_N[own_N] == slot].mean(0).abs().max() < 1e-4
+        whitened_NW = connector._whitened(deviations_NW, torch.full((len(deviations_NW),), source))
+        spread = torch.linalg.eigvalsh(whitened_NW.T @ whitened_NW / len(whitened_NW))
+        assert 0.4 < spread.min() and spread.max() < 1, "a tenth of the mean variance is a floor"
+    plain = made("st_shuffle", whiten=True)[1]
     counts = [config.span_length(item, "video") for item in items]
     plain.fit(rows)
-    assert torch.allclose(connector(moved, counts), plain(rows, counts), atol=1e-4), (
-        "an offset of slots changes nothing"
-    )
-    model = toy_model(folder, connector=ConnectorConfig(kind="st_shuffle", dim=24, standardize=True), noise=0.1)
+    gap = (connector(moved, counts) - plain(rows, counts)).abs().max()
+    assert gap < 1e-3, "an offset of slots changes nothing"
+    model = toy_model(folder, connector=ConnectorConfig(kind="st_shuffle", dim=24, whiten=True), noise=0.1)
     model.connector.fit(rows_of([toy_features(number) for number in range(9)]))
-    save_anytoany(model, folder / "standardized")
-    again = load_anytoany(folder / "standardized")
+    save_anytoany(model, folder / "whitened")
+    again = load_anytoany(folder / "whitened")
     assert again.connector.centre.abs().max() > 0
     assert torch.equal(again.token_losses(toy_batch(again)), model.token_losses(toy_batch(model)))
-    with pytest.raises(ValueError, match="standardize belongs to st_shuffle"):
-        ConnectorConfig(kind="resampler", standardize=True)
+    with pytest.raises(ValueError, match="whiten and word_steps belong to st_shuffle"):
+        ConnectorConfig(kind="resampler", whiten=True)
+
+
+def test_blocks_are_averaged_before_the_rest_is_done():
+    """The same as doing it for each position and averaging then, which costs as many times more as a block holds."""
+    config, connector = made("st_shuffle", cell=(2, 4, 2), pool=(1, 2, 2), positions=True)
+    items = [grid_features(seed, drop=seed) for seed in range(3)]
+    rows, counts = rows_of(items), [config.span_length(item, "video") for item in items]
+    each_NC = connector.reduce(connector.norm(rows.features)) + connector.source_table[rows.source.long()]
+    each_NC = each_NC + position_codes(rows.position, 24)
+    cell_N = _cell_of_each(rows, connector.cell, sum(counts))
+    wanted = []
+    for cell in range(sum(counts)):
+        slots = [each_NC[(cell_N == cell) & (connector._slots(rows) == slot)] for slot in range(connector.num_slots)]
+        parts = [connector.mean_norm(own.mean(0)) if len(own) else torch.zeros(24) for own in slots]
+        wanted.append(connector.out(torch.cat(parts)))
+    assert torch.allclose(connector(rows, counts), torch.stack(wanted), atol=1e-5)
+
+
+def test_perception_tokens_learn_to_name_words_without_the_language_model():
+    """Half of the items are about word 3, half about word 5; features tell which. Held-out items are named right."""
+    config, connector = made("st_shuffle", cell=(8, 8, 8), whiten=True, pool=(8, 8, 8))
+    table = torch.randn(20, 12, generator=torch.Generator().manual_seed(1))
+    media = [Media("video", str(number)) for number in range(80)]
+    items = {}
+    for number, one in enumerate(media):
+        item = grid_features(number)
+        shift = np.zeros(10, np.float32)
+        shift[number % 2] = 2.0
+        items[one] = PerceptionFeatures(item.features + shift, item.position, np.zeros_like(item.source))
+    words = {one: {9, 3 if number % 2 else 5} for number, one in enumerate(media)}
+    connector.fit(rows_of(list(items.values())))
+    train = {one: words[one] for one in media[:60]}
+    draw = torch.Generator().manual_seed(0)
+    loss = teach_words(
+        connector,
+        train,
+        lambda some: rows_of([items[one] for one in some]),
+        lambda one: config.span_length(items[one], "video"),
+        table,
+        num_steps=80,
+        generator=draw,
+    )
+    assert loss < 0.2
+    tokens = connector(rows_of([items[one] for one in media[60:]]), [1] * 20)
+    says_three = tokens @ table[3] / table[3].norm() > tokens @ table[5] / table[5].norm()
+    assert [bool(one) for one in says_three] == [number % 2 == 1 for number in range(60, 80)]
+    with pytest.raises(ValueError, match="no word is said of two"):
+        teach_words(connector, {media[0]: {1}}, rows_of, len, table, num_steps=1, generator=draw)
 
 
 def test_pooling_saves_parameters():

@@ -9,9 +9,10 @@ import pytest
 import torch
 from tiny_artifacts import invented_clip, make_tiny_world
 
+from egom2p.anytoany.connectors import ConnectorConfig
 from egom2p.anytoany.perception.build_perception import build_source, build_tower
 from egom2p.anytoany.perception.export_features import ExportConfig, export
-from egom2p.anytoany.perception.feature_store import CARD, LEDGER, FeatureStore, FeatureWriter
+from egom2p.anytoany.perception.feature_store import CARD, LEDGER, FeatureLookup, FeatureStore, FeatureWriter
 from egom2p.anytoany.perception.media_files import VectorFiles
 from egom2p.anytoany.perception.source import (
     CodesConfig,
@@ -21,12 +22,14 @@ from egom2p.anytoany.perception.source import (
     source_of_kind,
 )
 from egom2p.anytoany.perception.token_features import EncoderTower, features_of_tokens
-from egom2p.contracts import ModalitySpec, TokenClip, TokenGrid, TokenizerMismatch
+from egom2p.config import to_plain
+from egom2p.contracts import AlignedClip, ModalitySpec, Provenance, Stream, TokenClip, TokenGrid, TokenizerMismatch
 from egom2p.layers.lora import LoraConfig
 from egom2p.models.egom2p_model import EgoM2P, ModelConfig
 from egom2p.models.prompt_batches import KnownTokens, PromptRow, pack_prompts
 from egom2p.models.weights import save_model
 from egom2p.storage import load_json, save_json
+from egom2p.tokenizers.pretrained import load_tokenizer
 
 SPECS = (
     ModalitySpec("tok_rgb", "grid", "rgb", TokenGrid((2, 3, 4)), 11, "rgb"),
@@ -173,6 +176,55 @@ def test_signals_are_tokenized_on_the_way(tmp_path):
         store["nobody"]
     with pytest.raises(ValueError, match="choose another folder"):
         export(ExportConfig(input=found.input, output=str(out), perception=config))
+
+
+def test_what_is_looked_at_comes_once_more():
+    """States of the cell that the eyes are on, time after time; none of clips without gaze, or with half of it."""
+    config = EncoderConfig(
+        checkpoint="checkpoints/world_small", modalities=("tok_rgb", "tok_gaze"), fovea="tok_rgb", precomputed=True
+    )
+    source = build_source(config)
+    assert source.names == ("tok_gaze", "tok_rgb", "fovea")
+    tokenizer = load_tokenizer("checkpoints/world_small/tokenizers/tok_gaze")
+    at_uv = np.repeat([[0.8, 0.2], [0.2, 0.6]], 30, axis=0).astype(np.float32)
+    gaze = Stream(at_uv, np.ones(60, bool), np.arange(60) / 30.0, "image")
+    clip = AlignedClip("one", {"gaze": gaze}, None, Provenance("d", "r"))
+    ids = {
+        "tok_rgb": np.random.default_rng(0).integers(0, 1000, 320).astype(np.int32),
+        "tok_gaze": tokenizer.encode([clip])[0].astype(np.int32),
+    }
+    half = dict(ids, tok_gaze=np.where(np.arange(15) < 7, ids["tok_gaze"], -1))
+    kinds = (ids, {"tok_rgb": ids["tok_rgb"]}, half)
+    clips = [TokenClip(f"clip{number}", tokens) for number, tokens in enumerate(kinds)]
+    looked, blind, unsure = source.perceive(clips)
+    assert set(blind.source) == {1} and set(unsure.source) == {0, 1}, "nothing is made up of a gaze that is not known"
+    assert (looked.position[looked.source == 2] == [[time, 0, 0] for time in range(5)]).all()
+    of_pictures = looked.source == 1
+    places = map(tuple, looked.position[of_pictures])
+    state_of = dict(zip(places, looked.features[of_pictures], strict=True))
+    found = looked.features[looked.source == 2]
+    wanted = [(0, 1, 6), (1, 1, 6), (3, 4, 1), (4, 4, 1)]  # the eyes jump within the third fifth
+    assert all((found[place[0]] == state_of[place]).all() for place in wanted)
+    assert build_tower(config).num_sources == 3
+    for wrong, message in (
+        ({"precomputed": False}, "needs precomputed: true"),
+        ({"fovea": "tok_depth"}, "none of the modalities"),
+        ({"fovea": "tok_gaze"}, "no modality of pictures"),
+        ({"modalities": ("tok_rgb",)}, "needs the gaze"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            build_source(EncoderConfig(**{**to_plain(config), **wrong}))
+
+
+def test_features_of_other_modalities_are_not_taken_for_those_of_a_model(tmp_path):
+    """States that were exported with the fovea, or after another layer, are other features."""
+    written = EncoderConfig(checkpoint="checkpoints/world_small", modalities=("tok_rgb",), precomputed=True)
+    card = {"source": "egom2p_encoder", "names": ["tok_rgb"], "width": 192, "perception": to_plain(written)}
+    FeatureWriter(tmp_path, card)
+    FeatureLookup([written], [str(tmp_path)], ConnectorConfig())
+    for other in (replace(written, modalities=("tok_rgb", "tok_gaze")), replace(written, layer=1)):
+        with pytest.raises(ValueError, match="which no source of the model perceives"):
+            FeatureLookup([other], [str(tmp_path)], ConnectorConfig())
 
 
 def test_the_first_item_is_written_and_none_twice(tmp_path):

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import zip_longest
@@ -12,17 +12,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from egom2p.anytoany.connectors import ConnectorConfig
 from egom2p.anytoany.conversations.chat import ChatRenderer
 from egom2p.anytoany.conversations.conversation_loader import LanguageDataConfig, LanguageLoader, check_rows
-from egom2p.anytoany.language.language_tokenizer import load_text_tokenizer, reserved_tokens
+from egom2p.anytoany.conversations.datasets import ConversationSet
+from egom2p.anytoany.language.language_tokenizer import load_text_tokenizer, reserved_tokens, stop_ids
 from egom2p.anytoany.language.packaged_model import stand_in_note
 from egom2p.anytoany.language.size_of_model import LanguageFlops
 from egom2p.anytoany.model import AnyToAny, AnyToAnyConfig, build_anytoany
 from egom2p.anytoany.perception.familiarity import MAX_ITEMS, Familiarity
 from egom2p.anytoany.perception.feature_store import FeatureLookup, spellings
-from egom2p.anytoany.perception.source import rows_of
+from egom2p.anytoany.perception.source import FeatureRows, rows_of
 from egom2p.anytoany.saving import load_config_of, write_anytoany_files
-from egom2p.anytoany.types import LanguageBatch, Media
+from egom2p.anytoany.types import Conversation, LanguageBatch, Media
+from egom2p.anytoany.word_lessons import teach_words, words_by_media
 from egom2p.config import Natural, strict
 from egom2p.contracts import LossOutput
 from egom2p.data.clip_order import clip_rng
@@ -35,6 +38,8 @@ from egom2p.training.run_folder import local_folder
 from egom2p.training.task import BatchSize, Measurement, Task, seeded
 from egom2p.training.tasks.language_evaluation import LanguageEvaluation, LanguageEvaluationConfig, as_rows
 from egom2p.training.training_config import TrainingConfig
+
+_LESSON_CONVERSATIONS = 16384  # of each data set, from which the words of answers are taken
 
 
 @strict
@@ -129,11 +134,11 @@ class AnyToAnyTask(Task):
             nested=tuple(nested.values()),
         )
         self._familiarity: Familiarity | None = None
-        if config.model.connector.standardize:
-            self._fit_connector()
-        self.num_train_clips = self.loader.num_conversations
         note = stand_in_note(config.model.language_model.pretrained)
         self.notes = () if note is None else (note,)
+        if config.model.connector.whiten or config.model.connector.word_steps:
+            self._prepare_connector(config.model.connector)
+        self.num_train_clips = self.loader.num_conversations
         self.evaluation = LanguageEvaluation(
             config.evaluation, self.renderer, self.lookup.features, seed=config.seed, ranks=ranks, nested=nested
         )
@@ -191,19 +196,41 @@ class AnyToAnyTask(Task):
 
     def _training_media(self) -> list[Media]:
         """Media items spread over the training data, by turns of its data sets."""
-        train = []
-        for dataset in self.loader.datasets.values():
-            count = min(len(dataset), MAX_ITEMS)
-            rows = (dataset.conversation(n * len(dataset) // count, clip_rng(0, "familiar", n)) for n in range(count))
-            train.append([item for conversation in rows for item in conversation.media])
+        train = [
+            [item for conversation in self._training_conversations(dataset, MAX_ITEMS) for item in conversation.media]
+            for dataset in self.loader.datasets.values()
+        ]
         return list(dict.fromkeys(item for row in zip_longest(*train) for item in row if item is not None))
 
-    def _fit_connector(self) -> None:
-        """The same on every rank. A checkpoint that is continued brings its own."""
+    def _training_conversations(self, dataset: ConversationSet, most: int) -> list[Conversation]:
+        count = min(len(dataset), most)
+        return [dataset.conversation(n * len(dataset) // count, clip_rng(0, "familiar", n)) for n in range(count)]
+
+    def _prepare_connector(self, config: ConnectorConfig) -> None:
+        """What it knows before the first step, on every rank alike. A checkpoint that goes on brings its own."""
+        model, connector = self._anytoany, self._anytoany.connector
         media = self._training_media()[:MAX_ITEMS]
-        if len(self._anytoany.towers) > 1 or not media:
-            raise ValueError("connector.standardize needs one perception source, and media in the training data")
-        rows = rows_of([self.lookup.features(item) for item in media], self.ranks.device)
-        with torch.no_grad():
-            features = self._anytoany.towers[0](rows)
-        self._anytoany.connector.fit(replace(rows, features=features))
+        if len(model.towers) > 1 or not media:
+            raise ValueError("connector.whiten and word_steps need one perception source, and media in the data")
+
+        @torch.no_grad()
+        def rows(items: Sequence[Media]) -> FeatureRows:
+            found = rows_of([self.lookup.features(item) for item in items], self.ranks.device)
+            return replace(found, features=model.towers[0](found))
+
+        if config.whiten:
+            connector.fit(rows(media))
+        if config.word_steps:
+            sets = self.loader.datasets.values()
+            known = [one for dataset in sets for one in self._training_conversations(dataset, _LESSON_CONVERSATIONS)]
+            words = words_by_media(known, self.renderer.render, stop_ids(model.tokenizer))
+            loss = teach_words(
+                connector,
+                words,
+                rows,
+                self.lookup.span_length,
+                model.lm.get_input_embeddings().weight.detach(),
+                num_steps=config.word_steps,
+                generator=torch.Generator().manual_seed(self.config.seed),
+            )
+            self.notes += (f"perception tokens name the words of {len(words)} items: {loss:.3f} nats a word",)

@@ -44,8 +44,9 @@ class ConnectorConfig:
     whiten       st_shuffle: features are deviations from the training mean of their slot, with unit variance in all
                  directions. 94 to 98 % of the states of an encoder are the same in every clip, two fifths of what is
                  left lie in one direction, and what is looked at lies in others
-    word_steps   st_shuffle: steps in which perception tokens learn to name the words of the answers, before the
-                 language model is asked (see `word_lessons`)
+    num_words    st_shuffle: perception tokens are mixtures of the embeddings of at most so many words of the answers,
+                 which they learn to name before the language model is asked (see `word_lessons`); 0: any vectors
+    word_steps   steps in which they learn it
     positions    st_shuffle: mark rows with their position, which features of pictures do not tell
     dim          C, channels of the connector
     depth        cross-attention blocks of the resampler
@@ -58,7 +59,8 @@ class ConnectorConfig:
     cell: tuple[Count, Count, Count] = (1, 1, 1)
     pool: tuple[Count, Count, Count] = (1, 1, 1)
     whiten: bool = False
-    word_steps: Natural = 0
+    num_words: Natural = 0
+    word_steps: Natural = 300
     positions: bool = False
     dim: Count = 256
     depth: Count = 2
@@ -73,8 +75,8 @@ class ConnectorConfig:
             raise ValueError(f"num_tokens must be at least 1, got {self.num_tokens}")
         if self.kind == "gated_xattn" and isinstance(self.num_tokens, dict):
             raise ValueError("gated layers see one number of tokens per media item; give num_tokens one number")
-        if (self.whiten or self.word_steps) and self.kind != "st_shuffle":
-            raise ValueError(f"connector.whiten and word_steps belong to st_shuffle, found {self.kind}")
+        if (self.whiten or self.num_words) and self.kind != "st_shuffle":
+            raise ValueError(f"connector.whiten and num_words belong to st_shuffle, found {self.kind}")
         if self.nested and self.kind not in ("global_mlp", "resampler"):
             raise ValueError(f"nested counts need a connector of kind global_mlp or resampler, got {self.kind}")
         if self.nested and not 1 <= min(self.nested) <= max(self.nested) <= self.max_tokens:
@@ -158,6 +160,12 @@ class SpaceTimeShuffle(nn.Module):
         if config.whiten:
             self.register_buffer("centre", torch.zeros(num_sources, self.num_slots, width))
             self.register_buffer("whitening", torch.eye(width).repeat(num_sources, 1, 1))
+        self.has_words = config.num_words > 0
+        if self.has_words:
+            # The first row is silence; rows of 0 are no words.
+            self.register_buffer("words", torch.zeros(1 + config.num_words, out_width))
+            self.register_buffer("is_word", torch.zeros(1 + config.num_words, dtype=torch.bool))
+            self.sharpness = nn.Parameter(torch.zeros(()))
 
     @torch.no_grad()
     def fit(self, rows: FeatureRows) -> None:
@@ -182,6 +190,11 @@ class SpaceTimeShuffle(nn.Module):
         return (inner_N3[:, 0] * slots_3[1] + inner_N3[:, 1]) * slots_3[2] + inner_N3[:, 2]
 
     def forward(self, rows: FeatureRows, counts: Sequence[int]) -> Tensor:
+        tokens_MD = self.vectors(rows, counts)
+        return self.said(tokens_MD) @ self.words.to(tokens_MD.dtype) if self.has_words else tokens_MD
+
+    def vectors(self, rows: FeatureRows, counts: Sequence[int]) -> Tensor:
+        """Perception tokens (M, D) before they become words, where they do."""
         total, source_N, slot_N = sum(counts), rows.source.long(), self._slots(rows)
         cell_N = _cell_of_each(rows, self.cell, total)
         at_N = cell_N * self.num_slots + slot_N
@@ -205,6 +218,12 @@ class SpaceTimeShuffle(nn.Module):
         hidden_SC = self.mean_norm(hidden_SC) * (sizes_S1 > 0)
         tokens_MD = self.out(hidden_SC.view(total, -1))
         return tokens_MD * self.gain if self.is_pooled else tokens_MD
+
+    def said(self, tokens_MD: Tensor) -> Tensor:
+        """How much each token says each word, (M, 1 + words), 1 in all; the first is silence."""
+        directions_VD = F.normalize(self.words, dim=1).to(tokens_MD.dtype)
+        logits_MV = (tokens_MD @ directions_VD.T).float() * self.sharpness.exp()
+        return logits_MV.masked_fill(~self.is_word, -1e9).softmax(-1).to(tokens_MD.dtype)
 
     def _whitened(self, features_SW: Tensor, source_S: Tensor) -> Tensor:
         """Deviations in the directions of their source, each of unit variance in training."""

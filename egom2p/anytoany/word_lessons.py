@@ -1,19 +1,19 @@
-"""Perception tokens learn to name the words of the answers, before the language model is asked.
+"""Perception tokens that are words of the answers: they learn to name them before the language model is asked.
 
-A connector that begins with random numbers says nothing that a language model could read, and the model's own gradient
-tells it slowly what to say: after 180 steps SmolLM2 said no better than by chance on which side the eyes were, though a
-linear map of the features tells it in every clip. Here a word is named by a token that lies in the direction of its
-embedding: a few seconds without the language model, after which its steps begin with tokens that say what there is.
+A language model can read words at once and foreign vectors only after long training: after 180 steps SmolLM2 said no
+better than by chance on which side the eyes were, though a linear map of the perception tokens told it in 95 % of the
+clips. A token that is a mixture of word embeddings (Masry et al. 2025, AlignVLM, mix the whole vocabulary) is read
+as words are. Which ones is learned here in seconds, from the answers alone.
 
-I media items, M perception tokens of them, V words of the answers, D width of the language model.
+I media items, M perception tokens of them, V words and silence, D width of the language model.
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from egom2p.anytoany.connectors import SpaceTimeShuffle
 from egom2p.anytoany.perception.source import FeatureRows
@@ -22,6 +22,7 @@ from egom2p.anytoany.types import Conversation, Media, Rendered
 _BATCH = 64  # media items of a step
 _LR, _WEIGHT_DECAY, _WARMUP = 1e-2, 0.05, 20
 _FEWEST = 2  # items that a word must be said of
+_LARGEST_SHARE = 0.9  # of the items; what is said of nearly all tells nothing of one
 _SHARPNESS = 10.0  # logit of a token that is an embedding of usual length
 
 
@@ -49,44 +50,36 @@ def teach_words(
     num_steps: int,
     generator: torch.Generator,
 ) -> float:
-    """Train the connector alone; the loss (nats per word and item, binary) of the last tenth of the steps.
+    """Choose the words, the commonest first, and train the connector alone; the last loss, in nats per word and item.
 
-    An item names a word as much as its likeliest tokens do together: sums over its tokens of exp of their product with
-    the word's embedding. `table` (V, D) has the embeddings of all ids.
+    An item says a word where one of its tokens does, each on its own (noisy or). `table`: embeddings of all ids.
     """
     items = list(words)
-    counts = torch.tensor([sum(word in said for said in words.values()) for word in range(len(table))])
-    known = torch.nonzero(counts >= _FEWEST)[:, 0].tolist()
+    counts = Counter(word for said in words.values() for word in said)
+    usable = [word for word, count in counts.most_common() if _FEWEST <= count <= _LARGEST_SHARE * len(items)]
+    known = sorted(usable[: len(connector.words) - 1])
     if not known:
-        raise ValueError("connector.word_steps: no word is said of two media items of the training data")
-    column_of = {word: column for column, word in enumerate(known)}
-    is_said_IV = torch.zeros(len(items), len(known))
-    for row, item in enumerate(items):
-        is_said_IV[row, [column_of[word] for word in words[item] if word in column_of]] = 1.0
-    is_said_IV = is_said_IV.to(table.device)
-    directions_VD = F.normalize(table[known].float(), dim=1)
-    usual = float(table[known].float().norm(dim=1).mean())
-    sharpness = nn.Parameter(torch.tensor(math.log(_SHARPNESS / usual), device=table.device))
-    bias_V = nn.Parameter(torch.logit(is_said_IV.mean(0).clamp(0.01, 0.99)))
-    groups = [{"params": list(connector.parameters()), "weight_decay": _WEIGHT_DECAY}, {"params": [sharpness, bias_V]}]
-    optimizer = torch.optim.AdamW(groups, lr=_LR, weight_decay=0.0)
-    losses = []
+        raise ValueError("connector.num_words: no word tells media items of the training data from one another")
+    is_said_IV = torch.tensor([[word in words[item] for word in known] for item in items], device=table.device)
+    connector.words[0] = table.float().mean(0)
+    connector.words[1 : 1 + len(known)] = table[known].float()
+    connector.is_word[: 1 + len(known)] = True
+    with torch.no_grad():
+        connector.sharpness.fill_(math.log(_SHARPNESS / float(table[known].float().norm(dim=1).mean())))
+    optimizer = torch.optim.AdamW(connector.parameters(), lr=_LR, weight_decay=_WEIGHT_DECAY)
+    loss = torch.zeros(())
     for step in range(num_steps):
-        share = step / num_steps
         for group in optimizer.param_groups:
-            group["lr"] = _LR * min(1.0, (step + 1) / _WARMUP) * (1 + math.cos(math.pi * share)) / 2
+            group["lr"] = _LR * min(1.0, (step + 1) / _WARMUP) * (1 + math.cos(math.pi * step / num_steps)) / 2
         chosen = torch.randperm(len(items), generator=generator)[:_BATCH].tolist()
         drawn = [items[row] for row in chosen]
         lengths = [counts_of(item) for item in drawn]
-        tokens_MD = connector(rows_of(drawn), lengths)
-        named_MV = tokens_MD @ directions_VD.T * sharpness.exp()
-        # Of items with unlike numbers of tokens none has an advantage.
-        logits_IV = torch.stack([part.logsumexp(0) - math.log(len(part)) for part in named_MV.split(lengths)]) + bias_V
-        loss = F.binary_cross_entropy_with_logits(logits_IV, is_said_IV[chosen])
+        share_MV = connector.said(connector.vectors(rows_of(drawn), lengths))[:, 1 : 1 + len(known)]
+        silent_MV = torch.log1p(-share_MV.clamp(max=1 - 1e-6))
+        silent_IV = torch.stack([part.sum(0) for part in silent_MV.split(lengths)]).clamp(max=-1e-6)
+        loss = -torch.where(is_said_IV[chosen], torch.log(-torch.expm1(silent_IV)), silent_IV).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        if share >= 0.9:
-            losses.append(float(loss.detach()))
     optimizer.zero_grad(set_to_none=True)
-    return sum(losses) / max(len(losses), 1)
+    return float(loss.detach())

@@ -34,7 +34,7 @@ class InputChoice:
 
     inputs: tuple[str, ...]
     num_steps: int
-    settings: list[str] = field(default_factory=list)
+    settings: list[str] = field(default_factory=list)  # key=value of this choice alone
 
 
 @strict

@@ -174,7 +174,7 @@ def test_whitened_features_are_deviations_from_their_slot(folder):
     again = load_anytoany(folder / "whitened")
     assert again.connector.centre.abs().max() > 0
     assert torch.equal(again.token_losses(toy_batch(again)), model.token_losses(toy_batch(model)))
-    with pytest.raises(ValueError, match="whiten and word_steps belong to st_shuffle"):
+    with pytest.raises(ValueError, match="whiten and num_words belong to st_shuffle"):
         ConnectorConfig(kind="resampler", whiten=True)
 
 
@@ -194,9 +194,9 @@ def test_blocks_are_averaged_before_the_rest_is_done():
     assert torch.allclose(connector(rows, counts), torch.stack(wanted), atol=1e-5)
 
 
-def test_perception_tokens_learn_to_name_words_without_the_language_model():
-    """Half of the items are about word 3, half about word 5; features tell which. Held-out items are named right."""
-    config, connector = made("st_shuffle", cell=(8, 8, 8), whiten=True, pool=(8, 8, 8))
+def test_perception_tokens_become_words_of_the_answers(folder):
+    """Half of the items are about word 3, half about word 5; features tell which. What is said of all is no word."""
+    config, connector = made("st_shuffle", cell=(8, 8, 8), whiten=True, pool=(8, 8, 8), num_words=4)
     table = torch.randn(20, 12, generator=torch.Generator().manual_seed(1))
     media = [Media("video", str(number)) for number in range(80)]
     items = {}
@@ -207,23 +207,38 @@ def test_perception_tokens_learn_to_name_words_without_the_language_model():
         items[one] = PerceptionFeatures(item.features + shift, item.position, np.zeros_like(item.source))
     words = {one: {9, 3 if number % 2 else 5} for number, one in enumerate(media)}
     connector.fit(rows_of(list(items.values())))
-    train = {one: words[one] for one in media[:60]}
-    draw = torch.Generator().manual_seed(0)
-    loss = teach_words(
-        connector,
-        train,
-        lambda some: rows_of([items[one] for one in some]),
-        lambda one: config.span_length(items[one], "video"),
-        table,
-        num_steps=80,
-        generator=draw,
+    further = {"num_steps": 80, "generator": torch.Generator().manual_seed(0)}
+
+    def rows(some):
+        return rows_of([items[one] for one in some])
+
+    loss = teach_words(connector, {one: words[one] for one in media[:60]}, rows, lambda one: 1, table, **further)
+    assert loss < 0.1
+    assert torch.equal(connector.words[:4], torch.stack([table.mean(0), table[3], table[5], torch.zeros(12)]))
+    shares_MV = connector.said(connector.vectors(rows(media[60:]), [1] * 20))
+    assert torch.allclose(shares_MV.sum(1), torch.ones(20)) and shares_MV[:, 3:].max() == 0
+    assert [int(row.argmax()) for row in shares_MV] == [1 if number % 2 else 2 for number in range(60, 80)]
+    tokens_MD = connector(rows(media[60:]), [1] * 20)
+    assert torch.allclose(tokens_MD, shares_MV @ connector.words), (
+        "mixtures of embeddings as the language model has them"
     )
-    assert loss < 0.2
-    tokens = connector(rows_of([items[one] for one in media[60:]]), [1] * 20)
-    says_three = tokens @ table[3] / table[3].norm() > tokens @ table[5] / table[5].norm()
-    assert [bool(one) for one in says_three] == [number % 2 == 1 for number in range(60, 80)]
-    with pytest.raises(ValueError, match="no word is said of two"):
-        teach_words(connector, {media[0]: {1}}, rows_of, len, table, num_steps=1, generator=draw)
+    model = toy_model(folder, connector=ConnectorConfig(kind="st_shuffle", dim=24, num_words=3))
+    learnt = {Media("video", str(number)): {number % 2} for number in range(9)}
+    features = {one: toy_features(number) for number, one in enumerate(learnt)}
+    table = model.lm.get_input_embeddings().weight.detach()
+    teach_words(
+        model.connector,
+        learnt,
+        lambda some: rows_of([features[one] for one in some]),
+        lambda one: model.config.connector.span_length(features[one], "video"),
+        table,
+        **further,
+    )
+    save_anytoany(model, folder / "words")
+    again = load_anytoany(folder / "words")
+    assert torch.equal(again.token_losses(toy_batch(again)), model.token_losses(toy_batch(model)))
+    with pytest.raises(ValueError, match="no word tells media items"):
+        teach_words(connector, {media[0]: {1}}, rows, lambda one: 1, table, **further)
 
 
 def test_pooling_saves_parameters():

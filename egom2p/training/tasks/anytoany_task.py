@@ -136,7 +136,7 @@ class AnyToAnyTask(Task):
         self._familiarity: Familiarity | None = None
         note = stand_in_note(config.model.language_model.pretrained)
         self.notes = () if note is None else (note,)
-        if config.model.connector.whiten or config.model.connector.word_steps:
+        if config.model.connector.whiten or config.model.connector.num_words:
             self._prepare_connector(config.model.connector)
         self.num_train_clips = self.loader.num_conversations
         self.evaluation = LanguageEvaluation(
@@ -211,7 +211,7 @@ class AnyToAnyTask(Task):
         model, connector = self._anytoany, self._anytoany.connector
         media = self._training_media()[:MAX_ITEMS]
         if len(model.towers) > 1 or not media:
-            raise ValueError("connector.whiten and word_steps need one perception source, and media in the data")
+            raise ValueError("connector.whiten and num_words need one perception source, and media in the data")
 
         @torch.no_grad()
         def rows(items: Sequence[Media]) -> FeatureRows:
@@ -220,7 +220,7 @@ class AnyToAnyTask(Task):
 
         if config.whiten:
             connector.fit(rows(media))
-        if config.word_steps:
+        if config.num_words:
             sets = self.loader.datasets.values()
             known = [one for dataset in sets for one in self._training_conversations(dataset, _LESSON_CONVERSATIONS)]
             words = words_by_media(known, self.renderer.render, stop_ids(model.tokenizer))
@@ -233,4 +233,4 @@ class AnyToAnyTask(Task):
                 num_steps=config.word_steps,
                 generator=torch.Generator().manual_seed(self.config.seed),
             )
-            self.notes += (f"perception tokens name the words of {len(words)} items: {loss:.3f} nats a word",)
+            self.notes += (f"perception tokens learned words of {len(words)} items: {loss:.3f} nats a word",)

@@ -34,17 +34,17 @@ class CarryingConfig:
     tries          of new motions; each later one may be slower, down to a tenth
     """
 
-    height_m: tuple[Positive, Positive] = (1.1, 1.8)
+    height_m: tuple[Positive, Positive] = (1.1, 1.8)  # of the camera above the floor
     down_deg: tuple[NotNegative, NotNegative] = (5.0, 40.0)
-    roll_deg: NotNegative = 5.0
+    roll_deg: NotNegative = 5.0  # standard deviation
     max_tilt_deg: tuple[Positive, Positive] = (75.0, 35.0)  # down, up
-    max_roll_deg: Positive = 30.0
+    max_roll_deg: Positive = 30.0  # at any time
     near_share: Share = 0.7
-    near_m: tuple[Positive, Positive] = (0.4, 1.8)
+    near_m: tuple[Positive, Positive] = (0.4, 1.8)  # from the middle of the thing
     clearance_m: Positive = 0.25
     hands: Share = 0.45
     tries: Count = 24
-    candidates: Count = 48
+    candidates: Count = 48  # cameras that each motion is tried with
 
 
 class Motions:

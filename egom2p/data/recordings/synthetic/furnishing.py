@@ -31,11 +31,11 @@ class FurnishingConfig:
     blocks         parts of the room walled off, so that few rooms are plain boxes
     """
 
-    side_m: tuple[Positive, Positive] = (2.6, 8.5)
-    height_m: tuple[Positive, Positive] = (2.2, 3.4)
-    num_furniture: tuple[Natural, Natural] = (5, 14)
+    side_m: tuple[Positive, Positive] = (2.6, 8.5)  # length of the walls
+    height_m: tuple[Positive, Positive] = (2.2, 3.4)  # of the ceiling
+    num_furniture: tuple[Natural, Natural] = (5, 14)  # pieces
     num_clutter: tuple[Natural, Natural] = (25, 90)
-    num_on_walls: tuple[Natural, Natural] = (3, 10)
+    num_on_walls: tuple[Natural, Natural] = (3, 10)  # pictures and the like
     blocks: tuple[Natural, Natural] = (0, 2)
     plain_share: Share = 0.6  # of walls and ceilings: light and with little pattern
 

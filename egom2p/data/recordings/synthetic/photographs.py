@@ -30,10 +30,10 @@ class LightsConfig:
     ambient     light from everywhere, as a share of all light; more of it from above
     """
 
-    num_lamps: tuple[Count, Count] = (1, 3)
+    num_lamps: tuple[Count, Count] = (1, 3)  # beside the windows
     reach_m: tuple[Positive, Positive] = (1.5, 5.0)
     ambient: tuple[Share, Share] = (0.25, 0.7)
-    size_m: tuple[Positive, Positive] = (0.05, 0.35)
+    size_m: tuple[Positive, Positive] = (0.05, 0.35)  # of a lamp
 
 
 @strict
@@ -49,18 +49,18 @@ class LensConfig:
     quality      of JPEG
     """
 
-    fov_deg: tuple[Positive, Positive] = (50.0, 110.0)
+    fov_deg: tuple[Positive, Positive] = (50.0, 110.0)  # horizontal
     exposures: Count = 4
-    shutter_s: tuple[NotNegative, NotNegative] = (0.002, 0.035)
+    shutter_s: tuple[NotNegative, NotNegative] = (0.002, 0.035)  # how long a frame is exposed
     brightness: tuple[Share, Share] = (0.3, 0.55)
-    black: tuple[Share, Share] = (0.0, 0.08)
-    bright: tuple[Share, Share] = (0.8, 1.0)
+    black: tuple[Share, Share] = (0.0, 0.08)  # display value of the darkest hundredth
+    bright: tuple[Share, Share] = (0.8, 1.0)  # display value of the lightest hundredth
     colour: tuple[NotNegative, NotNegative] = (0.8, 1.7)
-    white: tuple[Positive, Positive] = (0.85, 1.18)
-    vignette: tuple[Share, Share] = (0.0, 0.45)
+    white: tuple[Positive, Positive] = (0.85, 1.18)  # red and blue against green
+    vignette: tuple[Share, Share] = (0.0, 0.45)  # share of the light that the corners lose
     noise: tuple[NotNegative, NotNegative] = (0.002, 0.015)
     blur_px: tuple[NotNegative, NotNegative] = (0.0, 0.4)
-    sharpening: tuple[NotNegative, NotNegative] = (0.0, 1.0)
+    sharpening: tuple[NotNegative, NotNegative] = (0.0, 1.0)  # how much of what a blur of a pixel would take is added
     quality: tuple[Count, Count] = (60, 97)
 
     def __post_init__(self) -> None:

@@ -37,7 +37,7 @@ class GenerationPageConfig:
 
     folder: str
     max_clips: Count = 24
-    max_s: Positive = 120.0
+    max_s: Positive = 120.0  # seconds
 
 
 def write_generation_page(folder: str | Path, *, max_clips: int = 24, max_s: float = 120.0) -> Path:

@@ -68,11 +68,7 @@ class BestCheckpoint:
             self.step, self._value = note["step"], note["value"]
 
     def forget_after(self, step: int) -> None:
-<<<<<<< HEAD
         """The run goes on from this step (-1: from its beginning); a best one after it is of steps that are gone."""
-=======
-        """The run goes on from this step (-1: the beginning): a best one after it belongs to steps that are gone."""
->>>>>>> 55f8a1f (House: the lines as they stand)
         if self.step is not None and self.step > step:
             self.step, self._value = None, float("inf")
 

@@ -34,6 +34,7 @@ BASE = [
     "trimesh>=4.5",
     f"embreex>=2.17; {X86}",
     "pillow>=10.1",
+    "opencv-python-headless>=4.10",
     "matplotlib>=3.8",
     "rich>=13",
 ]
@@ -63,7 +64,6 @@ EXTRAS = {
         "ruff>=0.9",
         "evo>=1.30",
         "moto[s3]>=5",
-        "opencv-python-headless>=4.10",
     ],
 }
 EXTRAS["dev"] += EXTRAS["viz"] + EXTRAS["anytoany"] + EXTRAS["formats"]  # their tests run wherever the others do

@@ -38,6 +38,7 @@ HOME = {
     "av": "data",
     "torchcodec": "data",
     "trimesh": "data",
+    "cv2": "tokenizers",
     "wandb": "training",
     "rerun": "viewing",
     "matplotlib": "viewing",

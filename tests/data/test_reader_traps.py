@@ -3,6 +3,7 @@
 import io
 import json
 import tarfile
+from fractions import Fraction
 
 import av
 import numpy as np
@@ -13,7 +14,7 @@ from egom2p.data.recordings.arctic import ArcticReader
 from egom2p.data.recordings.aria_recordings import AriaReader
 from egom2p.data.recordings.egocentric_tar import EgocentricTarReader, EgocentricTarSource
 from egom2p.data.recordings.egodex import EgoDexReader, EgoDexSource
-from egom2p.data.recordings.egogen import EgoGenReader
+from egom2p.data.recordings.egogen import EgoGenReader, EgoGenSource
 from egom2p.data.recordings.lerobot import LeRobotReader, LeRobotSource
 from egom2p.data.recordings.plain_folder import PlainFolderReader
 from egom2p.data.recordings.reader_parts import lens, listed_pictures
@@ -23,6 +24,7 @@ from egom2p.data.recordings.track_files import read_track
 from egom2p.data.recordings.trajectories import TrajectoriesReader, TrajectoriesSource
 from egom2p.geometry import project, write_tum
 from tests.data.field_replicas import numbered_frames, numbered_picture, numbered_video, numbers_seen, walk
+from tests.data.video_cases import write_case
 
 _ARIA = "loc1/mps/slam/closed_loop_trajectory.csv"
 _MARKERS = [
@@ -236,3 +238,22 @@ def test_names_given_twice_are_one_recording_and_files_of_none_are_told(tmp_path
         (tmp_path / "data/fold" / name).write_bytes(b"x")
     source = EgoDexSource(kind="egodex", root=str(tmp_path / "data"), names=("fold_7", "fold_7"))
     assert EgoDexReader(source).names == ("fold_7",) and EgoDexReader(source).unused == ["fold/8.hdf5"]
+
+
+@pytest.mark.parametrize("said", ["turned", "wide pixels"])
+def test_poses_of_the_picture_as_stored_do_not_meet_a_turned_one(tmp_path, said):
+    """A phone's note turns the video upright; its poses and lens stay those of the sensor."""
+    path = tmp_path / "rgb/walk.mp4"
+    path.parent.mkdir()
+    one = 1 << 16
+    how = {
+        "turned": {"matrix": (0, one, 0, -one, 0, 0, 0, 0, 1 << 30)},
+        "wide pixels": {"sample_aspect_ratio": Fraction(4, 3)},
+    }
+    write_case(path, "h264", range(30), **how[said])
+    (tmp_path / "cam").mkdir()
+    np.savez(tmp_path / "cam/walk.npz", walk(30))
+    with pytest.raises(ValueError, match=r"cam/walk.npz: found a video that says of itself that it is turned"):
+        EgoGenReader(EgoGenSource(kind="egogen", root=str(tmp_path))).read(0)
+    write_case(path, "h264", range(30))
+    assert set(EgoGenReader(EgoGenSource(kind="egogen", root=str(tmp_path))).read(0).streams) == {"camera", "rgb"}

@@ -63,6 +63,11 @@ class VideoFile:
         """Mean frame rate; 0 for a single frame."""
         return (len(self) - 1) / float(self.times_s[-1]) if len(self) > 1 else 0.0
 
+    @property
+    def is_as_stored(self) -> bool:
+        """Whether frames have the pixels of the file: neither turned nor scaled to square ones."""
+        return not self.turn and (self.width, self.height) == (self.stored_width, self.stored_height)
+
     def read(self, indices: np.ndarray) -> np.ndarray:
         """Frames (N, H, W, 3) uint8 at `indices` (any order, repeats allowed)."""
         indices = np.asarray(indices, dtype=np.int64)
@@ -168,7 +173,7 @@ class VideoFile:
     def _check_other_decoder(self) -> None:
         """Refuse what another decoder cannot be proven right for: wrong frames come without an error."""
         reasons = []
-        if self._index.turn or self._square != (self.stored_width, self.stored_height):
+        if not self.is_as_stored:
             reasons.append("its picture is to be turned or scaled")
         if self._index.ordinals is not None:
             reasons.append("its frames cannot be told by their times")

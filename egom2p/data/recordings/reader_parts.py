@@ -268,6 +268,7 @@ class JoinedFrames:
         if len(sizes) != 1:
             raise ValueError(f"found parts of a video of sizes {sorted(sizes)}, wanted one size")
         ((self.width, self.height),) = sizes
+        self.is_as_stored = all(getattr(source, "is_as_stored", True) for source in self._sources)
         own_notes = [note for source in self._sources for note in getattr(source, "notes", ())]
         self.notes = tuple(dict.fromkeys([*own_notes, *notes]))
 

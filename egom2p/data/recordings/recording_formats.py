@@ -83,10 +83,15 @@ class FormatReader:
     def read(self, index: int) -> Recording:
         name = self.names[index]
         streams, intrinsics, used, said = self.open(name, self.paths[name])
+        pictures = streams["rgb"].values if "rgb" in streams else None
+        if not getattr(pictures, "is_as_stored", True) and (intrinsics or {"camera", "gaze"} & set(streams)):
+            raise ValueError(
+                f"{self.paths[name]}: found a video that says of itself that it is turned or has pixels that are not "
+                f"square; poses, gaze and intrinsics of {self.what} are of the picture as stored, wanted it so"
+            )
         unused = tuple(file for path in self.files(name) for file in unused_files(path, used))
         provenance = Provenance(self.dataset, name, source=str(self.paths[name]))
-        notes = getattr(streams["rgb"].values, "notes", ()) if "rgb" in streams else ()
-        notes = (*notes, *said)
+        notes = (*getattr(pictures, "notes", ()), *said)
         return Recording(name, streams, intrinsics, provenance, unused=unused, notes=notes)
 
     def signature(self, index: int, *, is_whole: bool) -> dict[str, str]:

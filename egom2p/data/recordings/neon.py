@@ -221,7 +221,7 @@ def _read_parts(
         values.append(rows[:count])
         used += [raw, stamps]
     joined_s = np.concatenate(times_s)
-    check_times(joined_s, [f"{path}: {name}, sample {row}" for row in range(len(joined_s))], raws[0])
+    check_times(joined_s, f"{path}: {name}", "sample")
     return joined_s, np.concatenate(values), used, notes
 
 

@@ -250,16 +250,7 @@ def _read_depth(
     values, stamps, unit = open_depth(path, pictures, wanted, intrinsics)
     ticks = None
     if stamps is not None:
-        row_names = [f"{path}, row {row}" for row in range(len(stamps))]
-        own_times_s = clock_s(
-            stamps,
-            unit,
-            path,
-            row_names,
-            offset_s=wanted.offset_s,
-            stream="depth",
-            say="depth.time_unit",
-        )
+        own_times_s = clock_s(stamps, unit, path, offset_s=wanted.offset_s, stream="depth", say="depth.time_unit")
     elif own_times_s is not None:
         own_times_s = own_times_s + wanted.offset_s
     elif wanted.rate_hz is not None or rgb is None or named(folder, "depth_timestamps.txt").is_file():

@@ -102,8 +102,7 @@ def _read_pose_arrays(
     times_s = None
     if stamps is not None:
         check_shape(f"{path}: timestamps", stamps, "t", t=len(poses))
-        row_names = [f"{path}, row {row}" for row in range(len(stamps))]
-        times_s = clock_s(stamps, unit, path, row_names, offset_s=offset_s, stream="camera", say="camera.time_unit")
+        times_s = clock_s(stamps, unit, path, offset_s=offset_s, stream="camera", say="camera.time_unit")
     poses[~is_valid] = np.eye(4)
     return times_s, check_poses(str(path), poses), is_valid
 

@@ -89,14 +89,14 @@ def stamped_rows(path: Path, unit: TimeUnit, *, columns: int, stream: str = "") 
     Cells stand between commas where there are any, else between blanks; `columns` are the fewest, the time included.
     Raises ValueError naming file and line.
     """
-    stamps, rows, row_names = [], [], []
+    stamps, rows, lines = [], [], []
     for line, cells in _text_rows(path):
         if len(cells) < columns or not _is_number(cells[0]):
             raise ValueError(f"{path}, line {line}: found {cells}, wanted a time and {columns - 1} more columns")
         stamps.append(cells[0])
         rows.append(cells[1:])
-        row_names.append(f"{path}, line {line}")
-    return clock_s(stamps_from_text(stamps), unit, path, row_names, stream=stream), rows
+        lines.append(line)
+    return clock_s(stamps_from_text(stamps), unit, path, lines=lines, stream=stream), rows
 
 
 def _text_rows(path: Path) -> list[tuple[int, list[str]]]:
@@ -143,7 +143,7 @@ def track_stream(
     values = np.asarray(values, dtype=np.float64)
     if len(times_s) != len(values):
         raise ValueError(f"{where}: found {len(times_s)} times for {len(values)} samples of {unit}, wanted one each")
-    check_times(times_s, [f"{where}, sample {row}" for row in range(len(times_s))], where)
+    check_times(times_s, where, "sample")
     finite = np.isfinite(values.reshape(len(values), -1)).all(axis=1)
     is_valid = finite if is_valid is None else finite & is_valid
     return Stream(np.where(is_valid.reshape(-1, *[1] * (values.ndim - 1)), values, 0.0), is_valid, times_s, unit)
@@ -165,7 +165,7 @@ def frame_stream(frames: FrameSource, times_s: np.ndarray, unit: str, *, where: 
     """Pictures on their clock. Raises ValueError when there is not one time for each, or times do not increase."""
     if len(frames) != len(times_s):
         raise ValueError(f"{where}: found {len(frames)} pictures, wanted {len(times_s)}, one for each time")
-    check_times(times_s, [f"{where}, picture {row}" for row in range(len(times_s))], where)
+    check_times(times_s, where, "picture")
     return Stream(frames, np.ones(len(frames), bool), np.asarray(times_s, dtype=np.float64), unit)
 
 
@@ -188,12 +188,12 @@ def listed_pictures(listing: Path, folder: Path, *, stream: str) -> tuple[np.nda
     """
     rows = [(line, text.split(maxsplit=1)) for line, text in enumerate(read_text(listing).splitlines(), start=1)]
     rows = [(line, row) for line, row in rows if row and not row[0].startswith("#")]
-    positions = [f"{listing}, line {line}" for line, _ in rows]
-    for position, (_, row) in zip(positions, rows, strict=True):
+    for line, row in rows:
         if len(row) != 2 or not _is_number(row[0]):
-            raise ValueError(f"{position}: found {row}, wanted a time in seconds and a file below {folder}")
-    times_s = clock_s(stamps_from_text([row[0] for _, row in rows]), "s", listing, positions, stream=stream)
-    paths = [named_file(folder, row[1].strip(), where=p) for p, (_, row) in zip(positions, rows, strict=True)]
+            raise ValueError(f"{listing}, line {line}: found {row}, wanted a time in seconds and a file below {folder}")
+    stamps, lines = stamps_from_text([row[0] for _, row in rows]), [line for line, _ in rows]
+    times_s = clock_s(stamps, "s", listing, lines=lines, stream=stream)
+    paths = [named_file(folder, row[1].strip(), where=f"{listing}, line {line}") for line, row in rows]
     present(paths, where=listing)
     return times_s, paths, unlisted(listing, paths)
 

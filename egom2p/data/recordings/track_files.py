@@ -102,17 +102,16 @@ class Table:
         """Times (T,) seconds; they must increase, and be meant in their unit (`geometry.check_clock`)."""
         name = column.lower() if column else self.time_name
         cells = self.text(name)
-        row_names = [f"{self.path}, line {line}" for line in self.lines]
-        for row_name, cell in zip(row_names, cells, strict=True):
+        for line, cell in zip(self.lines, cells, strict=True):
             if not cell or cell.lower() == "nan":
-                raise ValueError(f"{row_name}: the time is not a finite number")
+                raise ValueError(f"{self.path}, line {line}: the time is not a finite number")
         try:
             stamps = stamps_from_text(cells)
         except ValueError:
             self.numbers(name)  # names the line
             raise
         unit = stated_unit(name, unit, where=str(self.path))
-        return clock_s(stamps, unit, self.path, row_names, offset_s=offset_s, stream=stream, say=say)
+        return clock_s(stamps, unit, self.path, lines=self.lines, offset_s=offset_s, stream=stream, say=say)
 
     def _number(self, line: int, cell: str) -> float:
         text = cell.lower()
@@ -167,46 +166,54 @@ def valid_rows(table: Table) -> np.ndarray:
 
 def read_times(path: Path, unit: TimeUnit | None = None, *, stream: str = "", offset_s: float = 0.0) -> np.ndarray:
     """Times (T,) seconds of a text file with one number per line; empty lines and `#` comments are passed over."""
-    cells, row_names = [], []
+    cells, lines = [], []
     for line, text in enumerate(read_text(path).splitlines(), start=1):
         if text.strip() and not text.lstrip().startswith("#"):
             cells.append(text.strip())
-            row_names.append(f"{path}, line {line}")
+            lines.append(line)
             try:
                 float(text)
             except ValueError:
                 raise ValueError(f"{path}, line {line}: found {text!r}, wanted a number") from None
     stamps = stamps_from_text(cells)
-    return clock_s(stamps, unit, path, row_names, offset_s=offset_s, stream=stream, say=f"{stream}.time_unit")
+    return clock_s(stamps, unit, path, lines=lines, offset_s=offset_s, stream=stream, say=f"{stream}.time_unit")
 
 
 def clock_s(
     stamps: np.ndarray,
     unit: TimeUnit | None,
     path: Path,
-    row_names: list[str],
     *,
+    lines: Sequence[int] | None = None,
     offset_s: float = 0.0,
     stream: str = "",
     say: str = "",
 ) -> np.ndarray:
-    """Seconds (T,) of a stream's stamps (T,), int64 or float64; unit None: nothing states it, seconds are assumed."""
-    check_times(stamps, row_names, path)
+    """Seconds (T,) of a stream's stamps (T,), int64 or float64; unit None: nothing states it, seconds are assumed.
+
+    lines    of the file on which they stand, for messages
+    """
+    check_times(stamps, path, "row" if lines is None else "line", lines)
     check_clock(stamps, unit or "s", where=str(path), stream=stream, is_unit_stated=unit is not None, say=say)
     return seconds_from_stamps(stamps, unit or "s", offset_s=offset_s)
 
 
-def check_times(times: np.ndarray, row_names: Sequence[str], path: Path | str) -> None:
-    """Raise ValueError naming the place where times are missing, not finite or do not increase."""
+def check_times(times: np.ndarray, where: Path | str, what: str, numbers: Sequence[int] | None = None) -> None:
+    """Raise ValueError naming the place where times (T,) are missing, not finite or do not increase.
+
+    what, numbers    places are called by: `line` and the line of each; without numbers, by rows
+    """
     if len(times) == 0:
-        raise ValueError(f"{path}: found no rows, wanted at least one sample")
+        raise ValueError(f"{where}: found no rows, wanted at least one sample")
     is_bad = ~np.isfinite(times)
+    is_back = np.r_[False, times[1:] <= times[:-1]]  # no difference: of unsigned stamps it is never below 0
+    if not (is_bad | is_back).any():
+        return
+    row = int(np.argmax(is_bad if is_bad.any() else is_back))
+    place = f"{where}, {what} {row if numbers is None else numbers[row]}"
     if is_bad.any():
-        raise ValueError(f"{row_names[int(np.argmax(is_bad))]}: the time is not a finite number")
-    is_bad = np.diff(times) <= 0
-    if is_bad.any():
-        row = int(np.argmax(is_bad)) + 1
-        raise ValueError(f"{row_names[row]}: time {times[row]} follows {times[row - 1]}; times must increase")
+        raise ValueError(f"{place}: the time is not a finite number")
+    raise ValueError(f"{place}: time {times[row]} follows {times[row - 1]}; times must increase")
 
 
 def distinct_samples(
@@ -273,8 +280,7 @@ def _read_npz(path: Path, unit: TimeUnit | None, *, offset_s: float, stream: str
     is_valid = validity_in(arrays, len(values))
     if not len(stamps) == len(values) == len(is_valid):
         raise ValueError(f"{path}: found {len(stamps)} times, {len(values)} values and {len(is_valid)} validities")
-    row_names = [f"{path}, row {row}" for row in range(len(stamps))]
-    times_s = clock_s(stamps, unit, path, row_names, offset_s=offset_s, stream=stream, say=say)
+    times_s = clock_s(stamps, unit, path, offset_s=offset_s, stream=stream, say=say)
     return Track(times_s, values.reshape(len(values), -1) if values.ndim == 1 else values, is_valid, ())
 
 

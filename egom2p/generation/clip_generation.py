@@ -13,6 +13,7 @@ from egom2p.generation.checkpoints import Checkpoint
 from egom2p.generation.generation_inputs import Prompt
 from egom2p.generation.partial_prompts import InpaintingMask, encode_given, mask_tokens, merge_given
 from egom2p.generation.request import Request, clip_seed
+from egom2p.generation.sample_ranges import RangeNote, range_notes, summary
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,7 @@ class Generated:
     """A clip with its targets filled: signals, and the tokens they were decoded from.
 
     given, made    modalities; made_streams: streams of the clip that were generated
+    ranges         made stream -> what its range is, where it was sampled several times
     truth          what the prompt held of those streams: unseen by the model, or seen in part (inpainting)
     """
 
@@ -29,6 +31,7 @@ class Generated:
     made: tuple[str, ...]
     made_streams: tuple[str, ...]
     truth: Mapping[str, Stream] = field(default_factory=dict)
+    ranges: Mapping[str, RangeNote] = field(default_factory=dict)
 
 
 def generate_clips(
@@ -36,12 +39,43 @@ def generate_clips(
 ) -> list[Generated]:
     """Fill the targets of clips or token clips; seeds: one per prompt, None: those of clips 0, 1, ... of an input."""
     chosen = [clip_seed(request.seed, number) for number in range(len(prompts))] if seeds is None else seeds
-    tokens = fill_tokens(checkpoint, prompts, request, chosen)
-    values = decode_targets(checkpoint, tokens, request.specs(checkpoint))
+    specs = request.specs(checkpoint)
+    samples_K = []
+    for number in range(request.num_samples):
+        asked = [sample_of(*one, number) for one in zip(prompts, chosen, strict=True)]
+        samples_K.append(fill_tokens(checkpoint, [prompt for prompt, _ in asked], request, [seed for _, seed in asked]))
+    values_K = [decode_targets(checkpoint, tokens, specs) for tokens in samples_K]
     return [
-        _generated(checkpoint, prompt, clip_tokens, request, {name: parts[row] for name, parts in values.items()})
-        for row, (prompt, clip_tokens) in enumerate(zip(prompts, tokens, strict=True))
+        _generated(
+            checkpoint,
+            prompt,
+            joined_tokens([tokens[row] for tokens in samples_K], [spec.name for spec in specs]),
+            request,
+            {spec.name: [values[spec.name][row] for values in values_K] for spec in specs},
+        )
+        for row, prompt in enumerate(prompts)
     ]
+
+
+def sample_of(prompt: Prompt, seed: int, number: int) -> tuple[Prompt, int]:
+    """The prompt and seed of one of several samples; the first is what is made where there is one."""
+    return (
+        (prompt, seed) if number == 0 else (replace(prompt, key=f"{prompt.key}_sample{number}"), seed * 10_007 + number)
+    )
+
+
+def joined_tokens(samples: Sequence[TokenClip], made: Sequence[str]) -> TokenClip:
+    """Tokens of samples of one clip: those that were made as (K, L) where there are several."""
+    first = samples[0]
+    if len(samples) == 1:
+        return first
+    return replace(
+        first,
+        tokens={
+            name: np.stack([clip.tokens[name] for clip in samples]) if name in made else ids
+            for name, ids in first.tokens.items()
+        },
+    )
 
 
 def fill_tokens(
@@ -164,9 +198,10 @@ def _generated(
     prompt: Prompt,
     tokens: TokenClip,
     request: Request,
-    values: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    values: Mapping[str, Sequence[tuple[np.ndarray, np.ndarray]]],
 ) -> Generated:
     specs = request.specs(checkpoint)
+    notes = range_notes(checkpoint.directory, specs, request.num_samples) if request.num_samples > 1 else {}
     made_names = [spec.name for spec in specs]
     given = tuple(name for name in tokens.tokens if name not in made_names)
     given += tuple(name for name in condition_names(checkpoint, prompt, request, specs) if name not in tokens.tokens)
@@ -175,18 +210,23 @@ def _generated(
     start_s = min((float(stream.times_s[0]) for stream in streams.values()), default=0.0)
     for spec in specs:
         name = stream_of(checkpoint, spec)
-        made, mask = stream_at(spec, *values[spec.name], start_s=start_s), request.mask_of(spec)
+        parts = values[spec.name]
+        stretch = notes[spec.name].stretch if spec.name in notes else None
+        found = {"": parts[0]} if len(parts) == 1 else summary(spec.signal, parts, stretch)
+        made, mask = stream_at(spec, *found.pop(""), start_s=start_s), request.mask_of(spec)
         if isinstance(prompt, AlignedClip) and name in prompt.streams:
             truth[name] = prompt.streams[name]
         if mask is not None and isinstance(prompt, AlignedClip):
             made = merge_given(spec, prompt.streams[name], made, mask)
         streams[name] = made
+        streams |= {name + end: stream_at(spec, *part, start_s=start_s) for end, part in found.items()}
     empty = AlignedClip(prompt.key, {}, None, Provenance("tokens", prompt.key))
     base = prompt if isinstance(prompt, AlignedClip) else empty
     extra = dict(base.extra) | {"given": list(given), "made": made_names}
     made_streams = tuple(stream_of(checkpoint, spec) for spec in specs)
     clip = replace(base, streams=streams, extra=extra)
-    return Generated(clip, tokens, given, tuple(made_names), made_streams, truth)
+    ranges = {stream_of(checkpoint, spec): notes[spec.name] for spec in specs if spec.name in notes}
+    return Generated(clip, tokens, given, tuple(made_names), made_streams, truth, ranges)
 
 
 def _decoded_inputs(checkpoint: Checkpoint, tokens: TokenClip, given: Sequence[str]) -> dict[str, Stream]:

@@ -5,7 +5,7 @@ F frames, S samples of a track, H, W pixels.
 
 import csv
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from egom2p.data.clips.cropping import depth_on_source, view_of_note
 from egom2p.data.clips.resampling import nearest_index
 from egom2p.data.clips.upright import CLOCKWISE
 from egom2p.data.clips.video_files import write_video
+from egom2p.generation.sample_ranges import HIGH, LOW
 from egom2p.geometry import pixels_from_gaze, write_tum
 from egom2p.storage import array_on_disk, atomic_directory, save_json
 
@@ -45,6 +46,9 @@ def write_generated(
     gaze.<video> (the point drawn on rgb), gaze.csv, camera.tum (world_from_cam), <track>.csv of any other track that
     was made, <stream>.txt of a text, clip.json (what was given and made, and which part of the source's picture the
     clip shows)
+    <stream>_range.csv  of gaze and camera (positions) that were sampled several times: the ends of the range, as
+                      `<stream>_low` and `<stream>_high` in clip.npz, where those of depth are too; clip.json says what
+                      is promised of it
     gaze_source.csv   gaze in pixels of the picture as the source's file shows it, (0, 0) the centre of its first pixel
     depth_source.npz  `depth_mm` (F, H', W') uint16 over the whole source picture, to be resized onto it; 0: not known
     """
@@ -71,6 +75,7 @@ def write_generated(
         if "gaze" in clip:
             stream = clip.streams["gaze"]
             _write_gaze_csv(unfinished / "gaze.csv", stream, ("u", "v"))
+            _write_range(unfinished, clip, "gaze", ("u", "v"))
             if picture:
                 gaze, exists = view_of_note(picture).source_gaze(stream.values)
                 back = CLOCKWISE[picture["rotated_deg"]].inverse
@@ -82,6 +87,7 @@ def write_generated(
                 write_video(unfinished / f"gaze.{video}", gaze_on_rgb(clip), rates["rgb"])
         if "camera" in clip:
             write_tum(unfinished / "camera.tum", clip.streams["camera"].times_s, clip.world_from_cam)
+            _write_range(unfinished, clip, "camera", ("x_m", "y_m", "z_m"))
         for name, stream in clip.streams.items():
             if np.asarray(stream.values).dtype.kind == "U":
                 (unfinished / f"{name}.txt").write_text("\n".join(stream.values) + "\n", encoding="utf-8")
@@ -152,6 +158,21 @@ def _write_gaze_csv(path: Path, stream: Stream, names: tuple[str, str]) -> None:
         writer.writerow(["time_s", *names, "is_valid"])
         for time_s, (u, v), is_valid in zip(stream.times_s, stream.values, stream.is_valid, strict=True):
             writer.writerow([f"{time_s:.6f}", f"{u:.6f}", f"{v:.6f}", int(is_valid)])
+
+
+def _write_range(folder: Path, clip: AlignedClip, name: str, channels: Sequence[str]) -> None:
+    """The two ends beside each other, channel by channel."""
+    if name + LOW not in clip:
+        return
+    low, high = clip.streams[name + LOW], clip.streams[name + HIGH]
+    with open(folder / f"{name}_range.csv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(
+            ["time_s", *(f"{channel}_{end}" for channel in channels for end in ("low", "high")), "is_valid"]
+        )
+        ends = np.stack([low.values, high.values], axis=-1).reshape(len(low.values), -1)
+        for time_s, row, is_valid in zip(low.times_s, ends, low.is_valid, strict=True):
+            writer.writerow([f"{time_s:.6f}", *(f"{value:.6f}" for value in row), int(is_valid)])
 
 
 def _write_track_csv(path: Path, stream: Stream) -> None:

@@ -15,6 +15,7 @@ pictures, and a window's tracks are resampled onto the clock of the whole.
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from functools import partial
 from math import gcd
 from pathlib import Path
 from typing import Any, Protocol
@@ -33,13 +34,30 @@ from egom2p.data.clips.clip_alignment import (
     plan_clips,
 )
 from egom2p.generation.checkpoints import Checkpoint
-from egom2p.generation.clip_generation import Generated, condition_names, decode_targets, fill_tokens, stream_of
+from egom2p.generation.clip_generation import (
+    Generated,
+    condition_names,
+    decode_targets,
+    fill_tokens,
+    joined_tokens,
+    sample_of,
+    stream_of,
+)
 from egom2p.generation.generation_inputs import tell_too_short
 from egom2p.generation.generation_memory import in_smaller_batches
 from egom2p.generation.partial_prompts import encode_given
-from egom2p.generation.pose_graph import MotionErrors, motion_errors
+from egom2p.generation.pose_graph import motion_errors
 from egom2p.generation.request import Join, Request, clip_seed
-from egom2p.generation.stitching import JoinedStream, StitchConfig, joined_stream, overlap_summary
+from egom2p.generation.sample_ranges import HIGH, LOW, range_notes, summary
+from egom2p.generation.stitching import (
+    ErrorsOf,
+    JoinedStream,
+    Part,
+    ScaledStream,
+    StitchConfig,
+    joined_stream,
+    overlap_summary,
+)
 
 
 @dataclass(frozen=True)
@@ -191,7 +209,7 @@ def generate_segment(
     folder   pictures of the result lie in files without a name below it instead of in memory: hours of them
     """
     specs = request.specs(checkpoint)
-    sequences = _Sequences(checkpoint, segment, specs, request.stitching, folder)
+    sequences = _Sequences(checkpoint, segment, request, folder)
     tokens: list[TokenClip] = []
     # A conditioned window waits for the one before it, so there is never more than one to make.
     size = 1 if request.join == "condition" else request.batch_size
@@ -199,11 +217,15 @@ def generate_segment(
         windows = segment.windows[first : first + size]
         clips = [segment.clip(window) for window in windows]
         partial = [sequences.partial_prompts(windows[0])] if request.join == "condition" else None
-        made = _made(checkpoint, clips, request, seeds[first : first + size], partial, store)
-        values = decode_targets(checkpoint, made, specs)
+        made_K = []
+        for number in range(request.num_samples):
+            asked = [sample_of(*one, number) for one in zip(clips, seeds[first : first + size], strict=True)]
+            own_clips, own_seeds = ([one[part] for one in asked] for part in (0, 1))
+            made_K.append(_made(checkpoint, own_clips, request, own_seeds, partial, store))
+        values_K = [decode_targets(checkpoint, made, specs) for made in made_K]
         for row, (window, clip) in enumerate(zip(windows, clips, strict=True)):
-            sequences.add(window, clip, {name: parts[row] for name, parts in values.items()})
-        tokens += made
+            sequences.add(window, clip, {spec.name: [values[spec.name][row] for values in values_K] for spec in specs})
+            tokens.append(joined_tokens([made[row] for made in made_K], [spec.name for spec in specs]))
         shown = condition_names(checkpoint, clips[0], request, specs)
         advance(len(windows))
     return sequences.result(tokens, [name for name in shown if checkpoint.spec(name).is_input_only])
@@ -248,14 +270,16 @@ class _Sequences:
         self,
         checkpoint: Checkpoint,
         segment: Segment,
-        specs: Sequence[ModalitySpec],
-        stitching: StitchConfig,
+        request: Request,
         folder: Path | None,
     ) -> None:
-        self._checkpoint, self._segment, self._specs, self._stitching = checkpoint, segment, specs, stitching
-        self._folder = folder
+        specs = request.specs(checkpoint)
+        self._checkpoint, self._segment, self._specs, self._folder = checkpoint, segment, specs, folder
+        self._stitching = request.stitching
+        several = request.num_samples > 1
+        self._ranges = range_notes(checkpoint.directory, specs, request.num_samples) if several else {}
         self._streams = {spec.name: stream_of(checkpoint, spec) for spec in specs}
-        self._made: dict[str, JoinedStream] = {}
+        self._made: dict[tuple[str, str], JoinedStream] = {}  # by modality, and which of its streams
         self._given: dict[str, JoinedStream] = {}
         self._units: dict[str, str] = {}
         self._first: AlignedClip | None = None
@@ -266,7 +290,7 @@ class _Sequences:
         """Target -> ids (L,), UNKNOWN beyond what the sequences hold of a window; nothing for the first one."""
         found = {}
         for spec in self._specs:
-            sequence = self._made.get(spec.name)
+            sequence = self._made.get((spec.name, ""))
             start = round(self._segment.first_sample(window, spec.rate_hz or 1.0))
             if sequence is None or sequence.end <= start:
                 continue
@@ -289,20 +313,27 @@ class _Sequences:
             found[spec.name] = encode_given(tokenizer, clip, is_given_S)
         return found
 
-    def add(self, window: Window, clip: AlignedClip, values: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> None:
-        """Join one window's streams to the sequences."""
+    def add(self, window: Window, clip: AlignedClip, values: Mapping[str, Sequence[Part]]) -> None:
+        """Join one window's streams to the sequences; values: the samples of every target."""
         self._first = self._first or clip
         for spec in self._specs:
-            rate_hz = spec.rate_hz or 1.0
-            if spec.name not in self._made:
-                self._made[spec.name] = joined_stream(
-                    spec.signal,
-                    self._segment.num_samples(rate_hz),
-                    self._stitching,
-                    errors=self._errors(spec),
-                    folder=self._folder,
-                )
-            self._made[spec.name].add(self._segment.first_sample(window, rate_hz), *values[spec.name])
+            rate_hz, samples = spec.rate_hz or 1.0, values[spec.name]
+            parts = {"": samples[0]}
+            if len(samples) > 1 and spec.signal.is_relative:
+                # Every sample is joined by itself: windows know their own world, and ranges grow along the way.
+                parts |= {str(number): sample for number, sample in enumerate(samples) if number}
+            elif len(samples) > 1:
+                parts = summary(spec.signal, samples, self._stretch(spec))
+            for part, window_values in parts.items():
+                if (spec.name, part) not in self._made:
+                    self._made[spec.name, part] = joined_stream(
+                        spec.signal,
+                        self._segment.num_samples(rate_hz),
+                        self._stitching if part not in (LOW, HIGH) else _AS_IS,
+                        errors=self._errors(spec),
+                        folder=self._folder,
+                    )
+                self._made[spec.name, part].add(self._segment.first_sample(window, rate_hz), *window_values)
         for name in self._kept & set(clip.streams):
             stream = clip.streams[name]
             if stream.values.dtype.kind not in "fiub":
@@ -318,12 +349,13 @@ class _Sequences:
         """pixels: modalities that were shown and have no tokens"""
         assert self._first is not None
         streams = {
-            name: self._stream(sequence, self._rate_hz(name), self._units[name])
+            name: self._at_rate(sequence.result(), self._rate_hz(name), self._units[name])
             for name, sequence in self._given.items()
         }
         for spec in self._specs:
-            sequence = self._made[spec.name]
-            streams[self._streams[spec.name]] = self._stream(sequence, spec.rate_hz or 1.0, spec.signal.unit)
+            for part, values in self._results(spec).items():
+                found = self._at_rate(values, spec.rate_hz or 1.0, spec.signal.unit)
+                streams[self._streams[spec.name] + part] = found
         made = tuple(spec.name for spec in self._specs)
         shared = set.intersection(*(set(clip.tokens) for clip in tokens))
         stacked = {name: np.stack([clip.tokens[name] for clip in tokens]) for name in sorted(shared)}
@@ -337,21 +369,35 @@ class _Sequences:
                 given,
                 made,
                 tuple(self._streams[name] for name in made),
+                ranges={self._streams[name]: note for name, note in self._ranges.items()},
             ),
-            overlaps={self._streams[name]: tuple(sequence.reports) for name, sequence in self._made.items()},
+            overlaps={self._streams[name]: tuple(self._made[name, ""].reports) for name in made},
             windows_s=tuple(window.start_s for window in self._segment.windows),
         )
 
-    def _stream(self, sequence: JoinedStream, rate_hz: float, unit: str) -> Stream:
-        values, is_valid = sequence.result()
+    def _results(self, spec: ModalitySpec) -> dict[str, Part]:
+        """What is joined of a target, and the ends of its range."""
+        sequences = {part: sequence for (name, part), sequence in self._made.items() if name == spec.name}
+        parts = {part: sequence.result() for part, sequence in sequences.items()}
+        if len(parts) > 1 and spec.signal.is_relative:
+            return summary(spec.signal, list(parts.values()), self._stretch(spec))
+        main = sequences[""]
+        if isinstance(main, ScaledStream):  # the range follows what lies inside of it
+            for part in parts.keys() - {""}:
+                main.scale(parts[part][0])
+        return parts
+
+    def _stretch(self, spec: ModalitySpec) -> float | None:
+        return self._ranges[spec.name].stretch if spec.name in self._ranges else None
+
+    def _at_rate(self, part: Part, rate_hz: float, unit: str) -> Stream:
+        values, is_valid = part
         return Stream(values, is_valid, self._segment.start_s + np.arange(len(values)) / rate_hz, unit)
 
-    def _errors(self, spec: ModalitySpec) -> MotionErrors | None:
-        """How motions of the decoded windows err, where anything asks for it."""
-        if not spec.signal.is_relative or self._stitching.camera != "graph" or len(self._segment.windows) < 2:
-            return None
+    def _errors(self, spec: ModalitySpec) -> ErrorsOf:
+        """How motions of the decoded windows err."""
         tokenizer = self._checkpoint.tokenizer(spec.name)
-        return motion_errors(tokenizer, spec.rate_hz or 1.0, self._num_samples(spec))
+        return partial(motion_errors, tokenizer, rate_hz=spec.rate_hz or 1.0, num_samples=self._num_samples(spec))
 
     def _rate_hz(self, stream: str) -> float:
         config = self._segment.config

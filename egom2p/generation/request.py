@@ -22,6 +22,8 @@ class Request:
     conditions   modalities of the input to use; None: all that are not targets. A model that knows pixels reads them
                  beside the tokens where `rgb` is said; by name (`tok_rgb`, `rgb_patches`) one of them alone
     sampling     per target, or `default`; a word that is no modality is an error
+    num_samples  several: what is made is their mean, and `<stream>_low`, `<stream>_high` are the range that should hold
+                 80 % of the true values (`generation.sample_ranges`); they differ by temperature alone
     inpainting   per target that the input gives in part: which part is to be made (clips only, join=none)
     join         recordings and videos: `stitch` or `condition` makes one result of each recording from overlapping
                  windows; `none` one per clip
@@ -37,6 +39,7 @@ class Request:
     targets: tuple[str, ...]
     conditions: tuple[str, ...] | None = None
     sampling: dict[str, SamplingConfig] = field(default_factory=dict)
+    num_samples: Count = 1
     inpainting: dict[str, InpaintingMask] = field(default_factory=dict)
     join: Join = "stitch"
     overlap_s: NotNegative | None = None
@@ -55,6 +58,11 @@ class Request:
             raise ValueError("stride_s cuts separate clips: say join=none; joined windows have overlap_s")
         if self.inpainting and self.join != "none":
             raise ValueError(f"inpainting masks belong to single clips: say join=none, got join={self.join}")
+        if self.num_samples > 1 and (self.inpainting or self.join == "condition"):
+            raise ValueError(
+                f"num_samples={self.num_samples} makes whole targets, each window by itself: not with inpainting, nor "
+                "with join=condition"
+            )
 
     def specs(self, checkpoint: Checkpoint) -> list[ModalitySpec]:
         """The targets' modalities; ValueError for one that the checkpoint does not know or cannot decode."""
@@ -66,6 +74,12 @@ class Request:
         strangers = {checkpoint.spec(word).name for word in self.inpainting} - {spec.name for spec in specs}
         if strangers:
             raise ValueError(f"inpainting names {sorted(strangers)}, which are no targets: {list(self.targets)}")
+        frozen = [plan.target for plan in self.plans(specs) if plan.temperature == 0]
+        if self.num_samples > 1 and frozen:
+            raise ValueError(
+                f"num_samples={self.num_samples} samples of temperature 0 are all the same, found it for "
+                f"{', '.join(frozen)}; say sampling={{default: {{temperature: 1.0}}}}"
+            )
         return specs
 
     def plans(self, specs: Sequence[ModalitySpec]) -> list[TargetPlan]:

@@ -55,7 +55,7 @@ class StitchConfig:
              but for their median, which stays 1; large keeps each window's own metres
     """
 
-    camera: Literal["se3", "sim3", "one_pose", "graph", "none"] = "se3"
+    camera: Literal["se3", "sim3", "one_pose", "graph", "none"] = "graph"
     depth: Literal["scale", "none"] = "none"
     anchor: NotNegative = 1.0
 
@@ -70,6 +70,8 @@ Align = Callable[[Part, Part, Part], tuple[np.ndarray, Report]]
 Blend = Callable[[Part, Part, np.ndarray], Part]
 """(sequence, window, weight of the window (n,)) on the overlap -> what stands there."""
 
+
+ErrorsOf = Callable[[np.ndarray], MotionErrors]
 
 Between = Callable[[np.ndarray, np.ndarray, float], Part]
 """Values (S, ...), validity (S,), fraction of a sample -> what stands that far behind each sample but the last."""
@@ -143,7 +145,7 @@ class JoinedStream:
 class GraphStream(JoinedStream):
     """Poses that are joined when asked for; until then each window lies where the one before it puts it."""
 
-    def __init__(self, length: int, errors: MotionErrors | None) -> None:
+    def __init__(self, length: int, errors: ErrorsOf | None) -> None:
         super().__init__(length, align_poses, blend_poses, between=poses_between)
         self._errors = errors
         self._windows: list[tuple[int, np.ndarray, np.ndarray]] = []
@@ -158,7 +160,7 @@ class GraphStream(JoinedStream):
         starts, windows, are_valid = zip(*self._windows, strict=True)
         if len(windows) == 1:
             return chained, is_valid
-        errors = self._errors or MotionErrors.independent(len(windows[0]))
+        errors = self._errors(chained) if self._errors else MotionErrors.independent(max(map(len, windows)))
         return joined_motions(starts, windows, are_valid, chained, errors), is_valid
 
 
@@ -171,6 +173,7 @@ class ScaledStream(JoinedStream):
         self._spans: list[tuple[int, int]] = []
         self._recent: list[tuple[int, int, np.ndarray]] = []  # number, start and depth of windows that still overlap
         self._pairs: list[tuple[int, int, float, float]] = []
+        self._logs = np.zeros(0)
 
     def _append(self, start: int, values: np.ndarray, is_valid: np.ndarray) -> None:
         super()._append(start, values, is_valid)
@@ -199,10 +202,15 @@ class ScaledStream(JoinedStream):
             logs_T[shared] += fade_in(max(end - start, 0)) * (log - logs_T[shared])
             logs_T[end:stop] = log
             end = stop
+        self._logs = logs_T
         depth_m, is_valid = self.part(0, self.end)
-        for row in range(self.end):
-            depth_m[row] *= np.exp(logs_T[row])
+        self.scale(depth_m)
         return depth_m, is_valid
+
+    def scale(self, depth_m: np.ndarray) -> None:
+        """Bring other depth of the same frames to the scales of the result."""
+        for row, log in enumerate(self._logs):
+            depth_m[row] *= np.exp(log)
 
 
 def joined_stream(
@@ -210,12 +218,12 @@ def joined_stream(
     length: int,
     config: StitchConfig,
     *,
-    errors: MotionErrors | None = None,
+    errors: ErrorsOf | None = None,
     folder: Path | None = None,
 ) -> JoinedStream:
     """An empty sequence of `length` samples with the rules of a quantity.
 
-    errors   of windows of poses, for `camera: graph`; None: they are averaged
+    errors   for `camera: graph`, of windows of poses that move like those given; None: windows are averaged
     folder   for the values of pictures, see `JoinedStream`
     """
     if quantity.is_relative and config.camera == "graph":

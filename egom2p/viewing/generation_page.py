@@ -6,6 +6,7 @@ Reads manifest.json and every clip.npz; writes index.html beside them.
 import math
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from html import escape
 from itertools import chain
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 from egom2p.config import Count, Positive, run_main, strict
 from egom2p.data.clips.video_files import encode_webm
 from egom2p.generation.generation_outputs import TRUTH_OF
+from egom2p.generation.sample_ranges import HIGH, LOW
 from egom2p.geometry import canonicalise
 from egom2p.storage import inside, load_json
 from egom2p.viewing import page, plots
@@ -53,7 +55,8 @@ def write_generation_page(folder: str | Path, *, max_clips: int = 24, max_s: flo
     for clip in shown:
         nothing = "nothing else" if manifest["settings"]["inpainting"] else "nothing"
         words = f"given {', '.join(clip['given']) or nothing}; generated {', '.join(clip['made'])}"
-        words += _inpainted(manifest["settings"]) + _windows(load_json(inside(folder, clip["key"], "clip.json")))
+        about = load_json(inside(folder, clip["key"], "clip.json"))
+        words += _inpainted(manifest["settings"]) + _windows(about) + _ranges(about)
         arrays, duration_s = _first_seconds(files[clip["key"]], max_s)
         words += f". The first {max_s:g} of {duration_s:.0f} s are shown" if duration_s > max_s else ""
         body += f"<h3>{escape(clip['key'])}</h3>" + page.card(
@@ -118,6 +121,24 @@ def _inpainted(settings: Mapping[str, Any]) -> str:
     return f"; only {', '.join(parts)} is made, the rest of it is given" if parts else ""
 
 
+def _ranges(note: Mapping[str, Any]) -> str:
+    """What the ranges promise, and of what."""
+    words = []
+    for stream, about in note.get("ranges", {}).items():
+        if about["stretch"] is None:
+            words.append(
+                f"{stream}: the plain range of {about['num_samples']} samples, not calibrated (the card names no "
+                "factor for as many)"
+            )
+            continue
+        on = f" of clips of {', '.join(about['measured_on'])}" if about["measured_on"] else ""
+        words.append(
+            f"{stream}: {about['num_samples']} samples moved {about['stretch']:.2f} times as far from their mean, "
+            f"which holds {about['share']:.0%} of the true values{on}; on other clips nothing is promised"
+        )
+    return f". Ranges: {'; '.join(words)}" if words else ""
+
+
 def _windows(note: Mapping[str, Any]) -> str:
     """From how many windows a long result was joined, and how far neighbours were apart on what they share."""
     windows_s = note.get("windows_s", ())
@@ -141,12 +162,19 @@ def _clip(arrays: dict[str, Any], range_m: tuple[float, float], made: Sequence[s
         poses, origin = canonicalise(arrays["camera"]), _origin("camera", made)
         svg = plots.trajectory_plot(poses, _true_line(arrays, "camera"), label=origin, colour=_COLOURS[origin])
         content += page.figure(svg, "Camera relative to its first pose.")
+        if band := _band(arrays, "camera"):
+            track_s, words = _from_start(arrays["camera_times_s"]), ("x (m)", "y (m)", "z (m)")
+            drawn = {"label": f"{origin} position", "colour": _COLOURS[origin], "channels": words, "band": band}
+            truth = {name: (line[:, :3, 3], None, own) for name, (line, _, own) in _true_line(arrays, "camera").items()}
+            content += page.figure(
+                plots.track_plot(track_s, poses[:, :3, 3], arrays["camera_is_valid"], truth, **drawn)
+            )
     tracks = [name for name in made if name not in ("rgb", "depth", "gaze", "camera") and arrays[name].ndim == 2]
     for name in [*(["gaze"] if "gaze" in arrays else []), *tracks]:
         track_s, origin = _from_start(arrays[f"{name}_times_s"]), _origin(name, made)
         draw = plots.gaze_plot if name == "gaze" else plots.track_plot
         is_valid, truth = arrays[f"{name}_is_valid"], _true_line(arrays, name)
-        drawn = {"label": f"{origin} {name}", "colour": _COLOURS[origin]}
+        drawn = {"label": f"{origin} {name}", "colour": _COLOURS[origin], "band": _band(arrays, name)}
         content += page.figure(draw(track_s, arrays[name], is_valid, truth, **drawn))
     below = f'<div class="pair">{content}</div>' if content else ""
     tiles = _tiles(arrays, range_m, made, times_s)
@@ -172,6 +200,11 @@ def _clip(arrays: dict[str, Any], range_m: tuple[float, float], made: Sequence[s
         for name in texts
     ]
     return "".join(words) + below
+
+
+def _band(arrays: dict[str, Any], name: str) -> tuple[np.ndarray, np.ndarray] | None:
+    """Ends of the range of a stream that was sampled several times."""
+    return (arrays[name + LOW], arrays[name + HIGH]) if name + LOW in arrays else None
 
 
 def _true_line(arrays: dict[str, Any], name: str) -> dict[str, tuple[np.ndarray, None, str]]:
@@ -218,6 +251,11 @@ def _tiles(
     for name in sorted((name for name in ("rgb", "depth") if name in arrays), key=lambda name: name in made):
         origin = "generated in part" if _num_given(arrays, name) is not None else _origin(name, made)
         found.append((Tile(name, origin), pictures(name)))
+        if name + LOW in arrays:
+            at = samples_at_frames(arrays[f"{name}_times_s"], times_s)
+            ends = arrays[name + LOW][at], arrays[name + HIGH][at]
+            width = partial(_width, *ends)
+            found.append((Tile(f"{name}: how wide its range is, bright {plots.WIDEST_RANGE:g} times", origin), width))
         if TRUTH_OF + name in arrays:
             found.append((Tile(name, "truth"), pictures(TRUTH_OF + name)))
     if "rgb" in arrays and "gaze" in arrays:
@@ -226,6 +264,10 @@ def _tiles(
                 origin = _origin(name, made)
                 found.append((Tile("gaze on rgb", origin), gaze_on_rgb(name, _COLOURS[origin])))
     return found
+
+
+def _width(low_m: np.ndarray, high_m: np.ndarray, part: slice) -> np.ndarray:
+    return plots.coloured_range(low_m[part], high_m[part])
 
 
 def _origin(stream: str, made: Sequence[str]) -> str:

@@ -50,6 +50,7 @@ STYLE = {
 # What drawings are coloured with -> the page's own, which change with the reader's preference.
 _PAGE_COLOURS = {"#000000": "ink", "#47525f": "soft", "#9aa5b1": "axis", "#e8ecf0": "line", "#8a94a0": "axis"}
 _WIDTH_IN = 4.6
+WIDEST_RANGE = 2.0  # factor between the ends of a range of depth that is drawn brightest
 # Ids of what moves with a player's clock: a line across an axes, what it runs along, and a path that a dot runs along.
 CLOCK, SPAN, PATH = "clock", "span", "path"
 _INVALID = np.array([40, 40, 40], np.uint8)
@@ -182,11 +183,11 @@ def gaze_plot(
     truth: np.ndarray,
     is_valid: np.ndarray,
     estimates: Mapping[str, tuple[np.ndarray, np.ndarray | None, str]],
-    **settings: str,
+    **settings: Any,
 ) -> str:
     """u and v over time: truth (S, 2) with gaps where invalid, estimates name -> (S, 2), samples (K, S, 2), colour.
 
-    settings   label and colour, as of `trajectory_plot`
+    settings   label and colour, as of `trajectory_plot`; band, as of `track_plot`
     """
     words = ("right (u)", "down (v)")
     return track_plot(times_s, truth, is_valid, estimates, channels=words, limits=(-0.05, 1.05), **settings)
@@ -200,12 +201,14 @@ def track_plot(
     *,
     channels: Sequence[str] | None = None,
     limits: tuple[float, float] | None = None,
+    band: tuple[np.ndarray, np.ndarray] | None = None,
     label: str = "truth",
     colour: str = TRUTH,
 ) -> str:
     """Every channel of a track over time, one below the other; arguments as of `gaze_plot`, with C channels.
 
     channels   their names; None: numbers. limits: of the values, the same for all channels; None: as they fall
+    band       lower and upper end (S, C) of a range around the track
     """
     words = channels or [f"channel {number}" for number in range(truth.shape[1])]
     with matplotlib.rc_context(STYLE):
@@ -217,6 +220,9 @@ def track_plot(
                     low, high = np.quantile(samples[:, :, row], [0.1, 0.9], axis=0)
                     axes.fill_between(times_s, low, high, color=own, alpha=0.15, lw=0)
                 axes.plot(times_s, points[:, row], color=own, lw=1.6, label=name)
+            if band is not None:
+                low, high = (np.where(is_valid, end[:, row], np.nan) for end in band)
+                axes.fill_between(times_s, low, high, color=colour, alpha=0.2, lw=0, label="range")
             axes.plot(times_s, np.where(is_valid, truth_S, np.nan), color=colour, lw=1.9, label=label)
             if limits is not None:
                 axes.set_ylim(*limits)
@@ -295,6 +301,15 @@ def depth_range(depths_m: Sequence[np.ndarray]) -> tuple[float, float]:
     valid = np.concatenate([depth_m[depth_m > 0] for depth_m in depths_m])
     near_m, far_m = np.quantile(valid, [0.01, 0.99]) if len(valid) else (1.0, 2.0)
     return float(near_m), float(max(far_m, near_m * 1.1))
+
+
+def coloured_range(low_m: np.ndarray, high_m: np.ndarray) -> np.ndarray:
+    """How far the ends of a range of depth (F, H, W) lie apart, as colours (F, H, W, 3) uint8: from nothing (dark) to a
+    factor of WIDEST_RANGE (bright)."""
+    is_known = (low_m > 0) & (high_m > 0)
+    factor = np.where(is_known, high_m, 1.0) / np.where(is_known, low_m, 1.0)
+    share = np.clip(np.log(factor) / np.log(WIDEST_RANGE), 0, 1)
+    return (matplotlib.colormaps["magma"](share)[..., :3] * 255 * is_known[..., None]).astype(np.uint8)
 
 
 def enlarged(frames: np.ndarray, height: int) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Recordings of any length: windows, joining, conditioning on the overlap, resume, memory, parts, the Python API."""
 
+import csv
 import json
 import tracemalloc
 from dataclasses import replace
@@ -10,7 +11,7 @@ import torch
 from tiny_artifacts import SIZE, make_tiny_world
 
 import egom2p
-from egom2p.contracts import AlignedClip, Provenance, Recording, Stream, TokenClip
+from egom2p.contracts import QUANTITIES, AlignedClip, Provenance, Recording, Stream, TokenClip
 from egom2p.data.clips.clip_alignment import RecordingTooShort
 from egom2p.data.clips.video_files import open_video, write_video
 from egom2p.generation import generation, generation_outputs, long_generation
@@ -29,8 +30,10 @@ from egom2p.generation.loaded_model import load_model
 from egom2p.generation.long_generation import common_step_s, generate_segment, overlap_of, plan_segments
 from egom2p.generation.partial_prompts import InpaintingMask, encode_given, given_positions
 from egom2p.generation.request import Request
+from egom2p.generation.sample_ranges import HIGH, LOW, summary
 from egom2p.generation.stitching import StitchConfig
 from egom2p.layers.step_memory import LiveBytes
+from egom2p.metrics.calibration import calibration, clip_spread
 from egom2p.models.sampling import SamplingConfig
 from egom2p.viewing import generation_page
 from egom2p.viewing.generation_page import write_generation_page
@@ -442,3 +445,91 @@ def test_memory_does_not_grow_with_the_recording(world, checkpoint, monkeypatch)
         assert not list(manifest.parent.glob(".windows*"))
     whole = 144 * 8 * 128 * 128 * 7
     assert peaks[144.0] < 1.2 * peaks[36.0] and peaks[144.0] < 0.6 * whole, (peaks, whole)
+
+
+def test_ranges_of_samples_move_about_their_mean():
+    """Depth in its logarithm, tracks as they are, positions seen from the first pose; the factor moves the ends."""
+    depth = [np.array([[[1.0, 0.0]]], np.float32), np.array([[[4.0, 0.0]]], np.float32)]
+    parts = [(values, np.ones(1, bool)) for values in depth]
+    for stretch, low, high in ((None, 1.0, 4.0), (2.0, 0.5, 8.0)):
+        found = summary(QUANTITIES["depth"], parts, stretch)
+        np.testing.assert_allclose(found[""][0], [[[2.0, 0.0]]], rtol=1e-6)
+        np.testing.assert_allclose(found[LOW][0], [[[low, 0.0]]], rtol=1e-6)
+        np.testing.assert_allclose(found[HIGH][0], [[[high, 0.0]]], rtol=1e-6)
+    gaze = [
+        (np.array([[0.2, 0.2], [0.5, 0.5]]), np.array([True, True])),
+        (np.array([[0.4, 0.2], [0.0, 0.0]]), np.array([True, False])),
+    ]
+    found = summary(QUANTITIES["gaze"], gaze, 3.0)
+    np.testing.assert_allclose(found[""][0], [[0.3, 0.2], [0.5, 0.5]])
+    np.testing.assert_allclose(found[LOW][0], [[0.0, 0.2], [0.5, 0.5]], atol=1e-12)
+    np.testing.assert_allclose(found[HIGH][0], [[0.6, 0.2], [0.5, 0.5]])
+    poses = np.tile(np.eye(4), (2, 3, 1, 1))
+    poses[0, :, :3, 3], poses[1, :, :3, 3] = np.arange(3)[:, None] + 7, 3 * np.arange(3)[:, None] - 2
+    found = summary(QUANTITIES["camera"], [(one, np.ones(3, bool)) for one in poses], 1.0)
+    np.testing.assert_allclose(found[""][0][:, 0, 3], [0, 2, 4])
+    np.testing.assert_allclose(np.stack([found[LOW][0][:, 1], found[HIGH][0][:, 1]]), [[0, 1, 2], [0, 3, 6]])
+    assert list(
+        summary(QUANTITIES["rgb"], [(np.full((1, 2, 2, 3), grey, np.uint8), np.ones(1, bool)) for grey in (3, 4)], None)
+    ) == [""]
+
+
+def test_ranges_hold_what_their_factor_was_fitted_to(rng):
+    """The factor of an evaluation, applied by generation, holds 80 % of the truths of new clips."""
+    truths, clips = [], []
+    for _ in range(80):
+        centre = rng.normal(0, 1, 50)
+        truths.append(centre + rng.normal(0, 0.3, 50))
+        clips.append(centre + rng.normal(0, 0.1, (8, 50)))
+    spreads = [clip_spread(samples, truth, rng) for samples, truth in zip(clips[:40], truths[:40], strict=True)]
+    stretch = calibration(spreads).stretch
+    held = []
+    for samples, truth in zip(clips[40:], truths[40:], strict=True):
+        found = summary(QUANTITIES["gaze"], [(sample[:, None], np.ones(50, bool)) for sample in samples], stretch)
+        held.append((found[LOW][0][:, 0] <= truth) & (truth <= found[HIGH][0][:, 0]))
+    assert np.mean(held) == pytest.approx(0.8, abs=0.03)
+
+
+@pytest.mark.parametrize("join", ["stitch", "none"])
+def test_several_samples_become_a_mean_and_its_range(world, checkpoint, join):
+    factor = {"num_samples": 3, "stretch": 2.0}
+    card = {"tasks": [{"quantity": name, "uncertainty": [factor]} for name in ("depth", "camera")]}
+    (world / "model" / "metrics.json").write_text(json.dumps(card))
+    job = _config(
+        world, f"ranges_{join}", join=join, num_samples=3, sampling=HOT, stitching=StitchConfig(depth="scale")
+    )
+    manifest = run_generation(job)
+    key = json.loads(manifest.read_text())["clips"][0]["key"]
+    folder = manifest.parent / key
+    note = json.loads((folder / "clip.json").read_text())["ranges"]
+    assert note["depth"]["stretch"] == 2.0 and note["depth"]["share"] == 0.8 and note["gaze"]["stretch"] is None
+    with np.load(folder / "clip.npz") as arrays:
+        for name in ("depth", "gaze"):
+            assert arrays[f"{name}_low"].shape == arrays[name].shape
+            assert (arrays[f"{name}_low"] <= arrays[name] + 1e-5).all() and (
+                arrays[name] <= arrays[f"{name}_high"] + 1e-5
+            ).all()
+        assert arrays["camera_low"].shape == (len(arrays["camera"]), 3)
+        assert np.ptp(arrays["depth_high"] - arrays["depth_low"]) > 0, "samples differ"
+        rows = list(csv.DictReader((folder / "gaze_range.csv").read_text().splitlines()))
+        np.testing.assert_allclose([float(row["v_high"]) for row in rows], arrays["gaze_high"][:, 1], atol=1e-6)
+    with np.load(folder / "tokens.npz") as tokens:
+        assert tokens["tok_cam"].shape[-2] == 3 and tokens["tok_rgb"].shape[-2:] != tokens["tok_cam"].shape[-2:]
+    page = write_generation_page(manifest.parent).read_text()
+    assert (
+        "moved 2.00 times as far from their mean" in page
+        and "gaze: the plain range of 3 samples, not calibrated" in page
+    )
+    # The first sample is the result of one; a short recording's ranges are those of its windows.
+    one = run_generation(_config(world, f"one_{join}", join=join, sampling=HOT))
+    with np.load(one.parent / key / "tokens.npz") as first, np.load(folder / "tokens.npz") as several:
+        first_ids = several["tok_depth"][..., 0, :] if join == "stitch" else several["tok_depth"][0]
+        assert np.array_equal(first["tok_depth"], first_ids)
+    (world / "model" / "metrics.json").unlink()
+
+
+def test_samples_that_cannot_differ_are_refused(world):
+    with pytest.raises(ValueError, match=r"num_samples=3 samples of temperature 0 are all the same.*tok_cam"):
+        run_generation(_config(world, "same", targets=("cam",), num_samples=3))
+    with pytest.raises(ValueError, match="num_samples=3 makes whole targets"):
+        _config(world, "chained", targets=("cam",), num_samples=3, join="condition", sampling=HOT)

@@ -285,7 +285,7 @@ def test_errors_that_cancel_are_weighed_by_what_they_leave(rng):
     errors = MotionErrors.measured(*(np.stack(column) for column in zip(*pairs, strict=True)))
     truth = _walk(rng, length)
     ends = {}
-    for label, known in (("averaged", None), ("weighed", errors)):
+    for label, known in (("averaged", None), ("weighed", lambda poses: errors)):
         sequence = joined_stream(QUANTITIES["camera"], length, StitchConfig(camera="graph"), errors=known)
         for start, window in windows(truth, np.random.default_rng(5)):
             sequence.add(start, *_all_valid(window))

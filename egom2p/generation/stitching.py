@@ -57,7 +57,7 @@ class StitchConfig:
 
     camera: Literal["se3", "sim3", "one_pose", "graph", "none"] = "graph"
     depth: Literal["scale", "none"] = "none"
-    anchor: NotNegative = 1.0
+    anchor: NotNegative = 0.1
 
 
 Part = tuple[np.ndarray, np.ndarray]

@@ -134,7 +134,7 @@ def test_gaze_rests_on_things_and_hands_exactly():
         for t in np.flatnonzero(story.glances.target >= 0):
             number = story.glances.target[t]
             is_hand = number < hands
-            point = story.hands[number].world_from_body[t, :3, 3] if is_hand else scene.things[number - hands].centre
+            point = list(story.hands.values())[number][t, :3, 3] if is_hand else scene.things[number - hands].centre
             x, y, z = np.linalg.inv(story.world_from_cam[t])[:3] @ np.append(point, 1)
             expected = (k.fx * x / z + k.cx + 0.5) / k.width, (k.fy * y / z + k.cy + 0.5) / k.height
             np.testing.assert_allclose(story.glances.law[t], expected, atol=1e-6)

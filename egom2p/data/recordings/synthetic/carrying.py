@@ -105,16 +105,16 @@ def place(
         count = config.candidates
         mount_C33 = matrix_from_quaternion(_unit(rng.normal(size=(count, 4))))
         start_C33, start_C3 = _starts(scene, count, rng, config)
-        rotation_CT33 = np.einsum(
-            "cij,ckj,tkl,clm->ctim", start_C33, mount_C33, moved_T44[:, :3, :3], mount_C33, optimize=True
-        )
-        path_CT3 = np.einsum("cij,ckj,tk->cti", start_C33, mount_C33, moved_T44[:, :3, 3]) + start_C3[:, None]
+        world_from_body_C33 = start_C33 @ np.swapaxes(mount_C33, 1, 2)
+        rotation_CT33 = world_from_body_C33[:, None] @ moved_T44[:, :3, :3] @ mount_C33[:, None]
+        path_CT3 = moved_T44[:, :3, 3] @ np.swapaxes(world_from_body_C33, 1, 2) + start_C3[:, None]
         order = _plausible(rotation_CT33, path_CT3 - [0, 0, scene.floor_m], config)
         few = np.linspace(0, len(times_s) - 1, max(int(times_s[-1] * 6), 4)).astype(int)
-        is_free_C = _stay_free(scene.caster, path_CT3[order][:, few], config.clearance_m)
-        if is_free_C.any():
-            chosen = order[np.argmax(is_free_C)]
-            return poses_from_parts(rotation_CT33[chosen], path_CT3[chosen])
+        for some in np.split(order, range(8, len(order), 8)):
+            is_free_C = _stay_free(scene.caster, path_CT3[some][:, few], config.clearance_m)
+            if is_free_C.any():
+                chosen = some[np.argmax(is_free_C)]
+                return poses_from_parts(rotation_CT33[chosen], path_CT3[chosen])
     raise ValueError(
         f"scene {scene.name}: {config.tries} motions of {config.candidates} cameras each go through something "
         f"or leave it; wanted room for a camera with {config.clearance_m:g} m around it"

@@ -108,6 +108,7 @@ def _unit(shape: str) -> Shape:
         "cone": lambda: trimesh.creation.cone(radius=0.5, height=1, sections=20),
         "pipe": lambda: trimesh.creation.cylinder(radius=0.5, height=1, sections=18),
         "ring": lambda: trimesh.creation.torus(0.36, 0.14, major_sections=18, minor_sections=9),
+        "lathe": lambda: trimesh.creation.revolve([[k % 6 > 0, k] for k in range(7)], sections=14),
         "capsule": lambda: trimesh.creation.capsule(height=1, radius=0.25, count=(8, 10)),
     }
     mesh = makers[shape]()
@@ -127,10 +128,11 @@ def _scaled(shape: str, *size: float) -> Shape:
 
 def _turned(rng: np.random.Generator, width: float, height: float) -> Shape:
     """A body turned on a lathe: bottles, bowls, vases, lamp shades."""
+    vertices, faces = _unit("lathe")
+    ring = np.round(vertices[:, 2]).astype(int)
     radii = np.r_[0, rng.uniform(0.25, 1, 5), 0] * width / 2
     heights = np.r_[0, 0, np.sort(rng.random(3)), 1, 1] * height
-    mesh = trimesh.creation.revolve(np.stack([radii, heights], axis=1), sections=14)
-    return np.array(mesh.vertices), np.array(mesh.faces)
+    return np.c_[vertices[:, :2] * radii[ring, None], heights[ring]], faces
 
 
 def _blob(rng: np.random.Generator, *size: float) -> Shape:

@@ -4,14 +4,13 @@ Nothing but the picture tells of depth or motion: no lamp at the camera, no colo
 leads the eye. T samples at the rate of the simulation, F frames.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from egom2p.config import strict
 from egom2p.contracts import Intrinsics, Stream
 from egom2p.data.recordings.synthetic.carrying import CarryingConfig, Glances, Motions, glance, hand_poses, place
-from egom2p.data.recordings.synthetic.casting import Caster
 from egom2p.data.recordings.synthetic.furnishing import FurnishingConfig, NaturalScene, build_hand, dress_arms
 from egom2p.data.recordings.synthetic.looking import GazeConfig
 from egom2p.data.recordings.synthetic.photographs import (
@@ -44,12 +43,13 @@ class NaturalConfig:
 
 @dataclass(frozen=True)
 class NaturalStory:
-    """What happens in one recording: camera (T, 4, 4), speed (T,) m/s, turn (T,) rad/s, left positive, and glances."""
+    """What happens in one recording: camera (T, 4, 4), speed (T,) m/s, turn (T,) rad/s, left positive, glances, and
+    of each hand that is there its name and world_from_hand (T, 4, 4)."""
 
     times_s: np.ndarray
     intrinsics: Intrinsics
     world_from_cam: np.ndarray
-    hands: tuple[Body, ...]
+    hands: dict[str, np.ndarray]
     speed: np.ndarray
     turn: np.ndarray
     glances: Glances
@@ -67,20 +67,19 @@ class NaturalStory:
         fov_deg = float(rng.uniform(*config.lens.fov_deg))
         intrinsics = CameraConfig(height=camera.height, width=camera.width, fov_deg=fov_deg).intrinsics()
         world_from_cam = place(scene, motions, times_s, rng, config.carrying)
-        hands, materials = [], dress_arms(rng)
-        for name in ("left hand", "right hand"):
-            if rng.random() < config.carrying.hands:
-                mesh, skin = build_hand(rng, materials, is_left=name == "left hand")
-                poses = hand_poses(world_from_cam, times_s, rng, is_left=name == "left hand")
-                hands.append(Body(name, Caster(mesh), skin, float(np.linalg.norm(mesh.vertices, axis=1).max()), poses))
-        targets = [hand.world_from_body[:, :3, 3] for hand in hands]
+        hands = {
+            name: hand_poses(world_from_cam, times_s, rng, is_left=name == "left hand")
+            for name in ("left hand", "right hand")
+            if rng.random() < config.carrying.hands
+        }
+        targets = [world_from_hand[:, :3, 3] for world_from_hand in hands.values()]
         targets += [np.broadcast_to(thing.centre, (len(times_s), 3)) for thing in scene.things]
         targets_TK3 = np.stack([np.zeros((len(times_s), 3)), *targets], axis=1)[:, 1:]
         glances = glance(world_from_cam, targets_TK3, len(hands), (scene.caster, intrinsics), times_s, rng, gaze)
         rate_hz = 1 / (times_s[1] - times_s[0])
         speed = np.linalg.norm(np.gradient(world_from_cam[:, :2, 3], axis=0), axis=1) * rate_hz
         yaw = np.unwrap(np.arctan2(world_from_cam[:, 1, 2], world_from_cam[:, 0, 2]))
-        return cls(times_s, intrinsics, world_from_cam, tuple(hands), speed, np.gradient(yaw) * rate_hz, glances)
+        return cls(times_s, intrinsics, world_from_cam, hands, speed, np.gradient(yaw) * rate_hz, glances)
 
     def poses_at(self, times_s: np.ndarray, poses: np.ndarray) -> np.ndarray:
         """Poses (..., 4, 4) at times (...,); at the ends those of the ends."""
@@ -92,9 +91,12 @@ class NaturalStory:
     ) -> tuple[np.ndarray, np.ndarray]:
         """rgb and depth at the times of the frames."""
         times = shutter_times(video_s, rng.uniform(*config.lens.shutter_s), config.lens)
-        hands = [replace(hand, world_from_body=self.poses_at(times, hand.world_from_body)) for hand in self.hands]
+        bodies, materials = [], dress_arms(rng)
+        for name, poses in self.hands.items():
+            mesh, skin = build_hand(rng, materials, is_left=name == "left hand")
+            bodies.append(Body(mesh, skin, self.poses_at(times, poses)))
         lights, world_from_cam = put_lights(scene, rng, config.lights), self.poses_at(times, self.world_from_cam)
-        return photograph(scene, hands, lights, world_from_cam, self.intrinsics, rng, config.lens)
+        return photograph(scene, bodies, lights, world_from_cam, self.intrinsics, rng, config.lens)
 
     def tracks(self, track_s: np.ndarray, rows_T: np.ndarray) -> dict[str, Stream]:
         """Gaze, camera, gaze_law and factors at these times; rows_T: the nearest rows of the simulation.

@@ -8,8 +8,10 @@ of the lamp: shadows are soft and cost one ray. E exposures, P pixels, L lights.
 
 import io
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
+import trimesh
 from PIL import Image
 from scipy import ndimage
 
@@ -84,13 +86,20 @@ class Lights:
 
 @dataclass(frozen=True)
 class Body:
-    """Something that moves as a whole, inside a sphere around its origin, and its poses (..., 4, 4)."""
+    """Something that moves as a whole, and its poses (F, E + 1, 4, 4)."""
 
-    name: str
-    caster: Caster
+    mesh: trimesh.Trimesh
     skin: Skin
-    radius_m: float
     world_from_body: np.ndarray
+
+    @cached_property
+    def caster(self) -> Caster:
+        return Caster(self.mesh)
+
+    @cached_property
+    def radius_m(self) -> float:
+        """Of a sphere around its origin."""
+        return float(np.linalg.norm(self.mesh.vertices, axis=1).max())
 
 
 def put_lights(scene: NaturalScene, rng: np.random.Generator, config: LightsConfig) -> Lights:

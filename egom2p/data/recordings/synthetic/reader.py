@@ -155,7 +155,7 @@ class SyntheticReader:
             rgb, depth = story.pictures(scene, video_s, rng, config.natural)
         else:
             rgb, depth = _no_pictures(len(video_s), story.intrinsics)
-        hands, things = [hand.name for hand in story.hands], [thing.name for thing in scene.things]
+        hands, things = list(story.hands), [thing.name for thing in scene.things]
         captions = [
             _natural_caption(story, (times_s >= start_s) & (times_s < start_s + config.caption_every_s), hands + things)
             for start_s in captions_s

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from egom2p.contracts import Intrinsics
+from egom2p.contracts import Intrinsics, Stream
 from egom2p.data.clips.resampling import nearest_index
+from egom2p.data.recordings.reader_parts import pose_stream, track_stream
 from egom2p.data.recordings.track_files import Table, files_below, read_text
 from egom2p.geometry import (
     CLOCKWISE_TURN,
@@ -68,6 +69,15 @@ class MpsRecording:
     world_from_device: np.ndarray
     files: tuple[Path, ...]
     notes: tuple[str, ...] = ()
+
+    def streams(self, where: Path) -> dict[str, Stream]:
+        """`camera`, and `gaze` where there is some."""
+        streams = {"camera": pose_stream(self.pose_times_s, self.world_from_cam, where=where)}
+        if self.gaze is not None:
+            streams["gaze"] = track_stream(
+                self.gaze_times_s, self.gaze, "image", where=self.files[-1], is_valid=self.gaze_is_valid
+            )
+        return streams
 
 
 @dataclass(frozen=True)

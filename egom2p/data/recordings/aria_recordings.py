@@ -21,10 +21,9 @@ from typing import Any, Literal
 import numpy as np
 
 from egom2p.config import Count, strict
-from egom2p.contracts import Stream
 from egom2p.data.recordings.aria_mps import HAND_FILES, find_file, mps_sequences, read_calibration, read_hands, read_mps
 from egom2p.data.recordings.aria_vrs import RGB_STREAM, VrsFrames, device_seconds, read_vrs_camera
-from egom2p.data.recordings.reader_parts import frame_stream, pose_stream, track_stream
+from egom2p.data.recordings.reader_parts import frame_stream, track_stream
 from egom2p.data.recordings.recording_formats import FolderSource, FormatReader, Opened, folders_with
 from egom2p.data.recordings.track_files import files_below, load_npz
 
@@ -87,12 +86,8 @@ class AriaReader(FormatReader):
             device_from_cpf=factory.device_from_cpf if factory else None,
             calibration=None if is_online else calibration,
         )
-        streams: dict[str, Stream] = {"camera": pose_stream(mps.pose_times_s, mps.world_from_cam, where=path)}
+        streams = mps.streams(path)
         used, notes = list(mps.files), list(mps.notes)
-        if mps.gaze is not None:
-            streams["gaze"] = track_stream(
-                mps.gaze_times_s, mps.gaze, "image", where=mps.files[-1], is_valid=mps.gaze_is_valid
-            )
         hands = find_file(path, HAND_FILES) if self.config.hands else None
         if hands is not None:
             times_s, points = read_hands(hands, calibration.device_from_upright[0])

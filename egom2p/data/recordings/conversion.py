@@ -3,7 +3,6 @@
 Each converter knows a format, not a data set, and writes `<out>/<recording>/` as `plain_folder.py` describes it.
 """
 
-import re
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict
@@ -13,21 +12,14 @@ from typing import Any
 import numpy as np
 import yaml
 
-from egom2p.contracts import Intrinsics
-from egom2p.data.clips.image_files import IMAGE_SUFFIXES, RgbImages
 from egom2p.data.clips.video_files import VIDEO_SUFFIXES, open_video
-from egom2p.data.recordings.aria_mps import MpsRecording, mps_sequences, read_mps
-from egom2p.data.recordings.reader_parts import read_numbers
-from egom2p.data.recordings.recording_formats import unused_files
+from egom2p.data.recordings.aria_mps import mps_sequences, read_mps
+from egom2p.data.recordings.recording_formats import Opened, unused_files
 from egom2p.data.recordings.recording_settings import SETTINGS_FILE
+from egom2p.data.recordings.rgbd_frames import colour_pictures, open_frames
 from egom2p.data.recordings.track_files import visible
 from egom2p.jobs.progress import say
 from egom2p.storage import atomic_directory, inside
-
-_FRAME = re.compile(r"^(?P<stem>.*?)(?P<number>\d+)\.(color|rgb)$")
-_POSE_SUFFIX, _DEPTH_SUFFIX = ".pose.txt", ".depth.png"
-_INTRINSICS_FILE = "camera-intrinsics.txt"
-
 
 _LISTED = 30
 
@@ -51,7 +43,7 @@ def detect_format(source: Path) -> str:
     if source.is_dir():
         if mps_sequences(source):
             return "aria_mps"
-        if _colour_frames(source):
+        if colour_pictures(source):
             return "rgbd_frames"
         _refuse_products(source)
         if any(path.suffix.lower() in VIDEO_SUFFIXES for path in visible(source)):
@@ -119,35 +111,11 @@ def _refuse_same_names(source: Path, names: list[str]) -> None:
 def convert_rgbd_frames(
     source: Path, out: Path, name: str | None, *, rate_hz: float = 30.0
 ) -> tuple[list[Path], list[Path]]:
-    """Frames `<stem><number>.color.jpg`, `.depth.png` (16 bit, mm), `.pose.txt` (4x4 world_from_cam, OpenCV axes).
-
-    The layout of 7-Scenes and of tools that follow it. There are no times in it: frame n is at n / rate_hz. A pose
-    with nan or inf means lost tracking and becomes an invalid sample. `camera-intrinsics.txt` (3x3) is used if there.
-    """
-    colours, numbers = colour_frames(source)
-    times_s = (numbers - numbers[0]) / rate_hz
+    """Frames of 7-Scenes' layout (`rgbd_frames.py`); there are no times in it: frame n is at n / rate_hz."""
+    opened = open_frames(source, rate_hz)
     folder = inside(out, name or source.name)
-    with atomic_directory(folder) as unfinished:
-        _copy_numbered(colours, unfinished / "rgb")
-        _write_times(unfinished / "rgb_timestamps.txt", times_s)
-        depths = [beside_colour(path, _DEPTH_SUFFIX) for path in colours]
-        has_depth = np.array([path.is_file() for path in depths])
-        if has_depth.any():
-            _copy_numbered([p for p, is_there in zip(depths, has_depth, strict=True) if is_there], unfinished / "depth")
-            _write_times(unfinished / "depth_timestamps.txt", times_s[has_depth])
-        poses = [beside_colour(path, _POSE_SUFFIX) for path in colours]
-        has_pose = np.array([path.is_file() for path in poses])
-        if has_pose.any():
-            matrices = np.stack(
-                [read_numbers(p, (4, 4)) for p, is_there in zip(poses, has_pose, strict=True) if is_there]
-            )
-            _write_poses(unfinished / "trajectory.npz", times_s[has_pose], matrices)
-        if (source / _INTRINSICS_FILE).is_file():
-            matrix = read_numbers(source / _INTRINSICS_FILE, (3, 3))
-            frames = RgbImages(colours[:1])
-            camera = (matrix[0, 0], matrix[1, 1], matrix[0, 2], matrix[1, 2])
-            _write_settings(unfinished, Intrinsics(frames.width, frames.height, *map(float, camera)))
-    return [folder], [*colours, *depths, *poses, source / _INTRINSICS_FILE]
+    _write(folder, opened)
+    return [folder], list(opened.files)
 
 
 def convert_aria_mps(
@@ -163,27 +131,36 @@ def convert_aria_mps(
         raise ValueError(f"{source}: found {len(sequences)} sequences; one name can only be given to one")
     names = [name or "_".join(folder.relative_to(source).parts) or source.resolve().name for folder in sequences]
     _refuse_same_names(source, names)
-    folders, used = [], []
-    for sequence, recording in zip(sequences, names, strict=True):
+    folders, used = [inside(out, recording) for recording in names], []
+    for sequence, folder in zip(sequences, folders, strict=True):
         mps = read_mps(sequence, image_size=image_size, device_size=device_size)
-        folders.append(inside(out, recording))
-        _write_mps(folders[-1], mps)
+        _write(folder, Opened(mps.streams(sequence), mps.intrinsics, mps.files))
         for note in mps.notes:
             say(f"{sequence}: {note}")
         used += mps.files
     return folders, used
 
 
-def _write_mps(folder: Path, mps: MpsRecording) -> None:
+def _write(folder: Path, opened: Opened) -> None:
+    """A recording of picture files and tracks as a plain folder."""
     with atomic_directory(folder) as unfinished:
-        _write_poses(unfinished / "trajectory.npz", mps.pose_times_s, mps.world_from_cam)
-        if mps.gaze is not None:
-            rows = zip(
-                mps.gaze_times_s.tolist(), mps.gaze.tolist(), mps.gaze_is_valid.astype(int).tolist(), strict=True
-            )
-            lines = ["timestamps,u,v,valid", *(f"{t!r},{u!r},{v!r},{valid}" for t, (u, v), valid in rows)]
-            (unfinished / "gaze.csv").write_text("\n".join(lines) + "\n")
-        _write_settings(unfinished, mps.intrinsics)
+        for name, stream in opened.streams.items():
+            if name in ("rgb", "depth"):
+                files = stream.values.paths if name == "rgb" else stream.values.stored
+                _copy_numbered(files, unfinished / name)
+                times = "".join(f"{time_s!r}\n" for time_s in stream.times_s.tolist())
+                (unfinished / f"{name}_timestamps.txt").write_text(times)
+            elif name == "camera":
+                arrays = {"timestamps": stream.times_s, "world_from_camera": stream.values, "valid": stream.is_valid}
+                np.savez(unfinished / "trajectory.npz", **arrays)
+            else:
+                rows = zip(stream.times_s.tolist(), stream.values.tolist(), stream.is_valid.astype(int), strict=True)
+                lines = ["timestamps,u,v,valid", *(f"{t!r},{u!r},{v!r},{valid}" for t, (u, v), valid in rows)]
+                (unfinished / "gaze.csv").write_text("\n".join(lines) + "\n")
+        if opened.intrinsics is not None:
+            values = asdict(opened.intrinsics)
+            values["distortion"] = [float(value) for value in values["distortion"]]
+            (unfinished / SETTINGS_FILE).write_text(yaml.safe_dump({"intrinsics": values}, sort_keys=False))
 
 
 FORMATS: dict[str, Callable[..., tuple[list[Path], list[Path]]]] = {
@@ -193,49 +170,7 @@ FORMATS: dict[str, Callable[..., tuple[list[Path], list[Path]]]] = {
 }
 
 
-def colour_frames(folder: Path) -> tuple[list[Path], np.ndarray]:
-    """Colour pictures of RGB-D frames and their numbers (T,), increasing.
-
-    Raises ValueError where they are of several sequences, or a number is there twice.
-    """
-    colours = _colour_frames(folder)
-    stems = sorted({_FRAME.match(path.stem).group("stem") for path in colours})
-    if len(stems) > 1:
-        raise ValueError(f"{folder}: found frames of several sequences {stems[:10]}, wanted those of one in a folder")
-    numbers = np.array([int(_FRAME.match(path.stem).group("number")) for path in colours])
-    if (np.diff(numbers) <= 0).any():
-        raise ValueError(f"{folder}: found frame {numbers[:-1][np.diff(numbers) <= 0][0]} twice, wanted each once")
-    return colours, numbers
-
-
-def _colour_frames(folder: Path) -> list[Path]:
-    """Colour pictures of RGB-D frames, sorted by frame number."""
-    found = [p for p in visible(folder) if p.suffix.lower() in IMAGE_SUFFIXES and _FRAME.match(p.stem)]
-    return sorted(found, key=lambda path: int(_FRAME.match(path.stem).group("number")))
-
-
-def beside_colour(colour: Path, suffix: str) -> Path:
-    """The file of another kind of the same frame."""
-    return colour.with_name(colour.stem.rpartition(".")[0] + suffix)
-
-
 def _copy_numbered(files: list[Path], folder: Path) -> None:
     folder.mkdir()
     for number, file in enumerate(files):
         shutil.copyfile(file, folder / f"{number:06d}{file.suffix.lower()}")
-
-
-def _write_times(path: Path, times_s: np.ndarray) -> None:
-    path.write_text("".join(f"{time_s!r}\n" for time_s in times_s.tolist()))
-
-
-def _write_poses(path: Path, times_s: np.ndarray, world_from_cam: np.ndarray) -> None:
-    is_valid = np.isfinite(world_from_cam).all(axis=(1, 2))
-    poses = np.where(is_valid[:, None, None], world_from_cam, np.eye(4))
-    np.savez(path, timestamps=times_s, world_from_camera=poses, valid=is_valid)
-
-
-def _write_settings(folder: Path, intrinsics: Intrinsics) -> None:
-    values = asdict(intrinsics)
-    values["distortion"] = [float(value) for value in values["distortion"]]
-    (folder / SETTINGS_FILE).write_text(yaml.safe_dump({"intrinsics": values}, sort_keys=False))

@@ -34,13 +34,13 @@ class DepthFrames:
     def __init__(
         self, frames: np.ndarray | Sequence[Path], *, metres_per_unit: float | None, invalid_values: Sequence[float]
     ) -> None:
-        self._frames, self._invalid_values = frames, list(invalid_values)
+        self.stored, self._invalid_values = frames, list(invalid_values)
         self._metres_per_unit = metres_per_unit
         first = self._stored(0)
         self.height, self.width = first.shape
 
     def __len__(self) -> int:
-        return len(self._frames)
+        return len(self.stored)
 
     def read(self, indices: np.ndarray) -> np.ndarray:
         return np.stack([self.frame(int(index)) for index in indices])
@@ -49,7 +49,7 @@ class DepthFrames:
         stored = self._stored(index)
         if stored.shape != (self.height, self.width):
             raise ValueError(
-                f"{self._frames[index]}: picture of shape {stored.shape}, wanted {(self.height, self.width)} as the "
+                f"{self.stored[index]}: picture of shape {stored.shape}, wanted {(self.height, self.width)} as the "
                 "first of its folder"
             )
         usual = 1.0 if np.issubdtype(stored.dtype, np.floating) else _PICTURE_METRES_PER_UNIT
@@ -58,9 +58,9 @@ class DepthFrames:
         return np.where(is_valid, depth_m, np.float32(0.0))
 
     def _stored(self, index: int) -> np.ndarray:
-        if isinstance(self._frames, np.ndarray):
-            return np.asarray(self._frames[index])
-        return read_depth_picture(self._frames[index])
+        if isinstance(self.stored, np.ndarray):
+            return np.asarray(self.stored[index])
+        return read_depth_picture(self.stored[index])
 
 
 class DepthVideo(VideoFile):

@@ -18,11 +18,10 @@ from typing import Any, Literal
 import numpy as np
 
 from egom2p.config import strict
-from egom2p.contracts import Intrinsics
 from egom2p.data.clips.video_files import VideoFile
-from egom2p.data.recordings.aria_mps import GAZE_FILES, find_file, read_device_poses, read_gaze_angles, read_mps
+from egom2p.data.recordings.aria_mps import read_mps
 from egom2p.data.recordings.aria_vrs import read_vrs_camera
-from egom2p.data.recordings.reader_parts import frame_stream, pose_stream, read_json, track_stream
+from egom2p.data.recordings.reader_parts import frame_stream, read_json
 from egom2p.data.recordings.recording_formats import FolderSource, FormatReader, Opened
 from egom2p.data.recordings.track_files import Table, matching
 from egom2p.geometry import seconds_from_stamps, stamps_from_text
@@ -65,15 +64,22 @@ class EgoExo4dReader(FormatReader):
         used, trajectory = [self.root / "takes.json"], path / _TRAJECTORY
         if (path / "trajectory" / "online_calibration.jsonl").is_file():
             mps = read_mps(path, image_size=_SIDE, device_size=self.config.device_size)
-            poses, intrinsics = (mps.pose_times_s, mps.world_from_cam), mps.intrinsics
-            gaze = None if mps.gaze is None else (mps.gaze_times_s, mps.gaze, mps.gaze_is_valid)
-            used += mps.files
         else:
-            poses, gaze, intrinsics, files = _with_factory_calibration(path, trajectory)
-            used += files
-        streams = {"camera": pose_stream(*poses, where=trajectory)}
-        if gaze is not None:
-            streams["gaze"] = track_stream(*gaze[:2], "image", where=path / "eye_gaze", is_valid=gaze[2])
+            vrs = next(iter(sorted(path.glob("aria*.vrs"))), None)
+            if vrs is None:
+                raise ValueError(
+                    f"{path}: found neither trajectory/online_calibration.jsonl nor aria*.vrs, wanted one of them"
+                )
+            factory = read_vrs_camera(vrs)
+            mps = read_mps(
+                path,
+                image_size=factory.calibration.size,
+                device_from_cpf=factory.device_from_cpf,
+                calibration=factory.calibration,
+            )
+            used.append(vrs)
+        streams, intrinsics = mps.streams(trajectory), mps.intrinsics
+        used += mps.files
         video = self._video(path)
         if video is not None:
             take = self._take(name)
@@ -124,17 +130,3 @@ class EgoExo4dReader(FormatReader):
                 f"{path}: found {sum(map(bool, cells))} stamps in {column} from row {first}, wanted {count}"
             )
         return seconds_from_stamps(stamps_from_text(cells), "ns")
-
-
-def _with_factory_calibration(path: Path, trajectory: Path) -> tuple[Any, Any, Intrinsics, list[Path]]:
-    """Poses (times, values), gaze (times, values, validity) or None, intrinsics and files, by a VRS file's camera."""
-    vrs = next(iter(sorted(path.glob("aria*.vrs"))), None)
-    if vrs is None:
-        raise ValueError(f"{path}: found neither trajectory/online_calibration.jsonl nor aria*.vrs, wanted one of them")
-    camera, (times_us, world_from_device) = read_vrs_camera(vrs), read_device_poses(trajectory)
-    world_from_cam = world_from_device @ camera.calibration.device_from_upright[0]
-    file, gaze = find_file(path, GAZE_FILES), None
-    if file is not None:
-        gaze = read_gaze_angles(file, camera.calibration, camera.calibration.size, camera.device_from_cpf)
-    files = [trajectory, vrs, *([file] if file is not None else [])]
-    return (times_us * 1e-6, world_from_cam), gaze, camera.intrinsics, files

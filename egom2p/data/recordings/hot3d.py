@@ -88,11 +88,7 @@ class Hot3dAriaReader(FormatReader):
         has_vrs = self.config.pictures and vrs.is_file()
         eyes = read_vrs_camera(vrs).device_from_cpf if has_vrs else None
         mps = read_mps(path / "mps", device_size=self.config.device_size, device_from_cpf=eyes)
-        streams = {"camera": pose_stream(mps.pose_times_s, mps.world_from_cam, where=path / "mps")}
-        if mps.gaze is not None:
-            streams["gaze"] = track_stream(
-                mps.gaze_times_s, mps.gaze, "image", where=path / "mps", is_valid=mps.gaze_is_valid
-            )
+        streams = mps.streams(path / "mps")
         used = [*mps.files, path / "metadata.json"]
         if has_vrs:
             frames = VrsFrames(vrs, RGB_STREAM)

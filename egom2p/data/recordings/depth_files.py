@@ -36,7 +36,7 @@ class DepthFrames:
     ) -> None:
         self.stored, self._invalid_values = frames, list(invalid_values)
         self._metres_per_unit = metres_per_unit
-        first = self._stored(0)
+        first = self._read(0)
         self.height, self.width = first.shape
 
     def __len__(self) -> int:
@@ -46,7 +46,7 @@ class DepthFrames:
         return np.stack([self.frame(int(index)) for index in indices])
 
     def frame(self, index: int) -> np.ndarray:
-        stored = self._stored(index)
+        stored = self._read(index)
         if stored.shape != (self.height, self.width):
             raise ValueError(
                 f"{self.stored[index]}: picture of shape {stored.shape}, wanted {(self.height, self.width)} as the "
@@ -57,7 +57,7 @@ class DepthFrames:
         is_valid = np.isfinite(depth_m) & (depth_m > 0) & ~np.isin(stored, self._invalid_values)
         return np.where(is_valid, depth_m, np.float32(0.0))
 
-    def _stored(self, index: int) -> np.ndarray:
+    def _read(self, index: int) -> np.ndarray:
         if isinstance(self.stored, np.ndarray):
             return np.asarray(self.stored[index])
         return read_depth_picture(self.stored[index])

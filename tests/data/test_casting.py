@@ -43,6 +43,9 @@ def test_scattered_rays_have_the_same_first_hits(rng):
     np.testing.assert_array_equal(found, wanted)
     np.testing.assert_allclose(distance, wanted_distance, rtol=0, atol=1e-6)
     assert 0.1 < np.isfinite(distance).mean() < 0.9
+    for backend in ("numpy", "embree"):
+        is_blocked = Caster(mesh, backend=backend).is_blocked(origins, directions)
+        np.testing.assert_array_equal(is_blocked, distance < 0.97)
 
 
 def test_no_ray_slips_between_neighbours(rng):

@@ -234,8 +234,8 @@ def glance(
 ) -> Glances:
     """Eyes that rest on one target after another for 0.25 to 1.5 s, following it exactly; the first are the hands.
 
-    A target is chosen among those that are in the picture with nothing before them: the nearer to the middle, the
-    nearer to the eye, and hands more often; one time in four any surface near the middle of the picture.
+    A target is chosen among those that are in the picture with nothing that stands still before them: the nearer to
+    the middle, the nearer to the eye, and hands more often; one time in four any surface near the middle.
     """
     caster, intrinsics = view
     focal = np.array([intrinsics.fx / intrinsics.width, intrinsics.fy / intrinsics.height])
@@ -263,15 +263,21 @@ def glance(
         free_K = caster.first_hits(eye, _unit(to_K3))[1] > np.linalg.norm(to_K3, axis=1) - 0.15
         weight_K = weight_K * is_inside_K * free_K
         if weight_K.sum() > 0 and rng.random() < 0.75:
-            target_T[start:end] = chosen = int(rng.choice(len(weight_K), p=weight_K / weight_K.sum()))
+            chosen = int(rng.choice(len(weight_K), p=weight_K / weight_K.sum()))
             law = seen_TK3[start:end, chosen, :2]
         else:
+            chosen = -1
             uv = np.clip(rng.normal(0.5, 0.15, size=2), 0.05, 0.95)
             ray = world_from_cam[start, :3, :3] @ np.append((uv - 0.5) / focal, 1.0)
             reach = caster.first_hits(eye, ray)[1][0]
             point = eye + (reach if np.isfinite(reach) else 5.0) * ray
             law = image(np.broadcast_to(point, (len(times_s), 3)))[start:end, :2]
-        law_T2[start:end] = law
+        # The eyes leave what leaves the picture.
+        is_out = (np.abs(law - 0.5) > 0.48).any(axis=1)
+        if is_out[1:].any():
+            end = start + 1 + int(np.argmax(is_out[1:]))
+            law = law[: end - start]
+        law_T2[start:end], target_T[start:end] = law, chosen
         offset = np.zeros(2) if last is None else last - law[0]
         gaze_T2[start:end] = law + offset * np.exp(-np.arange(1, end - start + 1)[:, None] / rate_hz / config.saccade_s)
         last, start = gaze_T2[end - 1], end

@@ -65,7 +65,7 @@ QUICK_DTYPE ?= $(shell grep -qsE 'avx512_bf16|amx_bf16' /proc/cpuinfo && echo bf
 SMOLLM := $(ANY)/downloads/base/SmolLM2-135M-Instruct
 SMOLLM_TRAIN = $(QUICK_TRAIN) training.dtype=$(QUICK_DTYPE) --config
 
-anytoany-quickstart: $(ENV)  ## a small language model learns to see, 8 minutes on 2 cores (BASE=scratch: tiny ones, no network, 3 minutes)
+anytoany-quickstart: $(ENV)  ## a small language model learns to see, 8 minutes on 2 cores (BASE=scratch: tiny ones, no network, 4 minutes)
 	@case '$(BASE)' in scratch|packages) ;; *) echo 'BASE=$(BASE): there are packages (SmolLM2) and scratch (tiny models, no network)'; exit 2;; esac
 	@$(MAKE) --no-print-directory -j2 $(ANY)/index$(ANY_KIND).html
 	@if [ -n '$(ANY_KIND)' ] && grep -q '"stand_in": true' $(SMOLLM)/origin.json; then echo 'the language model is a STAND-IN with random weights, as SmolLM2 could not be had: none of this is English that it knew'; fi
@@ -100,7 +100,7 @@ $(ANY)/world_data/.done-%:
 	OMP_NUM_THREADS=1 $(PY) run_prepare_data.py --config cfgs/default/data_preparation/gaze_questions.yaml output=$(ANY)/world_data/clips/$* $(ROOMS_$*)
 	$(PERCEIVE) input=$(ANY)/world_data/clips/$* output=$(ANY)/world_data/features/$*
 	@touch $@
-ROOMS_train := source.world.num_rooms=120
+ROOMS_train := source.world.num_rooms=375
 ROOMS_val := source.world.num_rooms=24 source.world.first_seed=300000
 
 $(ANY)/world/.done: $(ANY)/world_data/.done-train $(ANY)/world_data/.done-val $(ANY)/quickstart/.done

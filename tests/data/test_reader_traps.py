@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import tarfile
 from fractions import Fraction
 
@@ -17,6 +18,7 @@ from egom2p.data.recordings.egodex import EgoDexReader, EgoDexSource
 from egom2p.data.recordings.egogen import EgoGenReader, EgoGenSource
 from egom2p.data.recordings.lerobot import LeRobotReader, LeRobotSource
 from egom2p.data.recordings.plain_folder import PlainFolderReader
+from egom2p.data.recordings.reader_choice import FORMATS
 from egom2p.data.recordings.reader_parts import lens, listed_pictures
 from egom2p.data.recordings.recording_formats import files_signature
 from egom2p.data.recordings.taco import TacoReader
@@ -259,3 +261,19 @@ def test_poses_of_the_picture_as_stored_do_not_meet_a_turned_one(tmp_path, said)
         EgoGenReader(EgoGenSource(kind="egogen", root=str(tmp_path))).read(0)
     write_case(path, "h264", range(30))
     assert set(EgoGenReader(EgoGenSource(kind="egogen", root=str(tmp_path))).read(0).streams) == {"camera", "rgb"}
+
+
+def test_no_format_trips_over_what_is_no_file(tmp_path):
+    """Folders with names of files, links to themselves and to nowhere, a pipe: a root is looked at by every format."""
+    names = ("gaze.csv", "takes.json", "transforms.json", "a.mcap", "a.r3d", "a.tar", "a.mp4", "rgb.txt", "cameras.txt")
+    for name in names:
+        (tmp_path / "folders" / name).mkdir(parents=True)
+    (tmp_path / "links").mkdir()
+    for name in names:
+        (tmp_path / "links" / name).symlink_to("nowhere")
+    (tmp_path / "links/itself").symlink_to("itself")
+    (tmp_path / "pipe").mkdir()
+    os.mkfifo(tmp_path / "pipe/gaze.csv")
+    for reader in FORMATS:
+        for folder in ("folders", "links", "pipe"):
+            reader.find(tmp_path / folder)

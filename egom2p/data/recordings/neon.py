@@ -159,6 +159,8 @@ def _is_export(path: Path) -> bool:
 
 
 def _first_line(path: Path) -> str:
+    if not path.is_file():  # a pipe would be waited for
+        return ""
     with open(path, "rb") as opened:
         return opened.readline(4096).decode("utf-8", "replace").lower()
 

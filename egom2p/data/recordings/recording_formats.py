@@ -5,14 +5,13 @@ A format is one file beside this one with one subclass of `FormatReader` and its
 """
 
 import hashlib
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 from egom2p.config import strict
 from egom2p.contracts import Intrinsics, Provenance, Recording, Stream
-from egom2p.data.recordings.track_files import TABLE_SUFFIXES, files_below, visible
+from egom2p.data.recordings.track_files import TABLE_SUFFIXES, entries_of, files_below, is_folder, visible
 
 _TEXTS, _SMALL_FILE = (*TABLE_SUFFIXES, ".txt", ".yaml", ".tum", ".json", ".jsonl", ".log"), 1 << 22  # bytes
 
@@ -123,17 +122,11 @@ def folders_with(root: Path, *markers: str, depth: int = 1) -> dict[str, Path]:
     found: dict[str, Path] = {}
     level = [root]
     for _ in range(depth):
-        # Folders only, told without a look at each file: a level may hold a million pictures.
-        level = [Path(entry.path) for folder in level for entry in _folders(folder)]
+        level = [Path(entry.path) for folder in level for entry in entries_of(folder) if is_folder(entry)]
         for folder in [folder for folder in level if holds_all(folder)]:
             add_named(found, "_".join(folder.relative_to(root).parts), folder)
         level = [folder for folder in level if folder not in found.values()]
     return found
-
-
-def _folders(folder: Path) -> list[os.DirEntry]:
-    with os.scandir(folder) as entries:
-        return sorted((e for e in entries if e.is_dir() and not e.name.startswith(".")), key=lambda e: e.name)
 
 
 def called_by_path(root: Path, paths: Iterable[Path]) -> dict[str, Path]:

@@ -239,18 +239,29 @@ def files_below(folder: Path, names: Collection[str] | None = None) -> Iterator[
     """Files (of these names) in a folder and below, sorted; links are followed, what is hidden is not there."""
 
     def walk(folder: Path, real: Path, above: frozenset[Path]) -> Iterator[Path]:
-        # Told without a look at each file: a level may hold a million pictures.
-        with os.scandir(folder) as entries:
-            held = sorted((e for e in entries if not e.name.startswith(".")), key=lambda entry: entry.name)
-        for entry in held:
-            if entry.is_dir():
+        for entry in entries_of(folder):
+            if is_folder(entry):
                 inner = Path(entry.path).resolve() if entry.is_symlink() else real / entry.name
                 if inner not in above:  # else a link leads up again
                     yield from walk(Path(entry.path), inner, above | {inner})
-            elif (names is None or entry.name in names) and entry.is_file():
+            elif (names is None or entry.name in names) and os.path.isfile(entry.path):
                 yield Path(entry.path)
 
     return walk(folder, folder.resolve(), frozenset((folder.resolve(),)))
+
+
+def entries_of(folder: Path) -> list[os.DirEntry]:
+    """Visible entries of a folder, sorted, told without a look at each: a level may hold a million pictures."""
+    with os.scandir(folder) as entries:
+        return sorted((e for e in entries if not e.name.startswith(".")), key=lambda entry: entry.name)
+
+
+def is_folder(entry: os.DirEntry) -> bool:
+    """Whether it is a folder, or a link to one; a link to itself is none."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def matching(folder: Path, *patterns: str) -> list[Path]:

@@ -123,20 +123,24 @@ def _inpainted(settings: Mapping[str, Any]) -> str:
 
 def _ranges(note: Mapping[str, Any]) -> str:
     """What the ranges promise, and of what."""
+    found = note.get("ranges", {})
+    if not found:
+        return ""
+    count = next(iter(found.values()))["num_samples"]
+    plain = [stream for stream, about in found.items() if about["stretch"] is None]
+    moved = {stream: about for stream, about in found.items() if about["stretch"] is not None}
     words = []
-    for stream, about in note.get("ranges", {}).items():
-        if about["stretch"] is None:
-            words.append(
-                f"{stream}: the plain range of {about['num_samples']} samples, not calibrated (the card names no "
-                "factor for as many)"
-            )
-            continue
-        on = f" of clips of {', '.join(about['measured_on'])}" if about["measured_on"] else ""
+    if moved:
+        factors = ", ".join(f"{stream} {about['stretch']:.2f}" for stream, about in moved.items())
+        about = next(iter(moved.values()))
+        on = f", measured on {', '.join(about['measured_on'])} only" if about["measured_on"] else ""
         words.append(
-            f"{stream}: {about['num_samples']} samples moved {about['stretch']:.2f} times as far from their mean, "
-            f"which holds {about['share']:.0%} of the true values{on}; on other clips nothing is promised"
+            f"moved away from their mean ({factors} times as far), which holds {about['share']:.0%} of the true values "
+            f"of clips like those it was measured on{on}; of other clips it holds fewer"
         )
-    return f". Ranges: {'; '.join(words)}" if words else ""
+    if plain:
+        words.append(f"of {', '.join(plain)} as they are, not calibrated (the card names no factor for as many)")
+    return f". Ranges: {count} samples, {'; '.join(words)}"
 
 
 def _windows(note: Mapping[str, Any]) -> str:

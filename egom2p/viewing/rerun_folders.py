@@ -14,6 +14,7 @@ import numpy as np
 from egom2p.config import Count, run_main, strict
 from egom2p.contracts import Intrinsics, Stream, quantity_of_stream
 from egom2p.generation.generation_outputs import TRUTH_OF
+from egom2p.generation.sample_ranges import HIGH, LOW
 from egom2p.jobs.progress import say
 from egom2p.metrics.result_table import Results
 from egom2p.storage import inside, load_json
@@ -57,7 +58,8 @@ def _generated(folder: Path, clip: Mapping[str, Any]) -> Path:
     }
     made = {name: stream for name, stream in streams.items() if name in clip["made_streams"]}
     truth = {name.removeprefix(TRUTH_OF): stream for name, stream in streams.items() if name.startswith(TRUTH_OF)}
-    given = {name: s for name, s in streams.items() if name not in made and not name.startswith(TRUTH_OF)}
+    ranges = {name + end for name in made for end in (LOW, HIGH)}
+    given = {name: s for name, s in streams.items() if name not in {*made, *ranges} and not name.startswith(TRUTH_OF)}
     sources = {"given": Source(given, colour=plots.COLOURS[1])} if given else {}
     sources |= {"truth": Source(truth, context=given, colour=_TRUTH)} if truth else {}
     sources["generated"] = Source(made, context=given, colour=plots.COLOURS[0])

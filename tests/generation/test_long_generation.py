@@ -516,10 +516,8 @@ def test_several_samples_become_a_mean_and_its_range(world, checkpoint, join):
     with np.load(folder / "tokens.npz") as tokens:
         assert tokens["tok_cam"].shape[-2] == 3 and tokens["tok_rgb"].shape[-2:] != tokens["tok_cam"].shape[-2:]
     page = write_generation_page(manifest.parent).read_text()
-    assert (
-        "moved 2.00 times as far from their mean" in page
-        and "gaze: the plain range of 3 samples, not calibrated" in page
-    )
+    assert "3 samples, moved away from their mean (depth 2.00, camera 2.00 times as far), which holds 80%" in page
+    assert "of gaze as they are, not calibrated" in page
     # The first sample is the result of one; a short recording's ranges are those of its windows.
     one = run_generation(_config(world, f"one_{join}", join=join, sampling=HOT))
     with np.load(one.parent / key / "tokens.npz") as first, np.load(folder / "tokens.npz") as several:

@@ -19,6 +19,7 @@ from egom2p.config import Count, NotNegative, Positive, Share, strict
 from egom2p.contracts import Intrinsics
 from egom2p.data.recordings.synthetic.casting import Caster
 from egom2p.data.recordings.synthetic.furnishing import NaturalScene
+from egom2p.data.recordings.synthetic.rendering import pixel_rays
 from egom2p.data.recordings.synthetic.textures import Skin
 
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
@@ -153,7 +154,7 @@ def photograph(
         part = (np.arange(count)[:, None, None] + rng.integers(count, size=shape)) % count
         offsets = np.stack([part % side, part // side], axis=-1) + rng.random((count, *shape, 2), dtype=np.float32)
         offsets = offsets / (side, -(-count // side)) - 0.5
-        rays = _rays(intrinsics, np.concatenate([offsets, np.zeros((1, *shape, 2))]))
+        rays = pixel_rays(intrinsics, np.concatenate([offsets, np.zeros((1, *shape, 2))]))
         light_P3, depth_P = _expose(scene, bodies, lights, frame, poses, rays, shape, rng)
         light.append(light_P3.reshape(*shape, 3))
         depth.append(np.where(np.isfinite(depth_P), depth_P, 0.0).astype(np.float32).reshape(shape))
@@ -164,14 +165,6 @@ def shutter_times(frames_s: np.ndarray, open_s: float, config: LensConfig) -> np
     """Times (F, E + 1) of the exposures around each frame's time, which is the last."""
     parts = (np.arange(config.exposures) + 0.5) / config.exposures - 0.5
     return frames_s[:, None] + np.append(parts * open_s, 0.0)
-
-
-def _rays(intrinsics: Intrinsics, offsets: np.ndarray) -> np.ndarray:
-    """Directions (E, P, 3) with z = 1 through pixels' middles moved by offsets (E, H, W, 2), columns first."""
-    rows, columns = np.mgrid[: intrinsics.height, : intrinsics.width]
-    x = (columns + offsets[..., 0] - intrinsics.cx) / intrinsics.fx
-    y = (rows + offsets[..., 1] - intrinsics.cy) / intrinsics.fy
-    return np.stack([x, y, np.ones_like(x)], axis=-1).reshape(len(offsets), -1, 3)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ Captions are sentences made from the factors of the simulation. T samples at the
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Literal
@@ -86,6 +87,10 @@ class _Stage:
     caster: Caster
     walk_map: WalkMap
 
+    @property
+    def name(self) -> str:
+        return self.scene.name
+
 
 class SyntheticReader:
     """Recordings with the streams `rgb`, `depth`, `gaze`, `camera`, `caption`, and two tracks:
@@ -129,52 +134,35 @@ class SyntheticReader:
         stage = self._stage(0 if config.scene_file else seed)
         rng = np.random.default_rng((0x57616C6B, seed, number))
         if isinstance(stage, NaturalScene):
-            return self._tell_natural(index, stage, rng, is_rendered=is_rendered)
-        story = _Story.simulate(stage, rng, config)
-        source = {"room_seed": seed, "scene": stage.scene.name, "movers": [mover.name for mover in story.movers]}
-        source["things"] = [thing.name for thing in stage.scene.things]
+            times_s, settings = _simulated(config), (config.natural, config.camera, config.gaze)
+            story = NaturalStory.simulate(stage, self._motions, times_s, rng, settings)
+            intrinsics, things, movers = story.intrinsics, stage.things, list(story.hands)
+            streams = self._natural_streams(story, stage, rng, is_rendered=is_rendered)
+        else:
+            story = _Story.simulate(stage, rng, config)
+            intrinsics, things = config.camera.intrinsics(), stage.scene.things
+            movers = [mover.name for mover in story.movers]
+            streams = story.streams(stage, config, is_rendered=is_rendered)
+        source = {"room_seed": seed, "scene": stage.name, "movers": movers, "things": [thing.name for thing in things]}
         return Recording(
             name=self.names[index],
-            streams=story.streams(stage, config, is_rendered=is_rendered),
-            intrinsics=config.camera.intrinsics(),
+            streams=streams,
+            intrinsics=intrinsics,
             provenance=Provenance(config.dataset, self.names[index], source=json.dumps(source)),
         )
 
-    def _tell_natural(
-        self, index: int, scene: NaturalScene, rng: np.random.Generator, *, is_rendered: bool
-    ) -> Recording:
-        config = self.config
-        times_s = np.arange(int(np.ceil(config.duration_s * _SIMULATION_HZ)) + 1) / _SIMULATION_HZ
-        settings = (config.natural, config.camera, config.gaze)
-        story = NaturalStory.simulate(scene, self._motions, times_s, rng, settings)
-        video_s, track_s = (
-            _clock(config.duration_s, rate_hz) for rate_hz in (config.video_rate_hz, config.track_rate_hz)
-        )
-        captions_s = np.arange(0.0, config.duration_s, config.caption_every_s)
+    def _natural_streams(
+        self, story: NaturalStory, scene: NaturalScene, rng: np.random.Generator, *, is_rendered: bool
+    ) -> dict[str, Stream]:
+        config, video_s, track_s = self.config, *_clocks(self.config)
         if is_rendered:
-            rgb, depth = story.pictures(scene, video_s, rng, config.natural)
+            pictures = story.pictures(scene, video_s, rng, config.natural)
         else:
-            rgb, depth = _no_pictures(len(video_s), story.intrinsics)
-        hands, things = list(story.hands), [thing.name for thing in scene.things]
-        captions = [
-            _natural_caption(story, (times_s >= start_s) & (times_s < start_s + config.caption_every_s), hands + things)
-            for start_s in captions_s
-        ]
-        always = np.ones(len(video_s), dtype=bool)
-        source = {"room_seed": config.first_seed + index // config.recordings_per_room, "scene": scene.name}
-        return Recording(
-            name=self.names[index],
-            streams={
-                "rgb": Stream(rgb, always, video_s, "uint8"),
-                "depth": Stream(depth, always, video_s, "m"),
-                **story.tracks(track_s, np.round(track_s * _SIMULATION_HZ).astype(int)),
-                "caption": Stream(np.array(captions), np.ones(len(captions), dtype=bool), captions_s, "text"),
-            },
-            intrinsics=story.intrinsics,
-            provenance=Provenance(
-                config.dataset, self.names[index], source=json.dumps(source | {"movers": hands, "things": things})
-            ),
-        )
+            pictures = _no_pictures(len(video_s), story.intrinsics)
+        names = [*story.hands, *(thing.name for thing in scene.things)]
+        rows_T = np.round(track_s * _SIMULATION_HZ).astype(int)
+        captions = _captions(config, story.times_s, lambda during_T: _natural_caption(story, during_T, names))
+        return {**_picture_streams(*pictures, video_s), **story.tracks(track_s, rows_T), "caption": captions}
 
     def _build_stage(self, seed: int) -> "_Stage | NaturalScene":
         config = self.config
@@ -193,8 +181,26 @@ class SyntheticReader:
         return _Stage(scene, caster, build_walk_map(scene, caster))
 
 
-def _clock(duration_s: float, rate_hz: float) -> np.ndarray:
-    return np.arange(round(duration_s * rate_hz)) / rate_hz
+def _simulated(config: SyntheticWorldConfig) -> np.ndarray:
+    return np.arange(int(np.ceil(config.duration_s * _SIMULATION_HZ)) + 1) / _SIMULATION_HZ
+
+
+def _clocks(config: SyntheticWorldConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Times of frames and of samples of tracks."""
+    rates_hz = (config.video_rate_hz, config.track_rate_hz)
+    return tuple(np.arange(round(config.duration_s * rate_hz)) / rate_hz for rate_hz in rates_hz)
+
+
+def _picture_streams(rgb: np.ndarray, depth: np.ndarray, video_s: np.ndarray) -> dict[str, Stream]:
+    always = np.ones(len(video_s), dtype=bool)
+    return {"rgb": Stream(rgb, always, video_s, "uint8"), "depth": Stream(depth, always, video_s, "m")}
+
+
+def _captions(config: SyntheticWorldConfig, times_s: np.ndarray, tell: Callable[[np.ndarray], str]) -> Stream:
+    """What is told of the samples (T,) of each part of the recording."""
+    starts_s = np.arange(0.0, config.duration_s, config.caption_every_s)
+    captions = [tell((times_s >= start_s) & (times_s < start_s + config.caption_every_s)) for start_s in starts_s]
+    return Stream(np.array(captions), np.ones(len(starts_s), dtype=bool), starts_s, "text")
 
 
 def _no_pictures(num_frames: int, intrinsics: Intrinsics) -> tuple[np.ndarray, np.ndarray]:
@@ -230,8 +236,8 @@ class _Story:
     @classmethod
     def simulate(cls, stage: _Stage, rng: np.random.Generator, config: SyntheticWorldConfig) -> "_Story":
         """Walk first, then let the movers move, then look."""
-        num_times = int(np.ceil(config.duration_s * _SIMULATION_HZ)) + 1
-        times_s = np.arange(num_times) / _SIMULATION_HZ
+        times_s = _simulated(config)
+        num_times = len(times_s)
         where = stage.scene.name
         walk_map, movers = patch_movers(
             stage.walk_map, times_s, rng, config.movers, walk_clearance_m=config.walk.clearance_m, where=where
@@ -263,10 +269,7 @@ class _Story:
         return poses
 
     def streams(self, stage: _Stage, config: SyntheticWorldConfig, *, is_rendered: bool) -> dict[str, Stream]:
-        video_s, track_s = (
-            _clock(config.duration_s, config.video_rate_hz),
-            _clock(config.duration_s, config.track_rate_hz),
-        )
+        video_s, track_s = _clocks(config)
         movers = [
             replace(mover, positions=self.at(video_s, mover.positions), turns=self.at(video_s, mover.turns))
             for mover in self.movers
@@ -274,28 +277,26 @@ class _Story:
         intrinsics = config.camera.intrinsics()
         if is_rendered:
             static = (stage.caster, stage.scene.paint)
-            rgb, depth = render(static, movers, self.world_from_cam(video_s), intrinsics, config.lamp)
+            pictures = render(static, movers, self.world_from_cam(video_s), intrinsics, config.lamp)
         else:
-            rgb, depth = _no_pictures(len(video_s), intrinsics)
+            pictures = _no_pictures(len(video_s), intrinsics)
         nearest_T = np.minimum(np.round(track_s * _SIMULATION_HZ).astype(int), len(self.times_s) - 1)
         target_T = self.looking.target[nearest_T]
         factors_T3 = np.stack([self.walk.speed[nearest_T], self.walk.turn[nearest_T], target_T], axis=1)
         always = np.ones(len(track_s), dtype=bool)
         gaze = self.at(track_s, self.looking.gaze).astype(np.float32)
         law = self.at(track_s, self.looking.law).astype(np.float32)
-        is_video = np.ones(len(video_s), dtype=bool)
         views = {}
         if config.mover_views:
             views["mover_views"] = Stream(self._mover_views(nearest_T, config), always, track_s, "image, seen")
         return {
             **views,
-            "rgb": Stream(rgb, is_video, video_s, "uint8"),
-            "depth": Stream(depth, is_video, video_s, "m"),
+            **_picture_streams(*pictures, video_s),
             "gaze": Stream(gaze, self.looking.is_valid[nearest_T], track_s, "image"),
             "camera": Stream(self.world_from_cam(track_s), always, track_s, "world_from_cam"),
             "gaze_law": Stream(law, always, track_s, "image"),
             "factors": Stream(factors_T3.astype(np.float32), always, track_s, "m/s, rad/s, mover"),
-            "caption": self._captions(config),
+            "caption": _captions(config, self.times_s, self._caption),
         }
 
     def _mover_views(self, rows_T: np.ndarray, config: SyntheticWorldConfig) -> np.ndarray:
@@ -311,15 +312,9 @@ class _Story:
         is_seen_TM = is_inside_TM & self.is_unhidden[rows_T]
         return np.stack([u_TM, v_TM, is_seen_TM], axis=-1).reshape(len(rows_T), -1).astype(np.float32)
 
-    def _captions(self, config: SyntheticWorldConfig) -> Stream:
-        starts_s = np.arange(0.0, config.duration_s, config.caption_every_s)
-        names = [mover.name for mover in self.movers]
-        captions = []
-        for start_s in starts_s:
-            during = (self.times_s >= start_s) & (self.times_s < start_s + config.caption_every_s)
-            parts = (self.walk.speed[during], self.walk.turn[during], self.looking.target[during])
-            captions.append(caption_of(*parts, names))
-        return Stream(np.array(captions), np.ones(len(starts_s), dtype=bool), starts_s, "text")
+    def _caption(self, during_T: np.ndarray) -> str:
+        parts = (self.walk.speed[during_T], self.walk.turn[during_T], self.looking.target[during_T])
+        return caption_of(*parts, [mover.name for mover in self.movers])
 
 
 def _surroundings(

@@ -68,7 +68,7 @@ def render(
 
     world_from_cam (F, 4, 4); the positions and turns of the movers are those at the F times of the frames.
     """
-    cam_P3 = _pixel_rays(intrinsics)
+    cam_P3 = pixel_rays(intrinsics)
     num_frames, num_pixels = len(world_from_cam), len(cam_P3)
     picture = _Picture(
         np.full((num_frames, num_pixels), np.inf),
@@ -88,12 +88,17 @@ def render(
     return _develop(picture, np.linalg.norm(cam_P3, axis=1), intrinsics, config)
 
 
-def _pixel_rays(intrinsics: Intrinsics) -> np.ndarray:
-    """Directions (P, 3) through the pixel centres with z = 1, so that a ray's distance is the depth."""
+def pixel_rays(intrinsics: Intrinsics, offsets: np.ndarray | None = None) -> np.ndarray:
+    """Directions (P, 3) through the pixel centres with z = 1, so that a ray's distance is the depth.
+
+    offsets (E, H, W, 2) move them, right and down, by parts of a pixel: directions (E, P, 3).
+    """
     rows, columns = np.mgrid[: intrinsics.height, : intrinsics.width]
-    x_P = ((columns - intrinsics.cx) / intrinsics.fx).ravel()
-    y_P = ((rows - intrinsics.cy) / intrinsics.fy).ravel()
-    return np.stack([x_P, y_P, np.ones_like(x_P)], axis=1)
+    right, down = (0, 0) if offsets is None else np.moveaxis(offsets, -1, 0)
+    x = (columns + right - intrinsics.cx) / intrinsics.fx
+    y = (rows + down - intrinsics.cy) / intrinsics.fy
+    rays = np.stack([x, y, np.ones_like(x)], axis=-1)
+    return rays.reshape(*rays.shape[:-3], -1, 3)
 
 
 def _cast_mover(

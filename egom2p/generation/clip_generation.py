@@ -4,7 +4,7 @@ B clips, L tokens of one modality, T frames or samples of a stream.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from egom2p.generation.checkpoints import Checkpoint
 from egom2p.generation.generation_inputs import Prompt
 from egom2p.generation.partial_prompts import InpaintingMask, encode_given, mask_tokens, merge_given
 from egom2p.generation.request import Request, clip_seed
-from egom2p.generation.sample_ranges import RangeNote, range_notes, summary
+from egom2p.generation.sample_ranges import range_notes, summary
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,6 @@ class Generated:
     """A clip with its targets filled: signals, and the tokens they were decoded from.
 
     given, made    modalities; made_streams: streams of the clip that were generated
-    ranges         made stream -> what its range is, where it was sampled several times
     truth          what the prompt held of those streams: unseen by the model, or seen in part (inpainting)
     """
 
@@ -31,7 +30,6 @@ class Generated:
     made: tuple[str, ...]
     made_streams: tuple[str, ...]
     truth: Mapping[str, Stream] = field(default_factory=dict)
-    ranges: Mapping[str, RangeNote] = field(default_factory=dict)
 
 
 def generate_clips(
@@ -222,11 +220,11 @@ def _generated(
         streams |= {name + end: stream_at(spec, *part, start_s=start_s) for end, part in found.items()}
     empty = AlignedClip(prompt.key, {}, None, Provenance("tokens", prompt.key))
     base = prompt if isinstance(prompt, AlignedClip) else empty
-    extra = dict(base.extra) | {"given": list(given), "made": made_names}
+    ranges = {stream_of(checkpoint, spec): asdict(notes[spec.name]) for spec in specs if spec.name in notes}
+    extra = dict(base.extra) | {"given": list(given), "made": made_names, "ranges": ranges}
     made_streams = tuple(stream_of(checkpoint, spec) for spec in specs)
     clip = replace(base, streams=streams, extra=extra)
-    ranges = {stream_of(checkpoint, spec): notes[spec.name] for spec in specs if spec.name in notes}
-    return Generated(clip, tokens, given, tuple(made_names), made_streams, truth, ranges)
+    return Generated(clip, tokens, given, tuple(made_names), made_streams, truth)
 
 
 def _decoded_inputs(checkpoint: Checkpoint, tokens: TokenClip, given: Sequence[str]) -> dict[str, Stream]:

@@ -225,7 +225,7 @@ class _Job:
     def _write(self, made: Generated, more: Mapping[str, Any]) -> None:
         settings = self._settings(made.clip.provenance)
         note = {"given": made.given, "made": made.made, "made_streams": made.made_streams, "settings": settings}
-        note["ranges"] = {stream: about.to_plain() for stream, about in made.ranges.items()}
+        note["ranges"] = made.clip.extra.get("ranges", {})
         folder = inside(self.folder, made.clip.key)
         write_generated(folder, made.clip, made.tokens, note | dict(more), video=self.config.video, truth=made.truth)
 

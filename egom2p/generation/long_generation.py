@@ -13,7 +13,7 @@ pictures, and a window's tracks are resampled onto the clock of the whole.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
 from functools import partial
 from math import gcd
@@ -234,7 +234,8 @@ def generate_segment(
 def window_seeds(seed: int, recording: int, segment: Segment) -> list[int]:
     """Seeds of the windows of recording number `recording`: the same whatever was made before.
 
-    Recordings are numbered apart by more windows than one has (10,007 of them half a second apart are over an hour).
+    Recordings are numbered apart by more windows than most have (10,007 of them half a second apart are over an hour;
+    where they are more, two windows of different recordings share a seed, and nothing else).
     """
     return [clip_seed(seed, recording * 10_007 + window.index) for window in segment.windows]
 
@@ -360,7 +361,8 @@ class _Sequences:
         shared = set.intersection(*(set(clip.tokens) for clip in tokens))
         stacked = {name: np.stack([clip.tokens[name] for clip in tokens]) for name in sorted(shared)}
         given = (*(name for name in stacked if name not in made), *pixels)
-        extra = dict(self._first.extra) | {"given": list(given), "made": list(made)}
+        ranges = {self._streams[name]: asdict(note) for name, note in self._ranges.items()}
+        extra = dict(self._first.extra) | {"given": list(given), "made": list(made), "ranges": ranges}
         clip = replace(self._first, key=self._segment.key, streams=streams, extra=extra)
         return LongResult(
             Generated(
@@ -369,7 +371,6 @@ class _Sequences:
                 given,
                 made,
                 tuple(self._streams[name] for name in made),
-                ranges={self._streams[name]: note for name, note in self._ranges.items()},
             ),
             overlaps={self._streams[name]: tuple(self._made[name, ""].reports) for name in made},
             windows_s=tuple(window.start_s for window in self._segment.windows),

@@ -8,14 +8,12 @@ to a number of samples, and to clips like those that were evaluated: elsewhere i
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from egom2p.contracts import ModalitySpec, Quantity
-from egom2p.generation.checkpoints import trained_on
 from egom2p.geometry import canonicalise, mean_poses
 from egom2p.metrics.calibration import STRETCHED_SHARE
 from egom2p.storage import load_json
@@ -27,16 +25,17 @@ Part = tuple[np.ndarray, np.ndarray]
 
 @dataclass(frozen=True)
 class RangeNote:
-    """What a range is, for clip.json and the page; stretch None: not calibrated, the plain range of the samples."""
+    """What a range is, for clip.json and the page.
+
+    stretch      None: not calibrated, the plain range of the samples; then share is None too
+    measured_on  data set whose held-out clips told the factor
+    """
 
     num_samples: int
     share: float | None
     stretch: float | None
-    measured_on: tuple[str, ...]
+    measured_on: str | None
     unit: str
-
-    def to_plain(self) -> dict[str, Any]:
-        return asdict(self) | {"measured_on": list(self.measured_on)}
 
 
 def has_range(quantity: Quantity) -> bool:
@@ -47,9 +46,9 @@ def has_range(quantity: Quantity) -> bool:
 def range_notes(directory: Path, specs: Sequence[ModalitySpec], num_samples: int) -> dict[str, RangeNote]:
     """Modality -> its range, by the evaluation beside a checkpoint; a factor belongs to its number of samples."""
     file = directory / _METRICS
-    tasks = load_json(file)["tasks"] if file.is_file() else []
+    card = load_json(file) if file.is_file() else {"tasks": []}
     factors: dict[str, float] = {}
-    for task in tasks:
+    for task in card["tasks"]:
         for found in task.get("uncertainty", ()):
             if found["num_samples"] == num_samples and found["stretch"] is not None:
                 factors.setdefault(task["quantity"], found["stretch"])
@@ -57,8 +56,7 @@ def range_notes(directory: Path, specs: Sequence[ModalitySpec], num_samples: int
     for spec in specs:
         if has_range(spec.signal):
             stretch = factors.get(spec.quantity)
-            known = trained_on(directory) or () if stretch is not None else ()
-            share = None if stretch is None else STRETCHED_SHARE
+            share, known = (None, None) if stretch is None else (STRETCHED_SHARE, card.get("clips"))
             unit = "m, positions from the first pose" if spec.signal.is_relative else spec.signal.unit
             notes[spec.name] = RangeNote(num_samples, share, stretch, known, unit)
     return notes

@@ -97,6 +97,7 @@ def _metrics(config: ExportModelConfig) -> Results | None:
     name_of = {None: None, labels[0]: Path(config.output).name}
     tables = tuple(_of_checkpoints(table, name_of) for table in results.tables)
     about = {key: results.about[key] for key in ("hardware", "num_train_clips")}
+    about["clips"] = results.about["config"]["clips"]["dataset"]  # what ranges of samples are calibrated on
     return Results(results.description, tables, about)
 
 

@@ -84,17 +84,19 @@ def _first_seconds(file: Path, max_s: float, *, only: str | None = None) -> tupl
             if only in (None, stream):
                 count = int(np.searchsorted(own_s, start_s + max_s - 1e-6))
                 with archive.open(f"{stream}.npy") as member:
-                    arrays[stream] = _first_rows(member, count)
+                    rows = _first_rows(member, count)
+                arrays[stream] = whole[stream][:count] if rows is None else rows
                 arrays[f"{stream}_is_valid"] = whole[f"{stream}_is_valid"][:count]
                 arrays[f"{stream}_times_s"] = own_s[:count]
     return arrays, end_s - start_s
 
 
-def _first_rows(member: IO[bytes], count: int) -> np.ndarray:
-    """The first rows of an array in a file of numpy's, as long as it has them."""
+def _first_rows(member: IO[bytes], count: int) -> np.ndarray | None:
+    """The first rows of an array in a file of numpy's, as long as it has them; None where its columns come first."""
     np.lib.format.read_magic(member)
     shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(member)
-    assert not is_fortran and not dtype.hasobject, "written by generation_outputs"
+    if is_fortran or dtype.hasobject:
+        return None
     rows = min(count, shape[0])
     content = member.read(rows * math.prod(shape[1:]) * dtype.itemsize)
     return np.frombuffer(content, dtype).reshape(rows, *shape[1:]).copy()
@@ -133,7 +135,7 @@ def _ranges(note: Mapping[str, Any]) -> str:
     if moved:
         factors = ", ".join(f"{stream} {about['stretch']:.2f}" for stream, about in moved.items())
         about = next(iter(moved.values()))
-        on = f", measured on {', '.join(about['measured_on'])} only" if about["measured_on"] else ""
+        on = f", {about['measured_on']} only" if about["measured_on"] else ""
         words.append(
             f"moved away from their mean ({factors} times as far), which holds {about['share']:.0%} of the true values "
             f"of clips like those it was measured on{on}; of other clips it holds fewer"

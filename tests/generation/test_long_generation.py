@@ -493,7 +493,7 @@ def test_ranges_hold_what_their_factor_was_fitted_to(rng):
 @pytest.mark.parametrize("join", ["stitch", "none"])
 def test_several_samples_become_a_mean_and_its_range(world, checkpoint, join):
     factor = {"num_samples": 3, "stretch": 2.0}
-    card = {"tasks": [{"quantity": name, "uncertainty": [factor]} for name in ("depth", "camera")]}
+    card = {"clips": "rooms", "tasks": [{"quantity": name, "uncertainty": [factor]} for name in ("depth", "camera")]}
     (world / "model" / "metrics.json").write_text(json.dumps(card))
     job = _config(
         world, f"ranges_{join}", join=join, num_samples=3, sampling=HOT, stitching=StitchConfig(depth="scale")
@@ -517,6 +517,7 @@ def test_several_samples_become_a_mean_and_its_range(world, checkpoint, join):
         assert tokens["tok_cam"].shape[-2] == 3 and tokens["tok_rgb"].shape[-2:] != tokens["tok_cam"].shape[-2:]
     page = write_generation_page(manifest.parent).read_text()
     assert "3 samples, moved away from their mean (depth 2.00, camera 2.00 times as far), which holds 80%" in page
+    assert "of clips like those it was measured on, rooms only" in page
     assert "of gaze as they are, not calibrated" in page
     # The first sample is the result of one; a short recording's ranges are those of its windows.
     one = run_generation(_config(world, f"one_{join}", join=join, sampling=HOT))
@@ -531,3 +532,16 @@ def test_samples_that_cannot_differ_are_refused(world):
         run_generation(_config(world, "same", targets=("cam",), num_samples=3))
     with pytest.raises(ValueError, match="num_samples=3 makes whole targets"):
         _config(world, "chained", targets=("cam",), num_samples=3, join="condition", sampling=HOT)
+
+
+def test_the_page_reads_no_more_than_it_shows(tmp_path, rng):
+    """Whatever way an array lies in its file; streams of other lengths end at the same second."""
+    frames, track = rng.random((40, 3, 4)).astype(np.float32), np.asfortranarray(rng.random((150, 2)))
+    arrays = {}
+    for name, values, rate_hz in (("depth", frames, 8.0), ("gaze", track, 30.0)):
+        arrays |= {name: values, f"{name}_is_valid": np.ones(len(values), bool)}
+        arrays[f"{name}_times_s"] = 3.0 + np.arange(len(values)) / rate_hz
+    np.savez_compressed(tmp_path / "clip.npz", **arrays)
+    found, duration_s = generation_page._first_seconds(tmp_path / "clip.npz", 2.0)
+    assert np.array_equal(found["depth"], frames[:16]) and np.array_equal(found["gaze"], track[:60])
+    assert len(found["gaze_is_valid"]) == 60 and duration_s == pytest.approx(149 / 30)

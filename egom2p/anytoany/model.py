@@ -69,6 +69,10 @@ class AnyToAnyConfig:
                 "training the whole language model needs language_model.dtype float32 (steps of AdamW vanish below "
                 "bfloat16's resolution); run it under training.dtype bfloat16 instead"
             )
+        if self.adapt == "full" and self.connector.num_words:
+            raise ValueError(
+                "connector.num_words keeps embeddings of words as they are, which adapt: full would change"
+            )
         if self.adapt == "lora" and self.lora.also_train and self.language_model.dtype != "float32":
             raise ValueError("lora.also_train trains weights of the base, which needs language_model.dtype float32")
 

@@ -222,7 +222,7 @@ def test_perception_tokens_become_words_of_the_answers(folder):
     assert torch.allclose(tokens_MD, shares_MV @ connector.words), (
         "mixtures of embeddings as the language model has them"
     )
-    model = toy_model(folder, connector=ConnectorConfig(kind="st_shuffle", dim=24, num_words=3))
+    model = toy_model(folder, adapt="lora", connector=ConnectorConfig(kind="st_shuffle", dim=24, num_words=3))
     learnt = {Media("video", str(number)): {number % 2} for number in range(9)}
     features = {one: toy_features(number) for number, one in enumerate(learnt)}
     table = model.lm.get_input_embeddings().weight.detach()
@@ -237,6 +237,8 @@ def test_perception_tokens_become_words_of_the_answers(folder):
     save_anytoany(model, folder / "words")
     again = load_anytoany(folder / "words")
     assert torch.equal(again.token_losses(toy_batch(again)), model.token_losses(toy_batch(model)))
+    with pytest.raises(ValueError, match="num_words keeps embeddings"):
+        replace(model.config, adapt="full")
     with pytest.raises(ValueError, match="no word tells media items"):
         teach_words(connector, {media[0]: {1}}, rows, lambda one: 1, table, **further)
 

@@ -56,7 +56,14 @@ def stamps_from_text(cells: Sequence[str]) -> np.ndarray:
         whole = [int(cell) for cell in cells]
         if not whole or max(map(abs, whole)) <= np.iinfo(np.int64).max:
             return np.array(whole, dtype=np.int64)
-    return np.array([float(cell) for cell in cells], dtype=np.float64)
+    return np.array([number_from_text(cell) for cell in cells], dtype=np.float64)
+
+
+def number_from_text(cell: str) -> float:
+    """As `float`, which would read `0_1` as 1. Raises ValueError on what is no number."""
+    if "_" in cell:
+        raise ValueError(f"could not convert string to float: {cell!r}")
+    return float(cell)
 
 
 def seconds_from_stamps(stamps: np.ndarray, unit: TimeUnit, *, offset_s: float = 0.0) -> np.ndarray:

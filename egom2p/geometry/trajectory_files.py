@@ -14,7 +14,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from egom2p.geometry.clocks import TimeUnit, check_clock, seconds_from_stamps, stamps_from_text, stated_unit
+from egom2p.geometry.clocks import (
+    TimeUnit,
+    check_clock,
+    number_from_text,
+    seconds_from_stamps,
+    stamps_from_text,
+    stated_unit,
+)
 from egom2p.geometry.poses import (
     check_poses,
     matrix_from_quaternion,
@@ -181,7 +188,7 @@ def _read_rows(path: str | Path, *, num_columns: int, wanted: str) -> tuple[list
 
 def _finite_numbers(path: str | Path, line: int, text: str, cells: Sequence[str], wanted: str) -> list[float]:
     try:
-        row = [float(cell) for cell in cells]
+        row = [number_from_text(cell) for cell in cells]
     except ValueError:
         raise ValueError(f"{path}, line {line}: found {text[:80]!r}, wanted numbers: {wanted}") from None
     if not np.all(np.isfinite(row)):

@@ -27,8 +27,7 @@ from pydantic import Field
 from egom2p.anytoany.perception.transformers_depth import load_depth_model
 from egom2p.config import Count, NotNegative, Positive, run_main, strict, to_plain
 from egom2p.contracts import AlignedClip, Stream
-from egom2p.data.clips.clip_alignment import LARGEST_DEPTH_M
-from egom2p.data.clips.clip_store import META, ClipStore, clip_folders, encode_clip
+from egom2p.data.clips.clip_store import LARGEST_DEPTH_M, META, ClipStore, clip_folders, encode_clip
 from egom2p.data.clips.image_files import image_sequence
 from egom2p.data.clips.resampling import nearest_frames, poses_at
 from egom2p.data.recordings.depth_files import DEPTH_SUFFIXES, DepthFrames

@@ -82,16 +82,20 @@ class StepSums:
         self._names: tuple[str, ...] = ()
         self._counts: list[int] = []
         self._num_steps = 0
-        self._values: Tensor | None = None  # loss, gradient norm, skipped steps, steps without a loss, then K sums
+        # loss, gradient norm, steps: skipped, without a loss, without a norm; then K sums and K counts without a loss
+        self._values: Tensor | None = None
         self._in_a_row = torch.zeros(2, dtype=torch.float64, device=ranks.device)  # steps skipped: up to now, at most
 
     def add(self, step: StepLosses) -> None:
         # float64: a log line may be thousands of steps away, and sums of one step reach 1e7 nats.
         # A step whose loss is no number was skipped, so it says nothing about the weights: it is counted, and the mean
-        # is that of the others. A line on which no step is left has no finite loss.
+        # and those of its terms are of the others. A line on which no step is left has no finite loss. Where only some
+        # ranks lost theirs, a rank's share counts as an even one.
         is_lost = torch.isfinite(step.loss).logical_not()
-        loss = step.loss.masked_fill(is_lost, 0.0)
-        values = torch.cat([torch.stack([loss, loss * 0, loss * 0, is_lost.to(loss.dtype)]), step.sums]).double()
+        loss, sums = (values.double().masked_fill(is_lost, 0.0) for values in (step.loss, step.sums))
+        # Products with numbers of the host: a tensor of the counts would be a copy to the device in every step.
+        lost = torch.stack([is_lost.double() * count for count in (1, *step.counts)])
+        values = torch.cat([torch.stack([loss, loss * 0, loss * 0, lost[0], loss * 0]), sums, lost[1:]])
         self._values = values if self._values is None else self._values + values
         self._counts = [a + b for a, b in zip(self._counts or [0] * len(step.counts), step.counts, strict=True)]
         self._names = step.names
@@ -99,25 +103,32 @@ class StepSums:
 
     def add_norm(self, norm: Tensor, is_skipped: Tensor) -> None:
         # Every rank has the same two; its share keeps the sums over ranks right.
-        self._values[1] += norm / self._ranks.world_size
+        is_lost = torch.isfinite(norm).logical_not()
+        self._values[1] += norm.masked_fill(is_lost, 0.0) / self._ranks.world_size
         self._values[2] += is_skipped / self._ranks.world_size
+        self._values[4] += is_lost / self._ranks.world_size
         now = (self._in_a_row[0] + 1) * is_skipped
         self._in_a_row = torch.stack([now, torch.maximum(self._in_a_row[1], now)])
 
     def take(self) -> dict[str, float]:
         """Mean loss, mean per term (nats per row), mean gradient norm and number of skipped steps since the last call.
 
+        Means are of the steps in which they are finite, nan where there is none; `steps_not_finite` counts the others.
         `skipped_in_a_row`: the longest row of them that reached into this time. Waits for the device.
         """
         # In one copy: each of its own would make the host wait again.
         told = torch.cat([self._in_a_row, self._ranks.sum_tensor(self._values)]).tolist()
-        _, longest, loss, norm, num_skipped, num_lost, *sums = told
+        _, longest, loss, norm, num_skipped, num_lost, num_without_norm, *rest = told
+        sums, lost_counts = rest[: len(self._names)], rest[len(self._names) :]
         num_steps = self._num_steps - num_lost / self._ranks.world_size
         values = {"loss": loss / num_steps if num_steps else math.nan}
-        for name, total, count in zip(self._names, sums, self._counts, strict=True):
+        for name, total, count, lost in zip(self._names, sums, self._counts, lost_counts, strict=True):
             if count:
-                values[f"loss/{name}"] = total / count
-        values["grad_norm"] = norm / self._num_steps
+                left = count - lost / self._ranks.world_size
+                values[f"loss/{name}"] = total / left if left else math.nan
+        num_norms = self._num_steps - round(num_without_norm)
+        values["grad_norm"] = norm / num_norms if num_norms else math.nan
+        values["steps_not_finite"] = round(num_without_norm)  # a loss that is not finite makes the norm so
         values["skipped_steps"], values["num_steps"] = round(num_skipped), self._num_steps
         values["skipped_in_a_row"] = round(longest)
         self._in_a_row = self._in_a_row[:1].repeat(2)

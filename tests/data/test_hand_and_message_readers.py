@@ -2,6 +2,7 @@
 
 import io
 import json
+import pickle
 import tarfile
 
 import cv2
@@ -125,6 +126,7 @@ def test_xperience_poses_are_of_the_camera_and_what_is_missing_is_invalid(tmp_pa
     np.testing.assert_array_equal(numbers, [0, 29])
     depth = recognised_as(tmp_path, "xperience", depth_metres_per_unit=1.0).streams["depth"]
     assert (depth.values.read(np.array([3])) == 1.5).all()
+    assert len(pickle.dumps(depth.values)) < 1000, "depth lies in its file until it is asked for"
     with h5py.File(folder / "annotation.hdf5", "a") as held:
         del held["slam"]
     recording = recognised_as(tmp_path, "xperience")

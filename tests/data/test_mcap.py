@@ -134,6 +134,8 @@ def test_pictures_depth_and_imu(tmp_path):
     rows = np.zeros((4, 8), "<u2")  # padded: 6 of 8 are pixels
     rows[:, :6] = 1500
     raw = {"width": 6, "height": 4, "step": 16, "encoding": "16UC1", "data": base64.b64encode(rows.tobytes()).decode()}
+    metres = np.full((4, 6), 1.25, "<f4").tobytes()
+    real_numbers = {**raw, "step": 24, "encoding": "32FC1", "data": base64.b64encode(metres).decode()}
     imu = {
         "header": {"stamp": {"sec": 0, "nanosec": 0}},
         "angular_velocity": {"x": 1, "y": 2, "z": 3},
@@ -144,20 +146,23 @@ def test_pictures_depth_and_imu(tmp_path):
     topics = {
         "/rgb": ("foxglove.CompressedImage", "json", b"{}", [(at * 10**8, jpeg(n)) for at, n in logged]),
         "/depth": ("foxglove.RawImage", "json", b"{}", [(0, {**raw, "timestamp": _stamp(0)})]),
+        "/metres": ("foxglove.RawImage", "json", b"{}", [(0, {**real_numbers, "timestamp": _stamp(0)})]),
         "/head/imu": ("sensor_msgs/msg/Imu", "json", b"{}", [(n * 10**7, imu) for n in range(3)]),
     }
     _write(tmp_path / "x.mcap", topics)
     with pytest.raises(ValueError, match=r"source.rgb to name one"):
         recognised_as(tmp_path, "mcap")
     with pytest.raises(ValueError, match="depth_metres_per_unit"):
-        recognised_as(tmp_path, "mcap", depth="/depth")
-    recording = recognised_as(tmp_path, "mcap", depth="/depth", depth_metres_per_unit=0.001)
+        recognised_as(tmp_path, "mcap", rgb="/rgb", depth="/depth")
+    recording = recognised_as(tmp_path, "mcap", rgb="/rgb", depth="/depth", depth_metres_per_unit=0.001)
     assert recording.notes == ("/rgb: 1 of 6 samples have the time of another and are left out",)
     streams = recording.streams
     np.testing.assert_array_equal(numbers_seen(streams["rgb"].values.read(np.arange(5))), np.arange(5))
     depth = streams["depth"].values.read(np.array([0]))
     assert depth.shape == (1, 4, 6)
     np.testing.assert_allclose(depth, 1.5)
+    metres = recognised_as(tmp_path, "mcap", rgb="/rgb", depth="/metres", depth_metres_per_unit=0.001).streams["depth"]
+    np.testing.assert_allclose(metres.values.read(np.array([0])), 1.25)  # they have their unit
     np.testing.assert_array_equal(streams["head_imu"].values[1], [1, 2, 3, 4, 5, 9.8])
     assert streams["head_imu"].times_s[0] == pytest.approx(1_700_000_000.03)  # no stamp: when it was received
 

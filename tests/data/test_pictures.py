@@ -418,4 +418,4 @@ def test_a_folder_of_two_sequences_or_with_a_stranger_is_refused(tmp_path, names
 
 def test_names_whose_times_cannot_be_told_count_no_frames():
     with pytest.raises(ValueError, match="whose times cannot be told"):
-        frame_ticks([Path(f"2024-01-01T00-0{minute}-00.5.png") for minute in range(3)])
+        frame_ticks([Path(f"take-0{minute}-00.5.png") for minute in range(3)])

@@ -9,6 +9,7 @@ from fractions import Fraction
 import av
 import numpy as np
 import pytest
+from PIL import Image
 
 from egom2p.data.clips.video_files import open_video
 from egom2p.data.recordings.arctic import ArcticReader
@@ -19,11 +20,12 @@ from egom2p.data.recordings.egogen import EgoGenReader, EgoGenSource
 from egom2p.data.recordings.lerobot import LeRobotReader, LeRobotSource
 from egom2p.data.recordings.plain_folder import PlainFolderReader
 from egom2p.data.recordings.reader_choice import FORMATS
-from egom2p.data.recordings.reader_parts import lens, listed_pictures
+from egom2p.data.recordings.reader_parts import lens, listed_pictures, table_of_numbers
 from egom2p.data.recordings.recording_formats import files_signature
 from egom2p.data.recordings.taco import TacoReader
 from egom2p.data.recordings.track_files import read_track
 from egom2p.data.recordings.trajectories import TrajectoriesReader, TrajectoriesSource
+from egom2p.data.recordings.unscaled_poses import NerfstudioReader, NerfstudioSource
 from egom2p.geometry import project, write_tum
 from tests.data.field_replicas import numbered_frames, numbered_picture, numbered_video, numbers_seen, walk
 from tests.data.video_cases import write_case
@@ -277,3 +279,87 @@ def test_no_format_trips_over_what_is_no_file(tmp_path):
     for reader in FORMATS:
         for folder in ("folders", "links", "pipe"):
             reader.find(tmp_path / folder)
+
+
+_SECONDS = ["2026-01-01_12-00-{:02d}", "20260101_1200{:02d}", "IMG_20260101_1200{:02d}", "PXL_20260101_1200{:02d}123"]
+_SECONDS += ["2026-01-01T12:00:{:02d}.500Z", "Screenshot 2026-01-01 at 12.00.{:02d}", "01.01.2026 12.00.{:02d}"]
+_SECONDS += ["20260101_1200{:02d}.250"]
+
+
+@pytest.mark.parametrize("name", _SECONDS)
+def test_dates_in_names_are_no_numbers_of_frames(tmp_path, name):
+    for number, second in enumerate((7, 8, 9, 31)):
+        numbered_picture(tmp_path / f"rec/rgb/{name.format(second)}.png", number)
+    with pytest.raises(ValueError, match=r"07.*png: found pictures called by date and second.*wanted rgb.rate_hz"):
+        PlainFolderReader(tmp_path).read(0)
+    (tmp_path / "rec/recording.yaml").write_text("rgb: {rate_hz: 2}\n")
+    rgb = PlainFolderReader(tmp_path).read(0).streams["rgb"]
+    np.testing.assert_allclose(rgb.times_s, np.arange(4) / 2)
+    np.testing.assert_array_equal(numbers_seen(rgb.values.read(np.arange(4))), np.arange(4))
+
+
+def test_a_date_that_all_names_share_is_the_recordings(tmp_path):
+    for number in (0, 1, 4):
+        numbered_picture(tmp_path / f"rec/rgb/20260101_120000_{number:06d}.png", number)
+    np.testing.assert_allclose(PlainFolderReader(tmp_path).read(0).streams["rgb"].times_s * 30, [0, 1, 4])
+
+
+def test_an_underscore_is_in_no_number(tmp_path):
+    table, poses = tmp_path / "rec/gaze.csv", tmp_path / "rec/trajectory.txt"
+    table.parent.mkdir()
+    for rows in ("0_1,0.5,0.5\n", "0.1,0_1,0.5\n"):
+        table.write_text("timestamp,u,v\n0,0.5,0.5\n" + rows)
+        with pytest.raises(ValueError, match=r"gaze.csv, line 3: found '0_1', wanted a number"):
+            PlainFolderReader(tmp_path).read(0)
+    table.unlink()
+    poses.write_text("0 0 0 0 0 0 0 1\n0.1 0_1 0 0 0 0 0 1\n")
+    with pytest.raises(ValueError, match=r"trajectory.txt, line 2: found .*0_1"):
+        PlainFolderReader(tmp_path).read(0)
+    poses.write_text("0 1\n0.1 0_1\n")
+    with pytest.raises(ValueError, match=r"trajectory.txt, sample 2: found .*0_1"):
+        table_of_numbers(poses)
+
+
+@pytest.mark.parametrize(
+    ("end", "is_cut"),
+    [("0.2,0.51,0.5", True), ("0.2,0.51,0.", True), ("0.2,0.51,0.5\n", False), ("0.2,0.5,0.514", False)],
+)
+def test_a_number_that_may_have_been_cut_is_told(tmp_path, end, is_cut):
+    path = tmp_path / "rec/gaze.csv"
+    path.parent.mkdir()
+    path.write_text("timestamp,u,v\n0.0,0.5,0.500\n0.1,0.5,0.5001\n" + end)
+    notes = PlainFolderReader(tmp_path).read(0).notes
+    assert notes == (f"gaze.csv: its last row ends in '{end[9:]}' and no line end, as in a file that was cut",) * is_cut
+    path.write_text("timestamp,u,v\n0.0,0.5,0.500\n0.1,0.5")
+    with pytest.raises(ValueError, match=r"gaze.csv, line 3: found 2 columns, wanted 3"):
+        PlainFolderReader(tmp_path).read(0)
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif"])
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_poses_are_of_the_picture_that_exif_does_not_turn(tmp_path, suffix, orientation):
+    """Square pictures: a turn by 90 or 180 degrees leaves their size as it is, and the lens fits all the same."""
+    stored = np.tile(np.arange(0, 192, 4, dtype=np.uint8)[:, None], (1, 48))  # dark at the top
+    held = {"w": 48, "h": 48, "fl_x": 50, "fl_y": 50, "cx": 24, "cy": 24, "frames": []}
+    (tmp_path / "images").mkdir()
+    for number, note in enumerate((1, orientation, orientation)):
+        exif = Image.Exif()
+        exif[0x0112] = note
+        held["frames"].append({"file_path": f"images/{number}{suffix}", "transform_matrix": np.eye(4).tolist()})
+        Image.fromarray(np.dstack([stored] * 3)).save(tmp_path / f"images/{number}{suffix}", exif=exif)
+    for first in (0, 1):
+        (tmp_path / "transforms.json").write_text(json.dumps(held | {"frames": held["frames"][first:]}))
+        source = NerfstudioSource(kind="nerfstudio", root=str(tmp_path), rate_hz=10, metres_per_unit=1.0)
+        recording = NerfstudioReader(source).read(0)
+        pictures = recording.streams["rgb"].values.read(np.arange(3 - first)).astype(int)
+        assert np.abs(pictures[..., 0] - stored).max() < 8, "rows of a compressed picture"
+        assert sum("EXIF turns it" in note for note in recording.notes) == first
+
+
+def test_more_episodes_than_a_memory_holds_are_refused(tmp_path):
+    (tmp_path / "meta").mkdir()
+    for total in (10**12, -1):
+        info = {"codebase_version": "v3.0", "fps": 30, "features": {}, "total_episodes": total}
+        (tmp_path / "meta/info.json").write_text(json.dumps(info))
+        with pytest.raises(ValueError, match=rf"info.json: found total_episodes {total}, wanted 0 \.\.\. 1000000"):
+            LeRobotReader.find(tmp_path)

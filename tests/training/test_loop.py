@@ -7,6 +7,7 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from toy_task import ToyTask, run_toy
@@ -192,6 +193,14 @@ def test_one_bad_batch_is_said_and_survived(tmp_path, capsys):
     assert "1 of 4 steps skipped" in capsys.readouterr().out
     assert all(entry["loss"] is not None for entry in read_log(tmp_path)), "the mean is that of the other steps"
     assert [entry["skipped_steps"] for entry in read_log(tmp_path)] == [0, 1]
+    assert [entry["steps_not_finite"] for entry in read_log(tmp_path)] == [0, 1]
+    whole = tmp_path / "whole"
+    run_toy(whole, num_steps=8, nan_step=4, log_every=1)
+    for line, of in zip(read_log(tmp_path), (slice(0, 4), slice(4, 8)), strict=True):
+        steps = [entry for entry in read_log(whole)[of] if not entry["steps_not_finite"]]
+        # A term's mean is over rows, of which steps have not quite as many.
+        for name, rel in (("loss", 1e-6), ("loss/first", 0.02), ("grad_norm", 1e-6)):
+            assert line[name] == pytest.approx(np.mean([entry[name] for entry in steps]), rel=rel)
 
 
 @pytest.mark.parametrize(("log_every", "keep_last"), [(1, 2), (3, 2), (1000, 2), (1, 1), (3, 1)])

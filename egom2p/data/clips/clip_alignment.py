@@ -15,6 +15,7 @@ import numpy as np
 from egom2p.config import Count, NotNegative, Positive, Share, strict
 from egom2p.contracts import AlignedClip, Recording, Stream, quantity_of_stream
 from egom2p.contracts.quantities import PICTURE_STREAMS
+from egom2p.data.clips.clip_store import LARGEST_DEPTH_M
 from egom2p.data.clips.cropping import Crop, Rectification, centre_crop, check_same_aspect, pinhole_view
 from egom2p.data.clips.resampling import nearest_frames, poses_at, sample_period_s, track_at
 from egom2p.data.clips.upright import AS_STORED, CLOCKWISE
@@ -24,7 +25,6 @@ from egom2p.jobs.progress import timed
 _TEXT = "caption"
 _TIME_TOLERANCE_S = 1e-6
 _LONGEST_NAME = 72
-LARGEST_DEPTH_M = 65.535  # what a store of clips holds
 
 
 @strict

@@ -33,7 +33,7 @@ _ABOUT = (CARD_NAME, "prepare_report.json", PLAN_NAME)  # lie beside clips and d
 _STORED_UNITS = {"depth": "mm"}
 _ARRAYS = ("values", "is_valid", "times_s")
 _MM_PER_M = 1000.0
-_MAX_MM = np.iinfo(np.uint16).max
+LARGEST_DEPTH_M = np.iinfo(np.uint16).max / _MM_PER_M  # 65.535
 
 
 def clip_folders(streams: Iterable[str]) -> dict[str, str]:
@@ -210,7 +210,7 @@ def _encode_stream(key: str, name: str, stream: Stream) -> bytes:
 
 
 def _millimetres(depth_m: np.ndarray) -> np.ndarray:
-    """uint16 millimetres; what is not a positive finite distance below 65.535 m is 0, invalid."""
+    """uint16 millimetres; what is not a positive finite distance below LARGEST_DEPTH_M is 0, invalid."""
     millimetres = np.nan_to_num(np.asarray(depth_m, np.float64) * _MM_PER_M, nan=0.0, posinf=0.0, neginf=0.0)
-    is_storable = (millimetres > 0) & (millimetres < _MAX_MM)
+    is_storable = (millimetres > 0) & (millimetres < LARGEST_DEPTH_M * _MM_PER_M)
     return np.where(is_storable, np.maximum(np.rint(millimetres), 1), 0).astype(np.uint16)

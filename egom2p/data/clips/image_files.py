@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, ImageSequence, UnidentifiedImageError
 
-from egom2p.data.clips.upright import AS_STORED, OF_EXIF
+from egom2p.data.clips.upright import AS_STORED, OF_EXIF, Turn
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
 PICTURE_SUFFIXES = (*IMAGE_SUFFIXES, ".gif")
@@ -24,6 +24,11 @@ _ORIENTATION = 0x0112  # of Exif
 _CLOCK_DIGITS = {19: 10**9, 16: 10**6, 13: 10**3}
 # A number, whole or with a point, after words that end in no digit or point.
 _DECIMAL_NAME = re.compile(r"((?:.*[^\d.])?)(\d+(?:\.\d+)?)")
+# A date, the year first or last, and the time of day, with all digits of its fraction: what cameras call pictures by.
+_DATE = re.compile(
+    r"(?<!\d)(?:(?:19|20)\d\d([-_.]?)(?:0[1-9]|1[0-2])\1(?:0[1-9]|[12]\d|3[01])|\d\d([-_.])\d\d\2(?:19|20)\d\d)"
+    r"(?:[-_T. ]|[ _]at[ _])?(?:[01]\d|2[0-3])([-_.: ]?)[0-5]\d\3[0-5]\d\.?\d*"
+)
 _LONGEST_PERIOD_S = 10.0
 _SECONDS_SINCE_1970 = 10**9  # no camera counts so many frames
 _MAX_GAPS = 20  # missing numbers per picture: more are no numbers of frames
@@ -82,6 +87,15 @@ def frame_numbers(paths: Sequence[Path]) -> np.ndarray | None:
     return numbers if (np.diff(numbers) > 0).all() else None
 
 
+def are_dated(paths: Sequence[Path]) -> bool:
+    """Whether names differ by a date and a time of day: seconds are no clock of pictures, and their digits count none.
+
+    One that all share is that of the recording, and what stands after it may be numbers.
+    """
+    found = [_DATE.search(path.stem) for path in paths]
+    return len({date[0] for date in found if date}) > 1
+
+
 def times_in_names(paths: Sequence[Path]) -> np.ndarray | None:
     """Times (T,) in seconds where names are times: digits since 1970 (EuRoC), or seconds with a point (TUM).
 
@@ -93,6 +107,8 @@ def times_in_names(paths: Sequence[Path]) -> np.ndarray | None:
     if len({part[1] for part in parts}) > 1:
         return None
     stems = [part[2] for part in parts]
+    if are_dated(paths) and any(len(stem.partition(".")[0]) > 2 for stem in stems):
+        return None  # hours, minutes and seconds in one number; seconds alone are times within their minute
     if all("." in stem for stem in stems):
         times_s = np.array([float(stem) for stem in stems])
     elif all(stem.isdecimal() and len(stem) == len(stems[0]) for stem in stems) and len(stems[0]) in _CLOCK_DIGITS:
@@ -107,8 +123,11 @@ def times_in_names(paths: Sequence[Path]) -> np.ndarray | None:
 def frame_ticks(paths: Sequence[Path]) -> np.ndarray:
     """How many frames after the first each picture was taken (T,) int64: numbers that are missing are frames that are.
 
-    Numbers in even steps are one frame apart. Raises ValueError when numbers jump too far to be of frames.
+    Numbers in even steps are one frame apart, and so are dates. Raises ValueError when numbers jump too far to be of
+    frames.
     """
+    if are_dated(paths):
+        return np.arange(len(paths))
     numbers = frame_numbers(paths)
     if numbers is None and times_in_names(paths) is None and all(re.search(r"\d\.\d+$", p.stem) for p in paths):
         raise ValueError(
@@ -136,17 +155,24 @@ def read_picture(path: str | Path) -> np.ndarray:
 
 
 class RgbImages:
-    """RGB pictures, one file per frame, upright as EXIF says; a FrameSource of (N, H, W, 3) uint8."""
+    """RGB pictures, one file per frame, upright as EXIF says; a FrameSource of (N, H, W, 3) uint8.
 
-    def __init__(self, paths: Sequence[Path]) -> None:
+    as_stored    whatever EXIF says: what was measured in the stored pictures (poses, intrinsics) is of these
+    """
+
+    def __init__(self, paths: Sequence[Path], *, as_stored: bool = False) -> None:
         if not paths:
             raise ValueError("an image sequence needs at least one file, got none")
-        self.paths = list(paths)
+        self.paths, self._as_stored = list(paths), as_stored
+        self.notes: tuple[str, ...] = ()
         with _opened(self.paths[0]) as image:
+            back = self._turn_back(image)
             if image.format == "TIFF":
                 image.load()  # turns it, and forgets the note
             turn = OF_EXIF.get(image.getexif().get(_ORIENTATION), AS_STORED)
-            self.width, self.height = turn.size(image.width, image.height)
+            self.width, self.height = back.size(*turn.size(image.width, image.height))
+        if back:
+            self.notes = (f"{self.paths[0].name}: EXIF turns it; it is read as stored, as its poses and lens are",)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -156,7 +182,8 @@ class RgbImages:
         for row, index in enumerate(indices):
             path = self.paths[int(index)]
             with _opened(path) as image:
-                picture = _rgb(path, image)
+                back = self._turn_back(image)
+                picture = back.frames(_rgb(path, image), first_axis=0)
             if picture.shape != frames.shape[1:]:
                 height, width = picture.shape[:2]
                 raise ValueError(
@@ -165,6 +192,11 @@ class RgbImages:
                 )
             frames[row] = picture
         return frames
+
+    def _turn_back(self, image: Image.Image) -> Turn:
+        """From the upright picture to the one that is wanted; asked before its pixels are read."""
+        turn = OF_EXIF.get(image.getexif().get(_ORIENTATION), AS_STORED)
+        return turn.inverse if self._as_stored else AS_STORED
 
 
 @contextmanager

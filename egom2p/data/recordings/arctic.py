@@ -77,7 +77,7 @@ class ArcticReader(FormatReader):
         width, height = _SIZE
         if folder.is_dir():
             files, rgb_times_s = numbered_frames(folder, IMAGE_SUFFIXES, self.config.rate_hz)
-            rgb = RgbImages(files)
+            rgb = RgbImages(files, as_stored=True)
             width, height = rgb.width, rgb.height
             streams["rgb"] = frame_stream(rgb, rgb_times_s, "uint8", where=folder)
             if not len(np.intersect1d(np.round(rgb_times_s, 6), np.round(times_s, 6))):

@@ -62,7 +62,7 @@ class AseReader(FormatReader):
         _, world_from_device = read_device_poses(trajectory)
         times_s = np.arange(len(world_from_device)) / self.config.rate_hz
         world_from_cam = world_from_device @ _DEVICE_FROM_CAM @ CLOCKWISE_TURN
-        rgb = RgbImages(list_images(path / "rgb"))
+        rgb = RgbImages(list_images(path / "rgb"), as_stored=True)
         stored = fisheye624(_PARAMETERS, _SIDE, _SIDE).resized(rgb.width, rgb.height)
         streams = {
             "camera": pose_stream(times_s, world_from_cam, where=trajectory),

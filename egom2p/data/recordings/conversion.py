@@ -147,6 +147,8 @@ def _write(folder: Path, opened: Opened) -> None:
         for name, stream in opened.streams.items():
             if name in ("rgb", "depth"):
                 files = stream.values.paths if name == "rgb" else stream.values.stored
+                if name == "rgb" and stream.values.notes:
+                    raise ValueError(f"{files[0]}: found an EXIF note that turns it against its pose, wanted none")
                 _copy_numbered(files, unfinished / name)
                 times = "".join(f"{time_s!r}\n" for time_s in stream.times_s.tolist())
                 (unfinished / f"{name}_timestamps.txt").write_text(times)

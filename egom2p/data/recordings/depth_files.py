@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from egom2p.contracts import FrameSource, Intrinsics, check_shape
-from egom2p.data.clips.clip_alignment import LARGEST_DEPTH_M
+from egom2p.data.clips.clip_store import LARGEST_DEPTH_M
 from egom2p.data.clips.image_files import IMAGE_SUFFIXES
 from egom2p.data.clips.video_files import VideoFile
 from egom2p.data.recordings.recording_settings import SETTINGS_FILE, DepthSettings
@@ -26,13 +26,13 @@ _EXR_NAMES = ("Z", "depth", "Depth", "distance", "Y")
 class DepthFrames:
     """Depth in metres of stored frames, scaled as they are read; a FrameSource of (N, H, W) float32.
 
-    frames             stored frames: an array (T, H, W), or a list of picture files
+    frames             stored frames: an array (T, H, W) or rows that are read when asked for, or picture files
     metres_per_unit    of one step of a stored number; None: whole numbers of pictures are millimetres, floats metres
     invalid_values     stored numbers that mean "no depth"; so do all that are not positive and finite
     """
 
     def __init__(
-        self, frames: np.ndarray | Sequence[Path], *, metres_per_unit: float | None, invalid_values: Sequence[float]
+        self, frames: np.ndarray | Sequence[Any], *, metres_per_unit: float | None, invalid_values: Sequence[float]
     ) -> None:
         self.stored, self._invalid_values = frames, list(invalid_values)
         self._metres_per_unit = metres_per_unit
@@ -58,9 +58,8 @@ class DepthFrames:
         return np.where(is_valid, depth_m, np.float32(0.0))
 
     def _read(self, index: int) -> np.ndarray:
-        if isinstance(self.stored, np.ndarray):
-            return np.asarray(self.stored[index])
-        return read_depth_picture(self.stored[index])
+        stored = self.stored[index]
+        return read_depth_picture(stored) if isinstance(stored, Path) else np.asarray(stored)
 
 
 class DepthVideo(VideoFile):

@@ -67,7 +67,7 @@ class H2oReader(FormatReader):
         folder = next((path / name for name in ("rgb", "rgb256") if (path / name).is_dir()), None)
         if folder is not None:
             files, times_s = numbered_frames(folder, IMAGE_SUFFIXES, rate_hz)
-            streams["rgb"] = frame_stream(RgbImages(files), times_s, "uint8", where=folder)
+            streams["rgb"] = frame_stream(RgbImages(files, as_stored=True), times_s, "uint8", where=folder)
             used.append(folder)
         if (path / "depth").is_dir():
             files, times_s = numbered_frames(path / "depth", IMAGE_SUFFIXES, rate_hz)

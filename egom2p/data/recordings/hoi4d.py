@@ -30,6 +30,7 @@ from egom2p.data.recordings.reader_parts import (
 )
 from egom2p.data.recordings.recording_formats import FolderSource, FormatReader, Opened, folders_with
 from egom2p.data.recordings.track_files import read_text
+from egom2p.geometry import number_from_text
 
 _RGB, _DEPTH, _LOG = "align_rgb/image.mp4", "align_depth/depth_video.avi", "3Dseg/output.log"
 _INTRINSICS = "camera_params"
@@ -95,7 +96,7 @@ def _read_log(path: Path) -> np.ndarray:
     if not words or len(words) % 19:
         raise ValueError(f"{path}: found {len(words)} numbers, wanted 19 for each pose: three of a frame and 4x4")
     try:
-        rows = np.array([float(word) for word in words]).reshape(-1, 19)
+        rows = np.array([number_from_text(word) for word in words]).reshape(-1, 19)
     except ValueError as error:
         raise ValueError(f"{path}: not a log of poses: {error}") from None
     if not np.array_equal(rows[:, 0], np.arange(len(rows))):

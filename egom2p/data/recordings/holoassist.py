@@ -31,7 +31,7 @@ from egom2p.data.recordings.reader_parts import (
 )
 from egom2p.data.recordings.recording_formats import FolderSource, FormatReader, Opened, folders_with
 from egom2p.data.recordings.track_files import read_text
-from egom2p.geometry import gaze_from_pixels, interpolate_poses, inverse_poses, project
+from egom2p.geometry import gaze_from_pixels, interpolate_poses, inverse_poses, number_from_text, project
 
 _VIDEOS = ("Video_pitchshift.mp4", "Video_compress.mp4")
 _INTRINSICS = ("Intrinsics.txt", "Instrinsics.txt", "Instrinsincs.txt")  # as the exporter and its README write it
@@ -95,7 +95,7 @@ class HoloAssistReader(FormatReader):
         for row, cells in enumerate(rows):
             try:
                 times_s[row] = (int(cells[1]) - start) / _TICKS_PER_SECOND
-                numbers[row] = [float(cell) for cell in cells[2 : 2 + columns]]
+                numbers[row] = [number_from_text(cell) for cell in cells[2 : 2 + columns]]
             except (ValueError, IndexError):
                 raise ValueError(
                     f"{path}, line {row + 1}: found {cells[:4]}, wanted a time, ticks and {columns} numbers"

@@ -129,7 +129,7 @@ class Hot3dQuestReader(FormatReader):
         if folder.is_dir():
             if not mask.is_file():
                 raise ValueError(f"{mask}: no such file; the times of the pictures in {folder} are in it")
-            frames = TurnedFrames(RgbImages(list_images(folder)), CLOCKWISE[90])
+            frames = TurnedFrames(RgbImages(list_images(folder), as_stored=True), CLOCKWISE[90])
             streams["rgb"] = frame_stream(frames, stamps, "uint8", where=folder)
             used.append(folder)
         if self.config.hands and (path / _HANDS).is_file():

@@ -36,6 +36,7 @@ from egom2p.data.recordings.track_files import matching, named_file, read_text
 LARGEST_CODE = 4095
 OWN_FILE = "meta/egom2p.json"
 _CLOCK = ("timestamp", "frame_index", "episode_index", "index", "task_index")
+_MOST_EPISODES = 10**6  # ten times the largest published set; each becomes a name in memory
 _NO_NUMBERS = ("image", "string", "language")
 _INFO, _TABLE_NAME = "meta/info.json", "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 
@@ -205,6 +206,8 @@ def _episode_numbers(folder: Path, info: Mapping[str, Any]) -> list[int]:
     if _is_v2(info):
         return sorted(int(path.stem.rpartition("_")[2]) for path in matching(folder, "data/chunk-*/episode_*.parquet"))
     total = info.get("total_episodes")
+    if isinstance(total, int) and not 0 <= total <= _MOST_EPISODES:
+        raise ValueError(f"{folder / _INFO}: found total_episodes {total}, wanted 0 ... {_MOST_EPISODES}")
     return list(range(total)) if isinstance(total, int) else sorted(_episodes(folder))
 
 

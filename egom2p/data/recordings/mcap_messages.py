@@ -341,7 +341,7 @@ def _metres(metres_per_unit: float | None, message: Any) -> np.ndarray:
     dtype = np.dtype(_DEPTHS[message.encoding]).newbyteorder(">" if getattr(message, "is_bigendian", 0) else "<")
     rows = np.frombuffer(_bytes(message.data), np.uint8).reshape(message.height, message.step)
     stored = rows[:, : message.width * dtype.itemsize].copy().view(dtype)
-    scale = metres_per_unit or 1.0
+    scale = metres_per_unit if stored.dtype.kind == "u" else 1.0  # real numbers are metres
     depth_m = stored.astype(np.float32) * np.float32(scale)
     return np.where(np.isfinite(depth_m) & (depth_m > 0), depth_m, np.float32(0.0))
 

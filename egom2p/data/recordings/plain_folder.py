@@ -26,6 +26,7 @@ from egom2p.data.clips.cropping import upright_intrinsics
 from egom2p.data.clips.image_files import (
     IMAGE_SUFFIXES,
     RgbImages,
+    are_dated,
     frame_numbers,
     frame_ticks,
     image_sequence,
@@ -50,7 +51,15 @@ from egom2p.data.recordings.recording_settings import (
     TrackSettings,
     read_settings,
 )
-from egom2p.data.recordings.track_files import TABLE_SUFFIXES, clock_s, distinct_samples, named, named_file, visible
+from egom2p.data.recordings.track_files import (
+    TABLE_SUFFIXES,
+    clock_s,
+    cut_notes,
+    distinct_samples,
+    named,
+    named_file,
+    visible,
+)
 from egom2p.geometry import CLOCKWISE_TURN, turned_clockwise
 
 _TRACK_SUFFIXES = (*TABLE_SUFFIXES, ".npz")
@@ -135,6 +144,7 @@ def read_recording(folder: Path, settings: RecordingSettings, *, name: str = "",
     name = name or folder.name
     clocks = [f"{clock}_timestamps.txt" for clock, stream in _STREAM_OF_CLOCK.items() if stream in streams]
     files.take_all((SETTINGS_FILE, *clocks))
+    files.notes += cut_notes(sorted(set(files.paths) - set(files.rest())))
     recording = Recording(
         name,
         streams,
@@ -286,6 +296,11 @@ def _ticks(
 ) -> np.ndarray | None:
     """Periods of the rate after the first picture (T,), where the rate makes the times."""
     is_told = named(folder, f"{name}_timestamps.txt").is_file() or (own_times_s is not None and rate_hz is None)
+    if not is_told and rate_hz is None and are_dated(pictures):
+        raise ValueError(
+            f"{pictures[0]}: found pictures called by date and second, which are no times of frames; wanted "
+            f"{name}.rate_hz, or their times in {name}_timestamps.txt"
+        )
     return None if is_told else frame_ticks(pictures)
 
 

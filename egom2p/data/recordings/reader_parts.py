@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from egom2p.contracts import FrameSource, Intrinsics, Stream
-from egom2p.data.clips.image_files import RgbImages, frame_numbers, image_sequence
+from egom2p.data.clips.image_files import RgbImages, are_dated, frame_numbers, image_sequence
 from egom2p.data.clips.video_files import VideoFile, open_video
 from egom2p.data.recordings.track_files import check_times, clock_s, named_file, read_text, visible
 from egom2p.geometry import (
@@ -28,6 +28,7 @@ from egom2p.geometry import (
     inverse_poses,
     is_inside,
     matrix_from_quaternion,
+    number_from_text,
     pixel_grid,
     poses_from_parts,
     project,
@@ -78,7 +79,7 @@ def numbered_frames(folder: Path, suffixes: Sequence[str], rate_hz: float) -> tu
     """Pictures of a folder and their times (T,): the number in a name over the rate. ValueError: names have none."""
     paths = image_sequence(folder, suffixes)
     numbers = frame_numbers(paths)
-    if numbers is None:
+    if numbers is None or are_dated(paths):
         raise ValueError(f"{folder}: found names like {paths[0].name}, wanted names that differ by their number")
     return paths, numbers / rate_hz
 
@@ -124,7 +125,7 @@ def text_track(path: Path, time_unit: TimeUnit, *, columns: int, unit: str, stre
 def numbers_of(path: Path, rows: Sequence[Sequence[str]], columns: slice) -> np.ndarray:
     """Some columns of rows of text as (T, C) float64. Raises ValueError naming the row."""
     try:
-        return np.array([row[columns] for row in rows], dtype=np.float64)
+        return np.array([[number_from_text(cell) for cell in row[columns]] for row in rows], dtype=np.float64)
     except ValueError:
         wanted = len(rows[0][columns])
         for number, cells in enumerate((row[columns] for row in rows), start=1):
@@ -170,8 +171,8 @@ def frame_stream(frames: FrameSource, times_s: np.ndarray, unit: str, *, where: 
 
 
 def picture_stream(paths: Sequence[Path], times_s: np.ndarray, *, where: Path | str) -> Stream:
-    """Picture files on their clock. Raises ValueError naming the first that is not there."""
-    return frame_stream(RgbImages(present(paths, where=where)), times_s, "uint8", where=where)
+    """Picture files on their clock, as stored, as their poses are. Raises ValueError naming one that is not there."""
+    return frame_stream(RgbImages(present(paths, where=where), as_stored=True), times_s, "uint8", where=where)
 
 
 def present(paths: Sequence[Path], *, where: Path | str) -> Sequence[Path]:
@@ -338,7 +339,7 @@ def needs(package: Package, path: Path) -> Any:
 
 def _is_number(cell: str) -> bool:
     try:
-        float(cell)
+        number_from_text(cell)
     except ValueError:
         return False
     return True

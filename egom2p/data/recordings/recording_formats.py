@@ -11,7 +11,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from egom2p.config import strict
 from egom2p.contracts import Intrinsics, Provenance, Recording, Stream
-from egom2p.data.recordings.track_files import TABLE_SUFFIXES, entries_of, files_below, is_folder, visible
+from egom2p.data.recordings.track_files import TABLE_SUFFIXES, cut_notes, entries_of, files_below, is_folder, visible
 
 _TEXTS, _SMALL_FILE = (*TABLE_SUFFIXES, ".txt", ".yaml", ".tum", ".json", ".jsonl", ".log"), 1 << 22  # bytes
 
@@ -90,7 +90,7 @@ class FormatReader:
             )
         unused = tuple(file for path in self.files(name) for file in unused_files(path, used))
         provenance = Provenance(self.dataset, name, source=str(self.paths[name]))
-        notes = (*getattr(pictures, "notes", ()), *said)
+        notes = (*getattr(pictures, "notes", ()), *said, *cut_notes(used))
         return Recording(name, streams, intrinsics, provenance, unused=unused, notes=notes)
 
     def signature(self, index: int, *, is_whole: bool) -> dict[str, str]:

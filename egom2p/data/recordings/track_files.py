@@ -3,7 +3,8 @@
 import csv
 import io
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -11,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from egom2p.data.shards.array_files import decode_array, read_npz
-from egom2p.geometry import TimeUnit, check_clock, seconds_from_stamps, stamps_from_text, stated_unit
+from egom2p.geometry import TimeUnit, check_clock, number_from_text, seconds_from_stamps, stamps_from_text, stated_unit
 
 TABLE_SUFFIXES = (".csv", ".tsv")
 # Names of a time column, without the unit that may follow: `timestamp [ns]`, `time_ms`.
@@ -76,7 +77,7 @@ class Table:
         """A column (T,) float64; an empty cell is nan, true, valid and yes are 1, their opposites 0."""
         cells = self.text(name)
         try:
-            return np.array(cells, dtype=np.float64)  # a million rows in a moment
+            return np.array(list(map(number_from_text, cells)))
         except ValueError:
             return np.array([self._number(line, cell) for line, cell in zip(self.lines, cells, strict=True)])
 
@@ -116,7 +117,7 @@ class Table:
     def _number(self, line: int, cell: str) -> float:
         text = cell.lower()
         try:
-            return _WORDS[text] if text in _WORDS else float(text or "nan")
+            return _WORDS[text] if text in _WORDS else number_from_text(text or "nan")
         except ValueError:
             raise ValueError(f"{self.path}, line {line}: found {cell!r}, wanted a number") from None
 
@@ -172,7 +173,7 @@ def read_times(path: Path, unit: TimeUnit | None = None, *, stream: str = "", of
             cells.append(text.strip())
             lines.append(line)
             try:
-                float(text)
+                number_from_text(text)
             except ValueError:
                 raise ValueError(f"{path}, line {line}: found {text!r}, wanted a number") from None
     stamps = stamps_from_text(cells)
@@ -278,6 +279,24 @@ def read_text(path: Path) -> str:
     except UnicodeDecodeError as error:
         kind = "UTF-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "no UTF-8"
         raise ValueError(f"{path}: found {kind} ({error}), wanted text in UTF-8; save it so") from None
+
+
+def cut_notes(paths: Iterable[Path]) -> tuple[str, ...]:
+    """A note for each table whose last number may have been cut: no line ends it, and every other has more decimals."""
+    notes = []
+    for path in paths:
+        if path.suffix.lower() not in (*TABLE_SUFFIXES, ".txt", ".tum") or not path.is_file():
+            continue
+        with open(path, "rb") as opened:
+            opened.seek(max(0, path.stat().st_size - 1))
+            if opened.read() in (b"", b"\n"):
+                continue
+        cells = [re.split(r"[,;\s]+", line.strip())[-1] for line in read_text(path).splitlines()]
+        numbers = [cell for cell in cells if re.fullmatch(r"[-+]?\d[\d.eE+-]*", cell)]
+        decimals = [len(number.partition(".")[2]) for number in numbers]
+        if len(numbers) > 2 and numbers[-1] is cells[-1] and decimals[-1] < min(decimals[:-1]):
+            notes.append(f"{path.name}: its last row ends in {cells[-1]!r} and no line end, as in a file that was cut")
+    return tuple(notes)
 
 
 def _read_npz(path: Path, unit: TimeUnit | None, *, offset_s: float, stream: str, say: str) -> Track:

@@ -36,7 +36,7 @@ from egom2p.data.recordings.reader_parts import (
 )
 from egom2p.data.recordings.recording_formats import FolderSource, FormatReader, Opened, folders_with
 from egom2p.data.recordings.track_files import named_file, read_text
-from egom2p.geometry import inverse_poses
+from egom2p.geometry import inverse_poses, number_from_text
 
 # COLMAP's camera models that `geometry.cameras` knows: number, name, number of parameters, lens, which are f and c.
 _MODELS = {
@@ -263,7 +263,7 @@ def _cameras_text(path: Path) -> dict[int, _Camera]:
                 number, size, values = (
                     numbers.get(model, model),
                     (int(width), int(height)),
-                    tuple(map(float, parameters)),
+                    tuple(map(number_from_text, parameters)),
                 )
                 cameras[int(identity)] = number, size, values
             except ValueError:
@@ -282,7 +282,7 @@ def _images_text(path: Path) -> list[_Image]:
     for line, text in [(line, text) for line, text in lines if not text.startswith("#")][::2]:
         try:
             _, *pose, camera, name = text.split(maxsplit=9)
-            images.append((name.strip(), tuple(map(float, pose)), int(camera)))
+            images.append((name.strip(), tuple(map(number_from_text, pose)), int(camera)))
             if len(pose) != 7:
                 raise ValueError
         except ValueError:

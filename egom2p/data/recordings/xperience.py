@@ -22,7 +22,7 @@ from egom2p.data.recordings.reader_parts import frame_stream, lens, needs, pose_
 from egom2p.data.recordings.recording_formats import FolderSource, FormatReader, Opened, folders_with
 from egom2p.geometry import inverse_poses, seconds_from_stamps, stamps_from_text
 
-_FILE, _VIDEO = "annotation.hdf5", "stereo_left.mp4"
+_FILE, _VIDEO, _DEPTH = "annotation.hdf5", "stereo_left.mp4", "depth/depth"
 
 
 @strict
@@ -46,7 +46,8 @@ class XperienceReader(FormatReader):
         video = open_video(path / _VIDEO)
         try:
             with h5py.File(file, "r") as held:
-                tables = {key: np.array(held[key]) for key in _keys(held, self.config.depth_metres_per_unit)}
+                keys = _keys(held, self.config.depth_metres_per_unit)
+                tables = {k: _TableRows(file, k, held[k]) if k == _DEPTH else np.array(held[k]) for k in keys}
         except (OSError, RuntimeError, KeyError) as error:  # h5py's own of damaged bytes
             raise ValueError(f"{file}: not a readable HDF5 file: {error}") from error
         if "video/device_timestamp" not in tables:
@@ -77,10 +78,8 @@ class XperienceReader(FormatReader):
             imu_s = seconds_from_stamps(tables["imu/device_timestamp_ns"].astype(np.int64), "ns")
             unit = "gyroscope rad/s xyz, accelerometer m/s^2 xyz; axes of the body"
             streams["imu"] = track_stream(imu_s, rows, unit, where=f"{file}: imu")
-        if "depth/depth" in tables:
-            frames = DepthFrames(
-                tables["depth/depth"], metres_per_unit=self.config.depth_metres_per_unit, invalid_values=(0,)
-            )
+        if _DEPTH in tables:
+            frames = DepthFrames(tables[_DEPTH], metres_per_unit=self.config.depth_metres_per_unit, invalid_values=(0,))
             streams["depth"] = frame_stream(frames, times_s, "m", where=f"{file}: depth")
         elif self.config.depth_metres_per_unit is None:
             notes.append("depth is left out where there is some: source.depth_metres_per_unit says its unit")
@@ -91,13 +90,30 @@ class XperienceReader(FormatReader):
         return Opened(streams, intrinsics, [file, path / _VIDEO], notes)
 
 
+class _TableRows:
+    """Rows of a table, read one by one: depth of minutes is gigabytes. A file opened anew passes between processes."""
+
+    def __init__(self, file: Path, key: str, table: Any) -> None:
+        self._file, self._key, self._count = file, key, len(table)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        try:
+            with needs("h5py", self._file).File(self._file, "r") as held:
+                return held[self._key][index]
+        except (OSError, RuntimeError, KeyError) as error:
+            raise ValueError(f"{self._file}: row {index} of {self._key} is not readable: {error}") from error
+
+
 def _keys(held: Any, depth_metres_per_unit: float | None) -> Sequence[str]:
     """Tables that are read; depth, which is large, only where its unit is known."""
     wanted = ["video/device_timestamp", "slam/quat_wxyz", "slam/trans_xyz", "calibration/cam01/T_c0_b"]
     wanted += ["calibration/cam01/K", "full_body_mocap/keypoints"]
     wanted += [f"hand_mocap/{side}_joints_3d" for side in ("left", "right")]
     wanted += [f"imu/{key}" for key in ("device_timestamp_ns", "gyro_xyz", "accel_xyz")]
-    wanted += ["depth/depth"] if depth_metres_per_unit is not None else []
+    wanted += [_DEPTH] if depth_metres_per_unit is not None else []
     return [key for key in wanted if key in held]
 
 

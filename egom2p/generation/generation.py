@@ -168,10 +168,11 @@ class _Job:
     def _make_segment(self, segment: Segment, seeds: Sequence[int]) -> None:
         config, size = self.config, segment.config
         num_pixels = segment.num_samples(size.video_rate_hz) * size.height * size.width
+        num_pixels *= 1 if config.num_samples == 1 else 2  # the two ends of a range
+        check_joined_fits(segment.key, num_pixels, shutil.disk_usage(self.folder).free)
         fingerprints = {spec.name: spec.tokenizer_fingerprint for spec in self.checkpoint.specs}
         settings = self._settings(segment.recording.provenance)
         store = WindowStore(inside(self.folder, _windows(segment.key)), settings, fingerprints)
-        check_joined_fits(segment.key, num_pixels, shutil.disk_usage(store.folder).free)
         with self._bar(f"generate {segment.key}", len(segment.windows)) as advance:
             result = generate_segment(
                 self.checkpoint,

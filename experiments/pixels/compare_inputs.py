@@ -115,7 +115,7 @@ def _values(config: InputsConfig, label: str, choice: InputChoice) -> dict[tuple
     seeds = range(config.seeds)
     if not all((_folder(config, label, seed) / "seconds.json").is_file() for seed in seeds):
         return {}
-    output = Path(config.output, "evaluations", label.replace(" ", "_"))
+    output = Path(config.output, "evaluations", f"{label.replace(' ', '_')}-{config.seeds}")
     inputs = "+".join(choice.inputs)
     tasks = {f"{inputs}->{target}": target for target in config.metrics}
     checkpoints = {
@@ -132,7 +132,7 @@ def _values(config: InputsConfig, label: str, choice: InputChoice) -> dict[tuple
             target = tasks[row["task"]]
             if row["metric"] == config.metrics[target] and row["value"]:
                 length = row["checkpoint"].split()[0] if row["checkpoint"] else _LENGTHS[0]
-                method = row["method"] if row["kind"] == "baseline" or row["method"] == _CEILING else "model"
+                method = "model" if row["kind"] == "model" else row["method"]
                 found[length, target, method][row["clip"]].append(float(row["value"]))
     return {key: {clip: float(np.mean(rows)) for clip, rows in clips.items()} for key, clips in found.items()}
 

@@ -60,7 +60,7 @@ class ConnectorConfig:
     pool: tuple[Count, Count, Count] = (1, 1, 1)
     whiten: bool = False
     num_words: Natural = 0
-    word_steps: Natural = 300
+    word_steps: Count = 300
     positions: bool = False
     dim: Count = 256
     depth: Count = 2

@@ -34,7 +34,7 @@ def egom2p(*words: str) -> None:
 # Clips of rooms to learn from and of others to be asked about, and the states of the pretrained encoder over them.
 
 # %%
-for split, first_seed, num_rooms in (("train", 0, 120), ("val", 300_000, 24)):
+for split, first_seed, num_rooms in (("train", 0, 375), ("val", 300_000, 24)):
     clips, features = ANY / "world_data/clips" / split, ANY / "world_data/features" / split
     rooms = (f"source.world.first_seed={first_seed}", f"source.world.num_rooms={num_rooms}")
     egom2p("prepare", "--config", "cfgs/default/data_preparation/gaze_questions.yaml", *rooms, f"output={clips}")

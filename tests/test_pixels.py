@@ -4,6 +4,7 @@ import json
 from dataclasses import fields, replace
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ from egom2p.data.transfer_masking import TransferMasking
 from egom2p.data.unified_datasets import DataConfig, DatasetConfig, TokenLoader
 from egom2p.evaluation.evaluation import run_evaluation
 from egom2p.evaluation.evaluation_config import EvaluationConfig
-from egom2p.generation.checkpoints import load_checkpoint
+from egom2p.generation.checkpoints import Checkpoint, load_checkpoint
 from egom2p.generation.clip_generation import generate_clips
 from egom2p.generation.generation import GenerationConfig, run_generation
 from egom2p.generation.generation_memory import measure_memory
@@ -193,6 +194,19 @@ def test_motion_has_a_card_of_its_own(tmp_path):
     assert (again.encode([grey]) == 128).all()
     with pytest.raises(ValueError, match="patch must begin with 1"):
         replace(MOTION, patch=(3, 8, 8))
+
+
+def test_a_model_without_tokens_of_pictures_is_shown_all_their_patches():
+    ids = ModalitySpec("tok_rgb", "grid", "rgb", PIXELS.grid, 9, "rgb")
+    motion = PatchTokenizer(replace(MOTION, modality="rgb_motion", folder="rgb_motion")).spec
+
+    def shown(word, *specs):
+        checkpoint = Checkpoint(Path(), None, SimpleNamespace(specs=specs), {})
+        return [spec.name for spec in checkpoint.inputs(word)]
+
+    assert shown("rgb", PIXELS, motion) == ["rgb_patches", "rgb_motion"]
+    assert shown("rgb", PIXELS, motion, ids) == ["rgb_patches", "rgb_motion", "tok_rgb"]
+    assert shown("rgb_motion", PIXELS, motion) == ["rgb_motion"] and shown("tok_rgb", PIXELS, ids) == ["tok_rgb"]
 
 
 def test_perception_of_ids_leaves_pixels_out():

@@ -60,8 +60,11 @@ class Checkpoint:
 
     def inputs(self, word: str) -> list[ModalitySpec]:
         """The modalities that a word means as input: a name itself, a quantity or folder also the patches of the same
-        pictures.
+        pictures, or these alone where there are no tokens of them.
         """
+        of_quantity = [spec for spec in self.specs if spec.quantity == word]
+        if of_quantity and all(spec.is_input_only for spec in of_quantity):
+            return of_quantity
         spec = self.spec(word)
         if word == spec.name:
             return [spec]

@@ -230,7 +230,8 @@ def _generated(
 def _decoded_inputs(checkpoint: Checkpoint, tokens: TokenClip, given: Sequence[str]) -> dict[str, Stream]:
     streams = {}
     for name in given:
-        if name in checkpoint.tokenizers and name in tokens.tokens:
+        is_motion = getattr(checkpoint.tokenizers.get(name), "is_motion", False)  # of the pictures: no stream of a clip
+        if name in checkpoint.tokenizers and name in tokens.tokens and not is_motion:
             values, is_valid = checkpoint.tokenizer(name).decode(tokens.tokens[name][None])
             streams[checkpoint.tokenizer(name).stream] = stream_at(checkpoint.spec(name), values[0], is_valid[0])
     return streams

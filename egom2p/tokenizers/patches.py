@@ -67,11 +67,11 @@ class PatchTokenizer:
             size // step
             for size, step in zip((config.num_frames, config.height, config.width), config.patch, strict=True)
         )
-        patch_shape, self._is_motion = (*config.patch, _CHANNELS), config.shows == "motion"
-        if self._is_motion:
+        patch_shape, self.is_motion = (*config.patch, _CHANNELS), config.shows == "motion"
+        if self.is_motion:
             grid, patch_shape = (config.num_frames - 1, 1, 1), (1, *grid[1:], 2)
         # Names are left out: they decide nothing of what is stored.
-        decides = ("num_frames", "height", "width", "patch", *(("shows",) if self._is_motion else ()))
+        decides = ("num_frames", "height", "width", "patch", *(("shows",) if self.is_motion else ()))
         self.fingerprint = fingerprint_of({}, {"patches": {name: to_plain(config)[name] for name in decides}})
         self.spec = ModalitySpec(
             name=config.modality,
@@ -83,7 +83,7 @@ class PatchTokenizer:
             rate_hz=config.rate_hz,
             tokenizer_fingerprint=self.fingerprint,
             conventions={
-                "value": f"uint8 motion, 1 ... 255: {_FARTHEST} of the picture" if self._is_motion else "uint8 RGB"
+                "value": f"uint8 motion, 1 ... 255: {_FARTHEST} of the picture" if self.is_motion else "uint8 RGB"
             },
             patch_shape=patch_shape,
         )
@@ -100,7 +100,7 @@ class PatchTokenizer:
             if self.stream not in clip:
                 raise ValueError(f"clip {clip.key} has no {self.stream} for {self.spec.name}")
             video = rgb_frames(clip, num_frames=config.num_frames, height=config.height, width=config.width)
-            if self._is_motion:
+            if self.is_motion:
                 values.append(_motion_values(video, rows, columns)[None])
                 continue
             cut = "(t f) (y h) (x w) c -> 1 (t y x) (f h w c)"
@@ -119,7 +119,7 @@ class PatchTokenizer:
                 f"{wanted[1]})"
             )
         (_, y, x), (f, h, w, c) = self.spec.grid.shape, self.spec.patch_shape
-        if self._is_motion:
+        if self.is_motion:
             motion = (values.astype(np.float32) - 128) * np.float32(_FARTHEST / 127)
             return motion.reshape(*values.shape[:2], h, w, c), np.ones(values.shape[:2], bool)
         video = rearrange(values, "b (t y x) (f h w c) -> b (t f) (y h) (x w) c", y=y, x=x, f=f, h=h, w=w, c=c)
@@ -130,7 +130,7 @@ class PatchTokenizer:
         left when every frame has been moved by it.
         """
         found = self.decode(self.encode(clips))[0]
-        if self._is_motion:
+        if self.is_motion:
             left = [_unexplained(clip.rgb, motion) for clip, motion in zip(clips, found, strict=True)]
             return {"unexplained_change": float(np.mean(left))}
         same = [np.array_equal(video, clip.rgb) for video, clip in zip(found, clips, strict=True)]

@@ -59,9 +59,16 @@ HELD_OUT_world_real := 24
 %/.done/tokens-train: %/.done/tokenizer-rgb %/.done/tokenizer-depth %/.done/tokenizer-cam %/.done/tokenizer-gaze
 	$(call stage,tokens for training,$(TORCHRUN) run_tokenize_data.py --config $(CFG)/tokenize/$(world).yaml)
 
-# Its tokenizers come with the project, and every clip is seen in the mirror too.
-outputs/world_real/.done/tokens-train: outputs/world_real/.done/clips-val
-	$(call stage,pixels and tokens for training,$(PY) -m egom2p.tokenizers.patch_card --config $(CFG)/tokenization/patches/rgb.yaml output=$(out)/tokenizers/rgb_patches && $(TORCHRUN) run_tokenize_data.py --config $(CFG)/tokenize/$(world).yaml && $(TORCHRUN) run_tokenize_data.py --config $(CFG)/tokenize/$(world).yaml mirrored=true output=$(out)/tokens/train_mirrored)
+# Depth and gaze tokenizers come with the project, the camera's learns random motion, pixels need none; and every clip is
+# seen in the mirror too.
+outputs/world_real/.done/motion: outputs/world_real/.done/clips-val
+	$(call stage,random motion,$(RUN) run_prepare_data.py --config $(CFG)/data_preparation/trajectories.yaml output=$(out)/motion dataset=random_motion clip.stride_s=1 '~source' '+source={kind: random_motion$(comma) num_recordings: 400}')
+
+outputs/world_real/.done/tokenizer-cam: outputs/world_real/.done/motion
+
+CARD := $(PY) -m egom2p.tokenizers.patch_card --config $(CFG)/tokenization/patches
+outputs/world_real/.done/tokens-train: outputs/world_real/.done/tokenizer-cam
+	$(call stage,pixels and tokens for training,$(CARD)/rgb.yaml 'network.patch=[4$(comma)8$(comma)8]' output=$(out)/tokenizers/rgb_patches && $(CARD)/rgb_motion.yaml output=$(out)/tokenizers/rgb_motion && $(TORCHRUN) run_tokenize_data.py --config $(CFG)/tokenize/$(world).yaml && $(TORCHRUN) run_tokenize_data.py --config $(CFG)/tokenize/$(world).yaml mirrored=true output=$(out)/tokens/train_mirrored)
 
 %/.done/tokens-val: %/.done/tokens-train
 	$(call stage,tokens of held-out rooms,$(RUN) run_tokenize_data.py --config $(CFG)/tokenize/$(world).yaml clips=$(out)/clips/val output=$(out)/tokens/val)

@@ -84,6 +84,7 @@ def test_the_page_names_what_exists():
         if kind == "bash":
             for line in content.splitlines():
                 words = shlex.split(line)
-                assert (ROOT / words[1]).is_file(), line
+                program = f"{words[2].replace('.', '/')}.py" if words[1] == "-m" else words[1]
+                assert (ROOT / program).is_file(), line
                 configs = [word for word in words if word.startswith("cfgs/")]
                 assert all((ROOT / config).is_file() for config in configs), line

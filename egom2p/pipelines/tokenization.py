@@ -13,7 +13,7 @@ from typing import Any, Literal
 from egom2p.config import Count, Natural, NotNegative, Positive, strict, to_plain
 from egom2p.contracts import Tokenizer, check_fingerprint
 from egom2p.data.clips.clip_store import META, ClipStore, stored_datasets, stored_streams
-from egom2p.data.shards.shard_set import CARD_NAME, read_card
+from egom2p.data.shards.shard_files import CARD_NAME, CLIPS_NAME, read_card
 from egom2p.jobs.progress import progress_bar, say, time_shares
 from egom2p.jobs.stages import PlaceConfig, run_stage
 from egom2p.jobs.workers import choose_device, tick
@@ -26,8 +26,6 @@ from egom2p.storage.atomic import with_pretrained
 from egom2p.storage.remote import joined, list_names, read_bytes
 from egom2p.tokenizers import load_tokenizer
 from egom2p.tokenizers.pretrained import CARD_FILE
-
-_CLIPS_NAME = "clips.json"  # beside the tokens: the card of the clips they were made from
 
 
 @strict
@@ -217,7 +215,7 @@ def _write_cards(
         folder = shards.location(spec.folder)
         shards.save(joined(folder, CARD_NAME), (json.dumps(spec.to_dict(), indent=2) + "\n").encode())
         card = json.dumps(_clip_card(config, dataset), indent=2) + "\n"
-        shards.save(joined(folder, _CLIPS_NAME), card.encode())
+        shards.save(joined(folder, CLIPS_NAME), card.encode())
 
 
 def _clip_card(config: TokenizeConfig, dataset: str) -> dict[str, Any]:
@@ -227,7 +225,7 @@ def _clip_card(config: TokenizeConfig, dataset: str) -> dict[str, Any]:
 
 def _check_same_clips(folder: str, wanted: Mapping[str, Any]) -> None:
     """Clips made otherwise may have the same keys; their tokens must not pass for finished."""
-    found = json.loads(read_bytes(joined(folder, _CLIPS_NAME))) if _CLIPS_NAME in list_names(folder)[1] else {}
+    found = json.loads(read_bytes(joined(folder, CLIPS_NAME))) if CLIPS_NAME in list_names(folder)[1] else {}
     if differing := sorted(key for key in found.keys() & wanted.keys() if found[key] != wanted[key]):
         key = differing[0]
         raise ValueError(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from egom2p.contracts import plain_name
-from egom2p.data.shards.shard_files import CARD_NAME, read_card, split_folders
+from egom2p.data.shards.shard_files import CARD_NAME, CLIPS_NAME, read_card, split_folders
 from egom2p.data.shards.shard_set import ShardSet, check_same_keys, read_array
 
 
@@ -108,7 +108,7 @@ def _files_of(pattern: str) -> tuple[Path, list[Path]]:
     base = Path(*parts[:fixed])
     wanted = pattern if fixed < len(parts) else f"{pattern}/**/*"
     found = [Path(name) for name in glob(wanted, recursive=True)]
-    files = [path for path in found if path.is_file() and path.name != CARD_NAME]
+    files = [path for path in found if path.is_file() and path.name not in (CARD_NAME, CLIPS_NAME)]
     if not files:
         raise ValueError(f"{pattern}: no file matches")
     return base, sorted(files, key=_sort_key)

@@ -20,6 +20,7 @@ from egom2p.storage import is_remote, open_binary, parse_json
 from egom2p.storage.remote import read_bytes
 
 CARD_NAME = "card.json"
+CLIPS_NAME = "clips.json"  # beside tokens: the card of the clips they were made from
 _MAX_OPEN_FILES = 128
 _BLOCK = tarfile.BLOCKSIZE
 _NAME_BYTES, _LONGEST_HEADERS = 100, 16 * _BLOCK  # of a name in the header of a tar; of all headers of one member

@@ -1,5 +1,8 @@
 """The house stays small: budgets for what a newcomer has to walk through (`python tests/house/house.py` prints it)."""
 
+import re
+from pathlib import Path
+
 import pytest
 from house import circles_of, count_house
 
@@ -38,6 +41,13 @@ def test_file_names_say_which_file_is_meant(house):
 
 def test_experiments_are_imported_by_nothing(house):
     assert house.escaping == []
+
+
+def test_cards_of_weights_name_no_folder_of_their_maker():
+    cards = sorted((Path(__file__).parents[2] / "checkpoints").rglob("*.json"))
+    assert cards and not [
+        card for card in cards if re.search(r'"(/|~|[A-Za-z]:\\\\)', card.read_text(encoding="utf-8"))
+    ]
 
 
 def test_circles_are_found():

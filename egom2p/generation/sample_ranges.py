@@ -48,10 +48,15 @@ def range_notes(directory: Path, specs: Sequence[ModalitySpec], num_samples: int
     file = directory / _METRICS
     card = load_json(file) if file.is_file() else {"tasks": []}
     factors: dict[str, float] = {}
-    for task in card["tasks"]:
-        for found in task.get("uncertainty", ()):
-            if found["num_samples"] == num_samples and found["stretch"] is not None:
-                factors.setdefault(task["quantity"], found["stretch"])
+    try:
+        for task in card["tasks"]:
+            for found in task.get("uncertainty", ()):
+                if found["num_samples"] == num_samples and found["stretch"] is not None:
+                    factors.setdefault(task["quantity"], float(found["stretch"]))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{file}: {error!r}; wanted the tasks of an evaluation with their uncertainty") from None
+    if wrong := {name: factor for name, factor in factors.items() if not 0 < factor < np.inf}:
+        raise ValueError(f"{file}: found factors {wrong}, wanted positive ones")
     notes = {}
     for spec in specs:
         if has_range(spec.signal):

@@ -201,8 +201,12 @@ def test_motion_comes_from_clips(tmp_path):
     camera = recording.streams["camera"].values
     turns = np.linalg.inv(camera[:-1]) @ camera[1:]
     assert np.allclose(np.linalg.det(camera[:, :3, :3]), 1) and np.abs(turns[:, :3, 3]).max() > 1e-4
-    with pytest.raises(ValueError, match="found tracks of .* wanted 9 s"):
+    with pytest.raises(ValueError, match="walk holds tracks of .* wanted 9 s"):
         SyntheticReader(dataclasses.replace(config, duration_s=9.0))
+    # One data set that is long enough does not vouch for the others, whose ends would stand still.
+    write_clips(tmp_path / "clips", "zshort", cut_clips(walk.read(0), ClipConfig(height=8, width=8, duration_s=1.0)))
+    with pytest.raises(ValueError, match="zshort holds tracks of"):
+        SyntheticReader(config)
     with pytest.raises(ValueError, match="no such folder"):
         SyntheticReader(dataclasses.replace(config, motion=str(tmp_path / "none")))
 

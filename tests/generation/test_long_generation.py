@@ -30,7 +30,7 @@ from egom2p.generation.loaded_model import load_model
 from egom2p.generation.long_generation import common_step_s, generate_segment, overlap_of, plan_segments
 from egom2p.generation.partial_prompts import InpaintingMask, encode_given, given_positions
 from egom2p.generation.request import Request
-from egom2p.generation.sample_ranges import HIGH, LOW, summary
+from egom2p.generation.sample_ranges import HIGH, LOW, range_notes, summary
 from egom2p.generation.stitching import StitchConfig
 from egom2p.layers.step_memory import LiveBytes
 from egom2p.metrics.calibration import calibration, clip_spread
@@ -545,3 +545,12 @@ def test_the_page_reads_no_more_than_it_shows(tmp_path, rng):
     found, duration_s = generation_page._first_seconds(tmp_path / "clip.npz", 2.0)
     assert np.array_equal(found["depth"], frames[:16]) and np.array_equal(found["gaze"], track[:60])
     assert len(found["gaze_is_valid"]) == 60 and duration_s == pytest.approx(149 / 30)
+
+
+@pytest.mark.parametrize("stretch", [-1.0, 0.0, float("nan"), "much", [1]])
+def test_a_factor_of_a_strangers_card_is_looked_at(tmp_path, stretch):
+    found = [{"num_samples": 8, "stretch": stretch}]
+    (tmp_path / "metrics.json").write_text(json.dumps({"tasks": [{"quantity": "depth", "uncertainty": found}]}))
+    with pytest.raises(ValueError, match="metrics.json: .*wanted"):
+        range_notes(tmp_path, [], 8)
+    assert range_notes(tmp_path, [], 4) == {}

@@ -61,13 +61,14 @@ class Motions:
         self._stores = [ClipStore(folder, name, streams=["camera"]) for name in names]
         if not sum(map(len, self._stores)):
             raise ValueError(f"{folder}: found no clips with a camera, wanted tracks to move cameras by")
-        times_s = self._stores[0][0].streams["camera"].times_s
-        span_s = float(np.ptp(times_s)) + 0.25
-        if span_s < duration_s:
-            raise ValueError(
-                f"{folder}: found tracks of {span_s:.3g} s, wanted {duration_s:g} s: shorten source.world.duration_s "
-                "or cut longer clips (clip.duration_s)"
-            )
+        for name, store in zip(names, self._stores, strict=True):
+            span_s = float(np.ptp(store[0].streams["camera"].times_s)) + 0.25 if len(store) else duration_s
+            if span_s < duration_s:
+                raise ValueError(
+                    f"{folder}: {name} holds tracks of {span_s:.3g} s, wanted {duration_s:g} s: shorten "
+                    "source.world.duration_s or cut longer clips (clip.duration_s)"
+                )
+        self._stores = [store for store in self._stores if len(store)]
 
     def draw(self, times_s: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Poses (T, 4, 4) of some body in some world; a track that ends a little early stands still there."""

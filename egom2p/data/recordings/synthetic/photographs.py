@@ -56,14 +56,14 @@ class LensConfig:
     exposures: Count = 4
     shutter_s: tuple[NotNegative, NotNegative] = (0.002, 0.035)  # how long a frame is exposed
     brightness: tuple[Share, Share] = (0.3, 0.55)
-    black: tuple[Share, Share] = (0.0, 0.08)  # display value of the darkest hundredth
-    bright: tuple[Share, Share] = (0.8, 1.0)  # display value of the lightest hundredth
+    black: tuple[Share, Share] = (0.0, 0.08)
+    bright: tuple[Share, Share] = (0.8, 1.0)
     colour: tuple[NotNegative, NotNegative] = (0.8, 1.7)
-    white: tuple[Positive, Positive] = (0.85, 1.18)  # red and blue against green
+    white: tuple[Positive, Positive] = (0.85, 1.18)
     vignette: tuple[Share, Share] = (0.0, 0.45)  # share of the light that the corners lose
     noise: tuple[NotNegative, NotNegative] = (0.002, 0.015)
     blur_px: tuple[NotNegative, NotNegative] = (0.0, 0.4)
-    sharpening: tuple[NotNegative, NotNegative] = (0.0, 1.0)  # how much of what a blur of a pixel would take is added
+    sharpening: tuple[NotNegative, NotNegative] = (0.0, 1.0)
     quality: tuple[Count, Count] = (60, 97)
 
     def __post_init__(self) -> None:

@@ -44,11 +44,14 @@ class LensConfig:
     """The camera's faults; pairs are ranges drawn from uniformly, once for a recording.
 
     exposures    of a frame, spread over `shutter_s`
-    brightness   mean of the picture, 0 to 1; black, bright: what the darkest and the lightest hundredth become,
-                 as far as the curve need not stretch by more than 4
-    colour       of saturation; white: red and blue against green
+    brightness   mean of the picture, 0 to 1
+    black        what the darkest hundredth becomes, as far as the curve need not stretch by more than 4
+    bright       what the lightest hundredth becomes, as far as the same curve reaches
+    colour       factor of saturation
+    white        factors of red and of blue against green
     noise        standard deviation at half brightness, in display values of 1
-    blur_px      of the lens; sharpening: how much of what a blur of a pixel would take is added
+    blur_px      of the lens
+    sharpening   how much of what a blur of a pixel would take is added
     quality      of JPEG
     """
 

@@ -10,7 +10,7 @@ import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, TypeVar, get_args, get_origin
 
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 
 SchemaT = TypeVar("SchemaT")
@@ -27,13 +27,24 @@ Natural = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+NumberT = TypeVar("NumberT")
+
+
+def _rising(pair: tuple[Any, Any]) -> tuple[Any, Any]:
+    if pair[0] > pair[1]:
+        raise ValueError(f"a range must not fall, found [{pair[0]}, {pair[1]}]")
+    return pair
+
+
+Range = Annotated[tuple[NumberT, NumberT], AfterValidator(_rising)]
+"""Lowest and highest: `Range[Positive]`."""
 
 _BOUNDS = {
-    ("greater_than_equal", 1): "must be at least 1",
-    ("greater_than_equal", 0): "must not be negative",
-    ("greater_than", None): "must be positive",
-    ("less_than_equal", None): "must be at most 1",
+    "greater_than_equal": "must be at least {}",
+    "greater_than": "must be above {}",
+    "less_than_equal": "must be at most {}",
 }  # of pydantic's problems
+_ABOVE_ZERO = {"must be at least 0": "must not be negative", "must be above 0": "must be positive"}
 
 
 def not_deciding(default: Any = dataclasses.MISSING) -> Any:
@@ -84,9 +95,11 @@ def describe_problem(schema: type, problem: Mapping[str, Any]) -> str:
         return unknown_key(schema, path)
     if problem["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
         return f"missing key `{dotted}`"
-    message = _BOUNDS.get((problem["type"], problem.get("ctx", {}).get("ge")), problem["msg"]).removeprefix(
-        "Value error, "
-    )
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] in _BOUNDS:
+        (bound,) = problem["ctx"].values()
+        message = _BOUNDS[problem["type"]].format(f"{bound:g}")
+        message = _ABOVE_ZERO.get(message, message)
     found = problem.get("input")
     is_short = isinstance(found, str | int | float | bool) or found is None
     text = f"`{dotted}`: {message}" if dotted else message

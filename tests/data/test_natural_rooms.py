@@ -7,20 +7,22 @@ import numpy as np
 import pytest
 import trimesh
 
+from egom2p.config import from_plain
 from egom2p.data.clips.clip_alignment import ClipConfig, cut_clips
 from egom2p.data.clips.clip_store import write_clips
 from egom2p.data.recordings.synthetic import (
     CameraConfig,
+    GazeConfig,
     NaturalConfig,
     RoomConfig,
     SyntheticReader,
     SyntheticWorldConfig,
 )
-from egom2p.data.recordings.synthetic.carrying import CarryingConfig, Motions
-from egom2p.data.recordings.synthetic.casting import PlainIntersector
-from egom2p.data.recordings.synthetic.furnishing import FurnishingConfig, furnish
+from egom2p.data.recordings.synthetic.carrying import CarryingConfig, Motions, glance
+from egom2p.data.recordings.synthetic.casting import Caster, PlainIntersector
+from egom2p.data.recordings.synthetic.furnishing import furnish
 from egom2p.data.recordings.synthetic.natural import NaturalStory
-from egom2p.data.recordings.synthetic.photographs import LensConfig
+from egom2p.data.recordings.synthetic.rendering import near_rays
 from egom2p.data.recordings.trajectories import RandomMotionReader, RandomMotionSource
 
 SMALL = SyntheticWorldConfig(
@@ -143,6 +145,41 @@ def test_gaze_rests_on_things_and_hands_exactly():
     assert is_named_T.mean() > 0.2
 
 
+def test_eyes_look_through_the_middle_of_a_table_at_what_is_behind():
+    """A thing whose middle is air is no target: the gaze stays on the point of the wall that is seen through it."""
+    legs = [trimesh.creation.box(extents=(0.05, 0.05, 0.7)).apply_translation((x, y, 0.35))
+            for x in (-0.6, 0.6) for y in (-0.6, 0.6)]  # fmt: skip
+    room = trimesh.creation.box(extents=(6, 6, 3)).apply_translation((0, 0, 1.5))
+    room.invert()
+    caster, middle = Caster(trimesh.util.concatenate([room, *legs])), np.array([0.0, 0.0, 0.35])
+    times_s = np.arange(121) / 60
+    poses = np.tile(np.eye(4), (len(times_s), 1, 1))
+    poses[:, :3, :3] = np.array([[0, 0, 1], [-1, 0, 0], [0, -1, 0]])  # towards +x
+    poses[:, :3, 3] = np.c_[np.full(121, -2.0), np.linspace(-0.1, 0.1, 121), np.full(121, 0.4)]
+    targets_TK3 = np.broadcast_to(middle, (len(times_s), 1, 3))
+    view = (caster, CameraConfig(fov_deg=60).intrinsics())
+    found = [glance(poses, targets_TK3, 0, view, times_s, np.random.default_rng(seed), GazeConfig()) for seed in (0, 1)]
+    assert all((glances.target == -1).all() for glances in found)
+    # They follow what is 5 m away, not what would be 2 m away.
+    focal, law = 0.5 / np.tan(np.radians(30)), np.concatenate([glances.law for glances in found])
+    step = np.abs(np.diff(law[:, 0]))
+    assert np.median(step) == pytest.approx(focal * (0.2 / 120) / 5, rel=0.2)
+    # A solid there is a target.
+    solid = Caster(trimesh.util.concatenate([room, trimesh.creation.box(extents=[0.2] * 3).apply_translation(middle)]))
+    found = glance(poses, targets_TK3, 0, (solid, view[1]), times_s, np.random.default_rng(0), GazeConfig())
+    assert (found.target == 0).any()
+
+
+def test_rays_that_lead_away_from_the_middle_of_what_one_is_inside_of_may_meet_it():
+    rays = np.random.default_rng(0).normal(size=(500, 3))
+    assert len(near_rays(rays, np.array([0.1, 0.2, 0.2]), 0.5)) == 500
+    outside = np.array([0.0, 0.0, 3.0])
+    is_hit = PlainIntersector(trimesh.creation.icosphere(4, 1.0).apply_translation(outside).triangles)
+    is_hit = is_hit.intersects_first(np.zeros((500, 3)), rays) >= 0
+    near = near_rays(rays, outside, 1.0)
+    assert set(np.flatnonzero(is_hit)) <= set(near) and len(near) <= is_hit.sum() + 3
+
+
 def test_captions_and_provenance_say_what_there_is(recordings):
     for recording in recordings:
         source = json.loads(recording.provenance.source)
@@ -207,6 +244,11 @@ def test_motion_comes_from_clips(tmp_path):
     write_clips(tmp_path / "clips", "zshort", cut_clips(walk.read(0), ClipConfig(height=8, width=8, duration_s=1.0)))
     with pytest.raises(ValueError, match="zshort holds tracks of"):
         SyntheticReader(config)
+    gappy = next(iter(cut_clips(walk.read(0), ClipConfig(height=8, width=8))))
+    gappy.streams["camera"].is_valid[20:40] = False
+    write_clips(tmp_path / "gaps", "walk", [gappy])
+    with pytest.raises(ValueError, match=r"clip .* of walk: found gaps of more than 0.2 s"):
+        SyntheticReader(dataclasses.replace(config, motion=str(tmp_path / "gaps"))).read(0)
     with pytest.raises(ValueError, match="no such folder"):
         SyntheticReader(dataclasses.replace(config, motion=str(tmp_path / "none")))
 
@@ -231,10 +273,20 @@ def test_bad_settings_are_named():
         SyntheticWorldConfig(num_rooms=1, motion="tracks")
     with pytest.raises(ValueError, match="natural rooms know no room"):
         SyntheticWorldConfig(num_rooms=1, natural=NaturalConfig(), room=RoomConfig(compass_palette=False))
-    with pytest.raises(ValueError, match="fov_deg"):
-        LensConfig(fov_deg=(10.0, 60.0))
-    with pytest.raises(ValueError, match="num_clutter must not fall, got .9, 3."):
-        NaturalConfig(room=FurnishingConfig(num_clutter=(9, 3)))
+    for wrong, words in (
+        ({"natural": {}, "camera": {"fov_deg": 60.0}}, "natural rooms know no camera.fov_deg; what"),
+        ({"natural": {}, "gaze": {"head_gain": 0.0, "jitter": 0.0}}, "natural rooms know no gaze.head_gain; what"),
+        ({"natural": {"lens": {"fov_deg": [10.0, 60.0]}}}, "fov_deg.0`: must be at least 20, found 10"),
+        ({"natural": {"lens": {"quality": [60, 101]}}}, "quality.1`: must be at most 100, found 101"),
+        ({"natural": {"lens": {"brightness": [0.05, 0.5]}}}, "brightness must lie above black and below bright"),
+        ({"natural": {"room": {"num_clutter": [9, 3]}}}, r"num_clutter`: a range must not fall, found \[9, 3\]"),
+        ({"room": {"side_m": [9.0, 8.0]}}, r"room.side_m`: a range must not fall"),
+        ({"gaze": {"saccade_s": 0}}, "gaze.saccade_s`: must be positive, found 0"),
+        ({"duration_s": 0.05}, "found duration_s=0.05, video_rate_hz=8"),
+        ({"caption_every_s": 0.01}, "caption_every_s=0.01; wanted"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            from_plain(SyntheticWorldConfig, {"num_rooms": 1, **wrong})
     crowded = dataclasses.replace(SMALL, natural=NaturalConfig(carrying=CarryingConfig(clearance_m=3.0, tries=2)))
     with pytest.raises(ValueError, match="natural000070: 2 motions"):
         SyntheticReader(crowded).read(0)

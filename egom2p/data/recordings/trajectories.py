@@ -13,7 +13,7 @@ from zlib import crc32
 
 import numpy as np
 
-from egom2p.config import Count, Natural, NotNegative, Positive, strict
+from egom2p.config import Count, Natural, NotNegative, Positive, Range, strict
 from egom2p.contracts import Provenance, Recording
 from egom2p.data.recordings.reader_parts import pose_stream, poses_from_rows, table_of_numbers
 from egom2p.data.recordings.recording_formats import FolderSource, FormatReader, Opened, called_by_path
@@ -53,14 +53,12 @@ class TrajectoriesSource(FolderSource):
     mounts: Natural = 0
     max_turn_deg: NotNegative | None = None
     offset_m: NotNegative = 0.07
-    speeds: tuple[Positive, Positive] = (1.0, 1.0)
+    speeds: Range[Positive] = (1.0, 1.0)
     seed: Natural = 0
 
     def __post_init__(self) -> None:
         if self.columns is not None and (self.file_format is not None or len(self.columns) != 8):
             raise ValueError("columns are eight numbers (time x y z qx qy qz qw), in place of a file_format")
-        if not 0 < self.speeds[0] <= self.speeds[1]:
-            raise ValueError(f"speeds must be positive, the slowest first, got {list(self.speeds)}")
 
 
 @strict

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from egom2p.config import Count, NotNegative, Positive, Share, strict
+from egom2p.config import Count, NotNegative, Positive, Range, Share, strict
 from egom2p.contracts import Intrinsics
 from egom2p.data.clips.clip_store import ClipStore, stored_datasets, stored_streams
 from egom2p.data.recordings.synthetic.casting import Caster
@@ -28,19 +28,19 @@ class CarryingConfig:
     """How the camera is held; pairs are ranges drawn from uniformly.
 
     down_deg       how far it looks down at the middle of the recording; at no time more than `max_tilt_deg`
-    near_share     of recordings begin before a thing, at `near_m` from its middle and facing it
-    clearance_m    that the camera keeps from everything, in every direction that is looked at
+    near_share     of recordings are before a thing at half time, at `near_m` from its middle and facing it
+    clearance_m    from everything in 26 directions, six times a second; in between nothing is crossed
     hands          how often each hand is there
     tries          of new motions; each later one may be slower, down to a tenth
     """
 
-    height_m: tuple[Positive, Positive] = (1.1, 1.8)  # of the camera above the floor
-    down_deg: tuple[NotNegative, NotNegative] = (5.0, 40.0)
+    height_m: Range[Positive] = (1.1, 1.8)  # of the camera above the floor
+    down_deg: Range[NotNegative] = (5.0, 40.0)
     roll_deg: NotNegative = 5.0  # standard deviation
     max_tilt_deg: tuple[Positive, Positive] = (75.0, 35.0)  # down, up
     max_roll_deg: Positive = 30.0  # at any time
     near_share: Share = 0.7
-    near_m: tuple[Positive, Positive] = (0.4, 1.8)  # from the middle of the thing
+    near_m: Range[Positive] = (0.4, 1.8)  # from the middle of the thing
     clearance_m: Positive = 0.25
     hands: Share = 0.45
     tries: Count = 24
@@ -79,12 +79,24 @@ class Motions:
                 duration_s=self._duration_s + 0.5,
                 seed=int(rng.integers(2**31)),
             )
-            camera = RandomMotionReader(source).read(0).streams["camera"]
+            camera, where = RandomMotionReader(source).read(0).streams["camera"], ""
         else:
             store = self._stores[rng.integers(len(self._stores))]
-            camera = store[int(rng.integers(len(store)))].streams["camera"]
+            clip = store[int(rng.integers(len(store)))]
+            camera, where = clip.streams["camera"], f"{store.root}: clip {clip.key} of {store.dataset}"
         clock_s = camera.times_s - camera.times_s[0]
-        return interpolate_poses(clock_s, camera.values, np.clip(times_s, 0, clock_s[-1]), max_gap_s=_LONGEST_GAP_S)[0]
+        poses, is_known = interpolate_poses(
+            clock_s,
+            camera.values,
+            np.clip(times_s, 0, clock_s[-1]),
+            max_gap_s=_LONGEST_GAP_S,
+            is_valid=camera.is_valid,
+        )
+        if not is_known.all():
+            raise ValueError(
+                f"{where}: found gaps of more than {_LONGEST_GAP_S} s in its camera, wanted none to move by"
+            )
+        return poses
 
 
 def place(
@@ -261,18 +273,22 @@ def glance(
         weight_K[:num_hands] *= 3
         is_inside_K = (uvz_K3[:, 2] > 0.1) & (np.abs(uvz_K3[:, :2] - 0.5) < 0.48).all(axis=1)
         to_K3 = targets_TK3[start] - eye
-        free_K = caster.first_hits(eye, _unit(to_K3))[1] > np.linalg.norm(to_K3, axis=1) - 0.15
-        weight_K = weight_K * is_inside_K * free_K
+        ray_K3, away_K = _unit(to_K3), np.linalg.norm(to_K3, axis=1)
+        reach_K = caster.first_hits(eye, ray_K3)[1]
+        weight_K = weight_K * is_inside_K * (reach_K > away_K - 0.15)
         if weight_K.sum() > 0 and rng.random() < 0.75:
             chosen = int(rng.choice(len(weight_K), p=weight_K / weight_K.sum()))
-            law = seen_TK3[start:end, chosen, :2]
+            ray, reach = ray_K3[chosen], reach_K[chosen]
+            if chosen >= num_hands and reach > away_K[chosen] + 0.15:
+                chosen = -1  # the middle of a table is air: the eyes rest on what is behind it
         else:
             chosen = -1
             uv = np.clip(rng.normal(0.5, 0.15, size=2), 0.05, 0.95)
             ray = world_from_cam[start, :3, :3] @ np.append((uv - 0.5) / focal, 1.0)
             reach = caster.first_hits(eye, ray)[1][0]
-            point = eye + (reach if np.isfinite(reach) else 5.0) * ray
-            law = image(np.broadcast_to(point, (len(times_s), 3)))[start:end, :2]
+        point = eye + (reach if np.isfinite(reach) else 5.0) * ray
+        fixed_T3 = np.broadcast_to(point, (len(times_s), 3))
+        law = (image(fixed_T3) if chosen < 0 else seen_TK3[:, chosen])[start:end, :2]
         # The eyes leave what leaves the picture.
         is_out = (np.abs(law - 0.5) > 0.48).any(axis=1)
         if is_out[1:].any():

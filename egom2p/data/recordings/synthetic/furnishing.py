@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import trimesh
 
-from egom2p.config import Natural, Positive, Share, strict
+from egom2p.config import Natural, Positive, Range, Share, strict
 from egom2p.data.recordings.synthetic.casting import Caster
 from egom2p.data.recordings.synthetic.rooms import Scene, Thing
 from egom2p.data.recordings.synthetic.textures import Material, Skin, random_material
@@ -31,12 +31,12 @@ class FurnishingConfig:
     blocks         parts of the room walled off, so that few rooms are plain boxes
     """
 
-    side_m: tuple[Positive, Positive] = (2.6, 8.5)  # length of the walls
-    height_m: tuple[Positive, Positive] = (2.2, 3.4)  # of the ceiling
-    num_furniture: tuple[Natural, Natural] = (5, 14)  # pieces
-    num_clutter: tuple[Natural, Natural] = (25, 90)
-    num_on_walls: tuple[Natural, Natural] = (3, 10)  # pictures and the like
-    blocks: tuple[Natural, Natural] = (0, 2)
+    side_m: Range[Positive] = (2.6, 8.5)  # length of the walls
+    height_m: Range[Positive] = (2.2, 3.4)  # of the ceiling
+    num_furniture: Range[Natural] = (5, 14)  # pieces
+    num_clutter: Range[Natural] = (25, 90)
+    num_on_walls: Range[Natural] = (3, 10)  # pictures and the like
+    blocks: Range[Natural] = (0, 2)
     plain_share: Share = 0.6  # of walls and ceilings: light and with little pattern
 
     def __post_init__(self) -> None:

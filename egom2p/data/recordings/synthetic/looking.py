@@ -20,7 +20,7 @@ from typing import Literal
 
 import numpy as np
 
-from egom2p.config import NotNegative, Positive, strict
+from egom2p.config import NotNegative, Positive, Range, strict
 
 Vector = tuple[float, float, float] | list[float]
 
@@ -102,20 +102,20 @@ class GazeConfig:
     """
 
     attention: Literal["salient", "random"] = "salient"
-    hold_s: tuple[NotNegative, NotNegative] = (2.0, 4.0)  # attention=random: until they choose again
+    hold_s: Range[NotNegative] = (2.0, 4.0)  # attention=random: until they choose again
     latency_s: NotNegative = 0.1
     switch_ratio: Positive = 1.15
     ahead_elevation_deg: float = -12.0
     look_aways_per_s: NotNegative = 0.12
-    look_away_s: tuple[NotNegative, NotNegative] = (0.25, 0.6)
-    saccade_s: NotNegative = 0.015  # time constant with which a jump of the eyes dies away
+    look_away_s: Range[NotNegative] = (0.25, 0.6)
+    saccade_s: Positive = 0.015  # time constant with which a jump of the eyes dies away
     drift: NotNegative = 0.012  # standard deviation, in image sizes
-    drift_lag_s: NotNegative = 0.4  # time constant of the drift
+    drift_lag_s: Positive = 0.4  # time constant of the drift
     jitter: NotNegative = 0.004  # standard deviation, in image sizes
     blinks_per_s: NotNegative = 0.25  # how often the eyes close
-    blink_s: tuple[NotNegative, NotNegative] = (0.1, 0.25)  # how long
+    blink_s: Range[NotNegative] = (0.1, 0.25)  # how long
     head_gain: NotNegative = 0.3
-    head_lag_s: NotNegative = 0.4
+    head_lag_s: Positive = 0.4
     head_pitch_deg: float = -8.0  # of the head where the eyes look straight ahead
 
     def __post_init__(self) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import trimesh
 
-from egom2p.config import Count, Natural, NotNegative, Positive, strict
+from egom2p.config import Count, Natural, NotNegative, Positive, Range, strict
 from egom2p.data.recordings.synthetic.casting import Caster
 from egom2p.data.recordings.synthetic.surfaces import MOVER_COLOURS, Paint, plain_paint
 from egom2p.data.recordings.synthetic.walking import Walk, WalkMap
@@ -34,17 +34,17 @@ class MoversConfig:
     num_companions: Count = 1
     companion_spread_deg: NotNegative = 0.0
     distinct_colours: bool = False
-    companion_radius_m: tuple[Positive, Positive] = (0.2, 0.24)  # its size
-    companion_distance_m: tuple[Positive, Positive] = (0.95, 1.15)
+    companion_radius_m: Range[Positive] = (0.2, 0.24)  # its size
+    companion_distance_m: Range[Positive] = (0.95, 1.15)
     companion_headway_s: NotNegative = 0.8
     companion_bearing_deg: float = 56.0
     companion_elevation_deg: float = 42.0
     companion_elevation_mean_deg: float = -10.0
-    companion_rate_hz: tuple[NotNegative, NotNegative] = (0.05, 0.14)  # how often it swings
+    companion_rate_hz: Range[NotNegative] = (0.05, 0.14)  # how often it swings
     num_patch_movers: Natural = 2  # things that move on their own patch of the floor
     patch_radius_m: NotNegative = 0.5
-    patch_mover_radius_m: tuple[Positive, Positive] = (0.15, 0.25)  # their size
-    patch_rate_hz: tuple[NotNegative, NotNegative] = (0.12, 0.3)  # rounds a second
+    patch_mover_radius_m: Range[Positive] = (0.15, 0.25)  # their size
+    patch_rate_hz: Range[NotNegative] = (0.12, 0.3)  # rounds a second
 
     def __post_init__(self) -> None:
         if not self.companion and self.num_patch_movers < 1:

@@ -34,12 +34,6 @@ class NaturalConfig:
     carrying: CarryingConfig = field(default_factory=CarryingConfig)
     lens: LensConfig = field(default_factory=LensConfig)
 
-    def __post_init__(self) -> None:
-        for part in (self.room, self.lights, self.carrying, self.lens):
-            for name, pair in vars(part).items():
-                if isinstance(pair, tuple) and name != "max_tilt_deg" and pair[0] > pair[1]:
-                    raise ValueError(f"{name} must not fall, got {pair}")
-
 
 @dataclass(frozen=True)
 class NaturalStory:

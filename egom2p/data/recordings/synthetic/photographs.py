@@ -9,17 +9,19 @@ of the lamp: shadows are soft and cost one ray. E exposures, P pixels, L lights.
 import io
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Annotated
 
 import numpy as np
 import trimesh
 from PIL import Image
+from pydantic import Field
 from scipy import ndimage
 
-from egom2p.config import Count, NotNegative, Positive, Share, strict
+from egom2p.config import Count, NotNegative, Positive, Range, Share, strict
 from egom2p.contracts import Intrinsics
 from egom2p.data.recordings.synthetic.casting import Caster
 from egom2p.data.recordings.synthetic.furnishing import NaturalScene
-from egom2p.data.recordings.synthetic.rendering import pixel_rays
+from egom2p.data.recordings.synthetic.rendering import Fov, near_rays, pixel_rays
 from egom2p.data.recordings.synthetic.textures import Skin
 
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
@@ -33,10 +35,10 @@ class LightsConfig:
     ambient     light from everywhere, as a share of all light; more of it from above
     """
 
-    num_lamps: tuple[Count, Count] = (1, 3)  # beside the windows
-    reach_m: tuple[Positive, Positive] = (1.5, 5.0)
-    ambient: tuple[Share, Share] = (0.25, 0.7)
-    size_m: tuple[Positive, Positive] = (0.05, 0.35)  # of a lamp
+    num_lamps: Range[Count] = (1, 3)  # beside the windows
+    reach_m: Range[Positive] = (1.5, 5.0)
+    ambient: Range[Share] = (0.25, 0.7)
+    size_m: Range[Positive] = (0.05, 0.35)  # of a lamp
 
 
 @strict
@@ -44,7 +46,7 @@ class LensConfig:
     """The camera's faults; pairs are ranges drawn from uniformly, once for a recording.
 
     exposures    of a frame, spread over `shutter_s`
-    brightness   mean of the picture, 0 to 1
+    brightness   median of the pictures' grey, 0 to 1, as far as the curve reaches
     black        what the darkest hundredth becomes, as far as the curve need not stretch by more than 4
     bright       what the lightest hundredth becomes, as far as the same curve reaches
     colour       factor of saturation
@@ -55,25 +57,26 @@ class LensConfig:
     quality      of JPEG
     """
 
-    fov_deg: tuple[Positive, Positive] = (50.0, 110.0)  # horizontal
+    fov_deg: Range[Fov] = (50.0, 110.0)  # horizontal
     exposures: Count = 4
-    shutter_s: tuple[NotNegative, NotNegative] = (0.002, 0.035)  # how long a frame is exposed
-    brightness: tuple[Share, Share] = (0.3, 0.55)
-    black: tuple[Share, Share] = (0.0, 0.08)
-    bright: tuple[Share, Share] = (0.8, 1.0)
-    colour: tuple[NotNegative, NotNegative] = (0.8, 1.7)
-    white: tuple[Positive, Positive] = (0.85, 1.18)
-    vignette: tuple[Share, Share] = (0.0, 0.45)  # share of the light that the corners lose
-    noise: tuple[NotNegative, NotNegative] = (0.002, 0.015)
-    blur_px: tuple[NotNegative, NotNegative] = (0.0, 0.4)
-    sharpening: tuple[NotNegative, NotNegative] = (0.0, 1.0)
-    quality: tuple[Count, Count] = (60, 97)
+    shutter_s: Range[NotNegative] = (0.002, 0.035)  # how long a frame is exposed
+    brightness: Range[Share] = (0.3, 0.55)
+    black: Range[Share] = (0.0, 0.08)
+    bright: Range[Share] = (0.8, 1.0)
+    colour: Range[NotNegative] = (0.8, 1.7)
+    white: Range[Positive] = (0.85, 1.18)
+    vignette: Range[Share] = (0.0, 0.45)  # share of the light that the corners lose
+    noise: Range[NotNegative] = (0.002, 0.015)
+    blur_px: Range[NotNegative] = (0.0, 0.4)
+    sharpening: Range[NotNegative] = (0.0, 1.0)
+    quality: Range[Annotated[int, Field(ge=1, le=100)]] = (60, 97)
 
     def __post_init__(self) -> None:
-        if not 20 <= self.fov_deg[0] <= self.fov_deg[1] <= 120:
-            raise ValueError(f"fov_deg must lie in [20, 120], got {self.fov_deg}")
-        if self.quality[1] > 100:
-            raise ValueError(f"quality is at most 100, got {self.quality}")
+        if not (self.black[1] < self.brightness[0] and self.brightness[1] < self.bright[0]):
+            raise ValueError(
+                "brightness must lie above black and below bright, found brightness "
+                f"{self.brightness}, black {self.black}, bright {self.bright}"
+            )
 
 
 @dataclass(frozen=True)
@@ -187,13 +190,11 @@ def _hits(
     eyes_EP3 = np.broadcast_to(poses[:, None, :3, 3], world_EP3.shape)
     triangle, depth = caster.first_hits(eyes_EP3.reshape(-1, 3), world_EP3.reshape(-1, 3))
     hits = _Hits(depth.reshape(shape), triangle.reshape(shape), np.full(shape, -1))
-    lengths_EP = np.linalg.norm(rays, axis=2) if bodies else None
     for number, moving in enumerate(bodies):
         for exposure, pose in enumerate(moving.world_from_body[frame]):
             body_from_cam = np.linalg.inv(pose) @ poses[exposure]
             centre = -body_from_cam[:3, :3].T @ body_from_cam[:3, 3]
-            along_P = rays[exposure] @ centre / lengths_EP[exposure]
-            near = np.flatnonzero((along_P > 0) & (centre @ centre - along_P**2 <= moving.radius_m**2))
+            near = near_rays(rays[exposure], centre, moving.radius_m)
             if not len(near):
                 continue
             directions = rays[exposure, near] @ body_from_cam[:3, :3].T
@@ -250,7 +251,7 @@ def _expose(
     lifted = point + np.float32(2e-3) * normal
     upward = 0.5 + 0.5 * normal[2]
     dark, bright = lights.ambient[1].astype(np.float32), lights.ambient[0].astype(np.float32)
-    glow, gloss = shine.T.reshape(2, *shape)
+    glow, gloss = shine.T.reshape(2, *shape) * is_hit
     # Corners see less of the room than open places do: rays of 0.8 m that go out evenly over the half space.
     asked = np.arange(0, shape[0], 2)
     outward = _scattered(len(asked), size, rng)
@@ -304,11 +305,11 @@ def _develop(light: np.ndarray, rng: np.random.Generator, config: LensConfig) ->
     level_F = light.mean(axis=(1, 2, 3)) + 1e-4
     level_F = np.sqrt(ndimage.gaussian_filter1d(level_F, 4, mode="nearest") * level_F.mean())
     shown = np.power(np.maximum(light * white / level_F[:, None, None, None], 0), 1 / 2.2)
-    # The display curve, as cameras choose it: dark to dark, light to light, and the mean where it is wanted.
-    low, mean, high = (float(value) for value in (*np.quantile(shown @ _LUMA, (0.01, 0.5)), np.quantile(shown, 0.99)))
+    # The display curve, as cameras choose it: dark to dark, light to light, and the median where it is wanted.
+    low, middle, high = (*np.quantile(shown @ _LUMA, (0.01, 0.5)).tolist(), float(np.quantile(shown, 0.99)))
     black, bright, wanted = (rng.uniform(*pair) for pair in (config.black, config.bright, config.brightness))
     span = max(high - low, (bright - black) / 4)
-    curve = np.log((wanted - black) / (bright - black)) / np.log(np.clip((mean - low) / span, 0.05, 0.95))
+    curve = np.log((wanted - black) / (bright - black)) / np.log(np.clip((middle - low) / span, 0.05, 0.95))
     shown = black + (bright - black) * np.power(np.maximum((shown - low) / span, 1e-4), np.clip(curve, 0.6, 1.7))
     sharpening = rng.uniform(*config.sharpening)
     shown += sharpening * (shown - ndimage.gaussian_filter(shown, (0, 1, 1, 0), mode="nearest"))

@@ -33,6 +33,9 @@ from egom2p.data.recordings.synthetic.rooms import RoomConfig, Scene, build_room
 from egom2p.data.recordings.synthetic.walking import Walk, WalkConfig, WalkMap, build_walk_map, plan_walk
 
 _SIMULATION_HZ = 60.0
+_OF_BOTH_WORLDS = {"camera.height", "camera.width"} | {
+    f"gaze.{key}" for key in ("saccade_s", "drift", "drift_lag_s", "jitter", "blinks_per_s", "blink_s")
+}
 
 
 @strict
@@ -43,7 +46,7 @@ class SyntheticWorldConfig:
     A scene file takes the place of all rooms; the seeds then only vary the walk and the movers.
 
     natural    another world: rooms, lights and a camera like real ones. `lamp`, `room`, `movers` and `walk` then have
-               no part; of `camera` the size holds, of `gaze` the noise and the blinks
+               no part; of `camera` the size holds, of `gaze` saccades, noise and blinks
     motion     natural rooms only: a folder of clips with a camera to be moved by; none: random motion
     """
 
@@ -69,11 +72,23 @@ class SyntheticWorldConfig:
     motion: str | None = None
 
     def __post_init__(self) -> None:
+        if not all(map(len, _clocks(self))) or self.caption_every_s < 1 / _SIMULATION_HZ:
+            raise ValueError(
+                f"found duration_s={self.duration_s:g}, video_rate_hz={self.video_rate_hz:g}, track_rate_hz="
+                f"{self.track_rate_hz:g}, caption_every_s={self.caption_every_s:g}; wanted a frame and a sample at "
+                f"least, and {1 / _SIMULATION_HZ:.3g} s or more to a caption"
+            )
         if self.natural is None and self.motion is not None:
             raise ValueError("motion moves the camera of natural rooms only; found no `natural` beside it")
         if self.natural is not None:
-            idle = {"lamp": LampConfig(), "room": RoomConfig(), "movers": MoversConfig(), "walk": WalkConfig()}
-            if found := [name for name, default in idle.items() if getattr(self, name) != default]:
+            parts = {name: getattr(self, name) for name in ("camera", "gaze", "lamp", "room", "movers", "walk")}
+            set_keys = [
+                f"{name}.{key}"
+                for name, part in parts.items()
+                for key, value in vars(part).items()
+                if value != getattr(type(part)(), key)
+            ]
+            if found := [key for key in set_keys if key not in _OF_BOTH_WORLDS]:
                 raise ValueError(f"natural rooms know no {', '.join(found)}; what they have stands below `natural`")
             if self.mover_views:
                 raise ValueError("mover_views: nothing moves in natural rooms but hands; leave it off")

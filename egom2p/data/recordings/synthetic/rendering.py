@@ -7,14 +7,18 @@ sits at the camera). F frames, P pixels of one frame.
 """
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
+from pydantic import Field
 
 from egom2p.config import Count, Positive, Share, strict
 from egom2p.contracts import Intrinsics
 from egom2p.data.recordings.synthetic.casting import Caster
 from egom2p.data.recordings.synthetic.movers import Mover
 from egom2p.data.recordings.synthetic.surfaces import Paint
+
+Fov = Annotated[float, Field(ge=20, le=120)]  # degrees
 
 
 @strict
@@ -23,11 +27,7 @@ class CameraConfig:
 
     height: Count = 64
     width: Count = 64
-    fov_deg: Positive = 84.0  # horizontal
-
-    def __post_init__(self) -> None:
-        if not 20 <= self.fov_deg <= 120:
-            raise ValueError(f"fov_deg must be in [20, 120], got {self.fov_deg}")
+    fov_deg: Fov = 84.0  # horizontal
 
     def intrinsics(self) -> Intrinsics:
         focal = 0.5 * self.width / np.tan(np.radians(self.fov_deg) / 2)
@@ -101,21 +101,26 @@ def pixel_rays(intrinsics: Intrinsics, offsets: np.ndarray | None = None) -> np.
     return rays.reshape(*rays.shape[:-3], -1, 3)
 
 
+def near_rays(rays_P3: np.ndarray, centre: np.ndarray, radius_m: float) -> np.ndarray:
+    """Numbers of the rays from the origin that meet a sphere; all of them from inside of it."""
+    along_P = np.maximum(rays_P3 @ centre / np.linalg.norm(rays_P3, axis=1), 0)
+    return np.flatnonzero(centre @ centre - along_P**2 <= radius_m**2)
+
+
 def _cast_mover(
     picture: _Picture, frame: int, mover: Mover, caster: Caster, world_from_cam: np.ndarray, cam_P3: np.ndarray
 ) -> None:
     """Cast the rays that pass near a mover, in the frame of its mesh."""
     rotation, eye = world_from_cam[:3, :3], world_from_cam[:3, 3]
     centre = rotation.T @ (mover.positions[frame] - eye)
-    along_P = cam_P3 @ centre / np.linalg.norm(cam_P3, axis=1)
-    is_near_P = (along_P > 0) & (centre @ centre - along_P**2 <= mover.radius_m**2)
-    if not is_near_P.any():
+    near = near_rays(cam_P3, centre, mover.radius_m)
+    if not len(near):
         return
     cos, sin = np.cos(mover.turns[frame]), np.sin(mover.turns[frame])
     mover_from_world = np.array([[cos, sin, 0.0], [-sin, cos, 0.0], [0.0, 0.0, 1.0]])
-    rays_P3 = cam_P3[is_near_P] @ (mover_from_world @ rotation).T
+    rays_P3 = cam_P3[near] @ (mover_from_world @ rotation).T
     origin = mover_from_world @ (eye - mover.positions[frame])
-    _cast(picture, frame, np.flatnonzero(is_near_P), caster, mover.paint, origin, rays_P3)
+    _cast(picture, frame, near, caster, mover.paint, origin, rays_P3)
 
 
 def _cast(

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import trimesh
 
-from egom2p.config import Natural, NotNegative, Positive, Share, strict
+from egom2p.config import Natural, NotNegative, Positive, Range, Share, strict
 from egom2p.data.recordings.synthetic.surfaces import (
     CEILING_COLOUR,
     FLOOR_COLOUR,
@@ -50,11 +50,11 @@ class RoomConfig:
     hues that move over the picture. Without it each room draws its four hues anew.
     """
 
-    side_m: tuple[Positive, Positive] = (7.0, 11.0)  # length of the walls
-    height_m: tuple[Positive, Positive] = (2.6, 3.2)  # of the ceiling
-    num_furniture: tuple[Natural, Natural] = (7, 9)  # pieces in a room
+    side_m: Range[Positive] = (7.0, 11.0)  # length of the walls
+    height_m: Range[Positive] = (2.6, 3.2)  # of the ceiling
+    num_furniture: Range[Natural] = (7, 9)  # pieces in a room
     share_in_the_middle: Share = 0.2  # of the furniture; the rest stands along the walls
-    furniture_height_m: tuple[Positive, Positive] = (0.4, 1.9)  # of each piece
+    furniture_height_m: Range[Positive] = (0.4, 1.9)  # of each piece
     compass_palette: bool = True
     colour_jitter: NotNegative = 0.04  # standard deviation of colours around the named ones
     texture_strength: NotNegative = 0.16  # how much patterns lighten and darken a surface

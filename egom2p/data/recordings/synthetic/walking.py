@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from egom2p.config import NotNegative, Positive, Share, strict
+from egom2p.config import NotNegative, Positive, Range, Share, strict
 from egom2p.data.recordings.synthetic.casting import Caster
 from egom2p.data.recordings.synthetic.rooms import Scene
 
@@ -30,15 +30,15 @@ class WalkConfig:
     clearance_m is the distance the body's axis keeps from everything.
     """
 
-    eye_height_m: tuple[Positive, Positive] = (1.5, 1.7)  # above the floor
+    eye_height_m: Range[Positive] = (1.5, 1.7)  # above the floor
     clearance_m: Positive = 0.75
-    command_s: tuple[Positive, Positive] = (1.5, 3.5)
+    command_s: Range[Positive] = (1.5, 3.5)
     stand_share: Share = 0.25
-    speed_mps: tuple[NotNegative, NotNegative] = (0.6, 1.3)
+    speed_mps: Range[NotNegative] = (0.6, 1.3)
     straight_share: Share = 0.35
-    turn_deg_per_s: tuple[NotNegative, NotNegative] = (15.0, 45.0)
-    speed_lag_s: NotNegative = 0.3
-    turn_lag_s: NotNegative = 0.25
+    turn_deg_per_s: Range[NotNegative] = (15.0, 45.0)
+    speed_lag_s: Positive = 0.3
+    turn_lag_s: Positive = 0.25
     bob_m: NotNegative = 0.03  # up and down at 1.3 m/s, proportional to speed; half of it to the sides
     roll_deg: NotNegative = 2.0  # likewise
 

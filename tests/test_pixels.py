@@ -30,6 +30,7 @@ from egom2p.evaluation.evaluation_config import EvaluationConfig
 from egom2p.generation.checkpoints import Checkpoint, load_checkpoint
 from egom2p.generation.clip_generation import generate_clips
 from egom2p.generation.generation import GenerationConfig, run_generation
+from egom2p.generation.generation_inputs import read_prompts
 from egom2p.generation.generation_memory import measure_memory
 from egom2p.generation.request import Request
 from egom2p.models.egom2p_model import EgoM2P, ModelConfig, load_model
@@ -145,6 +146,17 @@ def test_what_cannot_be_cut_is_one_error():
     for wrong in ({"patch_shape": ()}, {"vocab_size": 3}, {"kind": "grid", "vocab_size": 3}):
         with pytest.raises(ValueError, match="rgb_patches"):
             replace(PIXELS, **wrong)
+
+
+def test_clips_of_another_rate_are_one_error(world):
+    """As many samples of twice the time would become ids, and mean another motion."""
+    clip = invented_clip(0)
+    slow = {name: replace(stream, times_s=2 * stream.times_s) for name, stream in clip.streams.items()}
+    for folder in ("rgb_patches", "rgb", "depth", "cam"):
+        tokenizer = load_tokenizer(world / "tokenizers" / folder)
+        tokenizer.encode([clip])
+        with pytest.raises(ValueError, match=r"clip clip_000.*: \w+ has (4|15) samples a second, .* wants (8|30)"):
+            tokenizer.encode([replace(clip, streams=slow)])
 
 
 MOTION = PatchesConfig(num_frames=9, height=64, width=64, rate_hz=8.0, patch=(1, 8, 8), shows="motion")
@@ -572,6 +584,17 @@ def test_what_is_shown_of_a_video_can_be_chosen_and_its_pixels_never_tell_the_an
     (made,) = generate_clips(checkpoint, [clip], Request(targets=("rgb",), join="none"))
     assert made.given == ("tok_cam", "tok_depth")
     assert measure_memory(checkpoint, Request(targets=("depth",)).plans([checkpoint.spec("depth")])).per_clip > 32 * 384
+
+
+def test_token_files_hold_pixels_too(world, trained, tmp_path):
+    checkpoint = load_checkpoint(trained, device="cpu")
+    values_BLP = PatchTokenizer(CONFIG).encode([invented_clip(0), invented_clip(1)])
+    for name, values, wanted in (("one", values_BLP[1], values_BLP[1:]), ("two", values_BLP, values_BLP)):
+        np.savez(tmp_path / f"{name}.npz", rgb_patches=values)
+        found = list(read_prompts(str(tmp_path / f"{name}.npz"), checkpoint, Request(targets=("depth",))))
+        assert np.array_equal([clip.tokens["rgb_patches"] for clip in found], wanted)
+    made = generate_clips(checkpoint, found, Request(targets=("depth",), join="none"))
+    assert [clip.clip.depth_m.shape for clip in made] == [(NUM_FRAMES, SIZE, SIZE)] * 2
 
 
 def test_recordings_and_evaluation_take_pixels(world, trained, tmp_path):

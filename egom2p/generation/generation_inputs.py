@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from egom2p.contracts import AlignedClip, Provenance, Recording, Stream, TokenClip, check_fingerprint
+from egom2p.contracts import AlignedClip, ModalitySpec, Provenance, Recording, Stream, TokenClip, check_fingerprint
 from egom2p.data.clips.clip_alignment import ClipConfig, RecordingTooShort, clip_config_for, cut_clips
 from egom2p.data.clips.clip_store import ClipStore, stored_datasets
 from egom2p.data.clips.image_files import (
@@ -41,7 +41,7 @@ def kind_of_input(source: str) -> InputKind:
 
     shards       a path with `.tar`: a pattern of token shards
     video        *.mp4, *.webm ...
-    token_file   *.npz: ids (L,) or (W, L) by modality name, quantity or folder
+    token_file   *.npz: ids (L,) or (W, L) by modality name, quantity or folder; patches (L, P) or (W, L, P)
     texts        *.txt: captions, one clip per line
     clips        a folder with meta/: stored clips
     pictures     a folder of images and nothing else that is read: the frames of one video
@@ -217,7 +217,7 @@ def _token_file(path: Path, checkpoint: Checkpoint) -> Iterator[TokenClip]:
     arrays = {checkpoint.spec(name).name: ids for name, ids in load_npz(path).items()}
     if not arrays:
         raise ValueError(f"{path}: no tokens inside; wanted one array of ids per modality")
-    rows = {name: _token_rows(ids, checkpoint.spec(name).num_tokens) for name, ids in arrays.items()}
+    rows = {name: _token_rows(ids, checkpoint.spec(name)) for name, ids in arrays.items()}
     counts = sorted({len(ids) for ids in rows.values()})
     if len(counts) > 1:
         raise ValueError(f"{path}: its modalities hold {counts} clips; wanted as many of each")
@@ -238,10 +238,12 @@ def _text_clips(path: Path, checkpoint: Checkpoint) -> Iterator[AlignedClip]:
         yield AlignedClip(f"{path.stem}_{row:06d}", {streams[0]: text}, None, where)
 
 
-def _token_rows(ids: np.ndarray, num_tokens: int) -> Sequence[np.ndarray]:
-    """Rows (L,) of ids in any shape that begins with the number of clips, or of one clip."""
-    if ids.size > num_tokens and ids.size % num_tokens == 0:
-        return list(ids.reshape(-1, num_tokens).astype(np.int32))
+def _token_rows(ids: np.ndarray, spec: ModalitySpec) -> Sequence[np.ndarray]:
+    """Rows (L,) of ids in any shape that begins with the number of clips, or of one clip; patches (L, P)."""
+    if spec.kind == "patches":
+        return list(ids) if ids.ndim == 3 else [ids]
+    if ids.size > spec.num_tokens and ids.size % spec.num_tokens == 0:
+        return list(ids.reshape(-1, spec.num_tokens).astype(np.int32))
     return [ids.reshape(-1).astype(np.int32)]
 
 

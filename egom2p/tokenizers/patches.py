@@ -21,6 +21,7 @@ from einops import rearrange
 from egom2p.config import Count, Positive, strict, to_plain
 from egom2p.contracts import AlignedClip, ModalitySpec, TokenGrid
 from egom2p.storage import atomic_directory, fingerprint_of, load_json, save_json
+from egom2p.tokenizers.protocol import check_rate
 from egom2p.tokenizers.video.video_representations import rgb_frames
 
 CARD_FILE = "tokenizer.json"
@@ -96,6 +97,7 @@ class PatchTokenizer:
         """Values (B, L, P) uint8; ValueError names the clip whose pictures are missing or of another size."""
         values = [np.empty((0, self.spec.num_tokens, self.spec.num_values), np.uint8)]
         config, (frames, rows, columns) = self.config, self.config.patch
+        check_rate(clips, self.stream, config.rate_hz)
         for clip in clips:
             if self.stream not in clip:
                 raise ValueError(f"clip {clip.key} has no {self.stream} for {self.spec.name}")

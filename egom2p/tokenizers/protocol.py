@@ -117,6 +117,17 @@ class TrainableTokenizer(Protocol):
         ...
 
 
+def check_rate(clips: Sequence[AlignedClip], stream: str, rate_hz: float) -> None:
+    """ValueError names the clip whose samples are not so many a second: the same ids would mean another motion."""
+    for clip in clips:
+        times_s = clip.streams[stream].times_s if stream in clip else ()
+        if len(times_s) > 1 and abs((times_s[-1] - times_s[0]) * rate_hz / (len(times_s) - 1) - 1) > 0.05:
+            found = (len(times_s) - 1) / max(times_s[-1] - times_s[0], 1e-9)
+            raise ValueError(
+                f"clip {clip.key}: {stream} has {found:.3g} samples a second, the tokenizer wants {rate_hz:g}"
+            )
+
+
 def measure(network: TrainableTokenizer, clips: Sequence[AlignedClip], *, batch_size: int) -> dict[str, float]:
     """Mean encode-decode errors of clips, `batch_size` at a time, and the use of the codes; in evaluation mode."""
     was_training = network.training

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from egom2p.config import Count, NotNegative, Positive, Share, strict
 from egom2p.contracts import QUANTITIES, AlignedClip, LossOutput, ModalitySpec, TokenGrid, check_shape
-from egom2p.tokenizers.protocol import TokenizerBatch, measure
+from egom2p.tokenizers.protocol import TokenizerBatch, check_rate, measure
 from egom2p.tokenizers.trajectory.track_quantizers import (
     ChosenCodes,
     FsqConfig,
@@ -331,6 +331,7 @@ class TrajectoryVqVae(nn.Module):
 
     def batch_from_clips(self, clips: Sequence[AlignedClip], rng: np.random.Generator | None) -> TokenizerBatch:
         """Samples in their own units and validity; nothing here is random."""
+        check_rate(clips, self.stream, self.config.rate_hz)
         pairs = [self.representation.channels(clip) for clip in clips]
         is_valid_BS = torch.from_numpy(np.stack([is_valid for _, is_valid in pairs]))
         counts = {

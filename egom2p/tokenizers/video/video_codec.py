@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from egom2p.config import Count, Positive, strict
 from egom2p.contracts import AlignedClip, LossOutput, ModalitySpec, TokenGrid, check_shape
-from egom2p.tokenizers.protocol import TokenizerBatch, measure
+from egom2p.tokenizers.protocol import TokenizerBatch, check_rate, measure
 from egom2p.tokenizers.video.causal_video_network import (
     CausalVideoDecoder,
     CausalVideoEncoder,
@@ -195,6 +195,7 @@ class VideoCodec(nn.Module):
 
     def batch_from_clips(self, clips: Sequence[AlignedClip], rng: np.random.Generator | None) -> TokenizerBatch:
         """Video in [-1, 1] and where it is known. With a generator windows are drawn, without whole clips are given."""
+        check_rate(clips, self.stream, self.config.rate_hz)
         frames = [self._frames(clip) for clip in clips]
         if rng is not None and self.config.window_frames is not None:
             frames = [window for clip in frames for window in self._windows(clip, rng)]

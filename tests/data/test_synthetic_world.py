@@ -13,7 +13,6 @@ from egom2p.data.recordings.synthetic import (
     MoversConfig,
     SyntheticReader,
     SyntheticWorldConfig,
-    best_gaze_error,
 )
 
 SMALL = SyntheticWorldConfig(num_rooms=6, first_seed=40, duration_s=4.0, camera=CameraConfig(height=24, width=24))
@@ -107,6 +106,12 @@ def test_walls_are_where_the_pose_and_the_depth_say(recordings):
         points = (rays * depth[0][..., None]) @ pose[:3, :3].T + pose[:3, 3]
         assert points[..., 2].min() > -1e-3 and points[..., 2].max() < 3.2 + 1e-3
         assert np.isclose(points[..., 2], 0.0, atol=1e-3).mean() > 0.02
+
+
+def best_gaze_error(recording):
+    """Mean distance of the gaze from where its law points, in image sizes, over valid samples."""
+    gaze, law = recording.streams["gaze"], recording.streams["gaze_law"]
+    return np.linalg.norm((gaze.values - law.values)[gaze.is_valid & law.is_valid], axis=1).mean()
 
 
 def test_gaze_follows_its_law_up_to_noise(recordings):

@@ -3,7 +3,7 @@
 from egom2p.data.recordings.synthetic.looking import GazeConfig
 from egom2p.data.recordings.synthetic.movers import MoversConfig
 from egom2p.data.recordings.synthetic.natural import NaturalConfig
-from egom2p.data.recordings.synthetic.reader import SyntheticReader, SyntheticWorldConfig, best_gaze_error
+from egom2p.data.recordings.synthetic.reader import SyntheticReader, SyntheticWorldConfig
 from egom2p.data.recordings.synthetic.rendering import CameraConfig, LampConfig
 from egom2p.data.recordings.synthetic.rooms import RoomConfig
 from egom2p.data.recordings.synthetic.walking import WalkConfig
@@ -18,5 +18,4 @@ __all__ = [
     "SyntheticReader",
     "SyntheticWorldConfig",
     "WalkConfig",
-    "best_gaze_error",
 ]

@@ -21,6 +21,7 @@ from typing import Literal
 import numpy as np
 
 from egom2p.config import NotNegative, Positive, Range, strict
+from egom2p.contracts import Stream
 
 Vector = tuple[float, float, float] | list[float]
 
@@ -296,3 +297,39 @@ def chances(
     for start in np.flatnonzero(rng.random(num_times) < config.blinks_per_s / rate_hz):
         is_open_T[start : start + round(rng.uniform(*config.blink_s) * rate_hz)] = False
     return away_T, noise_T2, is_open_T
+
+
+def tracks_of(
+    track_s: np.ndarray,
+    gaze: np.ndarray,
+    is_valid: np.ndarray,
+    law: np.ndarray,
+    world_from_cam: np.ndarray,
+    factors: np.ndarray,
+) -> dict[str, Stream]:
+    """Streams of a recording, whose rows are at the times (N,)."""
+    always = np.ones(len(track_s), dtype=bool)
+    return {
+        "gaze": Stream(gaze.astype(np.float32), is_valid, track_s, "image"),
+        "camera": Stream(world_from_cam, always, track_s, "world_from_cam"),
+        "gaze_law": Stream(law.astype(np.float32), always, track_s, "image"),
+        "factors": Stream(factors.astype(np.float32), always, track_s, "m/s, rad/s, mover"),
+    }
+
+
+def most_often(target: np.ndarray) -> int:
+    """Of targets (T,), the least of equals."""
+    targets, counts = np.unique(target, return_counts=True)
+    return int(targets[np.argmax(counts)])
+
+
+def sentence(speed: np.ndarray, turn: np.ndarray, looks: str) -> str:
+    """One sentence about a segment of time: speed (T,) m/s, turn (T,) rad/s, left positive."""
+    speed_mps, turn_rad_per_s = float(np.mean(speed)), float(np.mean(turn))
+    side = "left" if turn_rad_per_s > 0 else "right"
+    turns = abs(turn_rad_per_s) > np.radians(10)
+    if speed_mps < 0.2:
+        moves = f"turns {side} on the spot" if turns else "stands still"
+    else:
+        moves = f"{'walks' if speed_mps < 0.9 else 'walks fast'} {f'and turns {side}' if turns else 'forward'}"
+    return f"the wearer {moves} and looks {looks}"

@@ -12,7 +12,7 @@ from egom2p.config import strict
 from egom2p.contracts import Intrinsics, Stream
 from egom2p.data.recordings.synthetic.carrying import CarryingConfig, Glances, Motions, glance, hand_poses, place
 from egom2p.data.recordings.synthetic.furnishing import FurnishingConfig, NaturalScene, build_hand, dress_arms
-from egom2p.data.recordings.synthetic.looking import GazeConfig
+from egom2p.data.recordings.synthetic.looking import GazeConfig, most_often, sentence, tracks_of
 from egom2p.data.recordings.synthetic.photographs import (
     Body,
     LensConfig,
@@ -75,6 +75,10 @@ class NaturalStory:
         yaw = np.unwrap(np.arctan2(world_from_cam[:, 1, 2], world_from_cam[:, 0, 2]))
         return cls(times_s, intrinsics, world_from_cam, hands, speed, np.gradient(yaw) * rate_hz, glances)
 
+    @property
+    def mover_names(self) -> list[str]:
+        return list(self.hands)
+
     def poses_at(self, times_s: np.ndarray, poses: np.ndarray) -> np.ndarray:
         """Poses (..., 4, 4) at times (...,); at the ends those of the ends."""
         held = np.clip(times_s.ravel(), self.times_s[0], self.times_s[-1])
@@ -97,13 +101,13 @@ class NaturalStory:
 
         The mover of `factors` is the number of the hand that the eyes are on, -1 for anything else.
         """
-        always = np.ones(len(track_s), dtype=bool)
         hand_T = np.where(self.glances.target < len(self.hands), self.glances.target, -1)
-        factors = np.stack([self.speed, self.turn, hand_T], axis=1)[rows_T]
-        gaze, law = (values[rows_T].astype(np.float32) for values in (self.glances.gaze, self.glances.law))
-        return {
-            "gaze": Stream(gaze, self.glances.is_valid[rows_T], track_s, "image"),
-            "camera": Stream(self.poses_at(track_s, self.world_from_cam), always, track_s, "world_from_cam"),
-            "gaze_law": Stream(law, always, track_s, "image"),
-            "factors": Stream(factors.astype(np.float32), always, track_s, "m/s, rad/s, mover"),
-        }
+        factors_T3 = np.stack([self.speed, self.turn, hand_T], axis=1)[rows_T]
+        eyes = (values[rows_T] for values in (self.glances.gaze, self.glances.is_valid, self.glances.law))
+        return tracks_of(track_s, *eyes, self.poses_at(track_s, self.world_from_cam), factors_T3)
+
+    def caption(self, during_T: np.ndarray, things: list[str]) -> str:
+        """For example "the wearer stands still and looks at the left hand"."""
+        main, names = most_often(self.glances.target[during_T]), [*self.hands, *things]
+        looks = "around" if main < 0 else f"at {'the' if main < len(self.hands) else 'a'} {names[main]}"
+        return sentence(self.speed[during_T], self.turn[during_T], looks)

@@ -241,6 +241,9 @@ def test_stored_pixels_come_back_and_carry_their_fingerprint(world):
     other = PatchTokenizer(replace(CONFIG, patch=(4, 8, 4))).spec
     with pytest.raises(TokenizerMismatch, match="rgb_patches"):
         TokenSet(shards(world), [other])
+    # The same cutting of slower pictures shows other motion.
+    with pytest.raises(ValueError, match="card.json tells rate_hz 8.0, but rgb_patches has 4.0"):
+        TokenSet(shards(world), [replace(PIXELS, rate_hz=4.0)])
 
 
 @pytest.mark.parametrize(

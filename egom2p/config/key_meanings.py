@@ -134,10 +134,9 @@ def _meanings(schema: type) -> dict[str, str]:
     found: dict[str, str] = {}
     for kind in reversed(schema.__mro__):
         if dataclasses.is_dataclass(kind):
-            own = {name for name in kind.__dict__.get("__annotations__", {})}
             known = {field.name for field in dataclasses.fields(kind)}
             said = {**_in_sentences(kind, known), **_in_comments(kind), **_in_table(kind)}
-            found |= {name: words for name, words in said.items() if name in own or name in known}
+            found |= {name: words for name, words in said.items() if name in known}
     return found
 
 

@@ -15,8 +15,8 @@ class TokenSet:
     """Token clips of the shards (or files) a pattern names, by index.
 
     A modality whose folder the pattern does not list is absent from every clip; a folder that no spec asks for is not
-    read. Raises ValueError when a card tells another vocabulary or grid than the spec, TokenizerMismatch for another
-    tokenizer, and ValueError with shard and key for ids outside 0 ... V-1 or of another count.
+    read. Raises ValueError when a card tells another vocabulary, grid or rate than the spec, TokenizerMismatch for
+    another tokenizer, and ValueError with shard and key for ids outside 0 ... V-1 or of another count.
 
     folder_names   modality -> folder where it differs from the spec's, e.g. another depth
     in_memory      read all tokens now (and check all): reading then costs nothing
@@ -120,7 +120,7 @@ class TokenSet:
         found = card.get("tokenizer_fingerprint")
         check_fingerprint(spec.name, found=found, wanted=spec.tokenizer_fingerprint, where=where)
         told = spec.to_dict()
-        for field, wanted in ((name, told.get(name)) for name in ("vocab_size", "grid", "patch_shape")):
+        for field, wanted in ((name, told.get(name)) for name in ("vocab_size", "grid", "patch_shape", "rate_hz")):
             if field in card and card[field] != wanted:
                 raise ValueError(f"{where}: card.json tells {field} {card[field]}, but {spec.name} has {wanted}")
         return found

@@ -76,10 +76,8 @@ def _modalities(specs: Sequence[Mapping[str, Any]], tokenizers: Mapping[str, str
 
 
 def vocabulary(spec: Mapping[str, Any]) -> str:
-    """Of a table; patches have pixels in place of ids."""
-    return (
-        "pixels, " + " x ".join(map(str, spec["patch_shape"])) if spec.get("patch_shape") else str(spec["vocab_size"])
-    )
+    """Of a table; patches have values in place of ids."""
+    return "uint8, " + " x ".join(map(str, spec["patch_shape"])) if spec.get("patch_shape") else str(spec["vocab_size"])
 
 
 def _training(about: Mapping[str, Any]) -> list[str]:
@@ -108,6 +106,7 @@ def tokenizer_readme(directory: str | Path, repo_id: str, *, licence: str | None
     card = load_json(Path(directory) / TOKENIZER_CARD)
     spec, licence = card["spec"], licence or card.get("licence")
     grid = " x ".join(map(str, spec["grid"]))
+    made = "patches of uint8 values, shown and never predicted" if spec.get("patch_shape") else "tokens and back"
     rows = {
         "modality": f"{spec['name']} ({spec['quantity']})",
         "tokens": f"{grid}, {vocabulary(spec)}" + ("" if spec.get("patch_shape") else " codes"),
@@ -119,7 +118,7 @@ def tokenizer_readme(directory: str | Path, repo_id: str, *, licence: str | None
     return "\n".join(
         [
             *_front(licence, "tokenizer", spec["quantity"]), f"# {repo_id.split('/')[-1]}", "",
-            f"Turns two seconds of {spec['quantity']} into tokens and back, for EgoM2P.", "",
+            f"Turns two seconds of {spec['quantity']} into {made}, for EgoM2P.", "",
             *_table(rows), "",
             "```python", "from egom2p.tokenizers import load_tokenizer", "",
             f'tokenizer = load_tokenizer("{repo_id}")',

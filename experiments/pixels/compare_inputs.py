@@ -43,7 +43,7 @@ class InputsConfig:
 
     base, settings   the pretraining of all runs
     num_steps        of the comparison at equal steps
-    metrics          target -> metric of the tables that is compared
+    metrics          target -> metric of the tables that is compared, of which less is better
     evaluation       clips and the like, as `run_evaluation.py` takes them, without checkpoints and tasks
     """
 
@@ -177,12 +177,16 @@ def _interval(clips: Mapping[str, float]) -> str:
 
 
 def _gap(own: Mapping[str, float], other: Mapping[str, float], best: Mapping[str, float]) -> str:
-    """Share of the way from the other model to the ceiling; its interval is that of the gain over the mean gap."""
+    """Share of the way from the other model to the ceiling, nothing where there is no way to go; its interval is that
+    of the gain over the mean gap.
+    """
     keys = sorted(own.keys() & other.keys() & best.keys())
     rooms = [key.rsplit("_", 1)[0] for key in keys]
     rng = np.random.default_rng(0)
     gain = paired_difference_interval([other[key] for key in keys], [own[key] for key in keys], rng, groups=rooms)
     gap = float(np.mean([other[key] - best[key] for key in keys]))
+    if gap <= 0:
+        return ""
     return f"{gain.mean / gap:.0%}" + ("" if gain.low is None else f" [{gain.low / gap:.0%}, {gain.high / gap:.0%}]")
 
 

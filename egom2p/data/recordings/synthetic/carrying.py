@@ -57,18 +57,17 @@ class Motions:
             return
         if not Path(folder).is_dir():
             raise ValueError(f"{folder}: no such folder of clips to take motion from (run_prepare_data.py writes them)")
-        names = [name for name in stored_datasets(folder) if "camera" in stored_streams(folder, name)]
-        self._stores = [ClipStore(folder, name, streams=["camera"]) for name in names]
-        if not sum(map(len, self._stores)):
-            raise ValueError(f"{folder}: found no clips with a camera, wanted tracks to move cameras by")
-        for name, store in zip(names, self._stores, strict=True):
+        for name in stored_datasets(folder):
+            store = ClipStore(folder, name, streams=["camera"]) if "camera" in stored_streams(folder, name) else []
             span_s = float(np.ptp(store[0].streams["camera"].times_s)) + 0.25 if len(store) else duration_s
             if span_s < duration_s:
                 raise ValueError(
                     f"{folder}: {name} holds tracks of {span_s:.3g} s, wanted {duration_s:g} s: shorten "
                     "source.world.duration_s or cut longer clips (clip.duration_s)"
                 )
-        self._stores = [store for store in self._stores if len(store)]
+            self._stores += [store] if len(store) else []
+        if not self._stores:
+            raise ValueError(f"{folder}: found no clips with a camera, wanted tracks to move cameras by")
 
     def draw(self, times_s: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Poses (T, 4, 4) of some body in some world; a track that ends a little early stands still there."""

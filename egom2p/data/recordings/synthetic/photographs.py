@@ -173,23 +173,16 @@ def shutter_times(frames_s: np.ndarray, open_s: float, config: LensConfig) -> np
     return frames_s[:, None] + np.append(parts * open_s, 0.0)
 
 
-@dataclass(frozen=True)
-class _Hits:
-    """What rays (E, P) hit: depth, triangle, and number of the body, -1 for what stands still."""
-
-    depth: np.ndarray
-    triangle: np.ndarray
-    body: np.ndarray
-
-
 def _hits(
     caster: Caster, bodies: list[Body], frame: int, poses: np.ndarray, rays: np.ndarray, world_EP3: np.ndarray
-) -> _Hits:
-    """rays (E, P, 3) of the camera, the same in the world; the bodies stand as at the last E times of the frame."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What rays (E, P, 3) of the camera, the same in the world, hit: depth, triangle, and number of the body, -1 for
+    what stands still, (E, P) each. The bodies stand as at the E times of the frame.
+    """
     shape = world_EP3.shape[:2]
     eyes_EP3 = np.broadcast_to(poses[:, None, :3, 3], world_EP3.shape)
     triangle, depth = caster.first_hits(eyes_EP3.reshape(-1, 3), world_EP3.reshape(-1, 3))
-    hits = _Hits(depth.reshape(shape), triangle.reshape(shape), np.full(shape, -1))
+    depth, triangle, body = depth.reshape(shape), triangle.reshape(shape), np.full(shape, -1)
     for number, moving in enumerate(bodies):
         for exposure, pose in enumerate(moving.world_from_body[frame]):
             body_from_cam = np.linalg.inv(pose) @ poses[exposure]
@@ -199,12 +192,12 @@ def _hits(
                 continue
             directions = rays[exposure, near] @ body_from_cam[:3, :3].T
             its_triangle, its_depth = moving.caster.first_hits(body_from_cam[:3, 3], directions)
-            is_nearer = its_depth < hits.depth[exposure, near]
+            is_nearer = its_depth < depth[exposure, near]
             near = near[is_nearer]
-            hits.depth[exposure, near] = its_depth[is_nearer]
-            hits.triangle[exposure, near] = its_triangle[is_nearer]
-            hits.body[exposure, near] = number
-    return hits
+            depth[exposure, near] = its_depth[is_nearer]
+            triangle[exposure, near] = its_triangle[is_nearer]
+            body[exposure, near] = number
+    return depth, triangle, body
 
 
 def _expose(
@@ -224,7 +217,7 @@ def _expose(
     world_EP3 = rays @ poses[:, :3, :3].swapaxes(1, 2)
     hits = _hits(scene.caster, bodies, frame, poses, rays, world_EP3)
     shape = (len(rays) - 1, rays.shape[1])
-    ray, depth, triangle, body = (each[:-1] for each in (world_EP3, hits.depth, hits.triangle, hits.body))
+    ray, depth, triangle, body = (each[:-1] for each in (world_EP3, *hits))
     is_hit = np.isfinite(depth)
     depth = np.where(is_hit, depth, 1.0)
     point = poses[:-1, None, :3, 3] + depth[..., None] * ray
@@ -273,7 +266,7 @@ def _expose(
         share_P = _share_open(scene.caster, origins, lamp - origins.reshape(3, -1).T, size)
         arriving_3P = ((albedo * facing + gloss * mirrored**16) * fall).mean(axis=1)
         total_3P += arriving_3P * share_P * lights.colours[number].astype(np.float32)[:, None]
-    return total_3P.T, hits.depth[-1]
+    return total_3P.T, hits[0][-1]
 
 
 def _share_open(caster: Caster, origins: np.ndarray, directions: np.ndarray, size: tuple[int, int]) -> np.ndarray:

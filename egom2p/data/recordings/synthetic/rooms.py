@@ -152,17 +152,14 @@ def _shape(shape: str, width: np.ndarray, height: float) -> trimesh.Trimesh:
         legs = trimesh.creation.box(extents=(0.3 * width[0], 0.3 * width[1], height - thickness))
         legs.apply_translation((0, 0, (height - thickness) / 2))
         return trimesh.util.concatenate([top, legs])
-    if shape == "box":
-        mesh = trimesh.creation.box(extents=(*width, height))
-        mesh.apply_translation((0, 0, height / 2))
-    elif shape == "cylinder":
-        mesh = trimesh.creation.cylinder(radius=width[0] / 2, height=height, sections=24)
-        mesh.apply_translation((0, 0, height / 2))
-    elif shape == "cone":
-        mesh = trimesh.creation.cone(radius=0.6 * width[0], height=height, sections=24)
-    else:
-        mesh = trimesh.creation.icosphere(subdivisions=2, radius=0.6 * width[0])
-        mesh.apply_translation((0, 0, 0.6 * width[0]))
+    make = {
+        "box": lambda: trimesh.creation.box(extents=(*width, height)),
+        "cylinder": lambda: trimesh.creation.cylinder(radius=width[0] / 2, height=height, sections=24),
+        "cone": lambda: trimesh.creation.cone(radius=0.6 * width[0], height=height, sections=24),
+        "sphere": lambda: trimesh.creation.icosphere(subdivisions=2, radius=0.6 * width[0]),
+    }
+    mesh = make[shape]()
+    mesh.apply_translation((0, 0, -mesh.bounds[0, 2]))
     return mesh
 
 

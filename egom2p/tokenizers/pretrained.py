@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from egom2p.config import from_plain, to_plain
 from egom2p.contracts import AlignedClip, ModalitySpec, check_shape, plain_name
@@ -66,7 +66,6 @@ class PretrainedTokenizer:
     def __init__(
         self, network: TrainableTokenizer, *, fingerprint: str, card: Mapping[str, Any], batch_size: int = 32
     ) -> None:
-        assert isinstance(network, nn.Module)
         self.network = network.eval().requires_grad_(False)
         self.fingerprint = fingerprint
         self.spec: ModalitySpec = network.spec.with_fingerprint(fingerprint)
@@ -145,7 +144,6 @@ def save_tokenizer(
     training_data   plain words: dataset, number of clips, steps, seed
     metrics         what `evaluate` measured, in physical units
     """
-    assert isinstance(network, nn.Module)
     state = network.state_dict()
     # Sums behind the rows of residual codebooks are of use to training alone, and half of what such a tokenizer weighs.
     tensors = {name: tensor.detach().cpu() for name, tensor in state.items() if not _is_row_sum(name)}
@@ -185,7 +183,6 @@ def load_tokenizer(
         return load_patches(directory, config)
     check_sizes(card["config"], weights_file, where=card_file)
     network = build_network(config)
-    assert isinstance(network, nn.Module)
     tensors = load_tensors(weights_file)
     _check_weights(tensors, card, weights_file)
     check_finite(tensors, where=weights_file)

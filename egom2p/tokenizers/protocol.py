@@ -1,6 +1,6 @@
 """What training needs of a tokenizer network, whatever it tokenizes, and how its reconstructions are summed up.
 
-A network is an `nn.Module` built from its config alone: `build_network(config)`. It knows its modality (`spec`, still
+A network is built from its config alone: `build_network(config)`. It knows its modality (`spec`, still
 without a fingerprint), so that names, grids and vocabularies have one source. The order of use:
 
     network = build_network(config)              # egom2p.tokenizers.pretrained
@@ -15,13 +15,14 @@ without a fingerprint), so that names, grids and vocabularies have one source. T
 Everything a resumed run needs (codebook, its moving averages, normalisation) is in the state dict.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from egom2p.contracts import AlignedClip, LossOutput, ModalitySpec
 from egom2p.layers.padding import to_device
@@ -58,9 +59,8 @@ class TokenizerBatch:
         return replace(self, tensors={name: tensor.pin_memory() for name, tensor in self.tensors.items()})
 
 
-@runtime_checkable
-class TrainableTokenizer(Protocol):
-    """An `nn.Module` that turns one stream of clips into ids and can be trained.
+class TrainableTokenizer(nn.Module, ABC):
+    """A network that turns one stream of clips into ids and can be trained.
 
     config         its strict config; `pretrained.build_network(config)` makes an equal, untrained network
     spec           the modality it makes, without fingerprint
@@ -75,46 +75,59 @@ class TrainableTokenizer(Protocol):
     term_names: tuple[str, ...]
     loss_weights: tuple[float, ...]
 
+    @abstractmethod
     def fit_normalisation(self, clips: Sequence[AlignedClip]) -> None:
         """Set the normalisation statistics (buffers) from training clips; call before the first step."""
-        ...
 
+    @abstractmethod
     def batch_from_clips(self, clips: Sequence[AlignedClip], rng: np.random.Generator | None) -> TokenizerBatch:
         """Training input on the CPU. With a generator random windows may be drawn; without, whole clips.
 
-        Raises ValueError naming the clip when its stream is missing, of another size, or not finite.
+        Raises ValueError naming the clip when its stream is missing, of another size or rate, or not finite.
         """
-        ...
 
+    @abstractmethod
     def training_terms(self, batch: TokenizerBatch) -> LossOutput:
-        """Loss terms as sums with gradient; `forward` is the same function, so that DDP can wrap the module."""
-        ...
+        """Loss terms as sums with gradient."""
 
-    def __call__(self, batch: TokenizerBatch) -> LossOutput: ...
-
-    def after_step(self) -> None:
-        """Hook after an optimizer step (bookkeeping that is not a gradient); may do nothing."""
-        ...
-
-    def encode_clips(self, clips: Sequence[AlignedClip]) -> np.ndarray:
-        """Ids (B, L) int32, all clips in one batch on the module's device, no gradient."""
-        ...
-
+    @abstractmethod
     def encode_batch(self, batch: TokenizerBatch) -> Tensor:
         """Ids (B, L) of whole clips that `batch_from_clips` prepared, on the batch's device, no gradient."""
-        ...
 
+    @abstractmethod
     def decode_ids(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Values (B, T, ...) in the stream's unit and validity (B, T) bool, all in one batch, no gradient."""
-        ...
 
-    def evaluate(self, clips: Sequence[AlignedClip]) -> dict[str, float]:
-        """Errors of encode-decode in physical units, with codes used, perplexity; in evaluation mode, no gradient."""
-        ...
-
+    @abstractmethod
     def clip_errors(self, clips: Sequence[AlignedClip], ids: np.ndarray) -> list[dict[str, float]]:
         """Of each clip: errors of decoding its ids (B, L), in physical units."""
-        ...
+
+    def forward(self, batch: TokenizerBatch) -> LossOutput:
+        """The training terms, so that DDP can wrap the module."""
+        return self.training_terms(batch)
+
+    def after_step(self) -> None:
+        """Hook after an optimizer step (bookkeeping that is not a gradient)."""
+
+    @torch.no_grad()
+    def encode_clips(self, clips: Sequence[AlignedClip]) -> np.ndarray:
+        """Ids (B, L) int32, all clips in one batch on the module's device."""
+        batch = self.batch_from_clips(clips, None).to(next(self.parameters()).device)
+        return self.encode_batch(batch).to("cpu", torch.int32).numpy()
+
+    def evaluate(self, clips: Sequence[AlignedClip], *, batch_size: int = 16) -> dict[str, float]:
+        """Mean encode-decode errors of clips in physical units, `batch_size` at a time, and the use of the codes, in
+        evaluation mode.
+        """
+        was_training = self.training
+        self.eval()
+        ids, per_clip = [], []
+        for first in range(0, len(clips), batch_size):
+            group = clips[first : first + batch_size]
+            ids.append(self.encode_clips(group))
+            per_clip += self.clip_errors(group, ids[-1])
+        self.train(was_training)
+        return mean_errors(per_clip) | code_usage(np.concatenate(ids), self.spec.vocab_size)
 
 
 def check_rate(clips: Sequence[AlignedClip], stream: str, rate_hz: float) -> None:
@@ -126,19 +139,6 @@ def check_rate(clips: Sequence[AlignedClip], stream: str, rate_hz: float) -> Non
             raise ValueError(
                 f"clip {clip.key}: {stream} has {found:.3g} samples a second, the tokenizer wants {rate_hz:g}"
             )
-
-
-def measure(network: TrainableTokenizer, clips: Sequence[AlignedClip], *, batch_size: int) -> dict[str, float]:
-    """Mean encode-decode errors of clips, `batch_size` at a time, and the use of the codes; in evaluation mode."""
-    was_training = network.training
-    network.eval()
-    ids, per_clip = [], []
-    for first in range(0, len(clips), batch_size):
-        group = clips[first : first + batch_size]
-        ids.append(network.encode_clips(group))
-        per_clip += network.clip_errors(group, ids[-1])
-    network.train(was_training)
-    return mean_errors(per_clip) | code_usage(np.concatenate(ids), network.spec.vocab_size)
 
 
 def mean_errors(per_clip: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from egom2p.config import Count, NotNegative, Positive, Share, strict
 from egom2p.contracts import QUANTITIES, AlignedClip, LossOutput, ModalitySpec, TokenGrid, check_shape
-from egom2p.tokenizers.protocol import TokenizerBatch, check_rate, measure
+from egom2p.tokenizers.protocol import TokenizerBatch, TrainableTokenizer, check_rate
 from egom2p.tokenizers.trajectory.track_quantizers import (
     ChosenCodes,
     FsqConfig,
@@ -188,7 +188,7 @@ class LinearPath(nn.Module):
         return latents_BZ @ self.to_inputs + self.centre
 
 
-class TrajectoryVqVae(nn.Module):
+class TrajectoryVqVae(TrainableTokenizer):
     """Samples -> codes -> samples."""
 
     def __init__(self, config: TrajectoryVqVaeConfig) -> None:
@@ -287,9 +287,6 @@ class TrajectoryVqVae(nn.Module):
         if self.config.reconstructs_validity:  # 0 and 1 as logits
             linear = torch.cat([linear[..., :-1], _LOGIT_OF_ONE * (2 * linear[..., -1:] - 1)], dim=-1)
         return restored + linear
-
-    def forward(self, batch: TokenizerBatch) -> LossOutput:
-        return self.training_terms(batch)
 
     # Training
 
@@ -390,16 +387,7 @@ class TrajectoryVqVae(nn.Module):
             total = total + self.config.path_weight * error_BSC.cumsum(dim=1).square().sum()
         return total
 
-    def after_step(self) -> None:
-        """Nothing: moving averages and the revival of dead codes happen in the forward pass of training."""
-
     # Ids
-
-    @torch.no_grad()
-    def encode_clips(self, clips: Sequence[AlignedClip]) -> np.ndarray:
-        """Ids (B, L) int32."""
-        batch = self.batch_from_clips(clips, None).to(self.mean.device)
-        return self.encode_batch(batch).to("cpu", torch.int32).numpy()
 
     @torch.no_grad()
     def encode_batch(self, batch: TokenizerBatch) -> Tensor:
@@ -430,8 +418,8 @@ class TrajectoryVqVae(nn.Module):
     # Evaluation
 
     def evaluate(self, clips: Sequence[AlignedClip], *, batch_size: int = 256) -> dict[str, float]:
-        """Mean encode-decode errors over clips in physical units, and the use of the codes."""
-        return measure(self, clips, batch_size=batch_size) | self._dead_codes()
+        """`TrainableTokenizer.evaluate`, and how many codes are dead."""
+        return super().evaluate(clips, batch_size=batch_size) | self._dead_codes()
 
     def clip_errors(self, clips: Sequence[AlignedClip], ids: np.ndarray) -> list[dict[str, float]]:
         """Of each clip: what decoding its ids (B, L) loses."""

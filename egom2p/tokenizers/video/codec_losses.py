@@ -125,7 +125,6 @@ class CodecWithLosses(nn.Module):
         return LossOutput(sums=_stacked(sums), counts=self.counts(batch), names=self.term_names)
 
     def after_step(self) -> None:
-        self.codec.after_step()
         self.num_steps += 1
 
 

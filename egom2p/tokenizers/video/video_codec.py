@@ -13,11 +13,11 @@ from typing import Literal
 import numpy as np
 import torch
 from einops import rearrange
-from torch import Tensor, nn
+from torch import Tensor
 
 from egom2p.config import Count, Positive, strict
 from egom2p.contracts import AlignedClip, LossOutput, ModalitySpec, TokenGrid, check_shape
-from egom2p.tokenizers.protocol import TokenizerBatch, check_rate, measure
+from egom2p.tokenizers.protocol import TokenizerBatch, TrainableTokenizer, check_rate
 from egom2p.tokenizers.video.causal_video_network import (
     CausalVideoDecoder,
     CausalVideoEncoder,
@@ -107,7 +107,7 @@ class VideoCodecConfig:
         return TokenGrid((steps, height // self.spatial_compression, width // self.spatial_compression))
 
 
-class VideoCodec(nn.Module):
+class VideoCodec(TrainableTokenizer):
     """Frames -> ids (T, h, w) -> frames; a change in late frames leaves earlier ids as they are."""
 
     term_names = ("reconstruction",)
@@ -180,9 +180,6 @@ class VideoCodec(nn.Module):
         video = self.decoder(self.post_quant_conv(codes))
         return video if self.linear is None else video + self.linear.decode(codes)
 
-    def forward(self, batch: TokenizerBatch) -> LossOutput:
-        return self.training_terms(batch)
-
     # Training
 
     def fit_normalisation(self, clips: Sequence[AlignedClip]) -> None:
@@ -220,21 +217,12 @@ class VideoCodec(nn.Module):
         difference = (restored - batch.tensors["video"]) * batch.tensors["is_known"]
         return (difference.abs() if self.config.loss == "l1" else difference.square()).sum()
 
-    def after_step(self) -> None:
-        """FSQ has no codebook to look after."""
-
     def _windows(self, frames: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
         length = self.config.window_frames
         starts = rng.integers(0, len(frames) - length + 1, size=self.config.windows_per_clip)
         return [frames[start : start + length] for start in starts]
 
     # Ids
-
-    @torch.no_grad()
-    def encode_clips(self, clips: Sequence[AlignedClip]) -> np.ndarray:
-        """Ids (B, L) int32."""
-        batch = self.batch_from_clips(clips, None).to(self._device)
-        return self.encode_batch(batch).to("cpu", torch.int32).numpy()
 
     @torch.no_grad()
     def encode_batch(self, batch: TokenizerBatch) -> Tensor:
@@ -266,14 +254,10 @@ class VideoCodec(nn.Module):
 
     # Evaluation
 
-    def evaluate(self, clips: Sequence[AlignedClip], *, batch_size: int = 16) -> dict[str, float]:
-        """Encode-decode errors: rgb `psnr_db`; depth `abs_rel`, `delta1`, `rmse_m`, and `representation_...`, those of
-        the representation alone; the use of the codes.
-        """
-        return measure(self, clips, batch_size=batch_size)
-
     def clip_errors(self, clips: Sequence[AlignedClip], ids: np.ndarray) -> list[dict[str, float]]:
-        """Of each clip: what decoding its ids (B, L) loses, and what the representation alone loses."""
+        """Of each clip: rgb `psnr_db`; depth `abs_rel`, `delta1`, `rmse_m`, and `representation_...`, those of the
+        representation alone.
+        """
         wanted = [self._frames(clip) for clip in clips]
         found = self.decode_ids(ids)[0]
         return [

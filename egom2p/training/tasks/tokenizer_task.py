@@ -39,7 +39,6 @@ class TokenizerTask(Task):
         self.config, self.ranks = config, ranks
         with seeded(config.seed, 0):
             network = build_network(config.network)
-            assert isinstance(network, nn.Module)
             self.model: nn.Module = network
             if config.losses is not None:
                 assert isinstance(network, VideoCodec)

@@ -113,7 +113,8 @@ def _stretch(clips: Sequence[ClipSpread]) -> tuple[float | None, float | None]:
     parts = [np.concatenate(needed[part[0] : part[-1] + 1]) for part in np.array_split(np.arange(len(clips)), FOLDS)]
     held = 0
     for number, part in enumerate(parts):
-        held += (part <= _factor(parts[:number] + parts[number + 1 :])).sum()
+        factor = _factor(parts[:number] + parts[number + 1 :])
+        held += (part <= factor).sum() if np.isfinite(factor) else 0
     whole = _factor(parts)
     return (whole, float(held / sum(map(len, parts)))) if np.isfinite(whole) else (None, None)
 

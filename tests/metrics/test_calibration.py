@@ -72,6 +72,13 @@ def test_samples_without_spread_have_no_stretch():
     assert calibration(clips).stretch is None and calibration(clips).stretched is None
 
 
+def test_a_part_whose_factor_does_not_exist_is_not_held():
+    """Four parts in which more than a fifth is out of reach tell no factor for the fifth, though all together do."""
+    parts = [np.where(np.arange(100) < 24, np.inf, 1.0)] * 4 + [np.ones(100)]
+    found = calibration([ClipSpread(np.array([5, 5]), 1.0, 1.0, needed) for needed in parts])
+    assert found.stretch == 1.0 and found.stretched == pytest.approx(0.76 * 0.8)
+
+
 def test_no_clip_is_held_by_a_factor_that_was_fitted_to_it():
     """Four recordings that need 1 and one that needs 10: its own factor would hold it, that of the others does not."""
     clips = [ClipSpread(np.array([5, 5]), 1.0, 1.0, np.full(10, needed)) for needed in (1.0, 1.0, 1.0, 1.0, 10.0)]

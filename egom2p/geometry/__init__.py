@@ -4,6 +4,7 @@ from egom2p.geometry.alignment import ALIGNMENTS, Alignment, align_points, align
 from egom2p.geometry.cameras import (
     CLOCKWISE_TURN,
     check_camera_model,
+    check_whole_picture,
     fisheye624,
     gaze_angle_deg,
     gaze_from_pixels,
@@ -73,6 +74,7 @@ __all__ = [
     "angle_between",
     "canonicalise",
     "check_camera_model",
+    "check_whole_picture",
     "check_clock",
     "check_poses",
     "fisheye624",

@@ -144,6 +144,21 @@ def check_camera_model(intrinsics: Intrinsics) -> str:
     )
 
 
+def check_whole_picture(intrinsics: Intrinsics) -> None:
+    """Raise ValueError where a lens cannot be that of a whole picture of its size.
+
+    The centre lies in the middle half of a picture nobody cropped, and no camera sees 3 degrees or 170: numbers of
+    another resolution, in millimetres, or in shares of the picture do not.
+    """
+    fx, fy, cx, cy = intrinsics.fx, intrinsics.fy, intrinsics.cx, intrinsics.cy
+    for size, focal, centre in ((intrinsics.width, fx, cx), (intrinsics.height, fy, cy)):
+        if not (0.05 * size <= focal <= 20 * size and 0.25 * size < centre + 0.5 < 0.75 * size):
+            raise ValueError(
+                f"found the focal lengths ({fx:g}, {fy:g}) and the principal point ({cx:g}, {cy:g}), wanted those of "
+                f"the whole {intrinsics.width}x{intrinsics.height} picture, in its pixels"
+            )
+
+
 def _parameters(intrinsics: Intrinsics) -> np.ndarray:
     """Distortion with every term its formula knows: 8 of OpenCV's, 12 of FISHEYE624, of which Kannala-Brandt has 4."""
     count = 8 if intrinsics.model.lower() == "opencv" else 12

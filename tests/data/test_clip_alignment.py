@@ -131,8 +131,19 @@ def test_gaze_outside_the_crop_is_invalid_up_to_the_margin():
 def test_too_short_a_recording_is_an_error_that_names_it():
     with pytest.raises(RecordingTooShort, match=r"walk: found .*rgb 0\.000-1\.48.*wanted 2 s"):
         plan_clips(_recording(1.5), CONFIG)
-    with pytest.raises(RecordingTooShort, match="all streams run"):
+    with pytest.raises(RecordingTooShort, match="all streams run.*camera begins after .* ends; clocks .* by time_unit"):
         plan_clips(_recording(3.0, camera_start_s=50.0), CONFIG)
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [(1170, 1170, 639, 479), (150, 150, 159.5, 119.5), (4.2, 4.2, 319.5, 239.5), (0.9, 1.2, 0.5, 0.5)],
+    ids=["of twice the size", "of half the size", "millimetres", "shares"],
+)
+def test_a_lens_of_another_picture_is_refused(numbers):
+    recording = replace(_recording(), intrinsics=Intrinsics(640, 480, *numbers))
+    with pytest.raises(ValueError, match=r"intrinsics: found the focal lengths .*wanted those of the whole 640x480"):
+        plan_clips(recording, CONFIG)
 
 
 def test_exactly_one_clip_fits_its_own_length():

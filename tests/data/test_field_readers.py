@@ -154,6 +154,17 @@ def test_neon_native_parts_go_by_number_and_worn_by_its_own_clock(tmp_path):
     assert gaze.is_valid[:20].all() and not gaze.is_valid[20:].any() and len(gaze.values) == 40
     assert recording.intrinsics.fy == 101 and recording.intrinsics.distortion[5] == 0.2
     assert len(recording.streams["rgb"].values) == 10 and "1 times at the end have no frame" in recording.notes[0]
+    fields = [(f"field_{n}", "<f4") for n in range(20)]  # of later files: lids behind the eyes
+    for part, own in stamps.items():
+        rows = np.arange(20, dtype="<f4")[:, None] * 100 + np.arange(20, dtype="<f4")
+        (tmp_path / f"eye_state ps{part}.raw").write_bytes(rows.astype("<f4").tobytes())
+        (tmp_path / f"eye_state ps{part}.time").write_bytes(own.astype("<i8").tobytes())
+    (tmp_path / "eye_state.dtype").write_text(str(fields))
+    values = recognised_as(tmp_path, "neon").streams["eye_state"].values
+    assert values.shape == (40, 20) and values[3].tolist() == [300 + n for n in range(20)]
+    (tmp_path / "gaze_200hz.dtype").write_text(str(fields[:3]))
+    with pytest.raises(ValueError, match=r"gaze_200hz\.dtype: found the fields \['field_0', .*wanted 2 of gaze"):
+        recognised_as(tmp_path, "neon")
 
 
 def test_real_pupil_core_exports_are_sorted_turned_over_and_judged_by_confidence():

@@ -108,7 +108,12 @@ def test_a_tum_listing_gives_times_and_files(tmp_path):
     assert recording.streams["rgb"].times_s.tolist() == [1.5, 1.6, 1.75]
     assert millimetres(recording.streams["depth"]) == [1001, 1000]
     assert recording.streams["depth"].times_s.tolist() == [1.61, 1.7]
-    assert recording.notes == ()
+    (note,) = recording.notes  # 1/5000 m there, millimetres here
+    assert note.startswith("depth: nothing says its unit, read as millimetres (its first frame is 1 m away)")
+    assert note.endswith("depth.txt is TUM RGB-D's listing, whose depth is 1/5000 m (0.0002)")
+    (tmp_path / "recording.yaml").write_text("depth: {metres_per_unit: 0.0002}")
+    recording = read_one(tmp_path)
+    assert recording.notes == () and millimetres(recording.streams["depth"]) == [200, 200]
     (tmp_path / "rgb.txt").write_text("1.5 rgb/c.png\n")
     assert read_one(tmp_path).notes == ("rgb.txt names 1 pictures, 2 more lie beside them and are left out",)
     (tmp_path / "rgb.txt").write_text("1.5 rgb/gone.png\n")

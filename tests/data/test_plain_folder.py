@@ -72,11 +72,13 @@ camera: {maps: cam_from_world, axes: opengl}
 caption: cooks
 """,
     )
+    gaze = root / "kitchen" / "gaze.csv"
+    gaze.write_text(gaze.read_text().replace(",0.25,0.5,", ",8.25,12.5,"))
     recording = PlainFolderReader(root).read(0)
     assert recording.streams["rgb"].times_s[0] == 100.0
     assert recording.streams["depth"].values.read(np.array([0]))[0, 5, 5] == pytest.approx(0.3)
     np.testing.assert_allclose(recording.streams["gaze"].times_s[:2], [0.7, 0.7 + 1 / 60000])
-    np.testing.assert_allclose(recording.streams["gaze"].values[0], [0.75 / 32, 1.0 / 24])
+    np.testing.assert_allclose(recording.streams["gaze"].values[0], [8.75 / 32, 13.0 / 24])
     expected = inverse_poses(_poses(75)) @ np.diag([1.0, -1.0, -1.0, 1.0])
     np.testing.assert_allclose(recording.streams["camera"].values, expected, atol=1e-9)
     assert recording.intrinsics.fx == 30 and recording.streams["caption"].values.tolist() == ["cooks"]

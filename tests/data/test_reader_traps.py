@@ -99,6 +99,65 @@ def test_clips_of_equal_numbers_and_of_a_damaged_tar_are_not_lost(tmp_path):
         EgocentricTarReader.find(tmp_path)
 
 
+def test_what_lies_in_a_tar_and_is_no_clip_is_told(tmp_path):
+    video = numbered_video(tmp_path / "x.mp4", 5).read_bytes()
+    (tmp_path / "x.mp4").unlink()
+    _tar(tmp_path / "a.tar", {"k.mp4": video, "k.json": b"{}", "l.MP4": video, "m.mov": video, "../../n.mp4": video})
+    reader = EgocentricTarReader(EgocentricTarSource(kind="egocentric_tar", root=str(tmp_path)))
+    assert reader.names == (".._.._n", "k") and reader.unused == ["a.tar: l.MP4", "a.tar: m.mov"]
+    _tar(tmp_path / "b.tar", {"o.mp4": video})
+    for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE):
+        with tarfile.open(tmp_path / "b.tar", "w") as held:
+            link = tarfile.TarInfo("o.mp4")
+            link.type, link.linkname = kind, "/etc/hostname"
+            held.addfile(link)
+        reader = EgocentricTarReader(EgocentricTarSource(kind="egocentric_tar", root=str(tmp_path)))
+        with pytest.raises(ValueError, match=r"b\.tar: o\.mp4 is a link"):
+            reader.read(reader.names.index("b"))
+    with tarfile.open(tmp_path / "b.tar", "w") as held:
+        for content in (video, video[:2000]):
+            info = tarfile.TarInfo("o.mp4")
+            info.size = len(content)
+            held.addfile(info, io.BytesIO(content))
+    reader = EgocentricTarReader(EgocentricTarSource(kind="egocentric_tar", root=str(tmp_path)))
+    with pytest.raises(ValueError, match=r"b\.tar: o\.mp4 is there twice"):
+        reader.read(reader.names.index("b"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "scale", "shift", "wanted"),
+    [
+        ("gaze: {coordinates: pixel}", 1.0, 0.0, "found gaze of 0.9 at most, wanted pixels"),
+        ("gaze: {coordinates: pixel, origin: bottom_left}", 1.0, 0.0, "found gaze of 0.9 at most, wanted pixels"),
+        ("", 2.0, -1.0, "75% of its valid samples lie outside of the picture"),
+        ("", 1.0, 0.0, ""),
+    ],
+    ids=["shares as pixels", "upwards", "centred", "right"],
+)
+def test_gaze_of_another_convention_is_refused_or_told(tmp_path, settings, scale, shift, wanted):
+    grid = np.linspace(0.1, 0.9, 10)
+    points = np.stack(np.meshgrid(grid, grid), axis=-1).reshape(-1, 2) * scale + shift
+    rows = [f"{k / 30},{u},{v}" for k, (u, v) in enumerate(points)]
+    (tmp_path / "gaze.csv").write_text("\n".join(["timestamps,u,v", *rows, ""]))
+    numbered_video(tmp_path / "video.mp4", 90)
+    if settings:
+        (tmp_path / "recording.yaml").write_text(settings)
+        with pytest.raises(ValueError, match=wanted):
+            PlainFolderReader(tmp_path).read(0)
+        return
+    notes = PlainFolderReader(tmp_path).read(0).notes
+    assert len(notes) == bool(wanted) and all(wanted in note for note in notes)
+
+
+def test_depth_of_an_unlikely_distance_is_told_with_the_unit_it_was_read_in(tmp_path):
+    (tmp_path / "depth").mkdir()
+    for steps, is_told in ((1500, False), (7500, True), (150, True)):
+        Image.fromarray(np.full((24, 32), steps, np.uint16)).save(tmp_path / "depth/0.png")
+        (tmp_path / "gaze.csv").write_text("timestamps,u,v\n0,0.5,0.5\n0.1,0.5,0.5\n")
+        notes = PlainFolderReader(tmp_path).read(0).notes
+        assert len(notes) == is_told and all("read as millimetres" in note for note in notes)
+
+
 def test_a_key_that_begins_as_its_tar_is_found(tmp_path):
     video = numbered_video(tmp_path / "x.mp4", 5).read_bytes()
     (tmp_path / "x.mp4").unlink()

@@ -19,7 +19,7 @@ from egom2p.data.clips.clip_store import LARGEST_DEPTH_M
 from egom2p.data.clips.cropping import Crop, Rectification, centre_crop, check_same_aspect, pinhole_view
 from egom2p.data.clips.resampling import nearest_frames, poses_at, sample_period_s, track_at
 from egom2p.data.clips.upright import AS_STORED, CLOCKWISE
-from egom2p.geometry import LONGEST_SPAN_S
+from egom2p.geometry import LONGEST_SPAN_S, check_whole_picture
 from egom2p.jobs.progress import timed
 
 _TEXT = "caption"
@@ -138,9 +138,13 @@ def plan_clips(recording: Recording, config: ClipConfig, *, has_pictures: bool =
     count = int(np.floor((end_s - start_s + _TIME_TOLERANCE_S) / config.stride_s)) + 1
     if count < 1:
         spans = ", ".join(f"{name} {first[name]:.3f}-{last[name]:.3f} s" for name in sorted(signals))
+        later, earlier = max(first, key=first.__getitem__), min(last, key=last.__getitem__)
+        advice = "shorter clips: clip.duration_s"
+        if config.span == "common" and first[later] > last[earlier]:
+            advice = f"{later} begins after {earlier} ends; clocks are brought together by time_unit and offset_s"
         raise RecordingTooShort(
             f"{_where(recording)}: found {spans}; wanted {config.duration_s:g} s in which "
-            f"{'all streams run' if config.span == 'common' else 'a stream runs'} (shorter clips: clip.duration_s)"
+            f"{'all streams run' if config.span == 'common' else 'a stream runs'} ({advice})"
         )
     view = _picture_view(recording, config)
     windows = [
@@ -297,7 +301,8 @@ def _grid(start_s: float, name: str, config: ClipConfig) -> np.ndarray:
 def _picture_view(recording: Recording, config: ClipConfig) -> View | None:
     """The view of the recording's picture: of RGB, else depth, else the size that intrinsics or gaze state.
 
-    None: nothing has a size. Raises ValueError naming the sizes where they are not of one picture.
+    None: nothing has a size. Raises ValueError naming the sizes where they are not of one picture, and intrinsics that
+    cannot be of the whole of it.
     """
     sizes = {
         name: _picture_size(recording.streams[name].values) for name in PICTURE_STREAMS if name in recording.streams
@@ -317,6 +322,11 @@ def _picture_view(recording: Recording, config: ClipConfig) -> View | None:
             raise ValueError(
                 f"{_where(recording)}: {first} and {name} show different pictures (width, height): {sizes}; {error}"
             ) from None
+    if intrinsics is not None:
+        try:
+            check_whole_picture(intrinsics)
+        except ValueError as error:
+            raise ValueError(f"{_where(recording)}: intrinsics: {error}") from None
     width, height = sizes[first]
     if config.rectify is None:
         return centre_crop(width, height, aspect=config.width / config.height)

@@ -19,8 +19,8 @@ from egom2p.config import Positive, strict
 from egom2p.data.clips.image_files import IMAGE_SUFFIXES, RgbImages
 from egom2p.data.recordings.reader_parts import (
     frame_stream,
+    lens,
     numbered_frames,
-    pinhole_from_matrix,
     pose_stream,
     read_json,
 )
@@ -85,5 +85,5 @@ class ArcticReader(FormatReader):
                     f"{folder}: found pictures {files[0].stem} to {files[-1].stem}, wanted some of the numbers "
                     f"{offset} to {offset + len(times_s) - 1} of the poses"
                 )
-        intrinsics = pinhole_from_matrix(path, matrix, width, height, model="opencv", distortion=distortion)
+        intrinsics = lens(path, "opencv", distortion, (width, height), matrix)
         return Opened(streams, intrinsics, [path, folder, meta])

@@ -15,11 +15,12 @@ from egom2p.data.clips.clip_store import LARGEST_DEPTH_M
 from egom2p.data.clips.image_files import IMAGE_SUFFIXES
 from egom2p.data.clips.video_files import VideoFile
 from egom2p.data.recordings.recording_settings import SETTINGS_FILE, DepthSettings
-from egom2p.data.recordings.track_files import load_npz, stamps_in
+from egom2p.data.recordings.track_files import load_npz, named, stamps_in
 from egom2p.geometry import TimeUnit, pixel_grid, rays
 
 DEPTH_SUFFIXES = (*IMAGE_SUFFIXES, ".exr")
 _PICTURE_METRES_PER_UNIT = 0.001
+_USUAL_M = 0.2, 5.0  # of what a head-worn camera sees; beyond, a unit that nobody stated is worth a note
 _EXR_NAMES = ("Z", "depth", "Depth", "distance", "Y")
 
 
@@ -38,6 +39,7 @@ class DepthFrames:
         self._metres_per_unit = metres_per_unit
         first = self._read(0)
         self.height, self.width = first.shape
+        self.is_whole = not np.issubdtype(first.dtype, np.floating)  # whole numbers are stored
 
     def __len__(self) -> int:
         return len(self.stored)
@@ -116,8 +118,8 @@ class DepthAlongAxis:
 
 def open_depth(
     path: Path, pictures: Sequence[Path], wanted: DepthSettings, intrinsics: Intrinsics | None
-) -> tuple[Any, np.ndarray | None, TimeUnit | None]:
-    """A FrameSource of depth in metres, and the stamps (T,) that stand beside it in an npz, with their unit.
+) -> tuple[Any, np.ndarray | None, TimeUnit | None, tuple[str, ...]]:
+    """A FrameSource of depth in metres, the stamps (T,) that stand beside it in an npz, with their unit, and notes.
 
     path       a folder, whose pictures are `pictures`, or an array file
     Raises ValueError naming the file, and what is missing to know its unit.
@@ -140,11 +142,20 @@ def open_depth(
             f"{path}: found depth of {usual_m:.6g} m (median of a frame), wanted below {LARGEST_DEPTH_M:g} m; say "
             "depth.metres_per_unit (0.001: millimetres)"
         )
+    notes: tuple[str, ...] = ()
+    is_listed = path.is_dir() and named(path.parent, f"{path.name.lower()}.txt").is_file()
+    if wanted.metres_per_unit is None and seen is not None and source.is_whole:
+        if is_listed or not _USUAL_M[0] <= usual_m <= _USUAL_M[1]:
+            listed = f"; {path.name}.txt is TUM RGB-D's listing, whose depth is 1/5000 m (0.0002)" * is_listed
+            notes = (
+                f"{path.name}: nothing says its unit, read as millimetres (its first frame is {usual_m:.3g} m away); "
+                f"depth.metres_per_unit says another{listed}",
+            )
     if wanted.measured_along == "ray":
         if intrinsics is None:
             raise ValueError(f"{path.parent / SETTINGS_FILE}: depth along the ray needs intrinsics, found none")
-        return DepthAlongAxis(source, intrinsics), stamps, unit
-    return source, stamps, unit
+        return DepthAlongAxis(source, intrinsics), stamps, unit, notes
+    return source, stamps, unit, notes
 
 
 def _load_array(path: Path, unit: TimeUnit | None) -> tuple[np.ndarray, np.ndarray | None, TimeUnit | None]:

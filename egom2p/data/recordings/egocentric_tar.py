@@ -72,6 +72,16 @@ class EgocentricTarReader(FormatReader):
         cameras = [above / "intrinsics.json" for above in self._above(path)]
         return (path, *[camera for camera in cameras if camera.is_file()][:1])
 
+    @property
+    def unused(self) -> list[str]:
+        """Files of no recording; members of a tar that belong to none of its clips among them."""
+        found = super().unused
+        for path in dict.fromkeys(self.paths.values()):
+            if not _damage(path):
+                keys = tuple(f"{key}." for key in _clips(self.root, path).values())
+                found += [f"{path.relative_to(self.root)}: {m}" for m in _members(path) if not m.startswith(keys)]
+        return found
+
     def _above(self, path: Path) -> list[Path]:
         """Folders from that of a tar up to the root."""
         return [above for above in path.parents if above == self.root or self.root in above.parents]
@@ -99,11 +109,16 @@ def _damage(path: Path) -> str:
 def _members(path: Path) -> list[str]:
     try:
         with tarfile.open(path) as held:
-            names = [member.name for member in held if member.isfile()]
+            members = [member for member in held if not member.isdir()]
             check_end(held.fileobj, held.offset)
-            return names
     except (tarfile.TarError, OSError) as error:
         raise ValueError(f"{path}: not a complete tar: {error}") from error
+    names = [member.name for member in members]
+    if other := next((member.name for member in members if not member.isreg() or member.issparse()), None):
+        raise ValueError(f"{path}: {other} is a link, a device or has holes, wanted plain files")
+    if len(set(names)) < len(names):
+        raise ValueError(f"{path}: {next(name for name in names if names.count(name) > 1)} is there twice, wanted once")
+    return names
 
 
 def _content(path: Path, name: str) -> bytes:
@@ -124,4 +139,4 @@ def _lens(path: Path, size: tuple[int, int]) -> Intrinsics:
         raise ValueError(f"{path}: found {held}, wanted model, image_width, image_height, fx..cy and k1..k4") from error
     if model != "fisheye":
         raise ValueError(f"{path}: found the model {model!r}, wanted fisheye (OpenCV's, k1..k4)")
-    return lens(str(path), "kannala_brandt", bend, own, f_c).resized(*size)
+    return lens(path, "kannala_brandt", bend, own, f_c).resized(*size)

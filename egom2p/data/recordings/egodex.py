@@ -98,9 +98,9 @@ class EgoDexReader(FormatReader):
             )
         if text:
             streams["caption"] = Stream(np.array([text]), np.ones(1, bool), times_s[:1], "text")
-        f_c = _CONSTANT if matrix.shape != (3, 3) else (matrix[0, 0], matrix[1, 1], matrix[0, 2], matrix[1, 2])
-        size = (video.width, video.height) if matrix.shape == (3, 3) else (1920, 1080)
-        camera = lens(str(path), "pinhole", (), size, f_c)
+        is_told = matrix.shape == (3, 3)
+        size = (video.width, video.height) if is_told else (1920, 1080)
+        camera = lens(path, "pinhole", (), size, matrix if is_told else _CONSTANT)
         if (video.width, video.height) != size:
             camera = camera.resized(video.width, video.height)
         return Opened(streams, camera, self.files(name))

@@ -12,6 +12,7 @@ only. Gaze in `*_2d.csv` is not used.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -101,12 +102,19 @@ class EgoExo4dReader(FormatReader):
             raise ValueError(f"{folder}: found no {self.config.camera}{_RGB}")
         return found[0] if found else None
 
+    @cached_property
+    def _takes(self) -> Mapping[Any, list[Mapping[str, Any]]]:
+        """Takes by name, read once: takes.json is megabytes, and every recording asks for one."""
+        takes: dict[Any, list[Mapping[str, Any]]] = {}
+        for take in read_json(self.root / "takes.json"):
+            if isinstance(take, dict):
+                takes.setdefault(str(take.get("take_name")), []).append(take)
+        return takes
+
     def _take(self, name: str) -> Mapping[str, Any]:
-        path = self.root / "takes.json"
-        takes = read_json(path)
-        found = [take for take in takes if isinstance(take, dict) and take.get("take_name") == name]
+        found = self._takes.get(name, [])
         if len(found) != 1:
-            raise ValueError(f"{path}: found {len(found)} takes called {name}, wanted one")
+            raise ValueError(f"{self.root / 'takes.json'}: found {len(found)} takes called {name}, wanted one")
         return found[0]
 
     def _timesync(self, take: Mapping[str, Any]) -> Path:
@@ -118,7 +126,15 @@ class EgoExo4dReader(FormatReader):
     def _frame_times(self, take: Mapping[str, Any], path: Path, video: Path, count: int) -> np.ndarray:
         if not path.is_file():
             raise ValueError(f"{path}: no such file; the times of {video.name} are in it")
-        start, end = int(take["timesync_start_idx"]), int(take["timesync_end_idx"])
+        try:
+            start, end = int(take["timesync_start_idx"]), int(take["timesync_end_idx"])
+        except (KeyError, TypeError, ValueError) as error:
+            start, end = -1, repr(error)
+        if start < 0:
+            raise ValueError(
+                f"{self.root / 'takes.json'}: {take['take_name']}: found timesync_start_idx and timesync_end_idx "
+                f"{start}, {end}, wanted rows of {path}"
+            )
         documented = end - 1 - start
         if abs(count - documented) > _LARGEST_DIFFERENCE:
             raise ValueError(f"{video}: found {count} frames, wanted {documented} as rows {start} to {end} of {path}")

@@ -103,4 +103,4 @@ def _calibration(path: Path, camera: str) -> tuple[Intrinsics, np.ndarray]:
         model, size, f_c = values["distortion_model"], values["resolution"], values["intrinsics"]
     except (yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{path}: not a calibration of {camera}: {error!r}") from error
-    return lens(str(path), model, distortion, size, f_c), body_from_cam
+    return lens(path, model, distortion, size, f_c), body_from_cam

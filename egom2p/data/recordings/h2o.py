@@ -25,8 +25,8 @@ from egom2p.data.recordings.depth_files import DepthFrames
 from egom2p.data.recordings.reader_parts import (
     check_pose_direction,
     frame_stream,
+    lens,
     numbered_frames,
-    pinhole_from_matrix,
     pose_stream,
     read_numbers,
     track_stream,
@@ -57,9 +57,8 @@ class H2oReader(FormatReader):
 
     def open(self, name: str, path: Path) -> Opened:
         rate_hz, camera_file = self.config.rate_hz, path / "cam_intrinsics.txt"
-        fx, fy, cx, cy, width, height = read_numbers(camera_file, (6,)).tolist()
-        matrix = np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])
-        intrinsics = pinhole_from_matrix(camera_file, matrix, int(width), int(height))
+        numbers = read_numbers(camera_file, (6,))
+        intrinsics = lens(camera_file, "pinhole", (), numbers[4:], numbers[:4])
         pose_files, pose_times_s = numbered_frames(path / "cam_pose", (".txt",), rate_hz)
         poses = np.stack([read_numbers(file, (4, 4)) for file in pose_files])
         streams = {"camera": pose_stream(pose_times_s, poses, where=path / "cam_pose")}

@@ -24,7 +24,7 @@ from egom2p.data.recordings.depth_files import DepthVideo, metres_of_steps
 from egom2p.data.recordings.reader_parts import (
     check_pose_direction,
     frame_stream,
-    pinhole_from_matrix,
+    lens,
     pose_stream,
     read_npy,
 )
@@ -71,7 +71,7 @@ class Hoi4dReader(FormatReader):
     def open(self, name: str, path: Path) -> Opened:
         rgb, log, file = VideoFile(path / _RGB), path / _LOG, self._intrinsics_file(path)
         streams = {"rgb": frame_stream(rgb, rgb.times_s, "uint8", where=path / _RGB)}
-        intrinsics = None if file is None else pinhole_from_matrix(file, read_npy(file), rgb.width, rgb.height)
+        intrinsics = None if file is None else lens(file, "pinhole", (), (rgb.width, rgb.height), read_npy(file))
         if log.is_file():
             poses = _read_log(log)
             lasts_s, video_s = len(poses) / self.config.rate_hz, float(rgb.times_s[-1])

@@ -24,7 +24,7 @@ from egom2p.contracts import Intrinsics, Stream
 from egom2p.data.clips.video_files import VideoFile
 from egom2p.data.recordings.reader_parts import (
     frame_stream,
-    pinhole_from_matrix,
+    lens,
     pose_stream,
     read_numbers,
     track_stream,
@@ -82,7 +82,7 @@ class HoloAssistReader(FormatReader):
         values = read_numbers(file).ravel()
         if len(values) < 11:
             raise ValueError(f"{file}: found {len(values)} numbers, wanted a 3x3 matrix first, width and height last")
-        intrinsics = pinhole_from_matrix(file, values[:9].reshape(3, 3), int(values[-2]), int(values[-1]))
+        intrinsics = lens(file, "pinhole", (), values[-2:], values[:9].reshape(3, 3))
         if eyes.is_file():
             streams["gaze"] = self._gaze(eyes, start, streams["camera"], intrinsics)
             used.append(eyes)

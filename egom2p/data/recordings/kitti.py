@@ -55,8 +55,7 @@ class KittiReader(FormatReader):
             world_from_cam = world_from_cam0 @ poses_from_parts(np.eye(3), -offset)
             streams["camera"] = pose_stream(times_s, world_from_cam, where=trajectory)
             used.append(trajectory)
-        f_c = projection[0, 0], projection[1, 1], projection[0, 2], projection[1, 2]
-        return Opened(streams, lens(str(path / "calib.txt"), "pinhole", (), size, f_c), used)
+        return Opened(streams, lens(path / "calib.txt", "pinhole", (), size, projection[:, :3]), used)
 
 
 def _projection(path: Path, name: str) -> np.ndarray:

@@ -373,5 +373,5 @@ def _calibration(file: _File, topic: str) -> Intrinsics | None:
         return None
     distortion = list(getattr(message, "D", None) or getattr(message, "d", ()))
     model = message.distortion_model or "plumb_bob"
-    f_c = k[0], k[4], k[2], k[5]
-    return lens(f"{file.path}: {topic}", model, distortion, (message.width, message.height), f_c)
+    size = message.width, message.height
+    return lens(f"{file.path}: {topic}", model, distortion, size, np.reshape(k, (3, 3)))

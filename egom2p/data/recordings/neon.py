@@ -114,7 +114,7 @@ class NeonReader(FormatReader):
         streams["gaze"] = track_stream(times_s, gaze_from_pixels(values, *size), "image", where=path, is_valid=is_valid)
         if _parts(path, "eye_state", ".raw"):
             times_s, values, files, cut = _read_parts(path, "eye_state", "<f4", 14)
-            unit = "mm and directions of both eyes, 14 numbers of Neon's"
+            unit = f"mm and directions of both eyes, {values.shape[1]} numbers of Neon's"
             streams["eye_state"] = track_stream(times_s, values, unit, where=path)
             used += files
             notes += cut
@@ -133,9 +133,8 @@ class NeonReader(FormatReader):
             if len(content) < _CALIBRATION.itemsize:
                 raise ValueError(f"{calibration}: found {len(content)} bytes, wanted {_CALIBRATION.itemsize} or more")
             held = np.frombuffer(content, _CALIBRATION, count=1)[0]
-            matrix = held["scene_matrix"]
-            f_c = matrix[0, 0], matrix[1, 1], matrix[0, 2], matrix[1, 2]
-            intrinsics = lens(str(calibration), "opencv", held["scene_distortion"].tolist(), size, f_c)
+            distortion = held["scene_distortion"].tolist()
+            intrinsics = lens(calibration, "opencv", distortion, size, held["scene_matrix"])
             used.append(calibration)
         return Opened(streams, intrinsics, used, notes)
 
@@ -175,8 +174,7 @@ def _scene_camera(path: Path, size: tuple[int, int]) -> Intrinsics:
     if "camera_matrix" not in held or key is None:
         raise ValueError(f"{path}: found {sorted(held)}, wanted camera_matrix and dist_coefs")
     matrix, distortion = np.array(held["camera_matrix"], np.float64), np.array(held[key], np.float64).ravel()
-    f_c = matrix[0, 0], matrix[1, 1], matrix[0, 2], matrix[1, 2]
-    return lens(str(path), "opencv", distortion.tolist(), size, f_c)
+    return lens(path, "opencv", distortion.tolist(), size, matrix)
 
 
 def _parts(path: Path, name: str, suffix: str) -> list[Path]:
@@ -197,7 +195,7 @@ def _stated_dtype(path: Path) -> np.dtype:
 def _read_parts(
     path: Path, name: str, dtype: str | np.dtype, columns: int | None, *, clock: str | None = None
 ) -> tuple[np.ndarray, np.ndarray, list[Path], list[str]]:
-    """Times (T,), values (T, columns) (or records) and the files of all parts; each is cut to its shorter file.
+    """Times (T,), values (T, columns or more) (or records) and the files of all parts; each is cut to its shorter file.
 
     Also notes of the parts that were cut.
     """
@@ -211,9 +209,12 @@ def _read_parts(
         stamps = raw.with_name(raw.name.replace(name, clock or name, 1)).with_suffix(".time")
         content, size = raw.read_bytes(), np.dtype(dtype).itemsize
         rows = np.frombuffer(content[: len(content) // size * size], dtype)
-        if columns is not None:
-            if rows.dtype.names:
-                rows = np.stack([rows[field].astype(np.float64) for field in rows.dtype.names], axis=1).ravel()
+        if columns is not None and (fields := rows.dtype.names):
+            # Later eye states hold those of the lids behind the 14; gaze is two numbers.
+            if len(fields) < columns or (len(fields) > columns and name != "eye_state"):
+                raise ValueError(f"{stated}: found the fields {list(fields)}, wanted {columns} of {name}")
+            rows = np.stack([rows[field].astype(np.float64) for field in fields], axis=1)
+        elif columns is not None:
             rows = rows[: len(rows) // columns * columns].reshape(-1, columns)
         own_s = _stamps_s(stamps)
         count = min(len(own_s), len(rows))

@@ -66,6 +66,7 @@ _TRACK_SUFFIXES = (*TABLE_SUFFIXES, ".npz")
 _OWN_FILES = ("depth", "gaze", "trajectory")  # have readers of their own
 _OWN_STREAMS = ("rgb", "camera", "caption")  # no table is one of these
 _PICTURES = ("rgb", "depth")
+_OUTSIDE = 0.25  # share of gaze beside the picture that is worth a note
 _STREAM_OF_CLOCK = {"rgb": "rgb", "depth": "depth", "trajectory": "camera"}  # of <name>_timestamps.txt
 
 
@@ -135,6 +136,8 @@ def read_recording(folder: Path, settings: RecordingSettings, *, name: str = "",
     gazes = [f"gaze{suffix}" for suffix in _TRACK_SUFFIXES]
     gaze_path = files.take(settings.gaze.file, gazes)
     _add(streams, "gaze", read_gaze(folder, gaze_path, settings.gaze, streams.get("rgb"), intrinsics))
+    if "gaze" in streams:
+        files.notes += _notes_on_gaze(gaze_path, streams["gaze"])
     for track, path in _track_paths(files, settings).items():
         _add(streams, track, read_further_track(track, path, settings.tracks.get(track, TrackSettings())))
     if not streams:
@@ -176,6 +179,15 @@ def _turned(recording: Recording, settings: RecordingSettings) -> Recording:
         if intrinsics is not None and "intrinsics" in rotates:
             intrinsics = turned_clockwise(intrinsics)
     return replace(recording, streams=streams, intrinsics=intrinsics, gaze_size=gaze_size)
+
+
+def _notes_on_gaze(path: Path, gaze: Stream) -> tuple[str, ...]:
+    """What is not impossible, but likelier a convention of another kind (centred, or with a frame of its own)."""
+    points = gaze.values[gaze.is_valid]
+    share = float(((points < 0) | (points > 1)).any(axis=1).mean()) if len(points) else 0.0
+    if share < _OUTSIDE:
+        return ()
+    return (f"{path.name}: {share:.0%} of its valid samples lie outside of the picture, [0, 1] from its top left",)
 
 
 class _Files:
@@ -257,7 +269,8 @@ def _read_depth(
     if path is None:
         return None
     pictures, own_times_s = _pictures_of(files, path, DEPTH_SUFFIXES) if path.is_dir() else ([], None)
-    values, stamps, unit = open_depth(path, pictures, wanted, intrinsics)
+    values, stamps, unit, notes = open_depth(path, pictures, wanted, intrinsics)
+    files.notes += notes
     ticks = None
     if stamps is not None:
         own_times_s = clock_s(stamps, unit, path, offset_s=wanted.offset_s, stream="depth", say="depth.time_unit")

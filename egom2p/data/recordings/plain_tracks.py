@@ -45,6 +45,7 @@ FORMAT_OF_SUFFIX = {".txt": "tum", ".tum": "tum", ".csv": "euroc", ".npz": "npz"
 _AXES = {"opencv": np.eye(4), "opengl": np.diag([1.0, -1.0, -1.0, 1.0]), "turned": CLOCKWISE_TURN}
 _MIN_CONFIDENCE = 0.6  # what Pupil Labs advise for their own
 _LARGEST_NORMALISED = 2.0
+_ENOUGH = 10  # samples that nobody has all in the first pixel
 
 
 def read_camera(folder: Path, path: Path | None, wanted: CameraSettings, rgb: Stream | None = None) -> Stream | None:
@@ -163,12 +164,16 @@ def read_gaze(
         gaze = np.stack([table.numbers(layout.u), table.numbers(layout.v)], axis=1)
         is_valid &= np.isfinite(gaze).all(axis=1)
     _refuse_without_effect(path, wanted, ("camera_from_eyes",), "it turns gaze given as angles")
+    is_pixel = (wanted.coordinates or layout.coordinates) == "pixel"
+    if is_pixel and is_valid.sum() >= _ENOUGH and (most := np.abs(gaze[is_valid]).max()) <= 1:
+        raise ValueError(
+            f"{path}: found gaze of {most:.6g} at most, wanted pixels; for shares of the picture "
+            "gaze.coordinates: normalised"
+        )
     if (wanted.origin or layout.origin) == "bottom_left":
-        height = 1.0
-        if (wanted.coordinates or layout.coordinates) == "pixel":
-            height = _gaze_picture_size(folder, wanted, rgb, intrinsics)[1] - 1
+        height = _gaze_picture_size(folder, wanted, rgb, intrinsics)[1] - 1 if is_pixel else 1.0
         gaze = np.stack([gaze[:, 0], height - gaze[:, 1]], axis=1)
-    if (wanted.coordinates or layout.coordinates) == "normalised":
+    if not is_pixel:
         _refuse_pixels(path, gaze[is_valid])
     else:
         gaze = gaze_from_pixels(gaze, *_gaze_picture_size(folder, wanted, rgb, intrinsics))

@@ -141,5 +141,4 @@ def _intrinsics(path: Path, video: Any) -> Intrinsics | None:
         model = held[key]["cam_type"]
     except (ValueError, KeyError, TypeError, AttributeError, msgpack.UnpackException) as error:
         raise ValueError(f"{path}: not a camera as Pupil Core writes it: {error!r}") from error
-    f_c = matrix[0, 0], matrix[1, 1], matrix[0, 2], matrix[1, 2]
-    return lens(str(path), model, distortion.tolist(), (video.width, video.height), f_c)
+    return lens(path, model, distortion.tolist(), (video.width, video.height), matrix)

@@ -24,6 +24,7 @@ from egom2p.geometry import (
     TimeUnit,
     check_camera_model,
     check_poses,
+    check_whole_picture,
     interpolate_poses,
     inverse_poses,
     is_inside,
@@ -224,34 +225,34 @@ def poses_from_rows(where: str, positions: np.ndarray, quaternions_xyzw: np.ndar
 
 
 def lens(
-    where: str, model: str, distortion: Sequence[float], size: tuple[int, int], f_c: Sequence[float]
+    where: Path | str,
+    model: str,
+    distortion: Sequence[float],
+    size: Sequence[int],
+    camera: np.ndarray | Sequence[float],
 ) -> Intrinsics:
-    """Intrinsics of a named lens model; `f_c` is fx, fy, cx, cy with pixel (0, 0) the centre of the first pixel.
+    """Intrinsics of a named lens model, of the width and height `size`.
 
-    Raises ValueError for a model or number of parameters that `geometry.cameras` does not know.
+    camera   3x3 matrix, or fx, fy, cx, cy, with pixel (0, 0) the centre of the first pixel
+    Raises ValueError for a model or number of parameters that `geometry.cameras` does not know, and for a camera that
+    cannot be of a picture of this size.
     """
     distortion = tuple(float(value) for value in distortion)
     known = _LENSES.get(model.lower(), model)
     # Without bend a fisheye is still none: its angle goes with the radius, not its tangent.
     known = "pinhole" if known == "opencv" and not any(distortion) else known
-    fx, fy, cx, cy = map(float, f_c)
-    camera = Intrinsics(*map(int, size), fx, fy, cx, cy, known, () if known == "pinhole" else distortion)
+    numbers = np.asarray(camera, dtype=np.float64)
+    numbers = numbers[[0, 1, 0, 1], [0, 1, 2, 2]] if numbers.shape == (3, 3) else numbers.ravel()
+    if numbers.size != 4:
+        raise ValueError(f"{where}: found a camera of {numbers.size} numbers, wanted fx, fy, cx, cy or a 3x3 matrix")
+    fx, fy, cx, cy = numbers.tolist()
+    found = Intrinsics(*map(int, size), fx, fy, cx, cy, known, () if known == "pinhole" else distortion)
     try:
-        check_camera_model(camera)
+        check_camera_model(found)
+        check_whole_picture(found)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
-    return camera
-
-
-def pinhole_from_matrix(path: Path, matrix: np.ndarray, width: int, height: int, **distorted: Any) -> Intrinsics:
-    """Intrinsics of a 3x3 matrix. Raises ValueError where its centre is not near that of the picture."""
-    fx, fy, cx, cy = (float(value) for value in (matrix[0, 0], matrix[1, 1], matrix[0, 2], matrix[1, 2]))
-    if not (min(fx, fy) > 0 and 0.25 * width < cx < 0.75 * width and 0.25 * height < cy < 0.75 * height):
-        raise ValueError(
-            f"{path}: found fx {fx:g}, fy {fy:g} and the centre ({cx:g}, {cy:g}), wanted a camera of the {width}x"
-            f"{height} picture"
-        )
-    return Intrinsics(width, height, fx, fy, cx, cy, **distorted)
+    return found
 
 
 class JoinedFrames:

@@ -81,7 +81,7 @@ class Record3dReader(FormatReader):
             streams["depth"] = frame_stream(depth, times_s[depths], "m", where=path)
         if len(lenses):
             streams["intrinsics"] = track_stream(times_s, lenses, "fx, fy, cx, cy in pixels", where=path)
-        return Opened(streams, lens(str(path), "pinhole", (), size, (k[0, 0], k[1, 1], k[0, 2], k[1, 2])), [path])
+        return Opened(streams, lens(path, "pinhole", (), size, k), [path])
 
 
 def _numbers(members: Sequence[str], suffix: str) -> np.ndarray:

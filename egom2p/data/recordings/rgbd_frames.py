@@ -19,8 +19,8 @@ from egom2p.data.recordings.depth_files import DepthFrames
 from egom2p.data.recordings.reader_parts import (
     check_pose_direction,
     frame_stream,
+    lens,
     picture_stream,
-    pinhole_from_matrix,
     pose_stream,
     read_numbers,
 )
@@ -74,7 +74,7 @@ def open_frames(path: Path, rate_hz: float) -> Opened:
     )
     if calibration is not None:
         rgb = streams["rgb"].values
-        intrinsics = pinhole_from_matrix(calibration, read_numbers(calibration, (3, 3)), rgb.width, rgb.height)
+        intrinsics = lens(calibration, "pinhole", (), (rgb.width, rgb.height), read_numbers(calibration, (3, 3)))
         if {"depth", "camera"} <= streams.keys():
             check_pose_direction(streams, intrinsics, where=path)
     return Opened(streams, intrinsics, [*colours, *depths, *poses, path / _INTRINSICS])

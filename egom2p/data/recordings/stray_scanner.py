@@ -19,8 +19,8 @@ from egom2p.data.recordings.depth_files import DepthFrames
 from egom2p.data.recordings.reader_parts import (
     JoinedFrames,
     frame_stream,
+    lens,
     numbers_of,
-    pinhole_from_matrix,
     pose_stream,
     poses_from_rows,
     read_numbers,
@@ -67,7 +67,7 @@ class StrayScannerReader(FormatReader):
             streams["rgb"] = frame_stream(JoinedFrames([(video, numbers)]), times_s, "uint8", where=video_path)
             file = path / "camera_matrix.csv"
             matrix = read_numbers(file, (3, 3), delimiter=",")
-            intrinsics = pinhole_from_matrix(file, matrix, video.width, video.height)
+            intrinsics = lens(file, "pinhole", (), (video.width, video.height), matrix)
             used += [video_path, file]
             if unnamed := len(video) - len(np.unique(numbers)):
                 notes = (f"{unnamed} of {len(video)} frames of the video have no row in {odometry.name}: left out",)

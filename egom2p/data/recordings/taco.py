@@ -21,7 +21,7 @@ from egom2p.data.recordings.depth_files import DepthVideo, metres_of_steps
 from egom2p.data.recordings.reader_parts import (
     check_pose_direction,
     frame_stream,
-    pinhole_from_matrix,
+    lens,
     pose_stream,
     read_npy,
     read_numbers,
@@ -66,7 +66,7 @@ class TacoReader(FormatReader):
         if len(rgb) != len(cam_from_world):
             raise ValueError(f"{extrinsics}: found {len(cam_from_world)} poses, wanted {len(rgb)} as frames of {video}")
         matrix = read_numbers(path / "egocentric_intrinsic.txt", (3, 3))
-        intrinsics = pinhole_from_matrix(path / "egocentric_intrinsic.txt", matrix, rgb.width, rgb.height)
+        intrinsics = lens(path / "egocentric_intrinsic.txt", "pinhole", (), (rgb.width, rgb.height), matrix)
         streams = {
             "rgb": frame_stream(rgb, rgb.times_s, "uint8", where=video),
             "camera": pose_stream(rgb.times_s, inverse_poses(cam_from_world), where=extrinsics),

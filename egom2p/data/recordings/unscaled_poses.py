@@ -152,13 +152,13 @@ def _nerfstudio_camera(path: Path, held: Mapping[str, Any], frame: Mapping[str, 
     model = values.get("camera_model", "OPENCV_FISHEYE" if values.get("is_fisheye") else "OPENCV")
     k = [float(values.get(key, 0.0)) for key in ("k1", "k2", "k3", "k4")]
     if model == "OPENCV_FISHEYE":
-        return lens(str(path), "kannala_brandt", k, size, f_c)
+        return lens(path, "kannala_brandt", k, size, f_c)
     if model not in ("OPENCV", "PINHOLE", "SIMPLE_PINHOLE"):
         raise ValueError(f"{path}: found camera_model {model!r}, wanted OPENCV, PINHOLE or OPENCV_FISHEYE")
     if k[3]:
         raise ValueError(f"{path}: found k4 {k[3]} for {model}, whose fourth radial term has no agreed meaning")
     radial = [k[0], k[1], float(values.get("p1", 0.0)), float(values.get("p2", 0.0)), k[2]]
-    return lens(str(path), "opencv", radial, size, f_c)
+    return lens(path, "opencv", radial, size, f_c)
 
 
 class ColmapReader(_UnscaledReader):
@@ -196,7 +196,7 @@ class ColmapReader(_UnscaledReader):
         distortion = list(parameters[max(order) + 1 :])
         if model == "radial":
             model, distortion = "opencv", [*distortion, *[0.0] * (4 - len(distortion))]
-        camera = lens(str(cameras_path), model, distortion, size, (fx, fy, cx - 0.5, cy - 0.5))
+        camera = lens(cameras_path, model, distortion, size, (fx, fy, cx - 0.5, cy - 0.5))
         return Opened(streams, camera, [cameras_path, images_path, *files], notes)
 
 

@@ -85,8 +85,7 @@ class XperienceReader(FormatReader):
             notes.append("depth is left out where there is some: source.depth_metres_per_unit says its unit")
         intrinsics = None
         if (k := tables.get("calibration/cam01/K")) is not None:
-            f_c = (k[0, 0], k[1, 1], k[0, 2], k[1, 2]) if k.shape == (3, 3) else k.ravel()
-            intrinsics = lens(f"{file}: calibration/cam01/K", "pinhole", (), (video.width, video.height), f_c)
+            intrinsics = lens(f"{file}: calibration/cam01/K", "pinhole", (), (video.width, video.height), k)
         return Opened(streams, intrinsics, [file, path / _VIDEO], notes)
 
 

@@ -293,6 +293,9 @@ def _plan_all(
         raise ValueError("\n".join([*lines, *more, f"nothing was written; {advice} leaves such recordings out"]))
     if not any(plan.windows for plan in plans):
         raise ValueError(f"{config.dataset}: none of {len(plans)} recordings gives a clip; first: {plans[0].problem}")
+    seen = {stream for plan in plans for stream in plan.inspected.coverage}
+    if nowhere := [stream for stream in config.streams or () if stream not in seen]:
+        raise ValueError(f"streams: found no recording with {nowhere}, wanted some of {sorted(seen)}, which there are")
     return plans
 
 

@@ -19,6 +19,7 @@ from field_replicas import (
 from scipy.spatial.transform import Rotation
 
 from egom2p.data.recordings.euroc import EurocSource, _calibration
+from egom2p.data.recordings.pupil_core import PupilCoreReader
 from egom2p.data.recordings.reader_choice import AnySource, open_reader
 from egom2p.geometry import inverse_poses
 
@@ -165,6 +166,15 @@ def test_neon_native_parts_go_by_number_and_worn_by_its_own_clock(tmp_path):
     (tmp_path / "gaze_200hz.dtype").write_text(str(fields[:3]))
     with pytest.raises(ValueError, match=r"gaze_200hz\.dtype: found the fields \['field_0', .*wanted 2 of gaze"):
         recognised_as(tmp_path, "neon")
+
+
+def test_exports_of_one_name_are_not_one_recording(tmp_path):
+    rows = "gaze_timestamp,confidence,norm_pos_x,norm_pos_y\n0.0,1,0.5,0.5\n0.1,1,0.5,0.5\n"
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/gaze_positions.csv").write_text(rows)
+    (tmp_path / "a_gaze_positions.csv").write_text(rows)
+    with pytest.raises(ValueError, match="found a second recording called a beside"):
+        PupilCoreReader.find(tmp_path)
 
 
 def test_real_pupil_core_exports_are_sorted_turned_over_and_judged_by_confidence():

@@ -314,6 +314,23 @@ def test_a_recording_that_changed_is_no_part_of_its_store(root, tmp_path):
         prepare(_config(root, tmp_path / "clips"))
 
 
+@pytest.mark.parametrize("count", [120, 60000], ids=["small", "of 7 MB"])
+def test_arrays_of_other_numbers_in_as_many_bytes_are_a_change(tmp_path, count):
+    _make(tmp_path / "rec", "a", has_poses=False)
+    path, arrays = tmp_path / "rec/a/trajectory.npz", {"timestamps": np.arange(count) / 30}
+    poses = np.tile(np.eye(4), (count, 1, 1))
+    np.savez(path, world_from_camera=poses, **arrays)
+    config, size = _config(tmp_path / "rec", tmp_path / "clips"), path.stat().st_size
+    prepare(config)
+    os.utime(path, (1, 1))  # a copy
+    prepare(config)
+    poses[:, 2, 3] = 1.0
+    np.savez(path, world_from_camera=poses, **arrays)
+    assert path.stat().st_size == size
+    with pytest.raises(ValueError, match="a: its files have changed since its clips were cut"):
+        prepare(config)
+
+
 def test_a_recording_that_was_mended_gets_its_clips(root, tmp_path):
     video = (root / "a" / "video.mp4").read_bytes()
     (root / "a" / "video.mp4").write_bytes(b"nothing")
@@ -338,6 +355,9 @@ def test_bad_recordings_of_the_door(door_dir, tmp_path):
 def test_chosen_streams_only(root, tmp_path):
     prepare(_config(root, tmp_path / "clips", streams=("rgb",)))
     assert ClipStore(tmp_path / "clips", "home").streams == ("rgb",)
+    with pytest.raises(ValueError, match=r"streams: found no recording with \['camrea'\], wanted some of \['rgb'\]"):
+        prepare(_config(root, tmp_path / "others", streams=("rgb", "camrea")))
+    assert not list((tmp_path / "others").rglob("*.tar"))
 
 
 def test_synthetic_world_is_a_source_like_any_other(tmp_path):

@@ -17,7 +17,7 @@ import numpy as np
 from egom2p.config import Share, strict
 from egom2p.contracts import Intrinsics, Stream
 from egom2p.data.recordings.reader_parts import lens, needs, read_npy, track_stream, video_with_times
-from egom2p.data.recordings.recording_formats import FolderSource, FormatReader, Opened, folders_with
+from egom2p.data.recordings.recording_formats import FolderSource, FormatReader, Opened, add_named, folders_with
 from egom2p.data.recordings.recording_settings import SETTINGS_FILE
 from egom2p.data.recordings.track_files import Table, distinct_samples
 
@@ -85,7 +85,7 @@ def _exports_alone(root: Path) -> dict[str, Path]:
             prefix = file.name.removesuffix(_EXPORT).rstrip("_- ")
             parts = [*file.relative_to(root).parts[:-1], *([prefix] if prefix else [])]
             if not (file.parent / SETTINGS_FILE).is_file() and not any(part.startswith(".") for part in parts):
-                found["_".join(parts) or root.resolve().name] = file
+                add_named(found, "_".join(parts) or root.resolve().name, file)
     return found
 
 

@@ -13,7 +13,9 @@ from egom2p.config import strict
 from egom2p.contracts import Intrinsics, Provenance, Recording, Stream
 from egom2p.data.recordings.track_files import TABLE_SUFFIXES, cut_notes, entries_of, files_below, is_folder, visible
 
-_TEXTS, _SMALL_FILE = (*TABLE_SUFFIXES, ".txt", ".yaml", ".tum", ".json", ".jsonl", ".log"), 1 << 22  # bytes
+# Files that may hold other numbers in as many bytes, and how much of each is looked at: all, or blocks over its length.
+_TRACKS = (*TABLE_SUFFIXES, ".txt", ".yaml", ".yml", ".tum", ".json", ".jsonl", ".log", ".npz", ".npy", ".hdf5")
+_NUM_BLOCKS, _BLOCK_BYTES = 64, 1 << 16
 
 
 @strict
@@ -149,16 +151,24 @@ def add_named(found: dict[str, Path], name: str, path: Path) -> None:
 def files_signature(root: Path, paths: Iterable[Path], *, is_whole: bool) -> dict[str, str]:
     """What tells whether files (or all in folders) are what they were: `stamps`, and whole also `content`.
 
-    stamps: names, sizes and times of writing; content: names, sizes, and what small files hold (a copy has it too).
+    stamps: names, sizes and times of writing; content: names, sizes, and what tracks hold (a copy has it too).
     """
     files = [file for path in paths for file in (files_below(path) if path.is_dir() else [path]) if file.is_file()]
     stats = [(str(path.relative_to(root)), path, path.stat()) for path in files]
     stamps = [(name, stat.st_size, stat.st_mtime_ns) for name, _, stat in stats]
     if not is_whole:
         return {"stamps": _hash(stamps)}
-    small = [path for _, path, stat in stats if stat.st_size <= _SMALL_FILE and path.suffix.lower() in _TEXTS]
-    held = [hashlib.sha256(path.read_bytes()).hexdigest() for path in small]
+    held = [_digest(path, stat.st_size) for _, path, stat in stats if path.suffix.lower() in _TRACKS]
     return {"stamps": _hash(stamps), "content": _hash([[(name, stat.st_size) for name, _, stat in stats], held])}
+
+
+def _digest(path: Path, size: int) -> str:
+    digest, step = hashlib.sha256(), max(_BLOCK_BYTES, (size - _BLOCK_BYTES) // (_NUM_BLOCKS - 1))
+    with open(path, "rb") as opened:
+        for start in range(0, size, step):
+            opened.seek(start)
+            digest.update(opened.read(_BLOCK_BYTES))
+    return digest.hexdigest()
 
 
 def _hash(values: Any) -> str:

@@ -83,6 +83,10 @@ class Stream:
                 f"a stream of {count} values has {len(self.is_valid)} validities and {len(self.times_s)} times"
             )
 
+    def rows(self, indices: np.ndarray) -> np.ndarray:
+        """Values (N, ...) at indices (N,), read where they lie in files."""
+        return self.values[indices] if isinstance(self.values, np.ndarray) else self.values.read(indices)
+
 
 @dataclass(frozen=True)
 class Provenance:

@@ -36,6 +36,11 @@ def say(text: str) -> None:
     Console(stderr=True, soft_wrap=True).print(text, markup=False, highlight=False)
 
 
+def listed(words: Sequence[str], most: int = 20) -> str:
+    """The first words between commas, and how many more there are."""
+    return ", ".join(words[:most]) + (f" and {len(words) - most} more" if len(words) > most else "")
+
+
 class Ledger:
     """A file of finished parts, a JSON line each, appended by one process at a time.
 

@@ -21,7 +21,7 @@ from egom2p.data.clips.clip_store import META, clip_folders, encode_clip
 from egom2p.data.recordings.reader_choice import Reader, SourceConfig, identity, open_reader, outline, recognised
 from egom2p.data.shards.shard_set import CARD_NAME
 from egom2p.data.shards.shard_writer import finished_keys, write_shard
-from egom2p.jobs.progress import progress_bar, say, take_times, time_shares, timed
+from egom2p.jobs.progress import listed, progress_bar, say, take_times, time_shares, timed
 from egom2p.jobs.stages import PlaceConfig, run_stage
 from egom2p.jobs.workers import made_ahead, tick
 from egom2p.pipelines.prepare_plan import (
@@ -216,31 +216,24 @@ def summary(report: PrepareReport) -> str:
         lines.append(f"  {kind} in {count} clips, e.g. {report.fault_examples[kind]}")
     found = [f"{name}: {stream} is {how}" for name, by in report.skew.items() for stream, how in by.items()]
     off = [line for line in found if " is off: " in line]
-    lines += [f"  {line}" for line in off[:_MAX_LISTED]]
-    if len(off) > _MAX_LISTED:
-        lines.append(f"  ... {len(off)} streams are off in all (the report has them)")
+    lines += _some([f"  {line}" for line in off], "streams are off in all (the report has them)")
     for side, about in report.splits.items():
         lines.append(f"  {side}: {about['recordings']} recordings, {about['clips']} clips")
-    lines += [f"  sides: {leak}" for leak in report.leaks[:_MAX_LISTED]]
-    if len(report.leaks) > _MAX_LISTED:
-        lines.append(f"  ... {len(report.leaks)} such lines in all (the report has them)")
+    lines += _some([f"  sides: {leak}" for leak in report.leaks], "such lines in all (the report has them)")
     if report.time_shares:
         shares = ", ".join(f"{name} {100 * share:.0f} %" for name, share in report.time_shares.items())
         lines.append(f"  time: {shares}")
-    for name, files in list(report.unused_files.items())[:_MAX_LISTED]:
-        more = f" and {len(files) - _MAX_LISTED} more" if len(files) > _MAX_LISTED else ""
-        lines.append(f"  not used of {name}: {', '.join(files[:_MAX_LISTED])}{more}")
-    if len(report.unused_files) > _MAX_LISTED:
-        lines.append(f"  ... files not used in {len(report.unused_files)} recordings in all (the report names them)")
-    for name, notes in list(report.notes.items())[:_MAX_LISTED]:
-        lines.append(f"  note on {name}: {'; '.join(notes)}")
-    if len(report.notes) > _MAX_LISTED:
-        lines.append(f"  ... notes on {len(report.notes)} recordings in all (the report has them)")
-    for name, why in list(report.skipped.items())[:_MAX_LISTED]:
-        lines.append(f"  skipped {name}: {why}")
-    if len(report.skipped) > _MAX_LISTED:
-        lines.append(f"  ... {len(report.skipped)} recordings skipped in all")
+    unused = [f"  not used of {name}: {listed(files)}" for name, files in report.unused_files.items()]
+    lines += _some(unused, "recordings with files not used in all (the report names them)")
+    notes = [f"  note on {name}: {'; '.join(notes)}" for name, notes in report.notes.items()]
+    lines += _some(notes, "recordings with notes in all (the report has them)")
+    lines += _some([f"  skipped {name}: {why}" for name, why in report.skipped.items()], "recordings skipped in all")
     return "\n".join(lines)
+
+
+def _some(lines: list[str], rest: str) -> list[str]:
+    """The first lines, and how many there are where that is not all."""
+    return lines[:_MAX_LISTED] + [f"  ... {len(lines)} {rest}"] * (len(lines) > _MAX_LISTED)
 
 
 class _Desk:

@@ -109,7 +109,7 @@ def _picture_faults(recording: Recording, window: Window, clip: ClipConfig, qual
         return []
     times_s = window.start_s + np.arange(quality.pictures_per_clip) * clip.duration_s / quality.pictures_per_clip
     indices, _ = nearest_frames(recording.streams["rgb"], times_s, max_offset_s=np.inf)
-    pictures = _read(recording.streams["rgb"], indices)
+    pictures = recording.streams["rgb"].rows(indices)
     contrast = np.ptp(pictures[:, ::4, ::4].reshape(len(pictures), -1), axis=1)
     if contrast.min() < quality.min_contrast:
         return [f"blank: a picture has {contrast.min()} levels of contrast, wanted {quality.min_contrast}"]
@@ -178,7 +178,7 @@ def _picture_motion(stream: Stream, grid_s: np.ndarray) -> np.ndarray:
         return np.full(len(grid_s), np.nan)
     small = []
     for first in range(0, len(rows), _READ_AT_ONCE):
-        pictures = _read(stream, rows[first : first + _READ_AT_ONCE])
+        pictures = stream.rows(rows[first : first + _READ_AT_ONCE])
         step_y, step_x = (max(1, side // _SMALL_PX) for side in pictures.shape[1:3])
         pictures = pictures.astype(np.float32).mean(axis=3) if pictures.ndim == 4 else pictures
         height, width = pictures.shape[1] // step_y, pictures.shape[2] // step_x
@@ -217,7 +217,7 @@ def _contact_sheet(recording: Recording, looked_at: InspectConfig, sheets: Path)
     """Pictures spread over a recording, gaze and depth with them, as one JPEG; returns the hash of the pictures."""
     rgb = recording.streams["rgb"]
     rows = np.unique(np.linspace(0, len(rgb.times_s) - 1, looked_at.sheet_pictures + 2).astype(int)[1:-1])
-    pictures = _read(rgb, rows)
+    pictures = rgb.rows(rows)
     height = max(1, round(_SHEET_WIDTH_PX * pictures.shape[1] / pictures.shape[2]))
     depth = recording.streams.get("depth")
     lines = -(-len(rows) // _SHEET_COLUMNS)
@@ -235,17 +235,13 @@ def _contact_sheet(recording: Recording, looked_at: InspectConfig, sheets: Path)
         place = number % _SHEET_COLUMNS * _SHEET_WIDTH_PX, number // _SHEET_COLUMNS * step
         sheet.paste(small, place)
         if depth is not None:
-            depth_m = _read(depth, nearest_index(depth.times_s, np.array([time_s])))[0]
+            depth_m = depth.rows(nearest_index(depth.times_s, np.array([time_s])))[0]
             grey = np.where(depth_m > 0, 255 / (1 + depth_m), 0).astype(np.uint8)  # near is bright
             sheet.paste(Image.fromarray(grey).resize((_SHEET_WIDTH_PX, height)), (place[0], place[1] + height))
     sheets.mkdir(parents=True, exist_ok=True)
     with atomic_file(sheets / f"{clip_key(recording.name, 0)[:-7]}.jpg") as path:
         sheet.save(path, "JPEG", quality=85)
     return hashlib.sha256(f"{len(rgb.times_s)} {pictures.shape}".encode() + pictures.tobytes()).hexdigest()[:32]
-
-
-def _read(stream: Stream, indices: np.ndarray) -> np.ndarray:
-    return stream.values[indices] if isinstance(stream.values, np.ndarray) else stream.values.read(indices)
 
 
 def _turns(first: np.ndarray, second: np.ndarray) -> np.ndarray:

@@ -381,7 +381,7 @@ def test_egoexo4d_refuses_other_counts_and_several_headsets(egoexo4d, tmp_path):
         read_any(root, "egoexo4d", tmp_path)
     for wrong in ({"timesync_start_idx": -3}, {"timesync_end_idx": None}, {"timesync_start_idx": "a"}):
         (root / "takes.json").write_text(json.dumps([takes[0] | wrong]))
-        with pytest.raises(ValueError, match=r"takes\.json: cmu_bike01_5: found timesync_start_idx and .*wanted rows"):
+        with pytest.raises(ValueError, match=r"takes\.json: cmu_bike01_5: found timesync_start_idx .*wanted rows"):
             read_any(root, "egoexo4d", tmp_path)
     video = root / "takes/cmu_bike01_5/frame_aligned_videos/aria01_214-1.mp4"
     shutil.copy(video, video.with_name("aria02_214-1.mp4"))

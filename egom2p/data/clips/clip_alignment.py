@@ -230,7 +230,7 @@ def _has_depth(stream: Stream, times_s: np.ndarray, config: ClipConfig, view: Vi
     """Whether any picture of a clip holds a distance; stops at the first that does."""
     indices, _ = nearest_frames(stream, times_s, max_offset_s=config.max_frame_offset_s)
     for index in np.unique(indices):
-        depth_m = view.depth(_pictures(stream, np.array([index])), width=config.width, height=config.height)
+        depth_m = view.depth(stream.rows(np.array([index])), width=config.width, height=config.height)
         if ((depth_m > 0) & (depth_m < LARGEST_DEPTH_M)).any():
             return True
     return False
@@ -255,7 +255,7 @@ def _cut_stream(
         small = before.get(index)
         if small is None:
             with timed("decode"):
-                picture = _pictures(stream, np.array([index]))
+                picture = stream.rows(np.array([index]))
             with timed("crop"):
                 small = shrink(picture, width=config.width, height=config.height)[0]
             del picture  # else it stays while the next one is decoded
@@ -264,10 +264,6 @@ def _cut_stream(
     if name == "depth":
         is_valid = is_valid & (pictures > 0).any(axis=(1, 2))
     return Stream(pictures, is_valid, times_s, stream.unit)
-
-
-def _pictures(stream: Stream, indices: np.ndarray) -> np.ndarray:
-    return stream.values[indices] if isinstance(stream.values, np.ndarray) else stream.values.read(indices)
 
 
 def _track_values(

@@ -16,11 +16,11 @@ from typing import Literal
 import numpy as np
 
 from egom2p.config import Positive, strict
-from egom2p.data.clips.image_files import IMAGE_SUFFIXES, RgbImages
+from egom2p.data.clips.image_files import IMAGE_SUFFIXES
 from egom2p.data.recordings.reader_parts import (
-    frame_stream,
     lens,
     numbered_frames,
+    picture_stream,
     pose_stream,
     read_json,
 )
@@ -77,9 +77,8 @@ class ArcticReader(FormatReader):
         width, height = _SIZE
         if folder.is_dir():
             files, rgb_times_s = numbered_frames(folder, IMAGE_SUFFIXES, self.config.rate_hz)
-            rgb = RgbImages(files, as_stored=True)
-            width, height = rgb.width, rgb.height
-            streams["rgb"] = frame_stream(rgb, rgb_times_s, "uint8", where=folder)
+            streams["rgb"] = picture_stream(files, rgb_times_s, where=folder)
+            width, height = streams["rgb"].values.width, streams["rgb"].values.height
             if not len(np.intersect1d(np.round(rgb_times_s, 6), np.round(times_s, 6))):
                 raise ValueError(
                     f"{folder}: found pictures {files[0].stem} to {files[-1].stem}, wanted some of the numbers "

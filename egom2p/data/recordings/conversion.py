@@ -18,10 +18,8 @@ from egom2p.data.recordings.recording_formats import Opened, unused_files
 from egom2p.data.recordings.recording_settings import SETTINGS_FILE
 from egom2p.data.recordings.rgbd_frames import colour_pictures, open_frames
 from egom2p.data.recordings.track_files import visible
-from egom2p.jobs.progress import say
+from egom2p.jobs.progress import listed, say
 from egom2p.storage import atomic_directory, inside
-
-_LISTED = 30
 
 # Files by which recordings of products are told that no converter here reads whole: their videos alone would lose the
 # rest, or be the same moments twice.
@@ -64,8 +62,7 @@ def convert(source: str | Path, out: str | Path, *, name: str | None = None, **o
     source, out = Path(source), Path(out)
     folders, used = FORMATS[detect_format(source)](source, out, name, **options)
     if unused := unused_files(source, used):
-        more = f" and {len(unused) - _LISTED} more" if len(unused) > _LISTED else ""
-        say(f"not used of {source}: {', '.join(unused[:_LISTED])}{more}")
+        say(f"not used of {source}: {listed(unused)}")
     return folders
 
 

@@ -14,6 +14,7 @@ from egom2p.contracts import FrameSource, Intrinsics, check_shape
 from egom2p.data.clips.clip_store import LARGEST_DEPTH_M
 from egom2p.data.clips.image_files import IMAGE_SUFFIXES
 from egom2p.data.clips.video_files import VideoFile
+from egom2p.data.recordings.reader_parts import read_npy
 from egom2p.data.recordings.recording_settings import SETTINGS_FILE, DepthSettings
 from egom2p.data.recordings.track_files import load_npz, named, stamps_in
 from egom2p.geometry import TimeUnit, pixel_grid, rays
@@ -160,10 +161,7 @@ def open_depth(
 
 def _load_array(path: Path, unit: TimeUnit | None) -> tuple[np.ndarray, np.ndarray | None, TimeUnit | None]:
     if path.suffix.lower() == ".npy":
-        try:
-            array, stamps = np.load(path, mmap_mode="r", allow_pickle=False), None
-        except Exception as error:  # numpy raises many kinds on foreign bytes
-            raise ValueError(f"{path}: not a readable array file: {error}") from error
+        array, stamps = read_npy(path, mmap_mode="r"), None
     else:
         arrays = load_npz(path)
         name = next((name for name in ("depth", "arr_0") if name in arrays), None)

@@ -126,14 +126,11 @@ class EgoExo4dReader(FormatReader):
     def _frame_times(self, take: Mapping[str, Any], path: Path, video: Path, count: int) -> np.ndarray:
         if not path.is_file():
             raise ValueError(f"{path}: no such file; the times of {video.name} are in it")
-        try:
-            start, end = int(take["timesync_start_idx"]), int(take["timesync_end_idx"])
-        except (KeyError, TypeError, ValueError) as error:
-            start, end = -1, repr(error)
-        if start < 0:
+        start, end = (take.get(f"timesync_{edge}_idx") for edge in ("start", "end"))
+        if not (isinstance(start, int) and isinstance(end, int) and start >= 0):
             raise ValueError(
-                f"{self.root / 'takes.json'}: {take['take_name']}: found timesync_start_idx and timesync_end_idx "
-                f"{start}, {end}, wanted rows of {path}"
+                f"{self.root / 'takes.json'}: {take['take_name']}: found timesync_start_idx {start!r} and "
+                f"timesync_end_idx {end!r}, wanted rows of {path}"
             )
         documented = end - 1 - start
         if abs(count - documented) > _LARGEST_DIFFERENCE:

@@ -17,12 +17,10 @@ import numpy as np
 from egom2p.config import Positive, strict
 from egom2p.contracts import check_shape
 from egom2p.data.clips.video_files import VideoFile
-from egom2p.data.recordings.reader_parts import frame_stream, pose_stream
+from egom2p.data.recordings.reader_parts import OPENCV_FROM_OPENGL, frame_stream, pose_stream
 from egom2p.data.recordings.recording_formats import FolderSource, FormatReader, Opened, called_by_path
 from egom2p.data.recordings.track_files import load_npz, matching
 from egom2p.geometry import inverse_poses
-
-_OPENGL_FROM_OPENCV = np.diag([1.0, -1.0, -1.0, 1.0])
 
 
 @strict
@@ -57,7 +55,7 @@ class EgoGenReader(FormatReader):
         check_shape(f"{path}: arr_0", poses, "t 4 4")
         world_from_cam = poses if self.config.maps == "world_from_cam" else inverse_poses(poses)
         if self.config.axes == "opengl":
-            world_from_cam = world_from_cam @ _OPENGL_FROM_OPENCV
+            world_from_cam = world_from_cam @ OPENCV_FROM_OPENGL
         times_s = np.arange(len(poses)) / self.config.rate_hz
         streams = {"camera": pose_stream(times_s, world_from_cam, where=path)}
         if video.is_file():

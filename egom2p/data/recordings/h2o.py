@@ -20,13 +20,14 @@ import numpy as np
 
 from egom2p.config import Positive, strict
 from egom2p.contracts import Stream
-from egom2p.data.clips.image_files import IMAGE_SUFFIXES, RgbImages
+from egom2p.data.clips.image_files import IMAGE_SUFFIXES
 from egom2p.data.recordings.depth_files import DepthFrames
 from egom2p.data.recordings.reader_parts import (
     check_pose_direction,
     frame_stream,
     lens,
     numbered_frames,
+    picture_stream,
     pose_stream,
     read_numbers,
     track_stream,
@@ -66,7 +67,7 @@ class H2oReader(FormatReader):
         folder = next((path / name for name in ("rgb", "rgb256") if (path / name).is_dir()), None)
         if folder is not None:
             files, times_s = numbered_frames(folder, IMAGE_SUFFIXES, rate_hz)
-            streams["rgb"] = frame_stream(RgbImages(files, as_stored=True), times_s, "uint8", where=folder)
+            streams["rgb"] = picture_stream(files, times_s, where=folder)
             used.append(folder)
         if (path / "depth").is_dir():
             files, times_s = numbered_frames(path / "depth", IMAGE_SUFFIXES, rate_hz)

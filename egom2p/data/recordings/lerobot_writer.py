@@ -167,7 +167,7 @@ class _Writer:
         info: dict[str, Any] = {"video.fps": self._fps, "has_audio": False}
         if name == "rgb":
             write_video(path, frames, self._fps)
-            height, width = (2 * ((side + 1) // 2) for side in np.shape(stream.values.read(rows[:1]))[1:3])
+            height, width = (2 * ((side + 1) // 2) for side in np.shape(stream.rows(rows[:1]))[1:3])
             info |= {"video.codec": "h264", "video.pix_fmt": "yuv420p", "is_depth_map": False, "video.channels": 3}
             channels = 3
         else:
@@ -220,8 +220,7 @@ class _Writer:
 
 def _frames(stream: Stream, rows: np.ndarray) -> Iterator[np.ndarray]:
     for first in range(0, len(rows), _FRAMES_AT_ONCE):
-        chosen = rows[first : first + _FRAMES_AT_ONCE]
-        yield from stream.values[chosen] if isinstance(stream.values, np.ndarray) else stream.values.read(chosen)
+        yield from stream.rows(rows[first : first + _FRAMES_AT_ONCE])
 
 
 def _write_depth(path: Path, frames: Iterable[np.ndarray], fps: int) -> tuple[int, int]:

@@ -40,6 +40,7 @@ from egom2p.data.recordings.reader_parts import (
 from egom2p.data.recordings.recording_formats import FolderSource, FormatReader, Opened, called_by_path
 from egom2p.data.recordings.recording_settings import TransformSettings, transform_matrix
 from egom2p.data.recordings.track_files import distinct_samples, visible
+from egom2p.geometry import seconds_from_stamps
 
 _PICTURES = ("CompressedVideo", "CompressedImage", "RawImage", "Image")
 _CALIBRATIONS, _POSES = ("CameraCalibration", "CameraInfo"), ("PoseInFrame", "FrameTransform", "PoseStamped")
@@ -113,7 +114,7 @@ class McapReader(FormatReader):
                 "one: source.child_frame"
             )
         values = np.array([row[1:] for row in rows], np.float64)
-        times_s = _seconds([row[0] for row in rows])
+        times_s = seconds_from_stamps(np.array([row[0] for row in rows]), "ns")
         order, notes = distinct_samples(times_s, where=topic)
         matrices = poses_from_rows(f"{file.path}: {topic}", values[order, :3], values[order, 3:])
         if self.config.body_from_camera is not None:
@@ -215,10 +216,6 @@ def _stamp(message: Any, log_time_ns: int) -> int:
     return seconds * 10**9 + nanos or log_time_ns
 
 
-def _seconds(stamps_ns: list[int]) -> np.ndarray:
-    return np.array([stamp // 10**9 + stamp % 10**9 / 1e9 for stamp in stamps_ns], np.float64)
-
-
 def _bytes(data: Any) -> bytes:
     return base64.b64decode(data) if isinstance(data, str) else bytes(data)
 
@@ -245,7 +242,7 @@ def _pictures(file: _File, topic: str) -> tuple[Stream, tuple[str, ...]]:
             video.write(_bytes(message.data))
     if not stamps:
         raise ValueError(f"{file.path}: {topic} has no messages")
-    times_s = _seconds(stamps)
+    times_s = seconds_from_stamps(np.array(stamps), "ns")
     where = f"{file.path}: {topic}"
     if coding in _VIDEO:
         frames = copied_video(_as_mp4(file.path, topic, video, _VIDEO[coding]), where)
@@ -331,7 +328,7 @@ def _depth(file: _File, topic: str, metres_per_unit: float | None) -> tuple[Stre
             raise ValueError(f"{file.path}: {topic} is whole numbers, wanted source.depth_metres_per_unit")
         stamps.append(_stamp(message, log_time))
         logged.append(log_time)
-    times_s = _seconds(stamps)
+    times_s = seconds_from_stamps(np.array(stamps), "ns")
     order, notes = distinct_samples(times_s, where=topic)
     source = _Messages(file, topic, np.array(logged), order, partial(_metres, metres_per_unit))
     return frame_stream(source, times_s[order], "m", where=f"{file.path}: {topic}"), notes
@@ -356,7 +353,7 @@ def _imu(file: _File, topic: str) -> tuple[Stream, tuple[str, ...]]:
             covariance = getattr(message, f"{key}_covariance", None)
             if covariance is not None and len(covariance) and covariance[0] == -1:  # not measured
                 rows[-1][columns] = [np.nan] * 3
-    times_s = _seconds(stamps)
+    times_s = seconds_from_stamps(np.array(stamps), "ns")
     order, notes = distinct_samples(times_s, where=topic)
     unit = "gyroscope rad/s xyz, accelerometer m/s^2 xyz; axes of the message's frame"
     values = np.array(rows, np.float64)[order]

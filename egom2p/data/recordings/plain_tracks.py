@@ -173,10 +173,12 @@ def read_gaze(
     if (wanted.origin or layout.origin) == "bottom_left":
         height = _gaze_picture_size(folder, wanted, rgb, intrinsics)[1] - 1 if is_pixel else 1.0
         gaze = np.stack([gaze[:, 0], height - gaze[:, 1]], axis=1)
-    if not is_pixel:
-        _refuse_pixels(path, gaze[is_valid])
-    else:
+    if is_pixel:
         gaze = gaze_from_pixels(gaze, *_gaze_picture_size(folder, wanted, rgb, intrinsics))
+    elif is_valid.any() and (usual := np.median(np.abs(gaze[is_valid]), axis=0).max()) > _LARGEST_NORMALISED:
+        raise ValueError(
+            f"{path}: found gaze of {usual:.6g} (median), wanted [0, 1]; for pixels gaze.coordinates: pixel"
+        )
     return Stream(np.where(is_valid[:, None], gaze, 0.0), is_valid, times_s, "image")
 
 
@@ -254,15 +256,6 @@ def _gaze_from_angles(
     )
     is_seen &= is_known
     return np.where(is_seen[:, None], gaze, 0.0), is_seen
-
-
-def _refuse_pixels(path: Path, gaze: np.ndarray) -> None:
-    """Raise ValueError when gaze (N, 2) that is taken for normalised plainly is not."""
-    usual = np.median(np.abs(gaze), axis=0).max() if len(gaze) else 0.0
-    if usual > _LARGEST_NORMALISED:
-        raise ValueError(
-            f"{path}: found gaze of {usual:.6g} (median), wanted [0, 1]; for pixels gaze.coordinates: pixel"
-        )
 
 
 def _gaze_picture_size(

@@ -50,7 +50,7 @@ from egom2p.data.recordings.tum_rgbd import TumRgbdReader
 from egom2p.data.recordings.unscaled_poses import ColmapReader, NerfstudioReader
 from egom2p.data.recordings.video_folder import VideoFolderReader
 from egom2p.data.recordings.xperience import XperienceReader
-from egom2p.jobs.progress import say
+from egom2p.jobs.progress import listed, say
 
 # In the order in which a root is tried: a format whose folders hold another's comes before it.
 FORMATS: tuple[type[FormatReader], ...] = (
@@ -184,9 +184,6 @@ def _kind(source: type[FolderSource]) -> str:
 
 
 def _say_what(root: Path, what: str, kind: str, names: Sequence[str], left: Sequence[str]) -> None:
-    def listed(words: Sequence[str]) -> str:
-        return ", ".join(words[:_LISTED]) + (f" and {len(words) - _LISTED} more" if len(words) > _LISTED else "")
-
     say(f"{root}: read as {what}, source.kind={kind}: {len(names)} recordings: {listed(names)}")
     if left:
         say(f"  no reader takes: {listed(left)}")

@@ -61,10 +61,10 @@ def read_numbers(path: Path, shape: tuple[int, ...] | None = None, *, delimiter:
     return found if shape is None else found.reshape(shape)
 
 
-def read_npy(path: Path) -> np.ndarray:
+def read_npy(path: Path, *, mmap_mode: Literal["r"] | None = None) -> np.ndarray:
     """One array of numbers, nothing unpickled. Raises ValueError naming the file."""
     try:
-        return np.load(path, allow_pickle=False)
+        return np.load(path, mmap_mode=mmap_mode, allow_pickle=False)
     except Exception as error:  # numpy raises many kinds on foreign bytes
         raise ValueError(f"{path}: not a readable array file: {error}") from error
 

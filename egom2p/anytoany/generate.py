@@ -21,7 +21,7 @@ from egom2p.anytoany.conversations.conversation import PLACEHOLDER
 from egom2p.anytoany.language.packaged_model import stand_in_note
 from egom2p.anytoany.perception.familiarity import Familiarity
 from egom2p.anytoany.saving import is_anytoany, load_anytoany, load_plain
-from egom2p.anytoany.types import KINDS, PerceptionFeatures
+from egom2p.anytoany.types import KINDS
 from egom2p.config import Count, Natural, Positive, run_main, strict
 from egom2p.contracts import ModalitySpec, TokenClip
 from egom2p.data.clips.clip_alignment import RecordingTooShort
@@ -47,6 +47,7 @@ class GenerateConfig:
     windows     a video longer than a clip: caption every window instead of the first clip alone, neighbours that are
                 said to show the same joined; one placeholder
     stride_s    seconds from window to window; null: they touch
+    predict     gaze, camera ... that a file lacks are predicted from it by EgoM2P first; false: the model goes without
     num_tokens  perception tokens per media item, one of the connector's nested counts; null: all
     answer      max_new_tokens; temperature (0: the likeliest token), top_k; spans: kinds of codes to begin with
     num_answers answers to the prompt, with seeds seed, seed + 1, ...
@@ -67,6 +68,7 @@ class GenerateConfig:
     depth: Files = ()  # for each {depth}
     windows: bool = False
     stride_s: Positive | None = None
+    predict: bool = True
     num_tokens: Count | None = None
     answer: AnswerConfig = AnswerConfig()
     num_answers: Count = 1  # to each prompt
@@ -121,9 +123,10 @@ class GenerateConfig:
 def question_of_files(inference: Inference, config: GenerateConfig) -> Question:
     """The prompt about the first clip of each file."""
     media = [(kind, _first(_clips(inference, kind, file, config.stride_s), file)) for kind, file in config.files()]
-    notes = [inference.note(kind, item, file) for (kind, item), (_, file) in zip(media, config.files(), strict=True)]
+    notes = [inference.note(kind, clip, file) for (kind, clip), (_, file) in zip(media, config.files(), strict=True)]
     sys.stderr.writelines(f"note: {note}\n" for note in dict.fromkeys(notes) if note)
-    return inference.question(config.text, media, num_tokens=config.num_tokens)
+    items = [(kind, clip.features) for kind, clip in media]
+    return inference.question(config.text, items, num_tokens=config.num_tokens)
 
 
 def main(config: GenerateConfig) -> None:
@@ -152,7 +155,8 @@ def main(config: GenerateConfig) -> None:
 
 def _load(config: GenerateConfig) -> Inference:
     load = load_anytoany if is_anytoany(config.model) else load_plain
-    return Inference(load(config.model, device=choose_device(config.device)), Familiarity.load(config.model))
+    model = load(config.model, device=choose_device(config.device))
+    return Inference(model, Familiarity.load(config.model), predict=config.predict)
 
 
 def _write_replies(config: GenerateConfig) -> None:
@@ -206,7 +210,7 @@ def _with_note(inference: Inference, kind: str, clips: Iterator[PerceivedClip]) 
     """The clips themselves; the first one that is not like the training data is told."""
     is_noted = False
     for clip in clips:
-        if not is_noted and (note := inference.note(kind, clip.features, clip.key)):
+        if not is_noted and (note := inference.note(kind, clip, clip.key)):
             sys.stderr.write(f"note: {note}\n")
             is_noted = True
         yield clip
@@ -220,14 +224,14 @@ def _clips(inference: Inference, kind: str, file: str, stride_s: float | None) -
         raise ValueError(str(error).partition(" (")[0]) from None
 
 
-def _first(clips: Iterator[PerceivedClip], file: str) -> PerceptionFeatures:
+def _first(clips: Iterator[PerceivedClip], file: str) -> PerceivedClip:
     clip = next(clips, None)
     if clip is None:
         raise _no_clip(file)
     if next(clips, None) is not None:
         part = f"seconds {clip.start_s:g} to {clip.end_s:g}" if clip.end_s else clip.key
         sys.stderr.write(f"{file}: holds several clips, this is about the first ({part}); windows=true takes all\n")
-    return clip.features
+    return clip
 
 
 def _no_clip(file: str) -> ValueError:

@@ -205,7 +205,7 @@ class CaptionServer(ThreadingHTTPServer):
                 raise RefusedRequest(400, "the file: no segment of it is long enough, with enough frames, for one clip")
             question = self.inference.question(config.text, [(config.kind, clip.features)])
             texts = [answer.text for answer in self.inference.answer([question], config.answer)]
-            return {"texts": texts, "note": self.inference.note(config.kind, clip.features, "the file")}
+            return {"texts": texts, "note": self.inference.note(config.kind, clip, "the file")}
 
     def _vectors(self, body: bytes) -> np.ndarray:
         assert self.width is not None

@@ -17,7 +17,7 @@ from egom2p.anytoany.model import build_anytoany
 from egom2p.anytoany.perception.familiarity import Familiarity, Spread
 from egom2p.anytoany.perception.media_files import features_of_vectors
 from egom2p.anytoany.perception.source import CodesConfig, EncoderConfig
-from egom2p.anytoany.saving import save_anytoany
+from egom2p.anytoany.saving import load_anytoany, save_anytoany
 from egom2p.anytoany.types import Media, PerceptionFeatures
 from egom2p.anytoany.world.factor_world import factor_specs
 from egom2p.anytoany.world.synthetic_data import SyntheticDataConfig, write_stand_in
@@ -106,14 +106,22 @@ def test_a_video_file_and_its_windows(tmp_path, capsys):
     world = make_tiny_world(tmp_path / "world")
     frames = (np.random.default_rng(0).random((40, 16, 16, 3)) * 255).astype(np.uint8)
     write_video(tmp_path / "walk.mp4", frames, 8.0)
-    source = EncoderConfig(checkpoint=str(world / "model"), modalities=("tok_rgb",))
+    source = EncoderConfig(checkpoint=str(world / "model"))
     with torch.random.fork_rng():
         model = build_anytoany(toy_config(tmp_path, perception=(source,)))
     save_anytoany(model, tmp_path / "model")
     settings = {"model": str(tmp_path / "model"), "prompt": "{video} what?", "answer": ANSWER, "device": "cpu"}
     main(GenerateConfig(video=str(tmp_path / "walk.mp4"), windows=True, stride_s=1.0, **settings))
-    lines = capsys.readouterr().out.splitlines()
+    written = capsys.readouterr()
+    lines = written.out.splitlines()
     assert lines and float(lines[0].split()[0]) == 0.0 and float(lines[-1].split()[1]) >= 4.0
+    assert "holds no tok_cam, tok_depth, tok_gaze: EgoM2P predicted them" in written.err
+    inference = Inference(load_anytoany(tmp_path / "model"), predict=False)
+    alone = next(inference.perceive_file("video", str(tmp_path / "walk.mp4")))
+    completed = next(Inference(inference.model).perceive_file("video", str(tmp_path / "walk.mp4")))
+    is_rgb = completed.features.source == alone.features.source[0]
+    assert alone.predicted == () and set(alone.features.source) < set(completed.features.source)
+    assert np.array_equal(completed.features.features[is_rgb], alone.features.features)
     # The checkpoint is inside the directory: what it was made from may go.
     for name in ("model.safetensors", "model.json"):
         (world / "model" / name).unlink()

@@ -21,12 +21,14 @@ from egom2p.anytoany.perception.source import (
     rows_of,
     source_of_kind,
 )
-from egom2p.anytoany.perception.token_features import EncoderTower, features_of_tokens
+from egom2p.anytoany.perception.token_features import EncoderTower, TokenSource, features_of_tokens
 from egom2p.config import to_plain
 from egom2p.contracts import AlignedClip, ModalitySpec, Provenance, Stream, TokenClip, TokenGrid, TokenizerMismatch
 from egom2p.layers.lora import LoraConfig
 from egom2p.models.egom2p_model import EgoM2P, ModelConfig
+from egom2p.models.generate import Sampler
 from egom2p.models.prompt_batches import KnownTokens, PromptRow, pack_prompts
+from egom2p.models.sampling import TargetPlan
 from egom2p.models.weights import save_model
 from egom2p.storage import load_json, save_json
 from egom2p.tokenizers.pretrained import load_tokenizer
@@ -105,6 +107,27 @@ def test_states_are_those_of_the_encoder(checkpoint, modalities, layer):
     exported = build_source(replace(config, precomputed=True)).perceive(CLIPS)
     assert all(np.allclose(one.features, two.numpy(), atol=1e-5) for one, two in zip(exported, states, strict=True))
     assert all((one.position == two.position).all() for one, two in zip(exported, items, strict=True))
+
+
+def test_what_a_clip_lacks_is_predicted_from_the_rest(checkpoint):
+    """The likeliest token of every position, modality after modality; what the clip holds stays."""
+    model, folder = checkpoint
+    source = TokenSource(EncoderConfig(checkpoint=folder))
+    whole, without = clip_of(0), clip_of(0, ("tok_rgb",))
+    made, missing = source.completed(without)
+    assert missing == ("tok_gaze", "tok_smell") and made.key == "clip0"
+    assert np.array_equal(made.tokens["tok_rgb"], whole.tokens["tok_rgb"])
+    known = dict(without.tokens)
+    for name, length in (("tok_gaze", 5), ("tok_smell", 3)):
+        asked = TokenClip("asked", dict(known))
+        (logits_LV,) = Sampler(model).logits([asked], TargetPlan(target=name), [np.arange(length)])
+        known[name] = made.tokens[name]
+        assert made.tokens[name].tolist() == logits_LV.argmax(-1).tolist()
+    assert source.completed(whole) == (whole, ())
+    codes = TokenSource(CodesConfig(width=8, modality_specs=PLAIN))
+    assert codes.completed(without) == (without, ()), "no checkpoint, no model that could predict"
+    chosen = TokenSource(EncoderConfig(checkpoint=folder, modalities=("tok_rgb", "tok_smell")))
+    assert chosen.completed(without)[1] == ("tok_smell",), "what is not perceived is not predicted"
 
 
 def test_what_of_the_encoder_is_trained(checkpoint):

@@ -17,7 +17,8 @@ from egom2p.anytoany.model import AnyToAny
 from egom2p.anytoany.perception.build_perception import build_source
 from egom2p.anytoany.perception.familiarity import Familiarity
 from egom2p.anytoany.perception.media_files import VectorFiles, read_clips
-from egom2p.anytoany.perception.source import Clip, PerceptionSource, VectorsConfig, source_of_kind
+from egom2p.anytoany.perception.source import Clip, PerceptionSource, TokenConfig, VectorsConfig, source_of_kind
+from egom2p.anytoany.perception.token_features import TokenSource
 from egom2p.anytoany.types import KINDS, Media, PerceptionFeatures
 from egom2p.contracts import AlignedClip
 
@@ -27,23 +28,29 @@ _WORD_IN_BRACES = re.compile(r"\{(\w+)\}")
 
 @dataclass(frozen=True)
 class PerceivedClip:
-    """Perception features, and the seconds of its recording that it covers (0, 0 where there is no clock)."""
+    """Perception features, and the seconds of its recording that it covers (0, 0 where there is no clock).
+
+    predicted   modalities that the file did not hold, and EgoM2P predicted from the others
+    """
 
     key: str
     features: PerceptionFeatures
     start_s: float = 0.0
     end_s: float = 0.0
+    predicted: tuple[str, ...] = ()
 
 
 class Inference:
     """A model that answers prompts; perception sources are opened when something is to be perceived.
 
     familiarity   what the model's training data was like; None: not known
+    predict       modalities of EgoM2P that a file lacks (gaze and camera of a video) are predicted by its own model
     """
 
-    def __init__(self, model: AnyToAny, familiarity: Familiarity | None = None) -> None:
-        self.model, self.familiarity = model, familiarity
+    def __init__(self, model: AnyToAny, familiarity: Familiarity | None = None, *, predict: bool = True) -> None:
+        self.model, self.familiarity, self.predict = model, familiarity, predict
         self._sources: dict[int, PerceptionSource] = {}
+        self._tokens: dict[int, TokenSource] = {}
 
     def question(
         self, prompt: str, media: Sequence[tuple[str, PerceptionFeatures]] = (), *, num_tokens: int | None = None
@@ -63,11 +70,14 @@ class Inference:
         conversation = question_of(captioned("prompt", prompt, items, "-"))
         return Question(renderer.render_question(conversation), tuple(features))
 
-    def note(self, kind: str, item: PerceptionFeatures, name: str) -> str | None:
-        """A line for people where an input called `name` is not like the training data, or that is not known."""
-        if self.familiarity is None:
-            return "nothing in the model's directory says what its training data was like: it may know nothing of this"
-        return self.familiarity.note(self.model, kind, item, name)
+    def note(self, kind: str, clip: PerceivedClip, name: str) -> str | None:
+        """A line for people where an input called `name` is not like the training data, that is not known, or lacks what
+        EgoM2P then predicted."""
+        unlike = "nothing in the model's directory says what its training data was like: it may know nothing of this"
+        if self.familiarity is not None:
+            unlike = self.familiarity.note(self.model, kind, clip.features, name)
+        lacking = f"{name} holds no {', '.join(clip.predicted)}: EgoM2P predicted them" if clip.predicted else None
+        return "; ".join(part for part in (lacking, unlike) if part) or None
 
     def answer(
         self, questions: Sequence[Question], config: AnswerConfig, *, seeds: Sequence[int] | None = None
@@ -89,9 +99,13 @@ class Inference:
             return
         if number not in self._sources:
             self._sources[number] = build_source(config, device=str(self.model.device))
+            if self.predict and isinstance(config, TokenConfig):
+                self._tokens[number] = TokenSource(config, device=str(self.model.device))
         for clip in read_clips(path, config, stride_s=stride_s):
-            start_s, end_s = _span_s(clip)
-            yield PerceivedClip(clip.key, self._sources[number].perceive([clip])[0], start_s, end_s)
+            (start_s, end_s), key, predicted = _span_s(clip), clip.key, ()
+            if number in self._tokens:
+                clip, predicted = self._tokens[number].completed(clip)
+            yield PerceivedClip(key, self._sources[number].perceive([clip])[0], start_s, end_s, predicted)
 
 
 def typed_prompt(prompt: str) -> str:

@@ -16,7 +16,8 @@ import torch
 from egom2p.anytoany.perception.build_perception import build_source
 from egom2p.anytoany.perception.feature_store import FeatureWriter
 from egom2p.anytoany.perception.media_files import read_clips
-from egom2p.anytoany.perception.source import Clip, PerceptionConfig
+from egom2p.anytoany.perception.source import Clip, PerceptionConfig, TokenConfig
+from egom2p.anytoany.perception.token_features import TokenSource
 from egom2p.config import Count, run_main, strict, to_plain
 from egom2p.storage import RemoteConfig, configure_remote, only_writer
 
@@ -27,6 +28,7 @@ class ExportConfig:
 
     perception   the source; an encoder or image tower must be `precomputed: true`, else ids or pixels are written
     input        as for `generate.py`: token shards, stored clips, a folder of recordings, a video, a token file
+    predict      modalities of EgoM2P that a clip lacks (gaze and camera of a video) are predicted by its own model
     dtype        float16 halves the files
     shard_clips  clips per shard: what is lost at most when the run is killed
     """
@@ -34,6 +36,7 @@ class ExportConfig:
     perception: PerceptionConfig
     input: str
     output: str
+    predict: bool = False
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     batch_size: Count = 16
     shard_clips: Count = 256
@@ -44,6 +47,8 @@ class ExportConfig:
 
 def export(config: ExportConfig) -> tuple[int, int]:
     """Numbers of clips computed now, and of those that were there already."""
+    if config.predict and not isinstance(config.perception, TokenConfig):
+        raise ValueError(f"predict=true needs EgoM2P's modalities, found perception source {config.perception.source}")
     configure_remote(config.remote)
     source = build_source(config.perception, device=config.device)
     card = {
@@ -52,7 +57,8 @@ def export(config: ExportConfig) -> tuple[int, int]:
         "width": source.width,
         "fingerprint": source.fingerprint,
         "perception": to_plain(config.perception),
-    }
+    } | ({"predict": True} if config.predict else {})
+    tokens = TokenSource(config.perception, device=config.device) if config.predict else None
     # Ids beyond 2048 are not numbers of half precision, and pixels are bytes.
     dtype = torch.float32 if config.perception.gives_ids else getattr(torch, config.dtype)
     dtype = torch.uint8 if config.perception.gives_pixels else dtype
@@ -69,6 +75,8 @@ def export(config: ExportConfig) -> tuple[int, int]:
             missing = [clip for clip in part if clip.key not in writer.done]
             num_kept += len(part) - len(missing)
             num_made += len(missing)
+            if missing and tokens is not None:
+                missing = [tokens.completed(clip)[0] for clip in missing]
             if missing:
                 batches = [missing[at : at + config.batch_size] for at in range(0, len(missing), config.batch_size)]
                 items = [item for batch in batches for item in source.perceive(batch)]

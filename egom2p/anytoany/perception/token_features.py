@@ -13,8 +13,10 @@ from egom2p.anytoany.perception.source import Clip, CodesConfig, EncoderConfig, 
 from egom2p.anytoany.types import PerceptionFeatures
 from egom2p.contracts import AlignedClip, ModalitySpec, PackedBatch, TokenClip, Tokenizer, check_fingerprint
 from egom2p.layers.lora import attach_lora
-from egom2p.models.egom2p_model import EgoM2P
+from egom2p.models.egom2p_model import EgoM2P, load_model
 from egom2p.models.encoder_embeddings import EncoderEmbeddings
+from egom2p.models.generate import Sampler
+from egom2p.models.sampling import TargetPlan
 from egom2p.models.weights import tokenizer_locations
 from egom2p.storage import fingerprint_of, load_json
 from egom2p.storage.atomic import with_pretrained
@@ -139,6 +141,7 @@ class TokenSource:
         self.fingerprint = fingerprint_of({}, {"source": "codes", "specs": [spec.to_dict() for spec in self.specs]})
         self._checkpoint, self._device = config.checkpoint, torch.device(device)
         self._tokenizers: dict[str, Tokenizer] | None = None
+        self._sampler: Sampler | None = None
 
     def perceive(self, clips: Sequence[Clip]) -> list[PerceptionFeatures]:
         return [features_of_tokens(clip, self.specs) for clip in self.tokens(clips)]
@@ -146,6 +149,20 @@ class TokenSource:
     def tokens(self, clips: Sequence[Clip]) -> list[TokenClip]:
         """Token clips as they are; signals tokenized, what a clip does not have absent."""
         return [self._tokenized(clip) if isinstance(clip, AlignedClip) else clip for clip in clips]
+
+    def completed(self, clip: Clip) -> tuple[TokenClip, tuple[str, ...]]:
+        """The clip's tokens, and the modalities that it lacked: the checkpoint's own model predicts them from the others.
+
+        The most likely tokens, each modality in one step and a condition of the next, as the model's card measures them.
+        """
+        (tokens,) = self.tokens([clip])
+        missing = tuple(spec.name for spec in self.specs if spec.name not in tokens.tokens)
+        if not missing or not tokens.tokens or self._checkpoint is None:
+            return tokens, ()
+        if self._sampler is None:
+            self._sampler = Sampler(load_model(self._checkpoint, self._device).eval())
+        (made,) = self._sampler.generate([tokens], [TargetPlan(target=name) for name in missing], [0])
+        return made, missing
 
     @property
     def tokenizers(self) -> Mapping[str, Tokenizer]:

@@ -71,8 +71,8 @@ class Inference:
         return Question(renderer.render_question(conversation), tuple(features))
 
     def note(self, kind: str, clip: PerceivedClip, name: str) -> str | None:
-        """A line for people where an input called `name` is not like the training data, that is not known, or lacks what
-        EgoM2P then predicted."""
+        """A line for people where an input called `name` is not like the training data, where that is not known, or
+        where EgoM2P predicted a part of it."""
         unlike = "nothing in the model's directory says what its training data was like: it may know nothing of this"
         if self.familiarity is not None:
             unlike = self.familiarity.note(self.model, kind, clip.features, name)

@@ -151,9 +151,9 @@ class TokenSource:
         return [self._tokenized(clip) if isinstance(clip, AlignedClip) else clip for clip in clips]
 
     def completed(self, clip: Clip) -> tuple[TokenClip, tuple[str, ...]]:
-        """The clip's tokens, and the modalities that it lacked: the checkpoint's own model predicts them from the others.
+        """The clip's tokens, and what it lacked, which the checkpoint's own model predicts from the others.
 
-        The most likely tokens, each modality in one step and a condition of the next, as the model's card measures them.
+        The likeliest tokens, each modality in one step and a condition of the next, as the model's card measures them.
         """
         (tokens,) = self.tokens([clip])
         missing = tuple(spec.name for spec in self.specs if spec.name not in tokens.tokens)

@@ -1,7 +1,8 @@
 # Real recordings through the public commands: RGB-D frames, Aria MPS output, videos. Included by the Makefile; uses
 # `stage` of quickstart.mk. README_DATA.md says where such samples can be had and what the commands do.
 
-# A model with its tokenizers inside, of the sizes in models/main/world_small.yaml.
+# A model with its tokenizers inside, of the sizes in models/main/world_small.yaml; named by a person, it generates too.
+named_model := $(MODEL)
 MODEL ?= checkpoints/world_small
 # Its training clips, for trivial baselines beside the numbers; empty: none.
 MODEL_CLIPS ?= $(wildcard outputs/world_small/clips/train)
@@ -39,7 +40,7 @@ $(real)/.done/pretrain: $(real)/.done/tokens
 	$(call stage,some steps on the mixture,$(RUN) run_training_egom2p.py --config $(CFG)/egom2p/models/main/real_samples.yaml finetune=$(MODEL))
 
 $(real)/.done/generated: $(real)/.done/pretrain
-	$(call stage,depth$(comma) camera and gaze of the videos,$(RUN) generate.py --config $(CFG)/egom2p/generation/real_samples.yaml checkpoint=$(MODEL))
+	$(call stage,depth$(comma) camera and gaze of the videos,$(RUN) generate.py --config $(CFG)/egom2p/generation/real_samples.yaml $(if $(named_model),checkpoint=$(named_model)))
 
 $(real)/.done/evaluation: $(real)/.done/generated
 	$(call stage,numbers where there is truth,$(RUN) run_evaluation.py --config $(CFG)/egom2p/evaluation/real_samples.yaml 'checkpoints={world: $(MODEL)}' $(with_baselines))

@@ -2,7 +2,7 @@
 
 What most scripts begin with can be had from here; it is imported when it is first asked for:
 
-    model = egom2p.load_model("checkpoints/world_small")
+    model = egom2p.load_model()
     clip = model.generate("walk.mp4", targets=["depth", "cam"], seed=0)
     clip.depth_m, clip.world_from_cam
 """

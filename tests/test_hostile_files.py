@@ -370,7 +370,7 @@ def test_nothing_is_written_through_a_link(tiny, tmp_path):
         download(DownloadConfig(output=str(output("download", *links)), source="synthetic", synthetic=synthetic))
 
     def export(*links):
-        words = {"title": "t", "data": "d", "commands": ("c",), "limits": "l"}
+        words = {"title": "t", "data": "d", "commands": ("c",), "limits": "l", "summary": "s"}
         config = ExportModelConfig(checkpoint=str(tiny / "model"), output=str(output("export", *links)), **words)
         export_model(config)
 

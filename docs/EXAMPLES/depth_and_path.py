@@ -5,8 +5,9 @@
 # (`python docs/EXAMPLES/depth_and_path.py`), with a video of your own (`... depth_and_path.py walk.mp4`), or cell by
 # cell in an editor that knows `# %%`. One CPU core, under a minute.
 #
-# The model that comes with the project has seen nothing but rendered rooms. Of a real video it makes something too, but
-# its metres are to be believed in such rooms only; so the video of this page is one, in which the truth is known.
+# The models that come with the project have seen nothing but rendered rooms, and their metres are to be believed in
+# such rooms only; so the video of this page is one, in which the truth is known. For it the model of such rooms is
+# taken, for a video of yours the one that does better on real clips.
 
 # %%
 import sys
@@ -39,7 +40,8 @@ if video is None:
 # The one call. Windows of two seconds that overlap are generated and joined, so a video may have any length.
 
 # %%
-made = egom2p.load_model().generate(video, targets=["depth", "cam", "gaze"])
+model = egom2p.load_model("checkpoints/world_small" if truth is not None else None)
+made = model.generate(video, targets=["depth", "cam", "gaze"])
 print(f"{len(made.rgb)} frames with depth, {len(made.world_from_cam)} poses, {len(made.gaze)} gaze samples")
 
 # %% [markdown]

@@ -27,7 +27,7 @@ from egom2p.contracts import ModalitySpec, TokenClip
 from egom2p.data.clips.clip_alignment import RecordingTooShort
 from egom2p.jobs.workers import choose_device
 from egom2p.models.egom2p_model import EgoM2P
-from egom2p.models.generate import generate
+from egom2p.models.generate import Sampler
 from egom2p.models.sampling import TargetPlan
 from egom2p.storage import atomic_file
 
@@ -279,7 +279,7 @@ def render(
         if not prompt.tokens:
             text = answers[number].text
             raise ValueError(f"answer {number} holds no span of codes ({text!r}); there is nothing to render from")
-    return generate(model, prompts, plans, seeds)
+    return Sampler(model).generate(prompts, plans, seeds)
 
 
 def write_tokens(clip: TokenClip, file: str | Path) -> None:

@@ -29,6 +29,11 @@ class Quantity:
     is_logarithmic: bool = False
     values: str | None = None
 
+    @property
+    def has_range(self) -> bool:
+        """Whether samples have a mean that means something and a range; of pictures the mean alone is kept."""
+        return self.is_relative or self.is_logarithmic or self.layout == "track"
+
 
 _ALL = (
     Quantity("rgb", "picture", "rgb", "uint8", values="uint8 RGB"),

@@ -218,8 +218,8 @@ def _measure(checkpoint: Checkpoint, recording: Recording, number: int, config: 
                             found = _DRIFT[quantity].score(estimate, *truth[quantity], tables.segments_m, rate_hz)
                             tables.add(quantity, name, "baseline", found)
             request = Request(
-                targets=targets, conditions=config.conditions, sampling=row.sampling, join=row.join,
-                stitching=row.stitching, seed=config.seed, batch_size=config.batch_size,
+                targets=targets, conditions=config.conditions, sampling=row.sampling, num_samples=1, chain=True,
+                join=row.join, stitching=row.stitching, seed=config.seed, batch_size=config.batch_size,
             )  # fmt: skip
             # Windows that were conditioned depend on how those before them were joined.
             shared = (row.join, overlap_s, repr(row.sampling), row.stitching if row.join == "condition" else None)

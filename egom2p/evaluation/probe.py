@@ -19,7 +19,7 @@ from egom2p.contracts import AlignedClip, ModalitySpec, TokenClip
 from egom2p.data.clips.clip_store import ClipStore
 from egom2p.evaluation.evaluation_config import ClipsConfig
 from egom2p.evaluation.linear_probe import Features, fit_and_predict
-from egom2p.generation.checkpoints import Checkpoint, load_checkpoint, pretrained_checkpoint
+from egom2p.generation.checkpoints import Checkpoint, load_checkpoint
 from egom2p.jobs.progress import progress_bar, say
 from egom2p.metrics.measurements import Measured, Method, write_results
 from egom2p.metrics.result_table import MethodKind, Metric, Results
@@ -105,7 +105,7 @@ class ProbeDataConfig:
 class ProbeConfig(ProbeDataConfig):
     """One probe; `ProbeDataConfig` has the other keys.
 
-    checkpoint   model directory; None: the pretrained one
+    checkpoint   model directory; None: the first pretrained one
     layers       of the encoder, as in `models.features.encode_clips`; null is its output
     """
 
@@ -184,7 +184,7 @@ def run_probe(config: ProbeConfig) -> Results:
 
 
 def _run_probe(config: ProbeConfig) -> Results:
-    checkpoint = load_checkpoint(config.checkpoint or pretrained_checkpoint(), device=config.device)
+    checkpoint = load_checkpoint(config.checkpoint, device=config.device)
     names, train, test = read_splits(checkpoint, config)
     specs = [spec for spec in checkpoint.specs if spec.name in names]
     sources: dict[str, Callable[[Sequence[TokenClip]], Features]] = {

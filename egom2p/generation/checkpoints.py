@@ -13,13 +13,15 @@ from egom2p.contracts import AlignedClip, ModalitySpec, TokenClip, Tokenizer, ch
 from egom2p.jobs.workers import Dtype, choose_device, choose_dtype
 from egom2p.models.egom2p_model import EgoM2P, load_model
 from egom2p.models.generate import Sampler
-from egom2p.models.weights import tokenizer_locations
+from egom2p.models.sampling import Recommendation
+from egom2p.models.weights import about_model, recommendation, tokenizer_locations
 from egom2p.storage import fingerprint_of, load_json
 from egom2p.storage.hub import fetch
 from egom2p.tokenizers.pretrained import load_tokenizer
 
 _CONTEXT_BYTES = 256 << 20
-_PRETRAINED = "world_small"
+PRETRAINED = ("world_real", "world_small")  # what comes with the project, in the order in which it is tried
+_LONGEST_SUMMARY = 1000  # characters
 # Data sets of the embedded world in the configs of the project, and what files that belong to no data set are called.
 _EMBEDDED_WORLDS = {"world", "synthetic"}
 _OF_PLAIN_FILES = {"video", "pictures", "texts", "recordings"}
@@ -30,6 +32,8 @@ class Checkpoint:
     """A model, its sampler, and modality name -> tokenizer for the modalities that have one.
 
     context_bytes   of encoder outputs that the sampler may keep between calls
+    recommended     number of samples and sampling of requests that do not say them
+    summary         for people: what it is good for and what not; empty where its card does not say it
     """
 
     directory: Path
@@ -37,6 +41,8 @@ class Checkpoint:
     sampler: Sampler
     tokenizers: dict[str, Tokenizer]
     context_bytes: int = 0
+    recommended: Recommendation = Recommendation()
+    summary: str = ""
 
     @property
     def specs(self) -> tuple[ModalitySpec, ...]:
@@ -74,10 +80,11 @@ class Checkpoint:
 
     def target(self, word: str) -> ModalitySpec:
         """The modality that a word means as target; ValueError for patches, of which there is nothing to predict."""
-        spec = self.spec(word)
-        if spec.is_input_only:
-            raise ValueError(f"{self.directory}: {spec.name} is input only, it cannot be a target")
-        return spec
+        meant = [spec for spec in self.specs if word in (spec.name, spec.quantity, spec.folder)]
+        if meant and all(spec.is_input_only for spec in meant):
+            names = ", ".join(spec.name for spec in meant)
+            raise ValueError(f"{self.directory}: {names} is input only, it cannot be a target")
+        return self.spec(word)
 
     def tokenizer(self, name: str) -> Tokenizer:
         if name not in self.tokenizers:
@@ -112,8 +119,8 @@ def load_checkpoint(
     dtype    precision of the model's weights: bf16 by default on a GPU, where logits are made in fp32 all the same
     graphs   see `Sampler`
 
-    None is the pretrained checkpoint. Raises ValueError when a tokenizer is not the one whose tokens the model
-    was trained on.
+    None is the first of the pretrained ones. Raises ValueError when a tokenizer is not the one whose tokens the
+    model was trained on.
     """
     directory = checkpoint_directory(id_or_path)
     if not (directory / "model.json").is_file():
@@ -130,7 +137,9 @@ def load_checkpoint(
             )
             tokenizers[spec.name] = tokenizer
     sampler = Sampler(model, context_bytes=_CONTEXT_BYTES, graphs=graphs)
-    return Checkpoint(directory, model, sampler, tokenizers, _CONTEXT_BYTES)
+    recommended = recommendation(directory) or Recommendation()
+    summary = str(about_model(directory).get("summary") or "")[:_LONGEST_SUMMARY]
+    return Checkpoint(directory, model, sampler, tokenizers, _CONTEXT_BYTES, recommended, summary)
 
 
 def trained_on(directory: Path) -> tuple[str, ...] | None:
@@ -178,18 +187,18 @@ def unfamiliar_input(directory: Path, datasets: Iterable[str], *, label: str = "
 def checkpoint_directory(id_or_path: str | Path | None) -> Path:
     """Where a checkpoint lies on this disk, fetched from the Hub if need be.
 
-    The pretrained one is found by its name from anywhere, also where the project is installed without its checkout.
+    Pretrained ones are found by their names from anywhere, also where the project is installed without its checkout.
     """
-    if id_or_path is None or (str(id_or_path) == _PRETRAINED and not Path(id_or_path).is_dir()):
-        return pretrained_checkpoint()
+    if id_or_path is None or (str(id_or_path) in PRETRAINED and not Path(id_or_path).is_dir()):
+        return pretrained_checkpoint(PRETRAINED[0] if id_or_path is None else str(id_or_path))
     return fetch(id_or_path)
 
 
-def pretrained_checkpoint() -> Path:
+def pretrained_checkpoint(name: str = PRETRAINED[0]) -> Path:
     """Model directory that comes with the project: beside the package in a checkout, inside it when installed."""
     # Never one of this name in the working directory, which is somebody's own.
-    folder = Path(egom2p.__file__).resolve().parent / "pretrained" / _PRETRAINED
-    folder = folder if folder.is_dir() else folder.parents[2] / "checkpoints" / _PRETRAINED
+    folder = Path(egom2p.__file__).resolve().parent / "pretrained" / name
+    folder = folder if folder.is_dir() else folder.parents[2] / "checkpoints" / name
     if (folder / "model.json").is_file():
         return folder
-    raise ValueError(f"no checkpoint {_PRETRAINED!r} comes with this installation; name one: checkpoint=<folder>")
+    raise ValueError(f"no checkpoint {name!r} comes with this installation; name one: checkpoint=<folder>")

@@ -1,6 +1,6 @@
 """From prompts of one clip's length to the same clips with their targets filled, in physical units.
 
-B clips, L tokens of one modality, T frames or samples of a stream.
+B clips, K samples of one, L tokens of one modality, T frames or samples of a stream.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,6 +11,7 @@ import numpy as np
 from egom2p.contracts import AlignedClip, ModalitySpec, Provenance, Stream, TokenClip
 from egom2p.generation.checkpoints import Checkpoint
 from egom2p.generation.generation_inputs import Prompt
+from egom2p.generation.generation_memory import in_smaller_batches
 from egom2p.generation.partial_prompts import InpaintingMask, encode_given, mask_tokens, merge_given
 from egom2p.generation.request import Request, clip_seed
 from egom2p.generation.sample_ranges import range_notes, summary
@@ -36,44 +37,14 @@ def generate_clips(
     checkpoint: Checkpoint, prompts: Sequence[Prompt], request: Request, seeds: Sequence[int] | None = None
 ) -> list[Generated]:
     """Fill the targets of clips or token clips; seeds: one per prompt, None: those of clips 0, 1, ... of an input."""
+    request = request.settled(checkpoint)
     chosen = [clip_seed(request.seed, number) for number in range(len(prompts))] if seeds is None else seeds
-    specs = request.specs(checkpoint)
-    samples_K = []
-    for number in range(request.num_samples):
-        asked = [sample_of(*one, number) for one in zip(prompts, chosen, strict=True)]
-        samples_K.append(fill_tokens(checkpoint, [prompt for prompt, _ in asked], request, [seed for _, seed in asked]))
-    values_K = [decode_targets(checkpoint, tokens, specs) for tokens in samples_K]
+    made = fill_tokens(checkpoint, prompts, request, chosen)
+    values = decode_targets(checkpoint, made, request)
     return [
-        _generated(
-            checkpoint,
-            prompt,
-            joined_tokens([tokens[row] for tokens in samples_K], [spec.name for spec in specs]),
-            request,
-            {spec.name: [values[spec.name][row] for values in values_K] for spec in specs},
-        )
+        _generated(checkpoint, prompt, made[row], request, {name: values[name][row] for name in values})
         for row, prompt in enumerate(prompts)
     ]
-
-
-def sample_of(prompt: Prompt, seed: int, number: int) -> tuple[Prompt, int]:
-    """The prompt and seed of one of several samples; the first is what is made where there is one."""
-    return (
-        (prompt, seed) if number == 0 else (replace(prompt, key=f"{prompt.key}_sample{number}"), seed * 10_007 + number)
-    )
-
-
-def joined_tokens(samples: Sequence[TokenClip], made: Sequence[str]) -> TokenClip:
-    """Tokens of samples of one clip: those that were made as (K, L) where there are several."""
-    first = samples[0]
-    if len(samples) == 1:
-        return first
-    return replace(
-        first,
-        tokens={
-            name: np.stack([clip.tokens[name] for clip in samples]) if name in made else ids
-            for name, ids in first.tokens.items()
-        },
-    )
 
 
 def fill_tokens(
@@ -84,8 +55,11 @@ def fill_tokens(
     *,
     partial: Sequence[Mapping[str, np.ndarray]] | None = None,
 ) -> list[TokenClip]:
-    """Condition tokens of the prompts and generated tokens of the targets.
+    """Condition tokens of the prompts and generated tokens of the targets: ids (L,), of several samples (K, L).
 
+    A prompt is tokenized once. Its samples are rows of the batches, and the sampler runs rows in the same state once.
+
+    request   settled
     partial   per prompt: target -> ids (L,), UNKNOWN where they are to be made
     """
     specs = request.specs(checkpoint)
@@ -101,27 +75,51 @@ def fill_tokens(
                 f"clip {prompt.key}: nothing of the input can be a condition (the model reads "
                 f"{[spec.name for spec in checkpoint.specs]}); for generation from nothing say conditions=[]"
             )
-    filled = checkpoint.sampler.generate(token_prompts, request.plans(specs), seeds)
+    count, size = request.num_samples, request.batch_size
+    rows = [
+        (prompt, seed if number == 0 else seed * 10_007 + number)  # the first is what is made where there is one
+        for prompt, seed in zip(token_prompts, seeds, strict=True)
+        for number in range(count)
+    ]
+
+    def fill(part: Sequence[tuple[TokenClip, int]]) -> list[TokenClip]:
+        prompts, seeds = [prompt for prompt, _ in part], [seed for _, seed in part]
+        return checkpoint.sampler.generate(prompts, plans, seeds, chain=request.chain)
+
+    plans = request.plans(specs)
+    parts = [rows[first : first + size] for first in range(0, len(rows), size)]
+    filled = [clip for part in parts for clip in in_smaller_batches(fill, part)]
+    samples = [filled[first : first + count] for first in range(0, len(filled), count)]
     # Pixels are what the input holds anyway; of an hour of video they would not fit into memory.
-    pixels = {spec.name for spec in checkpoint.specs if spec.is_input_only}
+    left_out = {spec.name for spec in checkpoint.specs if spec.is_input_only or spec in specs}
     return [
-        replace(clip, tokens={name: ids for name, ids in clip.tokens.items() if name not in pixels}) for clip in filled
+        replace(first, tokens={name: ids for name, ids in first.tokens.items() if name not in left_out} | made)
+        for first, made in ((clips[0], _made_ids(clips, specs)) for clips in samples)
     ]
 
 
+def _made_ids(samples: Sequence[TokenClip], specs: Sequence[ModalitySpec]) -> dict[str, np.ndarray]:
+    """Target -> ids (L,) of one sample, or (K, L) of several."""
+    if len(samples) == 1:
+        return {spec.name: samples[0].tokens[spec.name] for spec in specs}
+    return {spec.name: np.stack([spec.padded(clip.tokens[spec.name]) for clip in samples]) for spec in specs}
+
+
 def decode_targets(
-    checkpoint: Checkpoint, tokens: Sequence[TokenClip], specs: Sequence[ModalitySpec]
-) -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
-    """Target -> per clip values (T, ...) in the stream's unit and validity (T,)."""
+    checkpoint: Checkpoint, tokens: Sequence[TokenClip], request: Request
+) -> dict[str, list[list[tuple[np.ndarray, np.ndarray]]]]:
+    """Target -> per clip and sample values (T, ...) in the stream's unit and validity (T,)."""
     found = {}
-    for spec in specs:
-        values, is_valid = checkpoint.tokenizer(spec.name).decode(_stacked(spec, tokens))
-        found[spec.name] = list(zip(values, np.asarray(is_valid, bool), strict=True))
+    for spec in request.specs(checkpoint):
+        samples = [clip.tokens[spec.name] for clip in tokens]
+        rows = np.concatenate([ids if ids.ndim == 2 else spec.padded(ids)[None] for ids in samples])
+        parts: list[tuple[np.ndarray, np.ndarray]] = []
+        for first in range(0, len(rows), request.batch_size):
+            values, is_valid = checkpoint.tokenizer(spec.name).decode(rows[first : first + request.batch_size])
+            parts += zip(values, np.asarray(is_valid, bool), strict=True)
+        count = request.num_samples
+        found[spec.name] = [parts[first : first + count] for first in range(0, len(parts), count)]
     return found
-
-
-def _stacked(spec: ModalitySpec, tokens: Sequence[TokenClip]) -> np.ndarray:
-    return np.stack([spec.padded(clip.tokens[spec.name]) for clip in tokens])
 
 
 def stream_of(checkpoint: Checkpoint, spec: ModalitySpec) -> str:

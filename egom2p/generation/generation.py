@@ -14,11 +14,18 @@ from egom2p.contracts import AlignedClip, Provenance, Recording, TokenClip
 from egom2p.data.clips.clip_alignment import RecordingTooShort
 from egom2p.data.recordings.reader_choice import SourceConfig, open_reader
 from egom2p.data.recordings.track_files import load_npz
-from egom2p.generation.checkpoints import Checkpoint, load_checkpoint, unfamiliar_input
+from egom2p.generation.checkpoints import (
+    PRETRAINED,
+    Checkpoint,
+    load_checkpoint,
+    pretrained_checkpoint,
+    unfamiliar_input,
+)
 from egom2p.generation.clip_generation import Generated, generate_clips
 from egom2p.generation.generation_inputs import (
     RECORDED_KINDS,
     Prompt,
+    check_is_shown,
     clip_config_of,
     kind_of_input,
     read_prompts,
@@ -53,7 +60,8 @@ from egom2p.storage import (
 class GenerationConfig(Request):
     """One generation job: a request, what it is asked of, and where the answer goes.
 
-    checkpoint   model directory or id of the Hub; it names its tokenizers. None: the pretrained one
+    checkpoint   model directory or id of the Hub; it names its tokenizers. None: the first of the pretrained ones that
+                 makes every target and reads the input
     input        what to start from, see `generation_inputs.kind_of_input`; or
     source       a reader of recordings, as in data preparation
     max_clips    stop after so many (clips, or recordings)
@@ -89,13 +97,20 @@ def run_generation(config: GenerationConfig) -> Path:
 
 
 def _generate(config: GenerationConfig) -> Path:
-    checkpoint = load_checkpoint(config.checkpoint, device=config.device, dtype=config.dtype, graphs=config.graphs)
-    specs = config.specs(checkpoint)  # for its errors, before any work
+    checkpoint, why = _checkpoint(config)
+    asked, config = config, config.settled(checkpoint)  # also for its errors, before any work
+    specs = config.specs(checkpoint)
     kind = "folder" if config.input is None else kind_of_input(config.input)
     device = next(checkpoint.model.parameters()).device
     estimate = measure_memory(checkpoint, config.plans(specs))
-    config = replace(config, batch_size=fitting_batch(estimate, config.batch_size, free_bytes(device)))
-    job = _Job(config, checkpoint, _settings(config, checkpoint), Path(config.output))
+    # Samples of a clip share much of their work where they are made together.
+    wanted = max(config.batch_size, config.num_samples)
+    config = replace(config, batch_size=fitting_batch(estimate, wanted, free_bytes(device)))
+    name = config.checkpoint or f"pretrained {checkpoint.directory.name}"
+    chosen = "; ".join(part for part in (f"{name}{why}", _how(asked, config, checkpoint)) if part)
+    if config.checkpoint is None or config.num_samples > 1 or checkpoint.recommended.num_samples > 1:
+        say(f"checkpoint: {chosen}")
+    job = _Job(config, checkpoint, _settings(config, checkpoint), Path(config.output), chosen)
     keys = (
         job.run_recordings(_recordings(config)) if kind in RECORDED_KINDS and config.join != "none" else job.run_clips()
     )
@@ -108,6 +123,35 @@ def _generate(config: GenerationConfig) -> Path:
     # What a killed run left half-written; others may write beside us, under other names.
     remove_unfinished(job.folder, {manifest.name, *keys, *map(_windows, keys)})
     return manifest
+
+
+def _checkpoint(config: GenerationConfig) -> tuple[Checkpoint, str]:
+    """The one that is asked for, or the first pretrained one that has what is asked; and why it was taken."""
+    options = {"device": config.device, "dtype": config.dtype, "graphs": config.graphs}
+    if config.checkpoint is not None:
+        return load_checkpoint(config.checkpoint, **options), ""
+    why = ""
+    for name in PRETRAINED[:-1]:
+        checkpoint = load_checkpoint(pretrained_checkpoint(name), **options)
+        try:
+            config.settled(checkpoint)
+            check_is_shown(checkpoint, config, config.input or _recordings(config))
+            return checkpoint, f", the first of {', '.join(PRETRAINED)} that makes this of such input{why}"
+        except ValueError as error:
+            why += f", as {name} does not do this ({str(error).removeprefix(f'{checkpoint.directory}: ')})"
+    # Its errors are told where the work meets them.
+    return load_checkpoint(pretrained_checkpoint(PRETRAINED[-1]), **options), why
+
+
+def _how(asked: Request, settled: Request, checkpoint: Checkpoint) -> str:
+    """Of how many samples the results are, and whether that is what the checkpoint was measured with."""
+    count, recommended = settled.num_samples, checkpoint.recommended.num_samples
+    if count > 1:
+        return f"mean of {count} samples{', as it was measured' if count == recommended else ''}"
+    if recommended == 1:
+        return ""
+    why = "one is asked for" if asked.num_samples == 1 else asked.why_single(asked.specs(checkpoint))
+    return f"one sample, not the mean of {recommended} that it was measured with: {why}"
 
 
 def _recordings(config: GenerationConfig) -> Iterator[Recording]:
@@ -128,6 +172,7 @@ class _Job:
     checkpoint: Checkpoint
     settings: Mapping[str, Any]
     folder: Path
+    chosen: str
     num_kept: int = 0
     skipped: dict[str, str] = field(default_factory=dict)
     unused_s: dict[str, float] = field(default_factory=dict)
@@ -193,7 +238,7 @@ class _Job:
         prompts = enumerate(islice(self._prompts(), config.max_clips))
         keys: dict[str, None] = {}
         with self._bar("generate clips", config.max_clips) as advance:
-            while part := list(islice(prompts, config.batch_size)):
+            while part := list(islice(prompts, max(1, config.batch_size // config.num_samples))):
                 for _, prompt in part:
                     self._note_unfamiliar(_provenance(prompt))
                     _add_new(keys, prompt.key)
@@ -250,7 +295,8 @@ class _Job:
             made = {name: note[name] for name in ("given", "made", "made_streams")}
             clips.append({"key": key, **made, "files": files})
         about = {"settings": dict(self.settings), "num_clips": len(clips), "clips": clips}
-        return about | {"skipped": self.skipped, "unused_s": self.unused_s, "notes": self.notes}
+        about |= {"skipped": self.skipped, "unused_s": self.unused_s, "notes": self.notes}
+        return about | {"checkpoint": self.chosen, "about_checkpoint": self.checkpoint.summary}
 
 
 class WindowStore:

@@ -130,6 +130,35 @@ def _recordings_as_stored(source: str, kind: InputKind, rate_hz: float | None) -
             yield from _plain_recordings(path)
 
 
+def check_is_shown(checkpoint: Checkpoint, request: Request, source: str | Iterator[Recording]) -> None:
+    """ValueError where a model of pixels would be shown none: it was hardly trained without them, and not measured.
+
+    source   an input or recordings, of which no more is read than says what they hold
+    """
+    pixels = {spec.name for spec in checkpoint.specs if spec.is_input_only}
+    kind, path = (kind_of_input(source), Path(source)) if isinstance(source, str) else ("folder", Path())
+    streams: Iterable[str] = ()
+    if kind == "shards":
+        shown = {checkpoint.spec(folder).name for folder in open_clips(source).folders}
+    elif kind in ("token_file", "token_files"):
+        shown = {checkpoint.spec(name).name for name in load_npz(path if path.is_file() else min(path.glob("*.npz")))}
+    else:
+        if kind == "clips":
+            streams = ClipStore(path, request.dataset or _only_dataset(path)).streams
+        elif kind == "folder":
+            found = _recordings_as_stored(source, kind, request.rate_hz) if isinstance(source, str) else source
+            streams = next((recording.streams for recording in found), ())
+        elif kind in ("video", "videos", "pictures") or _format_of(path) == "rgbd_frames":
+            streams = ("rgb",)
+        shown = {name for name, tokenizer in checkpoint.tokenizers.items() if tokenizer.stream in streams}
+    if request.conditions is not None:
+        shown &= {spec.name for word in request.conditions for spec in checkpoint.inputs(word)}
+    if pixels and not pixels & shown:
+        raise ValueError(
+            f"{checkpoint.directory}: reads {', '.join(sorted(pixels))}, is shown {sorted(shown) or 'none'}"
+        )
+
+
 def read_prompts(source: str, checkpoint: Checkpoint, request: Request) -> Iterator[Prompt]:
     """Clips or token clips of any input (`kind_of_input`), each by itself; recordings are cut into clips."""
     path, kind = Path(source), kind_of_input(source)

@@ -1,12 +1,12 @@
 """A model ready to use from Python: one object, from a file of video to arrays.
 
-model = load_model("checkpoints/world_small")
+model = load_model()
 clip = model.generate("walk.mp4", targets=["depth", "cam", "gaze"], seed=0)
 clip.depth_m, clip.world_from_cam, clip.gaze
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,8 @@ class LoadedModel(Checkpoint):
         The streams of a result are in physical units: `depth_m` (F, H, W), `world_from_cam` (S, 4, 4), `gaze` (S, 2),
         `rgb` (F, H, W, 3); what the input holds is kept.
         """
-        request.specs(self)  # for its errors, before any work
+        request = request.settled(self)  # also for its errors, before any work
+        request = replace(request, batch_size=max(request.batch_size, request.num_samples))
         recordings = None if request.join == "none" else _recordings(source, request.rate_hz, request.rotate)
         if recordings is None:
             for number, prompt in enumerate(self._prompts(source, request)):
@@ -76,7 +77,11 @@ class LoadedModel(Checkpoint):
 def load_model(
     id_or_path: str | Path | None = None, *, device: str = "auto", dtype: Dtype = "auto", graphs: bool = True
 ) -> LoadedModel:
-    """A model directory, an id `owner/name` of the Hub, or (None) the pretrained checkpoint; see `load_checkpoint`."""
+    """A model directory, an id `owner/name` of the Hub, or the first of the pretrained ones; see `load_checkpoint`.
+
+    None cannot know yet what will be asked: it is `world_real`, which reads video and makes no pictures; of rendered
+    rooms, or from depth to pictures, say "checkpoints/world_small". `generate.py` chooses by its request.
+    """
     return LoadedModel(**vars(load_checkpoint(id_or_path, device=device, dtype=dtype, graphs=graphs)))
 
 

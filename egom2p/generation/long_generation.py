@@ -39,8 +39,6 @@ from egom2p.generation.clip_generation import (
     condition_names,
     decode_targets,
     fill_tokens,
-    joined_tokens,
-    sample_of,
     stream_of,
 )
 from egom2p.generation.generation_inputs import tell_too_short
@@ -208,24 +206,21 @@ def generate_segment(
     store    keeps the tokens of finished windows, so that an interrupted segment goes on where it was
     folder   pictures of the result lie in files without a name below it instead of in memory: hours of them
     """
+    request = request.settled(checkpoint)
     specs = request.specs(checkpoint)
     sequences = _Sequences(checkpoint, segment, request, folder)
     tokens: list[TokenClip] = []
     # A conditioned window waits for the one before it, so there is never more than one to make.
-    size = 1 if request.join == "condition" else request.batch_size
+    size = 1 if request.join == "condition" else max(1, request.batch_size // request.num_samples)
     for first in range(0, len(segment.windows), size):
         windows = segment.windows[first : first + size]
         clips = [segment.clip(window) for window in windows]
         partial = [sequences.partial_prompts(windows[0])] if request.join == "condition" else None
-        made_K = []
-        for number in range(request.num_samples):
-            asked = [sample_of(*one, number) for one in zip(clips, seeds[first : first + size], strict=True)]
-            own_clips, own_seeds = ([one[part] for one in asked] for part in (0, 1))
-            made_K.append(_made(checkpoint, own_clips, request, own_seeds, partial, store))
-        values_K = [decode_targets(checkpoint, made, specs) for made in made_K]
+        made = _made(checkpoint, clips, request, seeds[first : first + size], partial, store)
+        values = decode_targets(checkpoint, made, request)
         for row, (window, clip) in enumerate(zip(windows, clips, strict=True)):
-            sequences.add(window, clip, {spec.name: [values[spec.name][row] for values in values_K] for spec in specs})
-            tokens.append(joined_tokens([made[row] for made in made_K], [spec.name for spec in specs]))
+            sequences.add(window, clip, {name: values[name][row] for name in values})
+        tokens += made
         shown = condition_names(checkpoint, clips[0], request, specs)
         advance(len(windows))
     return sequences.result(tokens, [name for name in shown if checkpoint.spec(name).is_input_only])

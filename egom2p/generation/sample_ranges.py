@@ -38,11 +38,6 @@ class RangeNote:
     unit: str
 
 
-def has_range(quantity: Quantity) -> bool:
-    """Depth, poses and tracks; neither pictures, whose mean alone is kept, nor texts."""
-    return quantity.is_relative or quantity.is_logarithmic or quantity.layout == "track"
-
-
 def range_notes(directory: Path, specs: Sequence[ModalitySpec], num_samples: int) -> dict[str, RangeNote]:
     """Modality -> its range, by the evaluation beside a checkpoint; a factor belongs to its number of samples."""
     file = directory / _METRICS
@@ -59,7 +54,7 @@ def range_notes(directory: Path, specs: Sequence[ModalitySpec], num_samples: int
         raise ValueError(f"{file}: found factors {wrong}, wanted positive ones")
     notes = {}
     for spec in specs:
-        if has_range(spec.signal):
+        if spec.signal.has_range:
             stretch = factors.get(spec.quantity)
             share, known = (None, None) if stretch is None else (STRETCHED_SHARE, card.get("clips"))
             unit = "m, positions from the first pose" if spec.signal.is_relative else spec.signal.unit
@@ -90,7 +85,7 @@ def summary(quantity: Quantity, samples: Sequence[Part], stretch: float | None) 
         ends = _range(values.astype(np.float64), is_valid, stretch)
         rounded = np.rint if values.dtype.kind in "ui" else lambda end: end
         mean, low, high = (rounded(end).astype(values.dtype) for end in ends)
-    if not has_range(quantity):
+    if not quantity.has_range:
         return {"": (mean, is_valid_T)}
     return {"": (mean, is_valid_T), LOW: (low, is_valid_T), HIGH: (high, is_valid_T)}
 

@@ -16,6 +16,7 @@ from egom2p.config import Count, run_main, strict
 from egom2p.contracts import ModalitySpec
 from egom2p.layers.blocks import sincos_positions
 from egom2p.models.egom2p_model import EgoM2P, ModelConfig
+from egom2p.models.sampling import Recommendation
 from egom2p.models.weights import from_reference_state_dict, save_model
 from egom2p.storage import load_json
 from egom2p.storage.foreign_checkpoints import foreign_weights
@@ -31,6 +32,7 @@ class ConvertModelConfig:
     modalities    name -> fields of ModalitySpec without vocab_size; others in the checkpoint are an error
     tokenizers    modality -> folder of the tokenizer that made its tokens; their fingerprints enter the model
     num_heads     null: 64 channels per head, as all published sizes
+    recommended   number of samples and sampling that the weights were measured with
     """
 
     checkpoint: str
@@ -39,6 +41,7 @@ class ConvertModelConfig:
     tokenizers: dict[str, str] | None = None
     num_heads: Count | None = None
     causal_decoder: bool = False  # whether the weights are of that variant
+    recommended: Recommendation | None = None
 
 
 def convert_model(config: ConvertModelConfig) -> EgoM2P:
@@ -55,7 +58,7 @@ def convert_model(config: ConvertModelConfig) -> EgoM2P:
         raise ValueError(f"{config.checkpoint}: {error}") from None
     output = Path(config.output)
     locations = {name: os.path.relpath(folder, output) for name, folder in (config.tokenizers or {}).items()}
-    save_model(model, output, locations)
+    save_model(model, output, locations, recommended=config.recommended)
     return model
 
 

@@ -81,13 +81,17 @@ class Sampler:
         seeds: Sequence[int],
         *,
         positions: Positions | None = None,
+        chain: bool = True,
     ) -> list[TokenClip]:
-        """The prompts with every target filled; arguments as in `iterate`."""
+        """The prompts with every target filled; arguments as in `iterate`.
+
+        chain   a target is shown when those after it are made; not: all are made of the prompts alone
+        """
         states = self._states(prompts, plans, seeds)
         asks = self._answers.device.type != "cuda" if self._asks is None else self._asks
         # Streams, events and graphs are those of the current device, which need not be the model's.
         with torch.cuda.device_of(next(self.model.parameters())):
-            for _ in self._run(states, plans, seeds, positions or {}, asks=asks):
+            for _ in self._run(states, plans, seeds, positions or {}, asks=asks, chain=chain):
                 pass
         return [state.to_token_clip() for state in states]
 
@@ -186,6 +190,7 @@ class Sampler:
         positions: Positions,
         *,
         asks: bool,
+        chain: bool = True,
     ) -> Iterator[GenerationStep]:
         was_training = self.model.training
         self.model.eval()
@@ -203,7 +208,8 @@ class Sampler:
                     else:
                         self._run_ahead(work)
                 for state in states:
-                    state.grown.append(plan.target)
+                    if chain:
+                        state.grown.append(plan.target)
                     state.fingerprints[plan.target] = spec.tokenizer_fingerprint
         finally:
             self._answers.forget()
@@ -485,17 +491,3 @@ def _report(
         ids=tuple(part[1] for part in parts),
         tokens=tuple(state.tokens[plan.target].copy() for state in states),
     )
-
-
-def generate(
-    model: torch.nn.Module, prompts: Sequence[TokenClip], plans: Sequence[TargetPlan], seeds: Sequence[int]
-) -> list[TokenClip]:
-    """The prompts with every target filled, in the order of the plans."""
-    return Sampler(model).generate(prompts, plans, seeds)
-
-
-def iterate(
-    model: torch.nn.Module, prompts: Sequence[TokenClip], plans: Sequence[TargetPlan], seeds: Sequence[int]
-) -> Iterator[GenerationStep]:
-    """The same, yielding what each step wrote."""
-    return Sampler(model).iterate(prompts, plans, seeds)

@@ -217,7 +217,7 @@ def _draw_subset(
 ) -> dict[str, np.ndarray]:
     """Positions kept of each condition, in proportion to its length and never more than allowed; empty when all fit."""
     words = {spec.name: spec.words for spec in specs}
-    names = sorted(set(state.tokens) - {plan.target})
+    names = sorted({*state.given, *state.grown} - {plan.target})
     known = {name: np.flatnonzero(words[name](state.tokens[name]) != UNKNOWN) for name in names}
     total = sum(len(positions) for positions in known.values())
     if total <= plan.max_condition_tokens:

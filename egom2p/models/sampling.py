@@ -19,6 +19,7 @@ TokenSchedule = Literal["linear", "cosine"]
 
 
 _MIN_TEMPERATURE = 1e-6  # logits divided by less overflow
+_MOST_RECOMMENDED = 256  # samples, and steps, that a file of a stranger may ask for
 
 
 @strict
@@ -76,6 +77,39 @@ class TargetPlan(SamplingConfig):
     """What is generated, and how."""
 
     target: str
+
+
+@strict
+class Recommendation:
+    """How a checkpoint is to be asked where nobody says it: as it was measured. Part of its `model.json`.
+
+    num_samples   several: their mean is what was measured
+    num_steps     passes that each target is spread over
+    temperature   of every target; 0 takes the most likely token
+    chain         each target is a condition of those after it; not: all are made of the input alone
+    """
+
+    num_samples: Count = 1
+    num_steps: Count = 1
+    temperature: NotNegative = 0.0
+    chain: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("num_samples", "num_steps"):
+            if (found := getattr(self, name)) > _MOST_RECOMMENDED:
+                raise ValueError(f"{name} must be 1 ... {_MOST_RECOMMENDED}, found {found}")
+        if self.num_samples > 1 and self.temperature == 0:
+            raise ValueError(
+                f"{self.num_samples} samples of temperature 0 are all the same, wanted a temperature above 0"
+            )
+        SamplingConfig(temperature=self.temperature)
+
+    def sampling(self, num_samples: int) -> SamplingConfig:
+        """Of so many samples. A temperature that was recommended for a mean is none for a single sample: that takes
+        the most likely tokens."""
+        if num_samples == 1 < self.num_samples:
+            return SamplingConfig()
+        return SamplingConfig(num_steps=self.num_steps, temperature=self.temperature)
 
 
 def guidance_passes(plan: TargetPlan, conditions: Sequence[str]) -> list[tuple[frozenset[str], float]]:

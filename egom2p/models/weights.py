@@ -2,8 +2,9 @@
 
 A model directory holds `model.safetensors` and `model.json`:
 {"model": ModelConfig, "modalities": [ModalitySpec, ...], "tokenizers": {name: path relative to the directory, or id},
-"about": what people want to know}. A model, here, has `config` and `specs`, and names its parameters as EgoM2P
-does; how one is made of a directory stands beside it (`egom2p_model.load_model`).
+"generation": Recommendation, where there is one, "about": what people want to know}. A model, here, has `config` and
+`specs`, and names its parameters as EgoM2P does; how one is made of a directory stands beside it
+(`egom2p_model.load_model`).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from egom2p.config import to_plain
+from egom2p.config import from_plain, to_plain
 from egom2p.contracts import ModalitySpec, plain_name
+from egom2p.models.sampling import Recommendation
 from egom2p.storage import atomic_directory, check_finite, check_sizes, load_json, load_tensors, save_json, save_tensors
 from egom2p.storage.atomic import with_pretrained
 from egom2p.storage.hub import fetch
@@ -31,10 +33,16 @@ _PATCHES = "encoder_embeddings.patches."
 _WEIGHTS, _CARD = "model.safetensors", "model.json"
 
 
-def save_model(model: nn.Module, directory: str | Path, tokenizers: Mapping[str, str] | None = None) -> None:
+def save_model(
+    model: nn.Module,
+    directory: str | Path,
+    tokenizers: Mapping[str, str] | None = None,
+    *,
+    recommended: Recommendation | None = None,
+) -> None:
     """Write a model directory atomically. `tokenizers`: modality -> path relative to the directory, or hub id."""
     with atomic_directory(directory) as unfinished:
-        write_model_files(model, unfinished, tokenizers)
+        write_model_files(model, unfinished, tokenizers, recommended=recommended)
 
 
 def write_model_files(
@@ -44,12 +52,14 @@ def write_model_files(
     *,
     dtype: torch.dtype | None = None,
     state: Mapping[str, Tensor] | None = None,
+    recommended: Recommendation | None = None,
     about: Mapping[str, Any] | None = None,
 ) -> None:
     """The two files of a model directory, into a folder that the caller makes atomic (a checkpoint).
 
     dtype   how weights are stored, e.g. float16 to publish them; None: as they are. `load_model` reads every one
     state   weights under the model's names instead of its own, e.g. averaged or merged ones
+    recommended   how these weights were measured; not that of weights they were made from
     about   plain values for people and for the model card: licence, training data, progress, measurements
     """
     state = model.state_dict() if state is None else state
@@ -60,6 +70,7 @@ def write_model_files(
         "model": to_plain(model.config),
         "modalities": [spec.to_dict() for spec in model.specs],
         "tokenizers": dict(tokenizers or {}),
+        **({} if recommended is None else {"generation": to_plain(recommended)}),
         "about": dict(about or {}),
     }
     save_json(directory / _CARD, card)
@@ -83,6 +94,19 @@ def card_specs(directory: str | Path) -> tuple[ModalitySpec, ...]:
     if len({spec.name for spec in specs}) < len(specs) or not specs:
         raise ValueError(f"{where} are {[spec.name for spec in specs]}, wanted one or several of different names")
     return specs
+
+
+def recommendation(directory: str | Path) -> Recommendation | None:
+    """How the model of a directory is to be asked, by its card; ValueError names file and key."""
+    values = _load_card(Path(directory)).get("generation")
+    where = f"{Path(directory) / _CARD}: generation"
+    return None if values is None else from_plain(Recommendation, values, where=where)
+
+
+def about_model(directory: str | Path) -> dict[str, Any]:
+    """What the card of a model directory says for people; nothing where it is no mapping."""
+    about = _load_card(Path(directory)).get("about")
+    return about if isinstance(about, dict) else {}
 
 
 def find_model(location: str | Path) -> Path:

@@ -18,7 +18,8 @@ from egom2p.config import Positive, run_main, strict
 from egom2p.generation.checkpoints import Checkpoint, load_checkpoint
 from egom2p.jobs.progress import say
 from egom2p.metrics.result_table import Results, ResultTable
-from egom2p.models.weights import tokenizer_locations, write_model_files
+from egom2p.models.sampling import Recommendation
+from egom2p.models.weights import recommendation, tokenizer_locations, write_model_files
 from egom2p.pipelines.cards import vocabulary
 from egom2p.storage import atomic_directory, save_json
 from egom2p.tokenizers.pretrained import copy_tokenizer
@@ -30,6 +31,7 @@ class ExportModelConfig:
 
     checkpoint   model directory whose modalities all have a tokenizer folder
     evaluation   folder with a results.json that measured this checkpoint; None: the card says that there is none
+    recommended  how it was measured, and is asked where nobody says it; None: as the checkpoint itself says, if it does
     data         what it was trained on
     commands     what makes it again
     max_mb       a larger folder is refused (1 MB is a million bytes)
@@ -41,7 +43,9 @@ class ExportModelConfig:
     evaluation: str | None = None
     data: str
     commands: tuple[str, ...]
+    summary: str  # what it is good for and what not, in two sentences: also on every page that generate.py writes
     limits: str  # what it cannot do, for the card
+    recommended: Recommendation | None = None
     licence: str = "Apache-2.0"
     max_mb: Positive = 20.0
 
@@ -50,18 +54,22 @@ def export_model(config: ExportModelConfig) -> Path:
     """Write the folder atomically and say its size; ValueError, and nothing written, when it is too large."""
     checkpoint = load_checkpoint(config.checkpoint, device="cpu")
     metrics = _metrics(config)
+    recommended = config.recommended or recommendation(checkpoint.directory)
     with atomic_directory(config.output) as folder:
         for name, source in _tokenizer_folders(checkpoint).items():
             copy_tokenizer(source, folder / "tokenizers" / name)
         folders = {name: f"tokenizers/{name}" for name in checkpoint.tokenizers}
-        write_model_files(checkpoint.model, folder, folders, dtype=torch.float16)
+        about = {"licence": config.licence, "summary": config.summary}
+        write_model_files(checkpoint.model, folder, folders, dtype=torch.float16, recommended=recommended, about=about)
         (folder / "model.safetensors").chmod(0o644)  # safetensors writes for its owner alone; this is for everyone
         run_settings = checkpoint.directory.parent / "config.json"
         if run_settings.is_file():
             shutil.copyfile(run_settings, folder / "training_config.json")
         if metrics is not None:
             save_json(folder / "metrics.json", metrics.to_plain())
-        (folder / "CARD.md").write_text(_card(config, checkpoint, metrics), encoding="utf-8")
+        (folder / "CARD.md").write_text(
+            _card(config, checkpoint, metrics, recommended or Recommendation()), encoding="utf-8"
+        )
         load_checkpoint(folder, device="cpu")
         sizes = {entry.name: _megabytes(entry) for entry in sorted(folder.iterdir())}
         parts = ", ".join(f"{name} {size:.2f}" for name, size in sizes.items() if size >= 0.01)
@@ -114,7 +122,9 @@ def _of_checkpoints(table: ResultTable, name_of: Mapping[str | None, str | None]
     return replace(table, **kept)
 
 
-def _card(config: ExportModelConfig, checkpoint: Checkpoint, metrics: Results | None) -> str:
+def _card(
+    config: ExportModelConfig, checkpoint: Checkpoint, metrics: Results | None, recommended: Recommendation
+) -> str:
     model = checkpoint.model
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     rows = [
@@ -124,6 +134,8 @@ def _card(config: ExportModelConfig, checkpoint: Checkpoint, metrics: Results | 
     ]
     lines = [
         f"# {config.title}",
+        "",
+        config.summary,
         "",
         f"EgoM2P, any-to-any generation over discrete tokens: {num_parameters / 1e6:.2f} M parameters, "
         f"{model.config.encoder_depth} encoder and {model.config.decoder_depth} decoder blocks, width "
@@ -149,6 +161,8 @@ def _card(config: ExportModelConfig, checkpoint: Checkpoint, metrics: Results | 
         f"python generate.py checkpoint={config.output} input=<what is there> 'targets=[<modality>]' output=<folder>",
         "```",
         "",
+        _use(recommended),
+        "",
         "## Limits",
         "",
         config.limits,
@@ -164,6 +178,19 @@ def _card(config: ExportModelConfig, checkpoint: Checkpoint, metrics: Results | 
         return "\n".join([*lines, "No evaluation was given.", ""])
     lines += ["Before rounding to float16; also in metrics.json.", "", ""]
     return "\n".join(lines) + re.sub(r"^(?=#)", "#", metrics.markdown().partition("\n")[2].lstrip(), flags=re.MULTILINE)
+
+
+def _use(recommended: Recommendation) -> str:
+    """What is done where nobody says it."""
+    if recommended == Recommendation():
+        return "Asked for nothing else it takes the most likely tokens in one step."
+    count, steps = recommended.num_samples, recommended.num_steps
+    what = f"the mean of {count} samples" if count > 1 else "one sample"
+    of = "each target a condition of those after it" if recommended.chain else "every target of the input alone"
+    return (
+        f"Asked for nothing else it makes {what} at temperature {recommended.temperature:g} in {steps} "
+        f"step{'s' * (steps > 1)}, {of}, as it was measured (`generation` in model.json)."
+    )
 
 
 def _megabytes(entry: Path) -> float:

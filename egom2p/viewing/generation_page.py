@@ -50,7 +50,8 @@ def write_generation_page(folder: str | Path, *, max_clips: int = 24, max_s: flo
     files = {clip["key"]: inside(folder, clip["key"], "clip.npz") for clip in shown}
     depths = [depth_m for file in files.values() if (depth_m := _depth_sample(file, max_s)) is not None]
     range_m = depth_range(depths) if depths else (1.0, 2.0)
-    body = "".join(page.card(page.note(note)) for note in manifest["notes"])
+    words = [f"Made by {manifest['checkpoint']}.", manifest["about_checkpoint"], *manifest["notes"]]
+    body = "".join(page.card(page.note(text)) for text in words if text)
     body += page.figure(plots.depth_colour_bar(*range_m), "Depth, the same scale in every tile.") if depths else ""
     for clip in shown:
         nothing = "nothing else" if manifest["settings"]["inpainting"] else "nothing"
@@ -65,7 +66,7 @@ def write_generation_page(folder: str | Path, *, max_clips: int = 24, max_s: flo
     settings = manifest["settings"]
     html = page.document(
         "Generated clips",
-        lead=f"{', '.join(settings['targets'])} from {settings['input'] or 'recordings'}, by {settings['checkpoint']}.",
+        lead=f"{', '.join(settings['targets'])} from {settings['input'] or 'recordings'}.",
         facts=[_counted(manifest["num_clips"], "clip"), f"{len(shown)} shown", f"seed {settings['seed']}"],
         sections=[("clips", "Clips", body)],
     )

@@ -10,7 +10,7 @@ from egom2p.anytoany.codebooks import CodebookConfig, Codebooks
 from egom2p.anytoany.generate import codebook_of, render, token_clip_of, write_tokens
 from egom2p.contracts import ModalitySpec, TokenClip, TokenGrid, TokenizerMismatch
 from egom2p.models.egom2p_model import EgoM2P, ModelConfig
-from egom2p.models.generate import generate
+from egom2p.models.generate import Sampler
 from egom2p.models.sampling import TargetPlan
 
 SPECS = (
@@ -70,7 +70,7 @@ def test_pictures_follow_what_was_said(model, tmp_path):
     made = render(egom2p(), answers, model.codebooks, plans, [5, 6])
     for clip, codes, seed in zip(made, ([1, 2, 3, 4], [12, 11, 10, 9]), (5, 6), strict=True):
         prompt = TokenClip("x", {"tok_gaze": np.array(codes, np.int32)})
-        (wanted,) = generate(egom2p(), [prompt], plans, [seed])
+        (wanted,) = Sampler(egom2p()).generate([prompt], plans, [seed])
         assert clip.tokens["tok_gaze"].tolist() == codes
         assert clip.tokens["tok_rgb"].tolist() == wanted.tokens["tok_rgb"].tolist()
     with pytest.raises(ValueError, match="no span of codes"):

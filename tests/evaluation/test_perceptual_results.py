@@ -35,7 +35,7 @@ def test_lpips_and_fvd_are_in_the_results(clips, tmp_path):
     write_clips(tmp_path / "val", "tiny", clips[3:])
     config = EvaluationConfig(
         output=str(tmp_path / "evaluation"),
-        checkpoints={"small": str(pretrained_checkpoint())},
+        checkpoints={"small": str(pretrained_checkpoint("world_small"))},
         clips=ClipsConfig(root=str(tmp_path / "val"), dataset="tiny"),
         train_clips=ClipsConfig(root=str(tmp_path / "train"), dataset="tiny"),
         tasks=("depth2rgb",),
@@ -54,7 +54,7 @@ def test_lpips_and_fvd_are_in_the_results(clips, tmp_path):
         assert not row["failures"] and value["num_clips"] == 3 and value["low"] <= value["mean"] <= value["high"]
         assert row["of_the_set"]["FVD"] > 0
 
-    tokenizer = load_checkpoint(pretrained_checkpoint(), device="cpu").tokenizer("tok_rgb")
+    tokenizer = load_checkpoint(pretrained_checkpoint("world_small"), device="cpu").tokenizer("tok_rgb")
     decoded, _ = tokenizer.decode(tokenizer.encode(clips[3:]))
     lpips = Lpips(backbone, heads)
     wanted = [lpips(found, clip.rgb).mean() for found, clip in zip(decoded, clips[3:], strict=True)]

@@ -130,7 +130,7 @@ def test_finished_clips_are_kept_and_other_settings_make_them_again(world):
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
 def test_weights_in_half_precision_say_nearly_the_same(rng, dtype):
     """What a GPU does by default, with the pretrained model: every use of a checkpoint takes such weights."""
-    exact, half = load_checkpoint(device="cpu"), load_checkpoint(device="cpu", dtype=dtype)
+    exact, half = (load_checkpoint("world_small", device="cpu", dtype=name) for name in ("fp32", dtype))
     ids = {spec.name: rng.integers(0, spec.vocab_size, spec.num_tokens).astype(np.int32) for spec in exact.specs}
     rgb, truth = TokenClip("a", {"tok_rgb": ids["tok_rgb"]}), ids["tok_depth"]
     plan = SamplingConfig(num_steps=2, temperature=0.01, top_p=0.8, guidance=2.0).plan("tok_depth")

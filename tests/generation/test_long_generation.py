@@ -413,9 +413,9 @@ def test_memory_does_not_grow_with_the_recording(world, checkpoint, monkeypatch)
     config = clip_config_of(checkpoint, span="any")
     frames = (config.num_frames, 128, 128)
 
-    def decoded(checkpoint, tokens, specs):
+    def decoded(checkpoint, tokens, request):
         depth_m = np.linspace(1, 4, np.prod(frames), dtype=np.float32).reshape(frames)
-        return {specs[0].name: [(depth_m, np.ones(frames[0], bool)) for _ in tokens]}
+        return {"tok_depth": [[(depth_m, np.ones(frames[0], bool))] for _ in tokens]}
 
     def made(checkpoint, clips, *rest):
         return [TokenClip(clip.key, {"tok_depth": np.zeros(4, np.int32)}) for clip in clips]

@@ -7,7 +7,7 @@ import pytest
 from house import circles_of, count_house
 
 # Budgets that are not reached yet, with what is allowed until they are.
-NOT_YET = {"lines": 48_000, "names": 2}
+NOT_YET = {"lines": 48_200, "names": 2}
 FILES, LINES, SMALL, IN_A_ROW = 250, 36_500, 45, 22
 
 

@@ -12,6 +12,8 @@ from safetensors.torch import load_file
 from egom2p.config import load_config
 from egom2p.models.convert_model import ConvertModelConfig, convert_model
 from egom2p.models.egom2p_model import load_model
+from egom2p.models.sampling import Recommendation
+from egom2p.models.weights import recommendation
 
 VARIANTS = ("swiglu_nobias", "gelu_bias", "swiglu_qknorm_nobias", "swiglu_nobias_registers")
 
@@ -41,8 +43,10 @@ def released(parity_dir, tmp_path):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_converted_model_computes_what_was_published(released, parity_dir, variant):
     config, info = released(variant)
-    convert_model(config)
+    measured = Recommendation(num_samples=4, temperature=1.0)
+    convert_model(replace(config, recommended=measured))
     model = load_model(config.output)
+    assert recommendation(config.output) == measured
     folder = parity_dir / "model" / variant
     batch = pack_reference(load_file(folder / "inputs.safetensors"), info, model.specs)
     wanted = load_file(folder / "outputs.safetensors")

@@ -16,11 +16,14 @@ from egom2p.generation.clip_generation import generate_clips
 from egom2p.generation.generation import GenerationConfig, run_generation
 from egom2p.generation.request import Request
 from egom2p.models.egom2p_model import load_model
-from egom2p.models.weights import save_model
+from egom2p.models.sampling import Recommendation
+from egom2p.models.weights import recommendation, save_model
 from egom2p.pipelines.export_model import ExportModelConfig, export_model
+from egom2p.pipelines.publish import publish
 from egom2p.storage import load_tensors
 
 WORDS = {"title": "A tiny one", "data": "invented clips", "commands": ("make tiny",), "limits": "untrained"}
+WORDS |= {"summary": "Good for tests."}
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +32,7 @@ def world(tmp_path_factory):
 
 
 def export_config(world, output, **changes) -> ExportModelConfig:
-    return ExportModelConfig(checkpoint=str(world / "model"), output=str(output), **(WORDS | changes))
+    return ExportModelConfig(**{"checkpoint": str(world / "model"), "output": str(output)} | WORDS | changes)
 
 
 def test_the_folder_stands_alone_and_answers_like_the_model(world, tmp_path, capsys):
@@ -51,9 +54,25 @@ def test_the_folder_stands_alone_and_answers_like_the_model(world, tmp_path, cap
             assert copied == (world / "tokenizers" / source / file).read_bytes()
     made_clip = generate_clips(exported, [invented_clip(0)], Request(targets=("depth",), conditions=("rgb",)))[0]
     assert np.isfinite(made_clip.clip.depth_m).all()
+    assert exported.summary == "Good for tests." and exported.recommended == Recommendation()
     card = (folder / "CARD.md").read_text()
+    assert "Good for tests." in card and "it takes the most likely tokens in one step" in card
     for words in ("# A tiny one", "invented clips", "make tiny", "untrained", "Apache-2.0", "No evaluation was given"):
         assert words in card
+
+
+def test_what_is_recommended_is_in_the_folder_on_the_card_and_in_what_is_exported_or_published_of_it(world, tmp_path):
+    wanted = Recommendation(num_samples=5, num_steps=2, temperature=0.5, chain=False)
+    folder = export_model(export_config(world, tmp_path / "made", recommended=wanted))
+    again = export_model(export_config(world, tmp_path / "again", checkpoint=str(folder)))
+    assert (
+        recommendation(folder) == recommendation(again) == load_checkpoint(folder, device="cpu").recommended == wanted
+    )
+    assert "the mean of 5 samples at temperature 0.5 in 2 steps, every target of the input alone" in (
+        (again / "CARD.md").read_text()
+    )
+    found = publish(again, "me/tiny", dry_run=True)
+    assert "model.json" in found.files and "the mean of 5 samples" in found.readme
 
 
 def test_the_card_tells_what_an_evaluation_measured(world, tmp_path):
@@ -110,7 +129,7 @@ def test_a_model_without_tokenizers_is_refused(world, tmp_path):
 def test_generation_uses_the_pretrained_checkpoint(tmp_path):
     folder = Path(__file__).resolve().parents[2] / "checkpoints" / "world_small"
     if folder.is_dir():
-        assert pretrained_checkpoint() == folder
+        assert pretrained_checkpoint("world_small") == folder
         assert load_checkpoint(folder, device="cpu").tokenizers.keys() == {
             spec.name for spec in load_model(folder).specs
         }

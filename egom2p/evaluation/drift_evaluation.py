@@ -80,7 +80,7 @@ class DriftConfig:
     max_recordings   of each label
     """
 
-    checkpoint: str | None = None  # model directory; null: the pretrained one
+    checkpoint: str | None = None  # model directory; null: the first pretrained one
     output: str
     recordings: dict[str, RecordingsConfig]
     rows: dict[str, DriftRow]

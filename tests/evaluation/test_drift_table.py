@@ -44,7 +44,9 @@ def test_every_row_has_every_number_of_every_recording(world, monkeypatch):
     monkeypatch.setattr(
         Sampler,
         "generate",
-        lambda self, prompts, *rest: num_generated.append(len(prompts)) or generate(self, prompts, *rest),
+        lambda self, prompts, *rest, **more: (
+            num_generated.append(len(prompts)) or generate(self, prompts, *rest, **more)
+        ),
     )
     folder = run_drift(_config(world, "out"))
     # Three windows a recording: once for both stitched rows, once one by one, and never for the round trip.

@@ -169,7 +169,9 @@ def test_conditioned_windows_hold_the_tokens_of_the_overlap(checkpoint, monkeypa
     monkeypatch.setattr(
         checkpoint.sampler,
         "generate",
-        lambda prompts, plans, seeds: seen.append((prompts[0].tokens, made := generate(prompts, plans, seeds))) or made,
+        lambda prompts, *rest, **more: (
+            seen.append((prompts[0].tokens, made := generate(prompts, *rest, **more))) or made
+        ),
     )
     (segment,) = plan_segments(_recording(4.0), clip_config_of(checkpoint, span="any"), overlap_s=1.0)
     request = Request(targets=("depth", "cam", "gaze"), sampling=HOT, join="condition")

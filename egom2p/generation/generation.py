@@ -108,9 +108,8 @@ def _generate(config: GenerationConfig) -> Path:
     config = replace(config, batch_size=fitting_batch(estimate, wanted, free_bytes(device)))
     name = config.checkpoint or f"pretrained {checkpoint.directory.name}"
     chosen = "; ".join(part for part in (f"{name}{why}", _how(asked, config, checkpoint)) if part)
-    if config.checkpoint is None or config.num_samples > 1 or checkpoint.recommended.num_samples > 1:
-        say(f"checkpoint: {chosen}")
-    job = _Job(config, checkpoint, _settings(config, checkpoint), Path(config.output), chosen)
+    is_news = config.checkpoint is None or config.num_samples > 1 or checkpoint.recommended.num_samples > 1
+    job = _Job(config, checkpoint, _settings(config, checkpoint), Path(config.output), chosen, is_news)
     keys = (
         job.run_recordings(_recordings(config)) if kind in RECORDED_KINDS and config.join != "none" else job.run_clips()
     )
@@ -173,6 +172,7 @@ class _Job:
     settings: Mapping[str, Any]
     folder: Path
     chosen: str
+    is_news: bool
     num_kept: int = 0
     skipped: dict[str, str] = field(default_factory=dict)
     unused_s: dict[str, float] = field(default_factory=dict)
@@ -250,7 +250,11 @@ class _Job:
         return list(keys)
 
     def _note_unfamiliar(self, provenance: Provenance | None) -> None:
-        """Say once, on the terminal and for the page, that the model was not trained on such input."""
+        """Say once, when there is something to generate from, which checkpoint it is, and for the page too that it was not
+        trained on such input."""
+        if self.is_news:
+            say(f"checkpoint: {self.chosen}")
+            self.is_news = False
         is_world = getattr(self.config.source, "kind", None) == "synthetic"
         if provenance is None or is_world or self.notes:
             return

@@ -250,8 +250,8 @@ class _Job:
         return list(keys)
 
     def _note_unfamiliar(self, provenance: Provenance | None) -> None:
-        """Say once, when there is something to generate from, which checkpoint it is, and, for the page too, that it was
-        not trained on such input."""
+        """Say once, when there is something to generate from, which checkpoint it is; and for the page too that the
+        input is none of what it was trained on."""
         if self.is_news:
             say(f"checkpoint: {self.chosen}")
             self.is_news = False

@@ -7,7 +7,10 @@ out = outputs/$(world)
 RUN := OMP_NUM_THREADS=1 EGOM2P_WORKERS=$(WORKERS) $(PY)
 # Small models gain more from processes than from threads: one, two or four, which share the clips of a step.
 RANKS ?= $(shell [ $(WORKERS) -ge 4 ] && echo 4 || { [ $(WORKERS) -ge 2 ] && echo 2 || echo 1; })
-CLIPS_PER_RANK = $(shell echo $$(( 16 / $(RANKS) )))
+CLIPS_quickstart := 16
+CLIPS_world_small := 16
+CLIPS_world_real := 8
+CLIPS_PER_RANK = $(shell echo $$(( $(CLIPS_$(world)) / $(RANKS) )))
 TORCHRUN := OMP_NUM_THREADS=1 $(PY) -m torch.distributed.run --standalone --nproc_per_node=$(RANKS)
 CFG := cfgs/default
 

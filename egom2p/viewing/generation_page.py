@@ -139,7 +139,7 @@ def _ranges(note: Mapping[str, Any]) -> str:
         on = f", {about['measured_on']} only" if about["measured_on"] else ""
         words.append(
             f"moved away from their mean ({factors} times as far), which holds {about['share']:.0%} of the true values "
-            f"of clips like those it was measured on{on}; of other clips it holds fewer"
+            f"of clips like those it was measured on{on}; of other clips nothing is promised"
         )
     if plain:
         words.append(f"of {', '.join(plain)} as they are, not calibrated (the card names no factor for as many)")
@@ -261,8 +261,9 @@ def _tiles(
         if name + LOW in arrays:
             at = samples_at_frames(arrays[f"{name}_times_s"], times_s)
             ends = arrays[name + LOW][at], arrays[name + HIGH][at]
-            width = partial(_width, *ends)
-            found.append((Tile(f"{name}: how wide its range is, bright {plots.WIDEST_RANGE:g} times", origin), width))
+            widest = max(1.1, round(float(np.quantile(plots.range_factor(*ends), 0.99)), 1))
+            width = partial(_width, *ends, widest)
+            found.append((Tile(f"{name}: how wide its range is, bright {widest:g} times", origin), width))
         if TRUTH_OF + name in arrays:
             found.append((Tile(name, "truth"), pictures(TRUTH_OF + name)))
     if "rgb" in arrays and "gaze" in arrays:
@@ -273,8 +274,8 @@ def _tiles(
     return found
 
 
-def _width(low_m: np.ndarray, high_m: np.ndarray, part: slice) -> np.ndarray:
-    return plots.coloured_range(low_m[part], high_m[part])
+def _width(low_m: np.ndarray, high_m: np.ndarray, widest: float, part: slice) -> np.ndarray:
+    return plots.coloured_range(low_m[part], high_m[part], widest)
 
 
 def _origin(stream: str, made: Sequence[str]) -> str:

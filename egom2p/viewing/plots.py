@@ -50,7 +50,6 @@ STYLE = {
 # What drawings are coloured with -> the page's own, which change with the reader's preference.
 _PAGE_COLOURS = {"#000000": "ink", "#47525f": "soft", "#9aa5b1": "axis", "#e8ecf0": "line", "#8a94a0": "axis"}
 _WIDTH_IN = 4.6
-WIDEST_RANGE = 2.0  # factor between the ends of a range of depth that is drawn brightest
 # Ids of what moves with a player's clock: a line across an axes, what it runs along, and a path that a dot runs along.
 CLOCK, SPAN, PATH = "clock", "span", "path"
 _INVALID = np.array([40, 40, 40], np.uint8)
@@ -303,12 +302,17 @@ def depth_range(depths_m: Sequence[np.ndarray]) -> tuple[float, float]:
     return float(near_m), float(max(far_m, near_m * 1.1))
 
 
-def coloured_range(low_m: np.ndarray, high_m: np.ndarray) -> np.ndarray:
-    """How far the ends of a range of depth (F, H, W) lie apart, as colours (F, H, W, 3) uint8: from nothing (dark) to a
-    factor of WIDEST_RANGE (bright)."""
+def range_factor(low_m: np.ndarray, high_m: np.ndarray) -> np.ndarray:
+    """How many times the low end of a range of depth its high end is; 1 where either is unknown."""
     is_known = (low_m > 0) & (high_m > 0)
-    factor = np.where(is_known, high_m, 1.0) / np.where(is_known, low_m, 1.0)
-    share = np.clip(np.log(factor) / np.log(WIDEST_RANGE), 0, 1)
+    return np.where(is_known, high_m, 1.0) / np.where(is_known, low_m, 1.0)
+
+
+def coloured_range(low_m: np.ndarray, high_m: np.ndarray, widest: float) -> np.ndarray:
+    """How far the ends of a range of depth (F, H, W) lie apart, as colours (F, H, W, 3) uint8: from nothing (dark) to a
+    factor of `widest` (bright), black where unknown."""
+    is_known = (low_m > 0) & (high_m > 0)
+    share = np.clip(np.log(range_factor(low_m, high_m)) / np.log(widest), 0, 1)
     return (matplotlib.colormaps["magma"](share)[..., :3] * 255 * is_known[..., None]).astype(np.uint8)
 
 

@@ -29,7 +29,7 @@ SHORTER = {
     "ask_about_a_clip": (
         ["ask_about_a_clip.jpg"],
         {
-            '("train", 0, 120), ("val", 300_000, 24)': '("train", 0, 8), ("val", 300_000, 4)',
+            '("train", 0, 375), ("val", 300_000, 24)': '("train", 0, 8), ("val", 300_000, 4)',
             'f"{CFGS}/world.yaml")': 'f"{CFGS}/world.yaml", "training.num_steps=4", "training.warmup=1")',
         },
     ),
